@@ -1,0 +1,108 @@
+# Everything below runs in .venv, which each target builds and completes by itself; it needs Python 3.10 or newer.
+# Another interpreter: make PYTHON=/usr/bin/python3.12 ... (it is used when .venv is made: `make clean` first).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# A .venv whose interpreter is gone (Python was upgraded or removed) is of no use: start afresh.
+$(shell [ -x $(BIN)/python ] || rm -rf $(VENV))
+
+.PHONY: help demo test test-slow test-min lint format bench notebooks clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s  %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.with-plot ## show the main job on real embeddings
+	@$(BIN)/python notebooks/demo.py
+
+test: $(VENV)/.with-test $(VENV)/.with-reference ## run the tests, with coverage
+	$(BIN)/python -m pytest -m "not slow" --cov
+
+test-slow: $(VENV)/.with-test $(VENV)/.with-reference ## run the slow tests
+	$(BIN)/python -m pytest -m slow
+
+test-min: .venv-min/.with-test ## run the tests on the lowest supported versions
+	.venv-min/bin/python -m pytest -m "not slow"
+
+lint: $(VENV)/.with-lint ## check style, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.with-lint ## format the code and repair what can be repaired
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench: $(VENV)/.with-bench $(VENV)/.with-reference ## measure against the alternatives
+	$(BIN)/python -m tests.benchmarks
+
+NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+notebooks: $(VENV)/.with-notebooks ## execute the notebooks
+	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbmake -W default $(NOTEBOOKS),@echo "There are no notebooks yet.")
+
+clean: ## remove the environments and everything generated
+	rm -rf .venv .venv-min dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .bench .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environments. A stamp .with-EXTRA says that the extra EXTRA of pyproject.toml is installed; it ages with that file.
+
+$(VENV)/.with-%: pyproject.toml | $(BIN)/uv
+	@echo "Installing dask-embedding-reader[$*] in $(VENV)"
+	@$(call install,$(VENV),--editable '.[$*]')
+	@touch $@
+
+# What the library is measured and checked against, without its pins, which would hold back pandas for everything else.
+$(VENV)/.with-reference: pyproject.toml | $(BIN)/uv
+	@$(call install,$(VENV),--no-deps 'embedding-reader>=1.8')
+	@touch $@
+
+$(BIN)/uv:
+	@$(call make_venv,$(VENV))
+
+# Needs a Python for which the lowest versions have wheels: 3.10 to 3.12.
+.venv-min/.with-test: pyproject.toml
+	@$(call make_venv,.venv-min)
+	@echo "Installing the lowest supported versions in .venv-min"
+	@.venv-min/bin/uv pip compile --quiet --python .venv-min/bin/python --resolution lowest-direct --extra test \
+	    pyproject.toml --output-file .venv-min/lowest.txt >/dev/null
+	@$(call install,.venv-min,--requirements .venv-min/lowest.txt)
+	@$(call install,.venv-min,--no-deps --editable .)
+	@touch $@
+
+# $(call make_venv,FOLDER): a new virtual environment that holds pip and uv. Debian keeps ensurepip, without which there is
+# no environment, in a package of its own.
+define make_venv
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+    { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+        echo "Installing Debian's python3-venv"; \
+        apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install python3-venv >/dev/null; \
+    else \
+        echo "$(PYTHON) lacks venv or ensurepip; on Debian and Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; \
+    fi; \
+fi; \
+echo "Making $(1)"; \
+$(PYTHON) -m venv --clear $(1); \
+$(1)/bin/python -m pip install -qq uv
+endef
+
+# $(call install,FOLDER,ARGUMENTS): uv does in seconds what takes pip a minute, but it does not read pip's configuration:
+# where that names an index, pip does it.
+define install
+if $(1)/bin/python -m pip config list | grep -q '[.]index-url='; then \
+    $(1)/bin/python -m pip install -qq $(subst --requirements,--requirement,$(2)); \
+else \
+    $(1)/bin/uv pip install --quiet --python $(1)/bin/python $(2); \
+fi
+endef

@@ -1,0 +1,441 @@
+"""Batches of a collection, in order, within a memory limit.
+
+Threads read pieces straight into the memory of the batches that they belong to, ahead of the consumer. What may be read
+ahead is decided in the consumer's own thread, whenever it asks for a batch: every byte that is held (batches being
+filled, finished ones, the one that the consumer works on, decoded metadata, what decoding needs) counts against the
+limit before a piece is started. Nothing runs that was not asked for, so that leaving the loop has nothing to wait for.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from dask_embedding_reader.formats import Array, FileHeader
+from dask_embedding_reader.formats.metadata import ROW_NUMBER, make_frame
+from dask_embedding_reader.formats.parquet import DECODE_NBYTES, open_table
+from dask_embedding_reader.manifest import FileTable, Manifest
+from dask_embedding_reader.plan import DEFAULT_PIECE_NBYTES, ReadPlan, default_piece_rows, make_plan
+from dask_embedding_reader.storage import is_local
+
+_LOCAL_PIECE_NBYTES = 8 * 2**20
+"""Local pieces: large enough that a read costs nothing beside its bytes, small enough that all threads get some."""
+
+_REMOTE_THREADS = 16
+
+_MIN_PIECE_NBYTES = 2**18
+
+_METADATA_ROWS = 16_384
+"""Rows of metadata that are decoded and turned into a frame together."""
+
+_METADATA_ROW_NBYTES = 256
+"""What a row of metadata is taken to weigh until the first have been seen."""
+
+Batch = tuple[Array, pd.DataFrame]
+
+
+class BatchRequest(NamedTuple):
+    """What the caller of a reader asks for, checked."""
+
+    batch_rows: int
+    """Rows of each batch but the last."""
+    start: int
+    """The first row."""
+    stop: int
+    """The row after the last one."""
+    max_piece_rows: int | None
+    """The largest piece that is read at once; by default what suits the storage and the limit."""
+    threads: int | None
+    """Pieces read at the same time; by default what suits the storage."""
+    limit_nbytes: int
+    """How much memory may be held."""
+    dtype: np.dtype[Any]
+    """The dtype of the batches."""
+    show_progress: bool
+    """Whether to show a progress bar, where somebody watches."""
+
+
+def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
+    """Return an iterator of the batches of a collection.
+
+    Warns
+    -----
+    UserWarning
+        If a single batch is larger than the memory limit: batches are then read one at a time.
+    """
+    batch_nbytes = min(request.batch_rows, request.stop - request.start) * manifest.dimension * request.dtype.itemsize
+    if batch_nbytes > request.limit_nbytes:
+        warnings.warn(
+            f"one batch of {request.batch_rows:,} rows is {batch_nbytes:,} bytes, the limit is "
+            f"{request.limit_nbytes:,} (max_ram_usage_in_bytes): batches are read one at a time, with nothing read "
+            "ahead; a smaller batch_size or a higher limit is faster",
+            stacklevel=3,
+        )
+    return _iterate(manifest, request)
+
+
+def _iterate(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
+    reading = _Reading(manifest, request)
+    progress = tqdm(
+        total=request.stop - request.start,
+        desc="reading",
+        unit=" embeddings",
+        unit_scale=True,
+        disable=None if request.show_progress else True,  # None: quiet where nobody watches
+    )
+    try:
+        for first in range(request.start, request.stop, request.batch_rows):
+            last = min(first + request.batch_rows, request.stop)
+            reading.finish(last)
+            progress.update(last - first)
+            yield reading.take(first, last)
+    finally:
+        reading.close()
+        progress.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is read, piece by piece
+
+
+OpenReader = Callable[[FileHeader, int, int], Callable[[Any], Any]]
+"""Given a row range of a file, returns what reads the next rows of it."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """The rows of one piece, to be read in one go."""
+
+    start: int
+    """The first row, counted in the collection."""
+    stop: int
+    """The row after the last one."""
+    run: Callable[[Any], Any]
+    """Reads them."""
+    lane: _Lane | None
+    """Where jobs must run one after the other; None where they may run at the same time."""
+
+
+def _jobs(plan: ReadPlan, open_reader: OpenReader, pool: _Pool) -> Iterator[_Job]:
+    """Turn a plan into jobs, in order. The pieces of one row group share a reader, which decodes it once."""
+    segments = plan.whole_segments()
+    for position in range(len(segments)):
+        file, start, stop = segments[position]
+        header = plan.files.header(file, start, stop)
+        first_row = int(plan.files.offsets[file])
+        cuts = [*range(start, stop, int(plan.piece_rows[position])), stop]
+        lane = _Lane(pool, partial(open_reader, header, start, stop)) if plan.files.has_groups else None
+        for a, b in pairwise(cuts):
+            run = lane.run if lane else partial(_open_and_run, open_reader, header, a, b)
+            yield _Job(first_row + a, first_row + b, run, lane)
+
+
+def _open_and_run(open_reader: OpenReader, header: FileHeader, start: int, stop: int, wanted: Any) -> Any:
+    return open_reader(header, start, stop)(wanted)
+
+
+class _Pool:
+    """Threads that read. Ended without waiting: a read that is under way fills memory that nobody looks at."""
+
+    def __init__(self, threads: int) -> None:
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="embedding-reader")
+        self.closed = False
+
+    def submit(self, run: Callable[..., Any], *args: Any) -> Future[Any]:
+        return self._executor.submit(run, *args)
+
+    def close(self) -> None:
+        self.closed = True
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+class _Lane:
+    """Runs the jobs of one row group one after the other, each continuing to decode where the last one stopped."""
+
+    def __init__(self, pool: _Pool, open_reader: Callable[[], Callable[[Any], Any]]) -> None:
+        self._pool = pool
+        self._open_reader = open_reader
+        self._reader: Callable[[Any], Any] | None = None
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Future[Any], Callable[[Any], Any], Any]] = deque()
+        self._running = False
+
+    def run(self, wanted: Any) -> Any:
+        if self._reader is None:
+            self._reader = self._open_reader()
+        return self._reader(wanted)
+
+    def submit(self, run: Callable[[Any], Any], wanted: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        with self._lock:
+            self._waiting.append((future, run, wanted))
+            idle, self._running = not self._running, True
+        if idle:
+            self._pool.submit(self._work)
+        return future
+
+    def _work(self) -> None:
+        """Do what waits, rather than hand it back to the pool: the next pieces of this row group are wanted first."""
+        while True:
+            with self._lock:
+                if not self._waiting or self._pool.closed:
+                    self._running = False
+                    return
+                future, run, wanted = self._waiting.popleft()
+            try:
+                future.set_result(run(wanted))
+            except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+                future.set_exception(error)
+            del future, run, wanted  # while this thread waits, it must not keep a batch alive
+
+
+class _Window:
+    """Jobs in order, of which some have been started and not been waited for."""
+
+    def __init__(self, jobs: Iterator[_Job]) -> None:
+        self._jobs = jobs
+        self.next = next(jobs, None)
+        self.started: deque[tuple[_Job, Future[Any]]] = deque()
+
+    def start(self, pool: _Pool, wanted: Any) -> None:
+        """Start the next job."""
+        job = self.next
+        assert job is not None
+        self.started.append((job, (job.lane or pool).submit(job.run, wanted)))
+        self.next = next(self._jobs, None)
+
+    def has_unfinished(self, stop: int) -> bool:
+        """Tell whether rows before ``stop`` are still to be waited for."""
+        return bool(self.started) and self.started[0][0].start < stop
+
+    def finish_first(self) -> tuple[_Job, Any]:
+        """Wait for the job that was started first."""
+        job, future = self.started[0]
+        result = future.result()
+        self.started.popleft()
+        return job, result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+class _Buffers:
+    """The memory of batches, used again once the caller has let go of a batch: new memory costs as much as reading."""
+
+    def __init__(self, kept_nbytes: int) -> None:
+        self._kept_nbytes = kept_nbytes
+        self._free: list[Array] = []
+        self.free_nbytes = 0
+        self._lock = threading.Lock()
+
+    def take(self, rows: int, dimension: int, dtype: np.dtype[Any]) -> Array:
+        """Return an array of undefined content."""
+        nbytes = rows * dimension * dtype.itemsize
+        with self._lock:
+            # Only memory of the very size: a small batch must not keep a large buffer alive.
+            buffer = self._free.pop() if self._free and self._free[-1].nbytes == nbytes else None
+            self.free_nbytes -= 0 if buffer is None else nbytes
+        lease = _Lease(self, np.empty(nbytes, np.uint8) if buffer is None else buffer, (rows, dimension), dtype)
+        return np.asarray(lease)
+
+    def give_back(self, buffer: Array) -> None:
+        """Keep memory for the next batch."""
+        with self._lock:
+            if self.free_nbytes + buffer.nbytes <= self._kept_nbytes:
+                self._free.append(buffer)
+                self.free_nbytes += buffer.nbytes
+
+    def close(self) -> None:
+        """Let go of all memory, and keep none from now on."""
+        with self._lock:
+            self._kept_nbytes = -1
+            self._free.clear()
+            self.free_nbytes = 0
+
+
+class _Lease:
+    """Lends memory to an array. numpy keeps it alive as long as the array or any view of it lives."""
+
+    __slots__ = ("__array_interface__", "_buffer", "_buffers")
+
+    def __init__(self, buffers: _Buffers, buffer: Array, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+        self._buffers, self._buffer = buffers, buffer
+        self.__array_interface__ = {
+            "shape": shape,
+            "typestr": dtype.str,
+            "data": (buffer.ctypes.data, False),
+            "version": 3,
+        }
+
+    def __del__(self) -> None:
+        self._buffers.give_back(self._buffer)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading ahead
+
+
+class _Reading:
+    """One pass over a range of rows: what has been started, what is finished, and what it all weighs."""
+
+    def __init__(self, manifest: Manifest, request: BatchRequest) -> None:
+        self._manifest, self._request = manifest, request
+        vectors, columns = manifest.vectors, manifest.columns
+        local = all(map(is_local, vectors.filesystems))
+        threads = request.threads or (max(2, os.cpu_count() or 1) if local else _REMOTE_THREADS)
+        piece_rows = _piece_rows(manifest, request, threads, local)
+        self._pool = _Pool(threads)
+        plan = make_plan(vectors, request.start, request.stop, piece_rows)
+        open_rows = manifest.format.vectors.open_rows
+        self._vectors = _Window(_jobs(plan, lambda header, a, b: open_rows(header, columns, a, b), self._pool))
+        self._metadata = _Window(self._metadata_jobs(manifest.metadata))
+        self._arrays: dict[int, Array] = {}
+        self._frames: deque[tuple[int, pd.DataFrame]] = deque()
+        self._batch_nbytes = request.batch_rows * manifest.dimension * request.dtype.itemsize
+        self._buffers = _Buffers(max(2 * self._batch_nbytes, request.limit_nbytes // 4))
+        self._ahead_rows = max(request.batch_rows, 4 * threads * piece_rows)
+        if vectors.has_groups:  # row groups are what is decoded in parallel
+            self._ahead_rows = max(self._ahead_rows, threads * int(vectors.group_rows.max()))
+        self._reading_nbytes = _reading_nbytes(manifest, threads, piece_rows, local)
+        self._metadata_row_nbytes = _METADATA_ROW_NBYTES if manifest.metadata else 0
+        self._metadata_start = request.start
+
+    def _metadata_jobs(self, files: FileTable | None) -> Iterator[_Job]:
+        if files is None:
+            return iter(())
+        fields = self._manifest.fields
+        names = [field.name for field in fields]
+
+        def open_frames(header: Any, start: int, stop: int) -> Callable[[tuple[int, int]], tuple[pd.DataFrame, int]]:
+            read = open_table(header, names, start, stop)
+
+            def read_frame(rows: tuple[int, int]) -> tuple[pd.DataFrame, int]:
+                table = read(rows[1] - rows[0])
+                frame = make_frame(fields, table, pd.RangeIndex(rows[1] - rows[0]))
+                frame[ROW_NUMBER] = np.arange(*rows, dtype=np.int64)
+                return frame, table.nbytes
+
+            return read_frame
+
+        plan = make_plan(files, self._request.start, self._request.stop, _METADATA_ROWS)
+        return _jobs(plan, open_frames, self._pool)
+
+    def finish(self, stop: int) -> None:
+        """Wait until all rows before ``stop`` are there; keep reading ahead all the while."""
+        self._start_jobs(stop)
+        while self._vectors.has_unfinished(stop) or self._metadata.has_unfinished(stop):
+            if self._vectors.has_unfinished(stop):
+                self._vectors.finish_first()
+            if self._metadata.has_unfinished(stop):
+                job, (frame, nbytes) = self._metadata.finish_first()
+                self._frames.append((job.start, frame))
+                self._metadata_row_nbytes = max(self._metadata_row_nbytes, 2 * nbytes // len(frame))
+            self._start_jobs(stop)
+
+    def take(self, start: int, stop: int) -> Batch:
+        """Hand out a finished batch."""
+        array = self._arrays.pop(self._batch_of(start))
+        self._metadata_start = stop
+        return array, self._take_frame(start, stop)
+
+    def _take_frame(self, start: int, stop: int) -> pd.DataFrame:
+        if self._manifest.metadata is None:
+            return pd.DataFrame(np.arange(start, stop, dtype=np.int64).reshape(-1, 1), columns=_ONLY_ROW_NUMBER)
+        parts = []
+        while start < stop:
+            first, frame = self._frames[0]
+            last = min(stop, first + len(frame))
+            parts.append(frame.iloc[start - first : last - first])
+            if last == first + len(frame):
+                self._frames.popleft()
+            start = last
+        if len(parts) > 1:
+            return pd.concat(parts, ignore_index=True)
+        batch = parts[0].copy(deep=False)  # a frame of its own, over the same columns
+        batch.index = pd.RangeIndex(len(batch))
+        return batch
+
+    def close(self) -> None:
+        """Stop reading and let go of all memory."""
+        self._pool.close()
+        self._buffers.close()
+
+    def _start_jobs(self, needed: int) -> None:
+        """Start what the batch that ends at ``needed`` needs, and then what fits into the limit ahead of it."""
+        while True:
+            upcoming = [window for window in (self._metadata, self._vectors) if window.next]
+            if not upcoming:
+                return
+            window = min(upcoming, key=_next_start)
+            job = window.next
+            assert job is not None
+            if job.start >= needed and (job.start >= needed + self._ahead_rows or not self._fits(job, window)):
+                return
+            if window is self._vectors:
+                window.start(self._pool, self._views(job))
+            else:
+                window.start(self._pool, (job.start, job.stop))
+
+    def _fits(self, job: _Job, window: _Window) -> bool:
+        """Tell whether a job may be started ahead of need."""
+        held = (len(self._arrays) + 1) * self._batch_nbytes + self._buffers.free_nbytes + self._reading_nbytes
+        if self._metadata.next is not None or self._frames or self._metadata.started:
+            metadata_stop = job.stop if window is self._metadata else _next_start(self._metadata, job.stop)
+            held += (metadata_stop - self._metadata_start) * self._metadata_row_nbytes
+        if window is self._vectors:
+            new = sum(batch not in self._arrays for batch in self._batches(job))
+            held += max(0, new * self._batch_nbytes - self._buffers.free_nbytes)
+        return held <= self._request.limit_nbytes
+
+    def _batch_of(self, row: int) -> int:
+        return (row - self._request.start) // self._request.batch_rows
+
+    def _batches(self, job: _Job) -> range:
+        return range(self._batch_of(job.start), self._batch_of(job.stop - 1) + 1)
+
+    def _views(self, job: _Job) -> list[Array]:
+        """Return the parts of batches that a job fills, making the batches that do not exist yet."""
+        request, views = self._request, []
+        for batch in self._batches(job):
+            first = request.start + batch * request.batch_rows
+            rows = min(request.batch_rows, request.stop - first)
+            if batch not in self._arrays:
+                self._arrays[batch] = self._buffers.take(rows, self._manifest.dimension, request.dtype)
+            views.append(self._arrays[batch][max(0, job.start - first) : min(rows, job.stop - first)])
+        return views
+
+
+_ONLY_ROW_NUMBER = pd.Index([ROW_NUMBER])
+
+
+def _next_start(window: _Window, default: int = 0) -> int:
+    return window.next.start if window.next else default
+
+
+def _piece_rows(manifest: Manifest, request: BatchRequest, threads: int, local: bool) -> int:
+    """Return how many rows are read at once."""
+    if request.max_piece_rows is not None:
+        return request.max_piece_rows
+    most = _LOCAL_PIECE_NBYTES if local else DEFAULT_PIECE_NBYTES
+    share = request.limit_nbytes // (4 * threads)
+    return default_piece_rows(manifest.byte_per_item, max(_MIN_PIECE_NBYTES, min(most, share)))
+
+
+def _reading_nbytes(manifest: Manifest, threads: int, piece_rows: int, local: bool) -> int:
+    """Estimate what reading itself holds beside the batches: bodies of answers, decoded columns, casts."""
+    if manifest.vectors.has_groups:
+        return threads * 4 * DECODE_NBYTES
+    return 0 if local else threads * piece_rows * manifest.byte_per_item

@@ -1,0 +1,168 @@
+"""The npy format: a short header, then the vectors.
+
+The header is parsed by numpy, the vectors are read without it: ``np.load`` reads whole files, and unpickles.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from dask_embedding_reader.errors import FormatError, ReadError
+from dask_embedding_reader.formats import Array, Columns, FileHeader, RowReader
+from dask_embedding_reader.storage import StoredFile, is_local, read_into, read_range, read_ranges
+
+_FIRST_READ_NBYTES = 512
+"""Holds the header of nearly every file (numpy writes 128 bytes); a longer one costs a second read."""
+
+_MAGIC = b"\x93NUMPY"
+_MAX_HEADER_NBYTES = 2**20
+_NUMERIC_KINDS = "biufc"
+
+_SCRATCH_NBYTES = 2**20
+"""Vectors that must be cast are read in blocks of this size: they stay in the processor's cache between the two."""
+
+
+class _Parsed(NamedTuple):
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype[Any]
+
+
+class _Npy:
+    suffix = ".npy"
+
+    def read_header(self, file: StoredFile, columns: Columns) -> FileHeader:
+        """Read the shape, dtype and order of an npy file."""
+        del columns  # an npy file has none
+        parsed, data_offset = _parse(file)
+        rows, dimension = _rows_and_dimension(file, parsed)
+        needed = data_offset + rows * dimension * parsed.dtype.itemsize
+        if file.size >= 0 and file.size != needed:
+            found = "is cut short" if file.size < needed else "has bytes after its array, which would be lost"
+            raise FormatError(
+                f"{file.url}: {found}: its header promises {rows:,} rows of {dimension} x {parsed.dtype}, {needed:,} "
+                f"bytes in all, but the file has {file.size:,}; write the file again"
+            )
+        return FileHeader(file, rows, dimension, parsed.dtype, data_offset, parsed.fortran_order)
+
+    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
+        """Return a function that reads the next rows straight into arrays."""
+        del columns, stop
+
+        def read(outs: Sequence[Array]) -> None:
+            nonlocal start
+            rows = sum(map(len, outs))
+            try:
+                _read_rows(header, start, outs)
+            except ReadError as error:
+                raise type(error)(f"rows {start:,} to {start + rows:,}: {error}") from error
+            start += rows
+
+        return read
+
+
+NPY = _Npy()
+
+
+def _parse(file: StoredFile) -> tuple[_Parsed, int]:
+    """Read the header of a file; return it with the position of the first byte after it."""
+    known = file.size if file.size >= 0 else _FIRST_READ_NBYTES
+    head = read_range(file, 0, min(_FIRST_READ_NBYTES, known))
+    if head[:6] != _MAGIC:
+        _fail(file, f"it starts with {head[:6]!r} where {_MAGIC!r} was expected")
+    if len(head) < 12 or tuple(head[6:8]) not in ((1, 0), (2, 0), (3, 0)):
+        _fail(file, f"its npy version is {tuple(head[6:8])}, or it is cut short; (1, 0) to (3, 0) can be read")
+    width = 2 if head[6] == 1 else 4
+    data_offset = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
+    if data_offset > _MAX_HEADER_NBYTES or 0 <= file.size < data_offset:
+        _fail(file, f"its header claims {data_offset:,} bytes of the file's {file.size:,}")
+    if data_offset > len(head):
+        head += read_range(file, len(head), data_offset)
+    try:
+        return _parse_header(head[:data_offset]), data_offset
+    except Exception as error:
+        raise FormatError(f"{file.url}: not a readable npy file: its header is malformed ({error})") from error
+
+
+@lru_cache(maxsize=256)  # the shards of a collection mostly have equal headers, and numpy takes 40 us to parse one
+def _parse_header(head: bytes) -> _Parsed:
+    stripped = head.rstrip()  # numpy refuses long headers, and padding is what makes them long
+    width, read = (2, np.lib.format.read_array_header_1_0) if head[6] == 1 else (4, np.lib.format.read_array_header_2_0)
+    text = stripped[8 + width :] + b"\n"
+    return _Parsed(*read(io.BytesIO(len(text).to_bytes(width, "little") + text)))
+
+
+def _rows_and_dimension(file: StoredFile, parsed: _Parsed) -> tuple[int, int]:
+    shape, dtype = parsed.shape, parsed.dtype
+    if dtype.hasobject:
+        _fail(file, "it holds Python objects, which would have to be unpickled; save an array of numbers instead")
+    if any(not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < 2**63 for n in shape):
+        _fail(file, f"its header claims the shape {shape}")
+    if shape == (0,) or (len(shape) == 2 and shape[0] == 0):
+        return 0, shape[1] if len(shape) == 2 else 0
+    if dtype.kind not in _NUMERIC_KINDS:
+        _fail(file, f"its items are {dtype}, not numbers; save them as one of numpy's own numeric types")
+    if len(shape) != 2 or shape[1] == 0:
+        remedy = "np.save(path, array.reshape(-1, dimension)) makes rows of it"
+        _fail(file, f"its array has the shape {shape}, but a collection holds 2-D arrays (rows, dimension); {remedy}")
+    return shape[0], shape[1]
+
+
+def _fail(file: StoredFile, what: str) -> NoReturn:
+    raise FormatError(f"{file.url}: not an npy file of embeddings: {what}")
+
+
+def _read_rows(header: FileHeader, start: int, outs: Sequence[Array]) -> None:
+    dtype = header.dtype
+    if header.fortran_order:
+        for out, first in _with_starts(outs, start):
+            _read_fortran(header, first, out)
+    elif all(out.dtype == dtype for out in outs):
+        read_into(header.file, _position(header, start), [_bytes(out) for out in outs])
+    elif all(out.dtype == dtype.newbyteorder() for out in outs):
+        read_into(header.file, _position(header, start), [_bytes(out) for out in outs])
+        for out in outs:
+            out.byteswap(inplace=True)
+    else:
+        for out, first in _with_starts(outs, start):
+            _read_cast(header, first, out)
+
+
+def _position(header: FileHeader, row: int) -> int:
+    """Return the byte at which a row of a C-ordered file starts."""
+    return header.data_offset + row * header.dimension * header.dtype.itemsize
+
+
+def _bytes(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _with_starts(outs: Sequence[Array], start: int) -> Iterator[tuple[Array, int]]:
+    for out in outs:
+        yield out, start
+        start += len(out)
+
+
+def _read_cast(header: FileHeader, start: int, out: Array) -> None:
+    rows_in_block = len(out)
+    if is_local(header.file.filesystem):  # elsewhere a block would be a request
+        rows_in_block = max(1, _SCRATCH_NBYTES // (header.dimension * header.dtype.itemsize))
+    scratch = np.empty((min(rows_in_block, len(out)), header.dimension), header.dtype)
+    for first in range(0, len(out), rows_in_block):
+        target = out[first : first + rows_in_block]
+        block = scratch[: len(target)]
+        read_into(header.file, _position(header, start + first), [_bytes(block)])
+        np.copyto(target, block, casting="unsafe")
+
+
+def _read_fortran(header: FileHeader, start: int, out: Array) -> None:
+    """Read rows of a file that stores column after column: a range of each column."""
+    itemsize = header.dtype.itemsize
+    firsts = [header.data_offset + (column * header.rows + start) * itemsize for column in range(header.dimension)]
+    parts = read_ranges(header.file, [(first, first + len(out) * itemsize) for first in firsts])
+    np.copyto(out, np.frombuffer(b"".join(parts), header.dtype).reshape(header.dimension, -1).T, casting="unsafe")

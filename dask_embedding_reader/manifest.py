@@ -1,0 +1,302 @@
+"""What a collection is: its files and what each holds, as columns.
+
+Columns, not a list of objects: a collection may have a million files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+from tqdm.auto import tqdm
+
+from dask_embedding_reader.errors import ColumnError, MismatchError, NoFilesError
+from dask_embedding_reader.formats import Columns, FileHeader, Format, VectorFormat
+from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
+from dask_embedding_reader.formats.parquet import PARQUET
+from dask_embedding_reader.formats.parquet_npy import pair_files
+from dask_embedding_reader.storage import Source, StoredFile, file_url, find_files, is_local
+
+Int64s = npt.NDArray[np.int64]
+
+_LOCAL_THREADS = 8
+_REMOTE_THREADS = 64
+"""Headers are waited for, not computed: remote ones above all."""
+
+_BLOCK_FILES = 64
+"""Files that a thread takes at a time: handing over each one alone costs more than reading a local header."""
+
+
+@dataclass(frozen=True)
+class FileTable:
+    """The files of a collection, in order, as columns of equal length."""
+
+    filesystems: tuple[fsspec.AbstractFileSystem, ...]
+    """The storages that hold them; most collections have one."""
+    filesystem_of: npt.NDArray[np.int16]
+    """Which of these each file is in."""
+    paths: tuple[str, ...]
+    """As the file system spells them."""
+    sizes: Int64s
+    """Bytes; -1 where the storage does not tell."""
+    fingerprints: tuple[str, ...]
+    """Change when the file does."""
+    offsets: Int64s
+    """The first row of each file in the collection, and after the last one the number of rows: one more than files."""
+    dimension: int
+    """Items in a vector; 0 for files of metadata alone."""
+    dtypes: tuple[np.dtype[Any], ...]
+    """The dtypes as stored, byte order included."""
+    dtype_of: npt.NDArray[np.int16]
+    """Which of these each file has."""
+    data_offsets: Int64s
+    """npy: where the first vector starts, in bytes."""
+    fortran_order: npt.NDArray[np.bool_]
+    """npy: whether the file stores column after column."""
+    group_rows: Int64s
+    """parquet: the rows of every row group, file after file."""
+    first_group: Int64s
+    """parquet: where each file's row groups start in ``group_rows``, and where the last one's end."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        return f"<FileTable of {len(self):,} files, {self.count:,} rows>"
+
+    @property
+    def rows(self) -> Int64s:
+        """Rows of each file."""
+        return np.diff(self.offsets)
+
+    @property
+    def count(self) -> int:
+        """Rows of all files."""
+        return int(self.offsets[-1])
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether files consist of row groups, which can only be decoded whole."""
+        return len(self.group_rows) > 0
+
+    def url(self, position: int) -> str:
+        """Spell the path of a file so that it can be opened again."""
+        return file_url(self.filesystems[self.filesystem_of[position]], self.paths[position])
+
+    def header(self, position: int, start: int = 0, stop: int | None = None) -> FileHeader:
+        """Return what is known of one file as a small value; of its row groups those in ``[start, stop)``."""
+        file = StoredFile(
+            self.filesystems[self.filesystem_of[position]],
+            self.paths[position],
+            int(self.sizes[position]),
+            self.fingerprints[position],
+        )
+        rows = int(self.offsets[position + 1] - self.offsets[position])
+        groups = self.group_rows[self.first_group[position] : self.first_group[position + 1]]
+        bounds = np.concatenate([[0], np.cumsum(groups)])
+        first = max(0, int(np.searchsorted(bounds, start, "right")) - 1)
+        last = int(np.searchsorted(bounds, rows if stop is None else stop, "left"))
+        return FileHeader(
+            file,
+            rows,
+            self.dimension,
+            self.dtypes[self.dtype_of[position]],
+            int(self.data_offsets[position]),
+            bool(self.fortran_order[position]),
+            tuple(groups[first:last].tolist()),
+            first,
+            int(bounds[first]),
+        )
+
+    @cached_property
+    def token(self) -> str:
+        """A hash of paths, fingerprints and rows: equal in every process, another one when a file changes."""
+        digest = hashlib.blake2b(digest_size=16)
+        for filesystem in self.filesystems:
+            protocol = filesystem.protocol
+            digest.update(str(protocol if isinstance(protocol, str) else protocol[0]).encode())
+        for text in (*self.paths, *self.fingerprints, *map(str, self.dtypes)):
+            digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+        for column in (self.filesystem_of, self.offsets, self.dtype_of):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a collection is."""
+
+    format: Format
+    """How its files are laid out."""
+    columns: Columns
+    """Which columns were asked for."""
+    vectors: FileTable
+    """The files that hold vectors."""
+    metadata: FileTable | None
+    """The files that hold metadata, one for each file of ``vectors``, with the same rows (in the parquet format, the
+    very same files); None where no metadata was asked for."""
+    fields: tuple[MetaField, ...]
+    """The metadata columns."""
+    dtype: np.dtype[Any]
+    """The stored dtype of the vectors, in native byte order."""
+
+    @property
+    def count(self) -> int:
+        """Rows."""
+        return self.vectors.count
+
+    @property
+    def dimension(self) -> int:
+        """Items in a vector."""
+        return self.vectors.dimension
+
+    @property
+    def byte_per_item(self) -> int:
+        """Stored bytes of one vector."""
+        return self.dimension * self.dtype.itemsize
+
+    @property
+    def token(self) -> str:
+        """A hash that changes when a file changes or another column is asked for."""
+        parts = [self.vectors.token, self.metadata.token if self.metadata else "", repr(self.columns)]
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def read_manifest(
+    file_format: Format,
+    sources: Sequence[Source],
+    columns: Columns,
+    metadata_sources: Sequence[Source] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    metadata_storage_options: Mapping[str, Any] | None = None,
+    show_progress: bool = False,
+) -> Manifest:
+    """Find the files of a collection and read their headers.
+
+    Raises
+    ------
+    NoFilesError
+        If nothing is found, or nothing but empty files.
+    FormatError
+        If a file is not what its name says.
+    MismatchError
+        If files do not belong together.
+    ColumnError
+        If a column is missing.
+    """
+    if ROW_NUMBER in columns.meta:
+        raise ColumnError(
+            f"the metadata column {ROW_NUMBER!r} cannot be read: that name stands for the global row number; "
+            "rename the column in the files, or leave it out of meta_columns"
+        )
+    in_same_file = file_format.metadata == "same"
+    files = find_files(sources, file_format.vectors.suffix, storage_options)
+    own_columns = columns if in_same_file else Columns()
+    headers = _read_headers(file_format.vectors, files, own_columns, show_progress)
+    _check_alike(headers)
+    vectors = _table(headers)
+    if not vectors.count:
+        raise NoFilesError(
+            f"no embeddings: the {len(files)} {file_format.vectors.suffix} files have no rows (such as {files[0].url})"
+        )
+    metadata, fields = None, []
+    if in_same_file and columns.meta:
+        metadata = vectors
+        fields = merge_columns(columns.meta, [h.file.url for h in headers], [h.meta for h in headers])
+    if file_format.metadata == "beside":
+        beside = sources if metadata_sources is None else metadata_sources
+        options = storage_options if metadata_storage_options is None else metadata_storage_options
+        partners = pair_files(files, find_files(beside, PARQUET.suffix, options))
+        partner_headers = _read_headers(PARQUET, partners, Columns(meta=columns.meta), show_progress)
+        _check_rows(headers, partner_headers)
+        if columns.meta:
+            metadata = _table(partner_headers)
+            fields = merge_columns(columns.meta, [f.url for f in partners], [h.meta for h in partner_headers])
+    dtype = next(header.dtype for header in headers if header.rows).newbyteorder("=")
+    return Manifest(file_format, columns, vectors, metadata, tuple(fields), dtype)
+
+
+def _read_headers(
+    vectors: VectorFormat, files: Sequence[StoredFile], columns: Columns, show_progress: bool
+) -> list[FileHeader]:
+    """Read the headers of many files at once, in order."""
+    local = all(is_local(file.filesystem) for file in files)
+    per_block = _BLOCK_FILES if local else 1
+    blocks = [files[first : first + per_block] for first in range(0, len(files), per_block)]
+
+    def read_block(block: Sequence[StoredFile]) -> list[FileHeader]:
+        return [vectors.read_header(file, columns) for file in block]
+
+    headers: list[FileHeader] = []
+    # `disable=None` keeps quiet where nobody watches, and `delay` where it takes no time.
+    progress = tqdm(
+        total=len(files), desc="opening", unit="file", delay=1, disable=None if show_progress else True, leave=False
+    )
+    with progress, ThreadPoolExecutor(min(len(blocks), _LOCAL_THREADS if local else _REMOTE_THREADS)) as pool:
+        try:
+            for block in pool.map(read_block, blocks):
+                headers += block
+                progress.update(len(block))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return headers
+
+
+def _check_alike(headers: Sequence[FileHeader]) -> None:
+    """Check that all files with rows hold vectors of one dimension and dtype (in either byte order)."""
+
+    def kinds() -> Iterator[tuple[int, np.dtype[Any]]]:
+        return ((header.dimension, header.dtype.newbyteorder("=")) for header in headers if header.rows)
+
+    counts = Counter(kinds())
+    if len(counts) <= 1:
+        return
+    (dimension, dtype), most = counts.most_common(1)[0]
+    odd = next(h for h in headers if h.rows and (h.dimension, h.dtype.newbyteorder("=")) != (dimension, dtype))
+    like = next(h for h in headers if h.rows and (h.dimension, h.dtype.newbyteorder("=")) == (dimension, dtype))
+    raise MismatchError(
+        f"{odd.file.url} holds {odd.rows:,} vectors of {odd.dimension} x {odd.dtype.newbyteorder('=')}, but {most} of "
+        f"{sum(counts.values())} files hold {dimension} x {dtype} (such as {like.file.url}); open them as separate "
+        "collections, or write the file again"
+    )
+
+
+def _check_rows(headers: Sequence[FileHeader], partners: Sequence[FileHeader]) -> None:
+    for header, partner in zip(headers, partners, strict=True):
+        if header.rows != partner.rows:
+            raise MismatchError(
+                f"{header.file.url} has {header.rows:,} rows, but its metadata {partner.file.url} has "
+                f"{partner.rows:,}; they must be row for row the same: check which files belong together"
+            )
+
+
+def _table(headers: Sequence[FileHeader]) -> FileTable:
+    """Turn headers into columns."""
+    filesystems = {id(header.file.filesystem): header.file.filesystem for header in headers}
+    filesystem_ids = {key: position for position, key in enumerate(filesystems)}
+    dtype_ids: dict[np.dtype[Any], int] = {}
+    dtype_of = [dtype_ids.setdefault(header.dtype, len(dtype_ids)) for header in headers]
+    return FileTable(
+        filesystems=tuple(filesystems.values()),
+        filesystem_of=np.array([filesystem_ids[id(header.file.filesystem)] for header in headers], np.int16),
+        paths=tuple(header.file.path for header in headers),
+        sizes=np.array([header.file.size for header in headers], np.int64),
+        fingerprints=tuple(header.file.fingerprint for header in headers),
+        offsets=np.cumsum([0, *(header.rows for header in headers)], dtype=np.int64),
+        dimension=next((header.dimension for header in headers if header.rows), 0),
+        dtypes=tuple(dtype_ids),
+        dtype_of=np.array(dtype_of, np.int16),
+        data_offsets=np.array([header.data_offset for header in headers], np.int64),
+        fortran_order=np.array([header.fortran_order for header in headers], np.bool_),
+        group_rows=np.array([rows for header in headers for rows in header.group_rows], np.int64),
+        first_group=np.cumsum([0, *(len(header.group_rows) for header in headers)], dtype=np.int64),
+    )

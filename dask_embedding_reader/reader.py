@@ -1,0 +1,458 @@
+"""The reader: what people use."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+
+from dask_embedding_reader import batches, graph
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
+from dask_embedding_reader.formats import Columns, get_format
+from dask_embedding_reader.manifest import Manifest, read_manifest
+from dask_embedding_reader.plan import default_piece_rows
+from dask_embedding_reader.storage import Source, file_url, find_files
+
+if TYPE_CHECKING:
+    import dask.array as da
+    import dask.dataframe as dd
+
+
+class EmbeddingReader:
+    """A collection of embeddings: thousands of files, read as one array.
+
+    Opening reads the headers of all files and nothing else. The rows of the collection are numbered from 0, file after
+    file, the files ordered by path.
+
+    Parameters
+    ----------
+    embeddings_folder : str, os.PathLike or list of these
+        Where the files are: a folder (searched recursively), a file, a glob, any fsspec URL (``s3://…``,
+        ``https://…``, ``zip://…::…``), or a list of these, whose order is kept. A path that exists literally wins over
+        its reading as a glob. Hidden files, names that start with ``_``, and empty files are passed over.
+    file_format : {"npy", "parquet", "parquet_npy"}, default "npy"
+        Files of vectors alone, parquet files with a column of vectors, or npy files with parquet metadata beside them.
+    embedding_column : str, default "embedding"
+        parquet: the column of vectors.
+    meta_columns : str or list of str, optional
+        parquet and parquet_npy: the metadata columns to read; none by default.
+    metadata_folder : str, os.PathLike or list of these, optional
+        parquet_npy: where the parquet files are; by default in ``embeddings_folder``. They are paired with the npy
+        files by their path below the folder, else by shard number (the last number in the name), else by position.
+    storage_options : dict, optional
+        Passed to fsspec for ``embeddings_folder``: credentials, endpoints.
+    metadata_storage_options : dict, optional
+        The same for ``metadata_folder``; by default ``storage_options``.
+    embedding_dtype : dtype-like, optional
+        parquet: the type of the items of a fixed-size binary column, which does not tell it itself.
+    show_progress : bool, default False
+        Whether to show a progress bar while many files are opened.
+
+    Attributes
+    ----------
+    count : int
+        Number of rows; also ``len(reader)``.
+    dimension : int
+        Number of items in a vector.
+    dtype : numpy.dtype
+        Type of the items as stored, in native byte order.
+    byte_per_item : int
+        Stored bytes of a vector.
+    total_size : int
+        Stored bytes of all vectors.
+    nb_files : int
+        Number of files that have rows.
+    max_file_size : int
+        Stored bytes of the vectors of the largest file.
+    embeddings_folder : str, os.PathLike or list of these
+        The argument as given.
+    manifest : Manifest
+        What is known of each file.
+
+    Raises
+    ------
+    NoFilesError
+        If a path does not exist or nothing in it matches.
+    FormatError
+        If a file is garbage, truncated or holds no vectors of numbers.
+    MismatchError
+        If files differ in dimension or dtype, or metadata in its number of rows.
+    ColumnError
+        If a column is missing.
+    ArgumentError, ArgumentTypeError
+        If an argument makes no sense.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, os
+    >>> folder = tempfile.mkdtemp()
+    >>> for shard in range(3):
+    ...     np.save(os.path.join(folder, f"{shard}.npy"), np.full((4, 2), shard, "float16"))
+    >>> reader = EmbeddingReader(folder)
+    >>> reader.count, reader.dimension, reader.dtype
+    (12, 2, dtype('float16'))
+    >>> x = reader.to_dask_array()
+    >>> x[3:5].compute()
+    array([[0., 0.],
+           [1., 1.]], dtype=float16)
+    >>> for embeddings, meta in reader(batch_size=8, show_progress=False):
+    ...     print(embeddings.shape, embeddings.dtype, meta["i"].tolist())
+    (8, 2) float32 [0, 1, 2, 3, 4, 5, 6, 7]
+    (4, 2) float32 [8, 9, 10, 11]
+    """
+
+    def __init__(
+        self,
+        embeddings_folder: Source | Sequence[Source],
+        file_format: str = "npy",
+        embedding_column: str = "embedding",
+        meta_columns: str | Sequence[str] | None = None,
+        metadata_folder: Source | Sequence[Source] | None = None,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        metadata_storage_options: Mapping[str, Any] | None = None,
+        embedding_dtype: npt.DTypeLike | None = None,
+        show_progress: bool = False,
+    ) -> None:
+        layout = get_format(_text("file_format", file_format))
+        columns = Columns(_text("embedding_column", embedding_column), None, _column_names(meta_columns))
+        if layout.metadata == "none" and columns.meta:
+            raise ArgumentError(
+                f"meta_columns={list(columns.meta)} cannot be read from {file_format} files, which have no columns; "
+                'for metadata in parquet files beside them use file_format="parquet_npy"'
+            )
+        if layout.metadata != "beside" and metadata_folder is not None:
+            raise ArgumentError(
+                f'metadata_folder={metadata_folder!r} is read only with file_format="parquet_npy", not {file_format!r}'
+            )
+        if embedding_dtype is not None:
+            if layout.name != "parquet":
+                raise ArgumentError(f"embedding_dtype is only for parquet files; {file_format} files tell their dtype")
+            columns = columns._replace(embedding_dtype=_dtype("embedding_dtype", embedding_dtype))
+        self.embeddings_folder = embeddings_folder
+        self.manifest: Manifest = read_manifest(
+            layout,
+            _sources("embeddings_folder", embeddings_folder),
+            columns,
+            None if metadata_folder is None else _sources("metadata_folder", metadata_folder),
+            _options("storage_options", storage_options),
+            _options("metadata_storage_options", metadata_storage_options),
+            show_progress,
+        )
+        vectors = self.manifest.vectors
+        self.count = vectors.count
+        self.dimension = vectors.dimension
+        self.dtype = self.manifest.dtype
+        self.byte_per_item = self.manifest.byte_per_item
+        self.total_size = self.count * self.byte_per_item
+        self.nb_files = int(np.count_nonzero(vectors.rows))
+        self.max_file_size = int(vectors.rows.max()) * self.byte_per_item
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __repr__(self) -> str:
+        return (
+            f"<EmbeddingReader: {self.count:,} x {self.dimension} {self.dtype} in {self.nb_files:,} "
+            f"{self.manifest.format.name} files, {_human_size(self.total_size)}>"
+        )
+
+    def locate(self, row: SupportsIndex) -> tuple[str, int]:
+        """Find the file that holds a row.
+
+        Parameters
+        ----------
+        row : int
+            Row number in the collection; a negative one counts from the end.
+
+        Returns
+        -------
+        path : str
+            The file, with its protocol unless it is local.
+        row_in_file : int
+            The row's number in that file.
+
+        Raises
+        ------
+        ArgumentError
+            If there is no such row.
+        """
+        number = _integer("row", row)
+        if not -self.count <= number < self.count:
+            raise ArgumentError(f"row {number:,} is out of range: the collection has {self.count:,} rows")
+        number %= self.count
+        vectors = self.manifest.vectors
+        file = int(np.searchsorted(vectors.offsets, number, "right")) - 1
+        return vectors.url(file), number - int(vectors.offsets[file])
+
+    def to_dask_array(
+        self,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        max_piece_size: int | None = None,
+        dtype: npt.DTypeLike | None = None,
+    ) -> da.Array:
+        """Return the vectors as a lazy Dask array; nothing is read until it is computed.
+
+        Parameters
+        ----------
+        start, end : int, optional
+            Which rows, ``[start, end)``; all by default. An ``end`` past the collection is clipped.
+        max_piece_size : int, optional
+            The most rows in a chunk; by default as many as are about 50 MB as stored. Chunks end where files end.
+        dtype : dtype-like, optional
+            The dtype wanted; by default the stored one.
+
+        Returns
+        -------
+        dask.array.Array
+            Of shape ``(end - start, dimension)``. Slices of rows read those rows only. The names of its chunks depend
+            on the files and the rows alone, and change when a file changes.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.arange(12, dtype="float32").reshape(6, 2))
+        >>> x = EmbeddingReader(folder).to_dask_array(max_piece_size=4)
+        >>> x.chunks
+        ((3, 3), (2,))
+        >>> x.mean(axis=0).compute()
+        array([5., 6.], dtype=float32)
+        """
+        start, end = self._row_range(start, end)
+        wanted = self._wanted_dtype(dtype)
+        return graph.make_array(self.manifest, start, end, self._piece_rows(max_piece_size), wanted)
+
+    def to_dask_dataframe(
+        self, start: int = 0, end: int | None = None, *, max_piece_size: int | None = None
+    ) -> dd.DataFrame:
+        """Return the metadata as a lazy Dask DataFrame, row for row beside the array.
+
+        Parameters
+        ----------
+        start, end, max_piece_size : int, optional
+            As in :meth:`to_dask_array`; with the same values, partition k has the rows of chunk k.
+
+        Returns
+        -------
+        dask.dataframe.DataFrame
+            With the columns ``meta_columns``, the global row number as index ``i`` (int64), and known divisions. Each
+            column has one dtype everywhere: numpy's where no value is null, else pandas' nullable one.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.ones((3, 2), "float32"))
+        >>> pd.DataFrame({"word": ["lion", "bear", "oak"]}).to_parquet(os.path.join(folder, "0.parquet"))
+        >>> reader = EmbeddingReader(folder, "parquet_npy", meta_columns=["word"])
+        >>> reader.to_dask_dataframe().compute()
+           word
+        i
+        0  lion
+        1  bear
+        2   oak
+        """
+        start, end = self._row_range(start, end)
+        return graph.make_metadata_frame(self.manifest, start, end, self._piece_rows(max_piece_size))
+
+    def __call__(
+        self,
+        batch_size: int,
+        start: int = 0,
+        end: int | None = None,
+        max_piece_size: int | None = None,
+        parallel_pieces: int | None = None,
+        show_progress: bool = True,
+        max_ram_usage_in_bytes: int = 2**32,
+        *,
+        dtype: npt.DTypeLike | None = np.float32,
+    ) -> Iterator[batches.Batch]:
+        """Iterate over batches, in order, read ahead by threads within a memory limit.
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows in each batch; the last one may have fewer.
+        start, end : int, optional
+            Which rows, ``[start, end)``; all by default. An ``end`` past the collection is clipped.
+        max_piece_size : int, optional
+            The most rows that are read at once; by default what suits the storage and the memory limit.
+        parallel_pieces : int, optional
+            How many pieces are read at the same time; by default what suits the storage.
+        show_progress : bool, default True
+            Whether to show a progress bar, in a terminal or notebook.
+        max_ram_usage_in_bytes : int, default 4 GiB
+            The memory that reading may hold, together with the batch that the loop is working on. A batch that is
+            larger by itself is still read, with a warning.
+        dtype : dtype-like, default float32
+            Type of the vectors; None keeps the stored one.
+
+        Returns
+        -------
+        iterator of (numpy.ndarray, pandas.DataFrame)
+            The vectors, a writable array of shape ``(rows, dimension)`` in C order, and their metadata with the columns
+            ``[*meta_columns, "i"]``, ``i`` being the global row number (int64).
+
+        Raises
+        ------
+        ArgumentError, ArgumentTypeError
+            At the call, if an argument makes no sense.
+        ReadError, FileChangedError, FormatError
+            While iterating, if a file cannot be read, changed since it was opened, or holds null or ragged vectors.
+        """
+        start, end = self._row_range(start, end)
+        request = batches.BatchRequest(
+            batch_rows=_positive("batch_size", batch_size),
+            start=start,
+            stop=end,
+            max_piece_rows=None if max_piece_size is None else _positive("max_piece_size", max_piece_size),
+            threads=None if parallel_pieces is None else _positive("parallel_pieces", parallel_pieces),
+            limit_nbytes=_positive("max_ram_usage_in_bytes", max_ram_usage_in_bytes),
+            dtype=self._wanted_dtype(dtype),
+            show_progress=bool(show_progress),
+        )
+        return batches.read_batches(self.manifest, request)
+
+    def _row_range(self, start: int, end: int | None) -> tuple[int, int]:
+        first = _integer("start", start)
+        last = self.count if end is None else min(_integer("end", end), self.count)
+        if not 0 <= first <= self.count:
+            raise ArgumentError(f"start={first:,} is out of range: the collection has {self.count:,} rows, from 0 on")
+        if last < first:
+            raise ArgumentError(f"end={last:,} is before start={first:,}")
+        return first, last
+
+    def _piece_rows(self, max_piece_size: int | None) -> int:
+        if max_piece_size is None:
+            return default_piece_rows(self.byte_per_item)
+        return _positive("max_piece_size", max_piece_size)
+
+    def _wanted_dtype(self, dtype: npt.DTypeLike | None) -> np.dtype[Any]:
+        if dtype is None:
+            return self.dtype
+        wanted = _dtype("dtype", dtype).newbyteorder("=")
+        if not np.can_cast(self.dtype, wanted, "same_kind"):
+            raise ArgumentError(
+                f"dtype={wanted} cannot hold the stored {self.dtype}; read with dtype=None and convert the values"
+            )
+        return wanted
+
+
+def get_file_list(
+    path: Source | Sequence[Source], file_format: str, *, storage_options: Mapping[str, Any] | None = None
+) -> tuple[fsspec.AbstractFileSystem, list[str]]:
+    """Find the files with a suffix, as the reader does.
+
+    Parameters
+    ----------
+    path : str, os.PathLike or list of these
+        Folders, files, globs, URLs.
+    file_format : str
+        The suffix without its dot, such as ``"npy"`` or ``"parquet"``.
+    storage_options : dict, optional
+        Passed to fsspec.
+
+    Returns
+    -------
+    filesystem : fsspec.AbstractFileSystem
+        Where the files are.
+    paths : list of str
+        The files, with their protocol unless they are local.
+
+    Raises
+    ------
+    NoFilesError
+        If nothing is found.
+    ArgumentError
+        If the paths lie in different file systems.
+    """
+    suffix = "." + _text("file_format", file_format).lstrip(".")
+    files = find_files(_sources("path", path), suffix, _options("storage_options", storage_options))
+    filesystem = files[0].filesystem
+    for file in files:
+        if file.filesystem != filesystem:
+            raise ArgumentError(f"the paths lie in different file systems: {files[0].url} and {file.url}")
+    return filesystem, [file_url(filesystem, file.path) for file in files]
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return int(value)  # 1e6 is how people write a million
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ArgumentTypeError(f"{name} must be a whole number, not {value!r}") from None
+
+
+def _positive(name: str, value: Any) -> int:
+    number = _integer(name, value)
+    if number < 1:
+        raise ArgumentError(f"{name} must be at least 1, not {number}")
+    return number
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ArgumentTypeError(f"{name} must be a string, not {value!r}")
+    return value
+
+
+def _sources(name: str, value: Any) -> list[Source]:
+    given = [value] if isinstance(value, str | os.PathLike) else value
+    if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
+        raise ArgumentTypeError(f"{name} must be a path, a URL or a list of them, not {value!r}")
+    given = list(given)
+    for source in given:
+        if not isinstance(source, str | os.PathLike) or not isinstance(os.fspath(source), str):
+            raise ArgumentTypeError(f"{name} holds {source!r}; a path must be a string or an os.PathLike of one")
+        if not os.fspath(source).strip():
+            raise ArgumentError(f"{name} holds an empty path; for the current folder write '.'")
+    if not given:
+        raise ArgumentError(f"{name} is an empty list; name at least one file or folder")
+    return given
+
+
+def _column_names(names: Any) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    given = [names] if isinstance(names, str) else names
+    if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
+        raise ArgumentTypeError(f"meta_columns must be a column name or a list of them, not {names!r}")
+    if len(set(given)) < len(given):
+        raise ArgumentError(f"meta_columns={list(given)} names a column twice")
+    return tuple(given)
+
+
+def _options(name: str, options: Any) -> Mapping[str, Any] | None:
+    if options is not None and not isinstance(options, Mapping):
+        # Never its value: it may hold secrets.
+        raise ArgumentTypeError(f"{name} must be a dictionary, not {type(options).__name__}")
+    return options
+
+
+def _dtype(name: str, dtype: Any) -> np.dtype[Any]:
+    try:
+        found: np.dtype[Any] = np.dtype(dtype)
+    except TypeError as error:
+        raise ArgumentTypeError(f"{name}={dtype!r} is no dtype that numpy knows") from error
+    if found.kind not in "biufc":
+        raise ArgumentError(f"{name}={found} is not numeric")
+    return found
+
+
+def _human_size(nbytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if nbytes < 1000 or unit == "TB":
+            break
+        nbytes /= 1000
+    return f"{nbytes:.4g} {unit}"
