@@ -63,7 +63,7 @@ def _split(array: da.Array, reads: ReadPlan, plan: ReadPlan) -> da.Array:
     chunk_of = np.searchsorted(reads.bounds, bounds[:-1], "right") - 1
     starts = bounds[:-1] - reads.bounds[chunk_of]
     stops = bounds[1:] - reads.bounds[chunk_of]
-    layer = {
+    layer: dict[Any, Any] = {
         (name, piece, 0): (operator.getitem, (array.name, chunk, 0), slice(start, stop))
         for piece, (chunk, start, stop) in enumerate(
             zip(chunk_of.tolist(), starts.tolist(), stops.tolist(), strict=True)
