@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from dask_embedding_reader.formats import Array, FileHeader
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, make_frame
 from dask_embedding_reader.formats.parquet import DECODE_NBYTES, open_table
 from dask_embedding_reader.manifest import FileTable, Manifest
 from dask_embedding_reader.plan import DEFAULT_PIECE_NBYTES, ReadPlan, default_piece_rows, make_plan
+from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.storage import is_local
 
 _LOCAL_PIECE_NBYTES = 8 * 2**20
@@ -88,13 +88,7 @@ def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
 
 def _iterate(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
     reading = _Reading(manifest, request)
-    progress = tqdm(
-        total=request.stop - request.start,
-        desc="reading",
-        unit=" embeddings",
-        unit_scale=True,
-        disable=None if request.show_progress else True,  # None: quiet where nobody watches
-    )
+    progress = progress_bar(request.show_progress, request.stop - request.start, "reading", " embeddings")
     try:
         for first in range(request.start, request.stop, request.batch_rows):
             last = min(first + request.batch_rows, request.stop)

@@ -13,17 +13,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
-from tqdm.auto import tqdm
 
 from dask_embedding_reader.errors import ColumnError, MismatchError, NoFilesError
 from dask_embedding_reader.formats import Columns, FileHeader, Format, VectorFormat
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
 from dask_embedding_reader.formats.parquet import PARQUET
 from dask_embedding_reader.formats.parquet_npy import pair_files
-from dask_embedding_reader.storage import Source, StoredFile, file_url, find_files, is_local
+from dask_embedding_reader.progress import progress_bar
+from dask_embedding_reader.storage import FileSystem, Source, StoredFile, file_url, find_files, is_local
 
 Int64s = npt.NDArray[np.int64]
 
@@ -39,7 +38,7 @@ _BLOCK_FILES = 64
 class FileTable:
     """The files of a collection, in order, as columns of equal length."""
 
-    filesystems: tuple[fsspec.AbstractFileSystem, ...]
+    filesystems: tuple[FileSystem, ...]
     """The storages that hold them; most collections have one."""
     filesystem_of: npt.NDArray[np.int16]
     """Which of these each file is in."""
@@ -236,10 +235,7 @@ def _read_headers(
         return [vectors.read_header(file, columns) for file in block]
 
     headers: list[FileHeader] = []
-    # `disable=None` keeps quiet where nobody watches, and `delay` where it takes no time.
-    progress = tqdm(
-        total=len(files), desc="opening", unit="file", delay=1, disable=None if show_progress else True, leave=False
-    )
+    progress = progress_bar(show_progress, len(files), "opening", " files")
     with progress, ThreadPoolExecutor(min(len(blocks), _LOCAL_THREADS if local else _REMOTE_THREADS)) as pool:
         try:
             for block in pool.map(read_block, blocks):

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 
@@ -16,7 +15,7 @@ from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
 from dask_embedding_reader.formats import Columns, get_format
 from dask_embedding_reader.manifest import Manifest, read_manifest
 from dask_embedding_reader.plan import default_piece_rows
-from dask_embedding_reader.storage import Source, file_url, find_files
+from dask_embedding_reader.storage import FileSystem, Source, file_url, find_files
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -348,7 +347,7 @@ class EmbeddingReader:
 
 def get_file_list(
     path: Source | Sequence[Source], file_format: str, *, storage_options: Mapping[str, Any] | None = None
-) -> tuple[fsspec.AbstractFileSystem, list[str]]:
+) -> tuple[FileSystem, list[str]]:
     """Find the files with a suffix, as the reader does.
 
     Parameters

@@ -43,6 +43,7 @@ _GLOB_CHARACTERS = frozenset("*?[")
 _FINGERPRINT_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
 _CANNOT_HELP = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
+FileSystem = fsspec.AbstractFileSystem
 Source = str | os.PathLike[str]
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ T = TypeVar("T")
 class StoredFile(NamedTuple):
     """A file in a storage, as it was when it was found. Small and picklable: it travels in every task."""
 
-    filesystem: fsspec.AbstractFileSystem
+    filesystem: FileSystem
     """Where it is."""
     path: str
     """Its path as the file system spells it, without the protocol."""
@@ -68,12 +69,12 @@ class StoredFile(NamedTuple):
         return f"<{self.url}, {self.size} bytes, version {self.fingerprint}>"
 
 
-def file_url(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+def file_url(filesystem: FileSystem, path: str) -> str:
     """Spell a path so that it can be opened again: plain for local files, with the protocol elsewhere."""
     return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
 
 
-def shown_url(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+def shown_url(filesystem: FileSystem, path: str) -> str:
     """Spell a path for messages."""
     return hide_secrets(file_url(filesystem, path))
 
@@ -83,7 +84,7 @@ def hide_secrets(text: str) -> str:
     return re.sub(r"(://)[^/@\s]+@|(?<=[\w/])\?[^\s'\")]*=[^\s'\")]*", r"\1", text)
 
 
-def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
+def is_local(filesystem: FileSystem) -> bool:
     """Tell whether the operating system itself can open the paths of this file system."""
     return type(filesystem) is LocalFileSystem
 
@@ -131,7 +132,7 @@ def find_files(
     return list(found.values())
 
 
-def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
+def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) -> tuple[FileSystem, str]:
     """Return the file system of a path or URL, and the path within it."""
     text = os.fspath(source)
     if "://" not in text and os.path.lexists(text):
@@ -147,7 +148,7 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
     return filesystem, path.rstrip("/") or path
 
 
-def _list_source(filesystem: fsspec.AbstractFileSystem, path: str, suffix: str, source: Source) -> list[dict[str, Any]]:
+def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source) -> list[dict[str, Any]]:
     """List the files of one source, ordered by path, litter left out."""
     shown = hide_secrets(os.fspath(source))
     try:
@@ -175,7 +176,7 @@ def _list_source(filesystem: fsspec.AbstractFileSystem, path: str, suffix: str, 
     return sorted((info for info in infos if not _is_litter(info["name"], root)), key=_name)
 
 
-def _has_suffix(filesystem: fsspec.AbstractFileSystem, path: str, suffix: str) -> bool:
+def _has_suffix(filesystem: FileSystem, path: str, suffix: str) -> bool:
     protocol = filesystem.protocol
     if "http" in ((protocol,) if isinstance(protocol, str) else protocol):
         path = path.partition("?")[0]  # signed URLs end in a query
@@ -192,18 +193,18 @@ def _is_litter(name: str, root: str) -> bool:
     return any(part[:1] in (".", "_") for part in relative.split("/") if part)
 
 
-def _exists(filesystem: fsspec.AbstractFileSystem, path: str) -> bool:
+def _exists(filesystem: FileSystem, path: str) -> bool:
     return bool(filesystem.exists(path))
 
 
-def _info(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, Any] | None:
+def _info(filesystem: FileSystem, path: str) -> dict[str, Any] | None:
     try:
         return dict(_with_retries(lambda: filesystem.info(path), f"looking up {shown_url(filesystem, path)}"))
     except FileNotFoundError:
         return None
 
 
-def _find(filesystem: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
+def _find(filesystem: FileSystem, path: str) -> list[dict[str, Any]]:
     if is_local(filesystem):
         return list(_walk(path))
     # The listing is taken anew: a stale one, kept by fsspec from earlier in the process, would hide changed files.
@@ -240,7 +241,7 @@ def _local_info(path: str) -> dict[str, Any]:
     return {"name": path, "type": "file", "size": status.st_size, "mtime": status.st_mtime_ns}
 
 
-def _glob(filesystem: fsspec.AbstractFileSystem, pattern: str) -> list[dict[str, Any]]:
+def _glob(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
     """List what a pattern matches; folders that it names are searched as if they had been given themselves."""
     filesystem.invalidate_cache()
     matches = _with_retries(lambda: filesystem.glob(pattern, detail=True), f"listing {hide_secrets(pattern)}").values()
@@ -251,7 +252,7 @@ def _glob(filesystem: fsspec.AbstractFileSystem, pattern: str) -> list[dict[str,
     return list(infos.values())
 
 
-def _stored_file(filesystem: fsspec.AbstractFileSystem, info: Mapping[str, Any]) -> StoredFile:
+def _stored_file(filesystem: FileSystem, info: Mapping[str, Any]) -> StoredFile:
     if is_local(filesystem) and type(info.get("mtime")) is float:  # from fsspec: of a link, and less than exact
         info = _local_info(info["name"])
     elif info.get("size") is None:  # an HTTP listing tells names only

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from dask_embedding_reader.errors import FormatError, ReadError
-from dask_embedding_reader.formats import Array, Columns, FileHeader, RowReader
+from dask_embedding_reader.formats import Array, Columns, FileHeader, RowReader, cast_into
 from dask_embedding_reader.storage import StoredFile, is_local, read_into, read_range, read_ranges
 
 _FIRST_READ_NBYTES = 512
@@ -157,7 +157,7 @@ def _read_cast(header: FileHeader, start: int, out: Array) -> None:
         target = out[first : first + rows_in_block]
         block = scratch[: len(target)]
         read_into(header.file, _position(header, start + first), [_bytes(block)])
-        np.copyto(target, block, casting="unsafe")
+        cast_into(target, block)
 
 
 def _read_fortran(header: FileHeader, start: int, out: Array) -> None:
@@ -165,4 +165,4 @@ def _read_fortran(header: FileHeader, start: int, out: Array) -> None:
     itemsize = header.dtype.itemsize
     firsts = [header.data_offset + (column * header.rows + start) * itemsize for column in range(header.dimension)]
     parts = read_ranges(header.file, [(first, first + len(out) * itemsize) for first in firsts])
-    np.copyto(out, np.frombuffer(b"".join(parts), header.dtype).reshape(header.dimension, -1).T, casting="unsafe")
+    cast_into(out, np.frombuffer(b"".join(parts), header.dtype).reshape(header.dimension, -1).T)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
-from dask_embedding_reader.formats import Array, Columns, FileHeader, MetaColumn, RowReader
+from dask_embedding_reader.formats import Array, Columns, FileHeader, MetaColumn, RowReader, cast_into
 from dask_embedding_reader.storage import (
     StoredFile,
     check_local,
@@ -74,7 +74,7 @@ class _Parquet:
                     if not len(vectors):
                         vectors = _vectors(header, columns, start, next(decoded).column(0))
                     count = min(len(vectors), len(out) - filled)
-                    np.copyto(out[filled : filled + count], vectors[:count], casting="unsafe")
+                    cast_into(out[filled : filled + count], vectors[:count])
                     vectors = vectors[count:]
                     start += count
                     filled += count
