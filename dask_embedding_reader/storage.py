@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -43,7 +43,7 @@ _GLOB_CHARACTERS = frozenset("*?[")
 _FINGERPRINT_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
 _CANNOT_HELP = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
-FileSystem = fsspec.AbstractFileSystem
+FileSystem: TypeAlias = fsspec.AbstractFileSystem
 Source = str | os.PathLike[str]
 T = TypeVar("T")
 
