@@ -347,7 +347,7 @@ class _Reading:
 
     def _take_frame(self, start: int, stop: int) -> pd.DataFrame:
         if self._manifest.metadata is None:
-            return pd.DataFrame(np.arange(start, stop, dtype=np.int64).reshape(-1, 1), columns=_ONLY_ROW_NUMBER)
+            return _row_numbers(start, stop)
         parts = []
         while start < stop:
             first, frame = self._frames[0]
@@ -413,6 +413,11 @@ class _Reading:
 
 
 _ONLY_ROW_NUMBER = pd.Index([ROW_NUMBER])
+
+
+def _row_numbers(start: int, stop: int) -> pd.DataFrame:
+    # From two axes: ten times faster than from a dictionary, which counts in batches of a few rows.
+    return pd.DataFrame(np.arange(start, stop, dtype=np.int64).reshape(-1, 1), columns=_ONLY_ROW_NUMBER, copy=False)
 
 
 def _next_start(window: _Window, default: int = 0) -> int:

@@ -87,7 +87,7 @@ def make_metadata_frame(manifest: Manifest, start: int, stop: int, max_rows: int
             divisions=_divisions(reads),
             label="metadata",
         )
-    if len(reads) != len(plan):
+    if not np.array_equal(reads.bounds, plan.bounds):
         frame = frame.repartition(divisions=_divisions(plan))
     return frame
 

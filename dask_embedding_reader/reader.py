@@ -364,7 +364,7 @@ def get_file_list(
     filesystem : fsspec.AbstractFileSystem
         Where the files are.
     paths : list of str
-        The files, with their protocol unless they are local.
+        The files, with their protocol; local ones without it, unless ``path`` has it.
 
     Raises
     ------
@@ -374,11 +374,14 @@ def get_file_list(
         If the paths lie in different file systems.
     """
     suffix = "." + _text("file_format", file_format).lstrip(".")
-    files = find_files(_sources("path", path), suffix, _options("storage_options", storage_options))
+    sources = _sources("path", path)
+    files = find_files(sources, suffix, _options("storage_options", storage_options))
     filesystem = files[0].filesystem
     for file in files:
         if file.filesystem != filesystem:
             raise ArgumentError(f"the paths lie in different file systems: {files[0].url} and {file.url}")
+    if all(os.fspath(source).startswith("file://") for source in sources):
+        return filesystem, [filesystem.unstrip_protocol(file.path) for file in files]
     return filesystem, [file_url(filesystem, file.path) for file in files]
 
 
