@@ -24,7 +24,7 @@ import pandas as pd
 
 from dask_embedding_reader.formats import Array, FileHeader
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, make_frame
-from dask_embedding_reader.formats.parquet import DECODE_NBYTES, open_table
+from dask_embedding_reader.formats.parquet import DECODER_NBYTES, open_table
 from dask_embedding_reader.manifest import FileTable, Manifest
 from dask_embedding_reader.plan import DEFAULT_PIECE_NBYTES, ReadPlan, default_piece_rows, make_plan
 from dask_embedding_reader.progress import progress_bar
@@ -37,7 +37,7 @@ _REMOTE_THREADS = 16
 
 _MIN_PIECE_NBYTES = 2**18
 
-_METADATA_ROWS = 16_384
+_METADATA_ROWS = 8_192
 """Rows of metadata that are decoded and turned into a frame together."""
 
 _METADATA_ROW_NBYTES = 256
@@ -434,7 +434,7 @@ def _piece_rows(manifest: Manifest, request: BatchRequest, threads: int, local: 
 
 
 def _reading_nbytes(manifest: Manifest, threads: int, piece_rows: int, local: bool) -> int:
-    """Estimate what reading itself holds beside the batches: bodies of answers, decoded columns, casts."""
-    if manifest.vectors.has_groups:
-        return threads * 4 * DECODE_NBYTES
-    return 0 if local else threads * piece_rows * manifest.byte_per_item
+    """Estimate what reading itself holds beside the batches: decoders, and the bodies of answers."""
+    decoders = manifest.vectors.has_groups + (manifest.metadata is not None)
+    bodies = 0 if local or manifest.vectors.has_groups else threads * piece_rows * manifest.byte_per_item
+    return decoders * DECODER_NBYTES + bodies

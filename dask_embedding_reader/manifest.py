@@ -22,7 +22,7 @@ from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_
 from dask_embedding_reader.formats.parquet import PARQUET
 from dask_embedding_reader.formats.parquet_npy import pair_files
 from dask_embedding_reader.progress import progress_bar
-from dask_embedding_reader.storage import FileSystem, Source, StoredFile, file_url, find_files, is_local
+from dask_embedding_reader.storage import FileSystem, Source, StoredFile, file_url, find_files, identity, is_local
 
 Int64s = npt.NDArray[np.int64]
 
@@ -119,10 +119,7 @@ class FileTable:
     def token(self) -> str:
         """A hash of paths, fingerprints and rows: equal in every process, another one when a file changes."""
         digest = hashlib.blake2b(digest_size=16)
-        for filesystem in self.filesystems:
-            protocol = filesystem.protocol
-            digest.update(str(protocol if isinstance(protocol, str) else protocol[0]).encode())
-        for text in (*self.paths, *self.fingerprints, *map(str, self.dtypes)):
+        for text in (*map(identity, self.filesystems), *self.paths, *self.fingerprints, *map(str, self.dtypes)):
             digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
         for column in (self.filesystem_of, self.offsets, self.dtype_of):
             digest.update(np.ascontiguousarray(column).tobytes())
@@ -277,13 +274,13 @@ def _check_rows(headers: Sequence[FileHeader], partners: Sequence[FileHeader]) -
 
 def _table(headers: Sequence[FileHeader]) -> FileTable:
     """Turn headers into columns."""
-    filesystems = {id(header.file.filesystem): header.file.filesystem for header in headers}
-    filesystem_ids = {key: position for position, key in enumerate(filesystems)}
+    filesystem_ids: dict[FileSystem, int] = {}
+    filesystem_of = [filesystem_ids.setdefault(h.file.filesystem, len(filesystem_ids)) for h in headers]
     dtype_ids: dict[np.dtype[Any], int] = {}
     dtype_of = [dtype_ids.setdefault(header.dtype, len(dtype_ids)) for header in headers]
     return FileTable(
-        filesystems=tuple(filesystems.values()),
-        filesystem_of=np.array([filesystem_ids[id(header.file.filesystem)] for header in headers], np.int16),
+        filesystems=tuple(filesystem_ids),
+        filesystem_of=np.array(filesystem_of, np.int16),
         paths=tuple(header.file.path for header in headers),
         sizes=np.array([header.file.size for header in headers], np.int64),
         fingerprints=tuple(header.file.fingerprint for header in headers),

@@ -7,6 +7,7 @@ goes through ``cat_file(start, end)``, one request for exactly the bytes asked f
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -40,7 +41,15 @@ FIRST_PAUSE_SECONDS = 0.2
 
 _IOV_MAX = 1024  # what Linux and macOS take in one preadv call
 _GLOB_CHARACTERS = frozenset("*?[")
-_FINGERPRINT_KEYS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "modified", "created")
+_FINGERPRINT_KEYS = (
+    *("ETag", "etag", "CRC", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "modified"),
+    *("modify", "modificationTime", "created"),
+)
+"""Where file systems tell of a new version; the first one found is taken."""
+
+_SECRET = re.compile("key|secret|token|pass|cred|auth|user|sas|connection_string", re.IGNORECASE)
+"""Names of options that may hold secrets."""
+
 _CANNOT_HELP = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 FileSystem: TypeAlias = fsspec.AbstractFileSystem
@@ -77,6 +86,19 @@ def file_url(filesystem: FileSystem, path: str) -> str:
 def shown_url(filesystem: FileSystem, path: str) -> str:
     """Spell a path for messages."""
     return hide_secrets(file_url(filesystem, path))
+
+
+def identity(filesystem: FileSystem) -> str:
+    """Spell which storage this is, equal in every process: the server or archive, but not who asks, nor how."""
+
+    def public(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): public(item) for key, item in value.items() if not _SECRET.search(str(key))}
+        return [public(item) for item in value] if isinstance(value, list | tuple) else value
+
+    options = {**dict(enumerate(filesystem.storage_args)), **filesystem.storage_options}
+    spelled = json.dumps(public(options), sort_keys=True, default=lambda value: type(value).__name__)
+    return f"{type(filesystem).__name__} {spelled}"
 
 
 def hide_secrets(text: str) -> str:
@@ -119,7 +141,7 @@ def find_files(
     NoFilesError
         If a source does not exist, or nothing in it matches.
     """
-    found: dict[tuple[int, str], StoredFile] = {}
+    found: dict[tuple[FileSystem, str], StoredFile] = {}
     for source in sources:
         filesystem, path = resolve(source, storage_options)
         infos = _list_source(filesystem, path, suffix, source)
@@ -127,7 +149,7 @@ def find_files(
         if not wanted:
             raise NoFilesError(_nothing_found(source, suffix, [info["name"] for info in infos]))
         for info in wanted:
-            if (key := (id(filesystem), info["name"])) not in found:
+            if (key := (filesystem, info["name"])) not in found:
                 found[key] = _stored_file(filesystem, info)
     return list(found.values())
 
@@ -210,7 +232,7 @@ def _find(filesystem: FileSystem, path: str) -> list[dict[str, Any]]:
     # The listing is taken anew: a stale one, kept by fsspec from earlier in the process, would hide changed files.
     filesystem.invalidate_cache(path)
     listing = _with_retries(lambda: filesystem.find(path, detail=True), f"listing {shown_url(filesystem, path)}")
-    return [info for info in listing.values() if info["type"] == "file"]
+    return [{**info, "name": path} for path, info in listing.items() if info["type"] == "file"]
 
 
 def _walk(folder: str) -> Iterator[dict[str, Any]]:
@@ -244,7 +266,8 @@ def _local_info(path: str) -> dict[str, Any]:
 def _glob(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
     """List what a pattern matches; folders that it names are searched as if they had been given themselves."""
     filesystem.invalidate_cache()
-    matches = _with_retries(lambda: filesystem.glob(pattern, detail=True), f"listing {hide_secrets(pattern)}").values()
+    listing = _with_retries(lambda: filesystem.glob(pattern, detail=True), f"listing {hide_secrets(pattern)}")
+    matches = [{**info, "name": path} for path, info in listing.items()]
     infos = {info["name"]: info for info in matches if info["type"] != "directory"}
     if "**" not in pattern:
         for folder in (info["name"] for info in matches if info["type"] == "directory"):

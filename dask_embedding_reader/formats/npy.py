@@ -6,7 +6,8 @@ The header is parsed by numpy, the vectors are read without it: ``np.load`` read
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
@@ -120,8 +121,7 @@ def _fail(file: StoredFile, what: str) -> NoReturn:
 def _read_rows(header: FileHeader, start: int, outs: Sequence[Array]) -> None:
     dtype = header.dtype
     if header.fortran_order:
-        for out, first in _with_starts(outs, start):
-            _read_fortran(header, first, out)
+        _copy(_read_fortran(header, start, sum(map(len, outs))), deque(outs))
     elif all(out.dtype == dtype for out in outs):
         read_into(header.file, _position(header, start), [_bytes(out) for out in outs])
     elif all(out.dtype == dtype.newbyteorder() for out in outs):
@@ -129,8 +129,7 @@ def _read_rows(header: FileHeader, start: int, outs: Sequence[Array]) -> None:
         for out in outs:
             out.byteswap(inplace=True)
     else:
-        for out, first in _with_starts(outs, start):
-            _read_cast(header, first, out)
+        _read_cast(header, start, deque(outs))
 
 
 def _position(header: FileHeader, row: int) -> int:
@@ -142,27 +141,32 @@ def _bytes(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _with_starts(outs: Sequence[Array], start: int) -> Iterator[tuple[Array, int]]:
-    for out in outs:
-        yield out, start
-        start += len(out)
-
-
-def _read_cast(header: FileHeader, start: int, out: Array) -> None:
-    rows_in_block = len(out)
-    if is_local(header.file.filesystem):  # elsewhere a block would be a request
-        rows_in_block = max(1, _SCRATCH_NBYTES // (header.dimension * header.dtype.itemsize))
-    scratch = np.empty((min(rows_in_block, len(out)), header.dimension), header.dtype)
-    for first in range(0, len(out), rows_in_block):
-        target = out[first : first + rows_in_block]
-        block = scratch[: len(target)]
+def _read_cast(header: FileHeader, start: int, outs: deque[Array]) -> None:
+    rows = sum(map(len, outs))
+    step = rows
+    if is_local(header.file.filesystem):  # elsewhere each block would be a request
+        step = max(1, _SCRATCH_NBYTES // (header.dimension * header.dtype.itemsize))
+    scratch = np.empty((min(step, rows), header.dimension), header.dtype)
+    for first in range(0, rows, step):
+        block = scratch[: rows - first]
         read_into(header.file, _position(header, start + first), [_bytes(block)])
-        cast_into(target, block)
+        _copy(block, outs)
 
 
-def _read_fortran(header: FileHeader, start: int, out: Array) -> None:
+def _read_fortran(header: FileHeader, start: int, rows: int) -> Array:
     """Read rows of a file that stores column after column: a range of each column."""
     itemsize = header.dtype.itemsize
     firsts = [header.data_offset + (column * header.rows + start) * itemsize for column in range(header.dimension)]
-    parts = read_ranges(header.file, [(first, first + len(out) * itemsize) for first in firsts])
-    cast_into(out, np.frombuffer(b"".join(parts), header.dtype).reshape(header.dimension, -1).T)
+    parts = read_ranges(header.file, [(first, first + rows * itemsize) for first in firsts])
+    return np.frombuffer(b"".join(parts), header.dtype).reshape(header.dimension, -1).T
+
+
+def _copy(values: Array, outs: deque[Array]) -> None:
+    """Copy rows into arrays, one after the other; what is filled is taken out."""
+    while len(values):
+        out = outs.popleft()
+        count = min(len(out), len(values))
+        cast_into(out[:count], values[:count])
+        values = values[count:]
+        if count < len(out):
+            outs.appendleft(out[count:])

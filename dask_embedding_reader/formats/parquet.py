@@ -33,10 +33,13 @@ from dask_embedding_reader.storage import (
 _FOOTER_READ_NBYTES = 2**16
 """Holds most footers; a longer one costs a second read."""
 
-DECODE_NBYTES = 8 * 2**20
+DECODER_NBYTES = 48 * 2**20
+"""What decoding holds beside its result: pages, dictionaries, and what pyarrow's allocator keeps (measured)."""
+
+_DECODE_NBYTES = 2 * 2**20
 """Vectors are decoded in steps of this many bytes: as fast as whole row groups, in a tenth of the memory."""
 
-_DECODE_ROWS = 16_384
+_DECODE_ROWS = 8_192
 """Metadata is decoded in steps of this many rows."""
 
 
@@ -62,7 +65,7 @@ class _Parquet:
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that decodes the next vectors into arrays, each row group once however many it fills."""
         name = columns.embedding or ""
-        step = max(1, DECODE_NBYTES // (header.dimension * header.dtype.itemsize))
+        step = max(1, _DECODE_NBYTES // (header.dimension * header.dtype.itemsize))
         decoded = iter_tables(header, (name,), start, stop, step)
         vectors = np.empty((0, header.dimension), header.dtype)
 

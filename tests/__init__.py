@@ -1,0 +1,1 @@
+"""Tests of dask_embedding_reader; ``support`` is what they share."""

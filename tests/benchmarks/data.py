@@ -1,0 +1,217 @@
+"""The files that the works read, made once and kept.
+
+Every data set is a folder, written under a temporary name and renamed when it is complete, so an interrupted run leaves
+nothing that looks finished.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+DIMENSION = 512
+FILES = 12
+MANY = 10_000
+LARGE_ROWS = 4_000_000
+SPARSE_ROWS = 2**20
+PROBES = 50
+WORDS = [
+    "small",
+    "large",
+    "old",
+    "red",
+    "blue",
+    "wooden",
+    "stone",
+    "busy",
+    "cat",
+    "dog",
+    "horse",
+    "bird",
+    "house",
+    "in",
+]
+WORDS += ["street", "river", "table", "beside", "under", "near", "without", "morning", "light", "shadow", "photo", "of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The data sets below one folder."""
+
+    root: Path
+    """Folder that holds them all."""
+    rows: int = 100_000
+    """Rows of each file of the large data sets."""
+
+    def folder(self, name: str) -> Path:
+        """Where the data set lies."""
+        return self.root / f"{name}-{self.rows}"
+
+    def files(self, name: str) -> list[Path]:
+        """The files of the data set, in reading order."""
+        return sorted(path for path in self.folder(name).iterdir() if path.is_file())
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of a large data set."""
+        return self.rows * FILES
+
+    def make(self, names: Iterable[str]) -> None:
+        """Make the data sets that are not there yet; "a+b" names two of them."""
+        missing = sorted({part for name in names for part in name.split("+") if not self.folder(part).exists()})
+        self.root.mkdir(parents=True, exist_ok=True)
+        need, free = sum(self.disk_nbytes(name) for name in missing), shutil.disk_usage(self.root).free
+        if need * 1.1 + 2**30 > free:
+            raise SystemExit(f"the data needs {need / 1e9:.1f} GB and a margin, {free / 1e9:.1f} GB are free")
+        for name in missing:
+            started = time.perf_counter()
+            print(f"making {name} in {self.root} ... ", end="", file=sys.stderr, flush=True)
+            make_one(self, name)
+            print(f"{time.perf_counter() - started:.1f} s", file=sys.stderr)
+
+    def disk_nbytes(self, name: str) -> int:
+        """About the room that the data set takes on disk."""
+        vectors = self.total_rows * DIMENSION
+        return {"npy-f32": vectors * 4, "npy-f16": vectors * 2, "parquet": vectors * 5}.get(name, 2**28)
+
+    def warm(self, name: str) -> None:
+        """Bring the data set into the page cache; sparse files need none of it."""
+        for part in name.split("+"):
+            if part not in ("large", "sparse-20GB", "sparse-200GB"):
+                for path in self.files(part):
+                    populate(path)
+
+
+def populate(path: Path) -> None:
+    """Fault the whole file in without copying it."""
+    with path.open("rb") as file:
+        mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ).close()
+
+
+def make_one(data: Data, name: str) -> None:
+    """Make one data set, whole or not at all."""
+    final = data.folder(name)
+    scratch = final.with_name(final.name + ".partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    MAKERS[name](scratch, data.rows)
+    scratch.rename(final)
+
+
+def vectors(number: int, rows: int) -> npt.NDArray[np.float32]:
+    """The vectors of one file: uniform in [0, 1), which no codec shrinks, like real embeddings."""
+    return np.random.default_rng(number).random((rows, DIMENSION), dtype=np.float32)
+
+
+def sentences(number: int, rows: int) -> list[str]:
+    """One caption a row, unique as real captions nearly are."""
+    picks = np.random.default_rng([number, 1]).integers(0, len(WORDS), (rows, 9)).tolist()
+    return [" ".join([*map(WORDS.__getitem__, pick), str(row)]) for row, pick in enumerate(picks)]
+
+
+def urls(number: int, rows: int) -> list[str]:
+    """One address a row."""
+    marks = np.random.default_rng([number, 2]).integers(0, 2**62, rows).tolist()
+    return [f"https://images.example.org/{number:04}/{mark:016x}.jpg" for mark in marks]
+
+
+def write_npy_f32(path: Path, number: int, rows: int) -> None:
+    """One float32 file."""
+    np.save(path / f"{number:04}.npy", vectors(number, rows))
+
+
+def write_npy_f16(path: Path, number: int, rows: int) -> None:
+    """One float16 file."""
+    np.save(path / f"{number:04}.npy", vectors(number, rows).astype(np.float16))
+
+
+def write_parquet(path: Path, number: int, rows: int) -> None:
+    """One parquet file with vectors, as `DataFrame.to_parquet` leaves it: list<float32>, snappy, one row group."""
+    ids = np.arange(number * rows, (number + 1) * rows)
+    save_frame(path, number, {"embedding": list(vectors(number, rows)), "caption": sentences(number, rows), "id": ids})
+
+
+def write_metadata(path: Path, number: int, rows: int) -> None:
+    """One parquet file with two string columns, the partner of an npy file."""
+    save_frame(path, number, {"caption": sentences(number, rows), "url": urls(number, rows)})
+
+
+def save_frame(path: Path, number: int, columns: dict[str, Any]) -> None:
+    """Write a parquet file with pandas' defaults."""
+    import_module("pandas").DataFrame(columns).to_parquet(path / f"{number:04}.parquet")
+
+
+def in_parallel(write: Callable[[Path, int, int], None]) -> Callable[[Path, int], None]:
+    """Make all the files of a data set, two processes at a time."""
+
+    def make(path: Path, rows: int) -> None:
+        with ProcessPoolExecutor(2) as pool:
+            list(pool.map(write, [path] * FILES, range(FILES), [rows] * FILES))
+
+    return make
+
+
+def make_many(path: Path, rows: int) -> None:
+    """10,000 small files, for the cost of opening them."""
+    block = vectors(0, 8)[:, :64]
+    for number in range(MANY):
+        np.save(path / f"{number:05}.npy", block)
+
+
+def make_sparse(path: Path, rows: int) -> None:
+    """Write one npy file of zeros that takes no room on disk."""
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, DIMENSION)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + rows * DIMENSION * 4)
+
+
+def make_large(path: Path, rows: int) -> None:
+    """Write one file of 8 GB, sparse but for the rows that are looked up: each is filled with its own number."""
+    file = path / "large.npy"
+    make_sparse(file, LARGE_ROWS)
+    array = np.load(file, mmap_mode="r+")
+    for row in probes():
+        array[row] = row
+    array.flush()
+
+
+def probes() -> list[int]:
+    """The rows of the large file that are looked up."""
+    picks: list[int] = np.random.default_rng(7).integers(0, LARGE_ROWS, PROBES).tolist()
+    return picks
+
+
+def make_links(links: int) -> Callable[[Path, int], None]:
+    """Many names of one sparse file: the page cache holds it once, so the machine's memory is not what is measured."""
+
+    def make(path: Path, rows: int) -> None:
+        make_sparse(path / "0000.npy", SPARSE_ROWS)
+        for number in range(1, links):
+            os.link(path / "0000.npy", path / f"{number:04}.npy")
+
+    return make
+
+
+MAKERS: dict[str, Callable[[Path, int], None]] = {
+    "npy-f32": in_parallel(write_npy_f32),
+    "npy-f16": in_parallel(write_npy_f16),
+    "parquet": in_parallel(write_parquet),
+    "metadata": in_parallel(write_metadata),
+    "many": make_many,
+    "large": make_large,
+    "sparse-20GB": make_links(10),
+    "sparse-200GB": make_links(100),
+}

@@ -1,0 +1,151 @@
+"""The floors, each a value that judges the summaries of one work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+SLACK_NBYTES = 64 * 10**6
+OURS = "dask_embedding_reader"
+REFERENCE = "embedding_reader"
+PYARROW = "pyarrow.dataset"
+DELAYED = "dask.delayed(np.load)"
+MEMMAP = "da.from_array(memmap)"
+BY_HAND = "np.load + read_parquet"
+RAW = "raw limit"
+
+
+class Run(NamedTuple):
+    """What one process measured."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_nbytes: int
+    """Peak resident memory of the whole process."""
+    opened_nbytes: int
+    """Resident memory once the reader was open."""
+    growth_nbytes: int
+    """Peak resident memory while working, over opened_nbytes."""
+    answer: dict[str, float]
+
+
+class Summary(NamedTuple):
+    """All the runs of one contender at one work."""
+
+    runs: list[Run]
+
+    @property
+    def best(self) -> float:
+        """Seconds of the fastest run."""
+        return min(run.seconds for run in self.runs)
+
+    @property
+    def worst(self) -> float:
+        """Seconds of the slowest run."""
+        return max(run.seconds for run in self.runs)
+
+    @property
+    def cpu(self) -> float:
+        """Least CPU seconds: steadier than the clock on a noisy machine."""
+        return min(run.cpu_seconds for run in self.runs)
+
+    @property
+    def peak(self) -> int:
+        """Greatest peak of all runs."""
+        return max(run.peak_nbytes for run in self.runs)
+
+    @property
+    def growth(self) -> int:
+        """Greatest growth of all runs."""
+        return max(run.growth_nbytes for run in self.runs)
+
+
+class Verdict(NamedTuple):
+    """What became of a floor."""
+
+    against: str
+    """Whose line of the table it belongs to."""
+    text: str
+    value: float
+    bound: float
+    passed: bool
+
+
+class Floor(Protocol):
+    """Something that must hold; None when the contender it compares with is not there."""
+
+    def judge(self, results: Mapping[str, Summary]) -> Verdict | None:
+        """Hold it against the summaries by contender, ours among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Faster:
+    """Ours is at least so many times as fast as another."""
+
+    against: str
+    bound: float
+
+    def judge(self, results: Mapping[str, Summary]) -> Verdict | None:
+        """Compare the best times."""
+        if self.against not in results:
+            return None
+        value = results[self.against].best / results[OURS].best
+        return Verdict(self.against, f"speed >= {self.bound:g}x", value, self.bound, value >= self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Smaller:
+    """Another's peak memory is at least so many times ours."""
+
+    against: str
+    bound: float
+
+    def judge(self, results: Mapping[str, Summary]) -> Verdict | None:
+        """Compare the peaks."""
+        if self.against not in results:
+            return None
+        value = results[self.against].peak / results[OURS].peak
+        text = f"peak {value:.2f}x ours >= {self.bound:g}x"
+        return Verdict(self.against, text, value, self.bound, value >= self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Ours costs at most so many seconds more than another."""
+
+    against: str
+    bound: float
+
+    def judge(self, results: Mapping[str, Summary]) -> Verdict | None:
+        """Take the difference of the best times."""
+        if self.against not in results:
+            return None
+        value = results[OURS].best - results[self.against].best
+        text = f"{value * 1e3:.2f} ms over it < {self.bound * 1e3:g} ms"
+        return Verdict(self.against, text, value, self.bound, value < self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """Ours grows by no more than 1.1 times the limit and 64 MB."""
+
+    limit_nbytes: int
+
+    def judge(self, results: Mapping[str, Summary]) -> Verdict | None:
+        """Look at the growth over the opened reader."""
+        value, bound = results[OURS].growth, 1.1 * self.limit_nbytes + SLACK_NBYTES
+        return Verdict(OURS, f"growth <= {bound / 1e6:.0f} MB", value, bound, value <= bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """Ours grows by no more than so much after the first gigabyte."""
+
+    bound_nbytes: int
+
+    def judge(self, results: Mapping[str, Summary]) -> Verdict | None:
+        """Look at the growth that the contender itself reports."""
+        value = max(run.answer["late_growth_nbytes"] for run in results[OURS].runs)
+        text = f"{value / 1e6:.1f} MB after the first GB <= {self.bound_nbytes / 1e6:.0f} MB"
+        return Verdict(OURS, text, value, self.bound_nbytes, value <= self.bound_nbytes)

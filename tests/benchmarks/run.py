@@ -1,0 +1,148 @@
+"""Rounds of processes, alternating between the contenders."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .contenders import contenders_of
+from .data import Data
+from .floors import OURS, Run, Summary, Verdict
+from .works import Work
+
+TIMEOUT_SECONDS = 300
+PACKAGES = ("dask-embedding-reader", "embedding_reader", "numpy", "pandas", "pyarrow", "dask", "fsspec")
+
+
+@dataclass
+class Results:
+    """Everything that was measured."""
+
+    works: list[Work]
+    machine: dict[str, Any]
+    runs: dict[str, dict[str, list[Run]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    """By work and contender."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Contenders that cannot be imported, and why."""
+    faults: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Contenders that failed at a work or disagree with the others, and how."""
+
+    def of(self, work: Work) -> dict[str, Summary]:
+        """Summaries by contender."""
+        return {contender: Summary(runs) for contender, runs in self.runs[work.name].items() if runs}
+
+    def verdicts(self, work: Work) -> list[Verdict]:
+        """What became of the floors; nothing when the library did not run."""
+        summaries = self.of(work)
+        verdicts = [floor.judge(summaries) for floor in work.floors] if OURS in summaries else []
+        return [verdict for verdict in verdicts if verdict]
+
+
+def run(works: list[Work], rounds: int, data: Data) -> Results:
+    """Go round by round through all the works, so that a noisy minute spoils one round and not one work."""
+    results = Results(works, {**machine(), "rows_per_file": data.rows, "rounds": rounds})
+    started = time.perf_counter()
+    for number in range(rounds):
+        for work in works:
+            if number < (work.rounds or rounds):
+                progress(f"round {number + 1}/{rounds} {work.name} ({time.perf_counter() - started:.0f} s)")
+                data.warm(work.data)
+                alternate(results, work, number, data)
+    progress("")
+    results.machine.update(seconds=time.perf_counter() - started, load_after=os.getloadavg())
+    for work in works:
+        compare(results, work)
+    return results
+
+
+def alternate(results: Results, work: Work, number: int, data: Data) -> None:
+    """Run every contender once, each round beginning with another."""
+    contenders = contenders_of(work)
+    shift = number % len(contenders)
+    for contender in contenders[shift:] + contenders[:shift]:
+        if contender in results.missing or (work.name, contender) in results.faults:
+            continue
+        outcome = spawn(work.name, contender, data)
+        if "run" in outcome:
+            results.runs[work.name][contender].append(Run(**outcome["run"]))
+        elif "missing" in outcome:
+            results.missing[contender] = outcome["missing"]
+        else:
+            results.faults[work.name, contender] = outcome["fault"]
+
+
+def spawn(work: str, contender: str, data: Data) -> dict[str, Any]:
+    """One contender in a process of its own."""
+    command = [sys.executable, "-m", f"{__package__}.child", work, contender, str(data.root), str(data.rows)]
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(data.root / "pycache")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # without cached bytecode each start costs seconds
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return {"fault": f"not done after {TIMEOUT_SECONDS} s"}
+    if done.returncode or not done.stdout.strip():
+        last = done.stderr.strip().splitlines()[-1:] or ["no output"]
+        return {"fault": f"exit code {done.returncode}: {last[0]}"}
+    outcome: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return outcome
+
+
+def compare(results: Results, work: Work) -> None:
+    """Contenders that give another answer than the first of them are at fault."""
+    answers = {contender: summary.runs[0].answer for contender, summary in results.of(work).items()}
+    for contender, answer in answers.items():
+        for other, wanted in answers.items():
+            for key in answer.keys() & wanted.keys():
+                if not math.isclose(answer[key], wanted[key], rel_tol=1e-3):
+                    text = f"{key} is {answer[key]:g} where {other} has {wanted[key]:g}"
+                    results.faults[work.name, contender] = text
+
+
+def progress(text: str) -> None:
+    """Say on stderr what is being done, on one line where that is a terminal."""
+    begin, end = ("\r\033[K", "") if sys.stderr.isatty() else ("", "\n" if text else "")
+    print(f"{begin}{text}", end=end, file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """Facts without which the figures mean nothing."""
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_nbytes": memory,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load_before": os.getloadavg(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "commit": commit(),
+    }
+
+
+def version(package: str) -> str | None:
+    """Installed version, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit that is measured, marked when the work tree differs."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return done.stdout.strip() or None

@@ -1,0 +1,134 @@
+"""What is measured, and the floors that the library must reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+
+from .data import PROBES
+from .floors import DELAYED, MEMMAP, PYARROW, RAW, REFERENCE, Bounded, Faster, Flat, Floor, Smaller, Within
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Files, and how they are opened."""
+
+    title: str
+    """What a reader of the table sees."""
+    data: str
+    """Data set; "a+b" is vectors in one and metadata in the other."""
+    file_format: str = "npy"
+    """Format as EmbeddingReader names it."""
+    meta_columns: tuple[str, ...] = ()
+    """Metadata columns to read."""
+    dtype: str | None = "float32"
+    """Type of the yielded vectors; None keeps the stored one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One piece of work that several contenders do."""
+
+    name: str
+    """Short name, for --only and for contenders' patterns."""
+    title: str
+    """What a reader of the table sees."""
+    source: Source
+    """What is read."""
+    batch_size: int = 100_000
+    """Rows of a batch."""
+    limit: int | None = None
+    """max_ram_usage_in_bytes, None for the default."""
+    repeats: int = 1
+    """How often one run does the work; times are of one."""
+    rounds: int | None = None
+    """Rounds if not the usual number."""
+    floors: tuple[Floor, ...] = ()
+    """What must hold."""
+    optional: bool = False
+    """Only with --all or when asked for by name."""
+
+    @property
+    def data(self) -> str:
+        """Data set."""
+        return self.source.data
+
+
+NPY = Source("npy float32", "npy-f32")
+HALF = Source("npy float16 -> float32", "npy-f16")
+KEPT = Source("npy float16 kept", "npy-f16", dtype=None)
+PARQUET = Source("parquet list<float32> + 2 columns", "parquet", "parquet", ("caption", "id"))
+PAIRS = Source("parquet_npy + 2 string columns", "npy-f32+metadata", "parquet_npy", ("caption", "url"))
+LIMITS = {"64 MB": 64 * 10**6, "256 MB": 256 * 10**6, "1 GB": 10**9, "4 GB": 4 * 10**9}
+
+
+def batch_works() -> list[Work]:
+    """Passes over whole collections."""
+    return [
+        whole("npy-f32-100000", NPY, 100_000, Faster(RAW, 0.95), Faster(REFERENCE, 3)),
+        whole("npy-f32-1000", NPY, 1000, Faster(RAW, 0.7), Faster(REFERENCE, 2)),
+        whole("npy-f32-256", NPY, 256, Faster(RAW, 0.7), Faster(REFERENCE, 3)),
+        whole("npy-f16-to-f32", HALF, 100_000, Faster(REFERENCE, 2.5)),
+        whole("npy-f16-kept", KEPT, 100_000, Faster(RAW, 0.85)),
+        whole("parquet-npy", PAIRS, 100_000, Faster(REFERENCE, 2.5)),
+        whole("parquet", PARQUET, 100_000, Faster(REFERENCE, 2), Faster(PYARROW, 1), Smaller(PYARROW, 3)),
+    ]
+
+
+def whole(name: str, source: Source, batch_size: int, *floors: Floor) -> Work:
+    """One pass over a whole collection."""
+    title = f"{source.title}, batches of {batch_size:,}" if source.file_format == "npy" else source.title
+    return Work(name, title, source, batch_size, floors=floors)
+
+
+def other_works() -> list[Work]:
+    """Everything but whole passes."""
+    many, large = Source("10,000 npy files", "many"), Source("npy of 8 GB", "large")
+    call, lazy = Within(RAW, 0.002), Within(MEMMAP, 0.002)  # dask alone takes some 3 ms for a task
+    return [
+        Work("first-npy", "first batch of 1,000, npy float32", NPY, 1000),
+        Work("first-parquet", "first batch of 1,000, parquet", PARQUET, 1000),
+        Work("open-10000", "opening 10,000 npy files", many, floors=(Faster(REFERENCE, 2),)),
+        Work("sum", "lazy x.sum(), npy float32", NPY, floors=(Faster(DELAYED, 1),)),
+        Work("mean", "lazy x.mean(axis=0), npy float32", NPY, floors=(Faster(DELAYED, 1),)),
+        Work("row", "one random row of a large npy", large, 1, repeats=PROBES, floors=(call,)),
+        Work("row-lazy", "one random row of a large npy, x[i].compute()", large, 1, repeats=PROBES, floors=(lazy,)),
+    ]
+
+
+def memory_works() -> list[Work]:
+    """The memory limit, format by format, and memory over time."""
+    sources = {"npy-f32": NPY, "npy-f16": HALF, "parquet": PARQUET, "parquet-npy": PAIRS}
+    limited = [bounded(name, source, size) for size in LIMITS for name, source in sources.items()]
+    return [*limited, sparse("20 GB"), replace(sparse("200 GB"), optional=True)]
+
+
+def bounded(name: str, source: Source, size: str) -> Work:
+    """One pass under a limit."""
+    return Work(
+        f"memory-{name}-{size.replace(' ', '')}",
+        f"{source.title}, limit {size}",
+        source,
+        10_000,
+        LIMITS[size],
+        rounds=1,
+        floors=(Bounded(LIMITS[size]),),
+        optional=size == "4 GB",
+    )
+
+
+def sparse(size: str) -> Work:
+    """One pass over more bytes than anyone would hold."""
+    name, limit = f"sparse-{size.replace(' ', '')}", LIMITS["256 MB"]
+    title = f"{size} of sparse npy, limit 256 MB"
+    return Work(name, title, Source("sparse npy", name), 10_000, limit, rounds=1, floors=(Flat(32 * 10**6),))
+
+
+WORKS = {work.name: work for work in (*batch_works(), *other_works(), *memory_works())}
+
+
+def select(patterns: list[str] | None, *, optional: bool) -> list[Work]:
+    """Works that match one of the patterns; without patterns, all of them (optional ones if asked for)."""
+    if patterns:
+        return [work for work in WORKS.values() if any(fnmatch(work.name, pattern) for pattern in patterns)]
+    return [work for work in WORKS.values() if optional or not work.optional]
