@@ -23,13 +23,13 @@ help: ## list the targets
 demo: $(VENV)/.with-plot ## show the main job on real embeddings
 	@$(BIN)/python notebooks/demo.py
 
-test: $(VENV)/.with-test $(VENV)/.with-reference ## run the tests, with coverage
+test: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the tests, with coverage
 	$(BIN)/python -m pytest -m "not slow" --cov
 
-test-slow: $(VENV)/.with-test $(VENV)/.with-reference ## run the slow tests
+test-slow: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the slow tests
 	$(BIN)/python -m pytest -m slow
 
-test-min: .venv-min/.with-test ## run the tests on the lowest supported versions
+test-min: .venv-min/.with-test servers ## run the tests on the lowest supported versions
 	.venv-min/bin/python -m pytest -m "not slow"
 
 lint: $(VENV)/.with-lint ## check style, types and the direction of imports
@@ -53,6 +53,15 @@ clean: ## remove the environments and everything generated
 	rm -rf .venv .venv-min dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf .bench .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The web server of the tests comes from the system; where it cannot be had, its tests are skipped, saying so.
+.PHONY: servers
+servers:
+	@if ! command -v nginx >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing nginx for the tests"; \
+	    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends nginx-light; } \
+	        >/dev/null || echo "nginx cannot be installed: its tests are skipped" >&2; \
+	fi
 
 # The environments. A stamp .with-EXTRA says that the extra EXTRA of pyproject.toml is installed; it ages with that file.
 
