@@ -47,6 +47,8 @@ _FINGERPRINT_KEYS = (
 )
 """Where file systems tell of a new version; the first one found is taken."""
 
+_LITTER = re.compile(r"(?:^|/)[._]")
+
 _SECRET = re.compile("key|secret|token|pass|cred|auth|user|sas|connection_string", re.IGNORECASE)
 """Names of options that may hold secrets."""
 
@@ -211,8 +213,7 @@ def _name(info: Mapping[str, Any]) -> str:
 
 def _is_litter(name: str, root: str) -> bool:
     """Tell hidden files, ``_SUCCESS``, ``_temporary/…`` and their like, wherever they lie below the folder given."""
-    relative = name.removeprefix(root)
-    return any(part[:1] in (".", "_") for part in relative.split("/") if part)
+    return _LITTER.search(name, len(root) if name.startswith(root) else 0) is not None
 
 
 def _exists(filesystem: FileSystem, path: str) -> bool:
@@ -285,13 +286,11 @@ def _stored_file(filesystem: FileSystem, info: Mapping[str, Any]) -> StoredFile:
 
 
 def _fingerprint(info: Mapping[str, Any]) -> str:
-    marks = [
-        # Some file systems tell the same time as a number in a listing and as a datetime when asked for one file.
-        str(mark.timestamp() if isinstance(mark, datetime) else mark)
-        for mark in map(info.get, _FINGERPRINT_KEYS)
-        if mark is not None
-    ]
-    return "-".join([str(info.get("size")), *marks[:1]])
+    for key in _FINGERPRINT_KEYS:
+        if (mark := info.get(key)) is not None:
+            # Some file systems tell the same time as a number in a listing and as a datetime when asked for one file.
+            return f"{info.get('size')}-{mark.timestamp() if isinstance(mark, datetime) else mark}"
+    return str(info.get("size"))
 
 
 def _nothing_found(source: Source, suffix: str, passed_over: Sequence[str]) -> str:
