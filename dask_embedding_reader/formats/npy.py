@@ -24,7 +24,7 @@ _MAGIC = b"\x93NUMPY"
 _MAX_HEADER_NBYTES = 2**20
 _NUMERIC_KINDS = "biufc"
 
-_SCRATCH_NBYTES = 2**20
+_SCRATCH_NBYTES = 2**19
 """Vectors that must be cast are read in blocks of this size: they stay in the processor's cache between the two."""
 
 
