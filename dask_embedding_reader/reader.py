@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from dask_embedding_reader import batches, graph
-from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
+from dask_embedding_reader.arguments import (
+    check_columns,
+    check_dtype,
+    check_integer,
+    check_options,
+    check_positive,
+    check_sources,
+    check_text,
+)
+from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.formats import Columns, get_format
 from dask_embedding_reader.manifest import Manifest, read_manifest
 from dask_embedding_reader.plan import default_piece_rows
@@ -118,8 +126,8 @@ class EmbeddingReader:
         embedding_dtype: npt.DTypeLike | None = None,
         show_progress: bool = False,
     ) -> None:
-        layout = get_format(_text("file_format", file_format))
-        columns = Columns(_text("embedding_column", embedding_column), None, _column_names(meta_columns))
+        layout = get_format(check_text("file_format", file_format))
+        columns = Columns(check_text("embedding_column", embedding_column), None, check_columns(meta_columns))
         if layout.metadata == "none" and columns.meta:
             raise ArgumentError(
                 f"meta_columns={list(columns.meta)} cannot be read from {file_format} files, which have no columns; "
@@ -132,15 +140,15 @@ class EmbeddingReader:
         if embedding_dtype is not None:
             if layout.name != "parquet":
                 raise ArgumentError(f"embedding_dtype is only for parquet files; {file_format} files tell their dtype")
-            columns = columns._replace(embedding_dtype=_dtype("embedding_dtype", embedding_dtype))
+            columns = columns._replace(embedding_dtype=check_dtype("embedding_dtype", embedding_dtype))
         self.embeddings_folder = embeddings_folder
         self.manifest: Manifest = read_manifest(
             layout,
-            _sources("embeddings_folder", embeddings_folder),
+            check_sources("embeddings_folder", embeddings_folder),
             columns,
-            None if metadata_folder is None else _sources("metadata_folder", metadata_folder),
-            _options("storage_options", storage_options),
-            _options("metadata_storage_options", metadata_storage_options),
+            None if metadata_folder is None else check_sources("metadata_folder", metadata_folder),
+            check_options("storage_options", storage_options),
+            check_options("metadata_storage_options", metadata_storage_options),
             show_progress,
         )
         vectors = self.manifest.vectors
@@ -181,7 +189,7 @@ class EmbeddingReader:
         ArgumentError
             If there is no such row.
         """
-        number = _integer("row", row)
+        number = check_integer("row", row)
         if not -self.count <= number < self.count:
             raise ArgumentError(f"row {number:,} is out of range: the collection has {self.count:,} rows")
         number %= self.count
@@ -309,20 +317,20 @@ class EmbeddingReader:
         """
         start, end = self._row_range(start, end)
         request = batches.BatchRequest(
-            batch_rows=_positive("batch_size", batch_size),
+            batch_rows=check_positive("batch_size", batch_size),
             start=start,
             stop=end,
-            max_piece_rows=None if max_piece_size is None else _positive("max_piece_size", max_piece_size),
-            threads=None if parallel_pieces is None else _positive("parallel_pieces", parallel_pieces),
-            limit_nbytes=_positive("max_ram_usage_in_bytes", max_ram_usage_in_bytes),
+            max_piece_rows=None if max_piece_size is None else check_positive("max_piece_size", max_piece_size),
+            threads=None if parallel_pieces is None else check_positive("parallel_pieces", parallel_pieces),
+            limit_nbytes=check_positive("max_ram_usage_in_bytes", max_ram_usage_in_bytes),
             dtype=self._wanted_dtype(dtype),
             show_progress=bool(show_progress),
         )
         return batches.read_batches(self.manifest, request)
 
     def _row_range(self, start: int, end: int | None) -> tuple[int, int]:
-        first = _integer("start", start)
-        last = self.count if end is None else min(_integer("end", end), self.count)
+        first = check_integer("start", start)
+        last = self.count if end is None else min(check_integer("end", end), self.count)
         if not 0 <= first <= self.count:
             raise ArgumentError(f"start={first:,} is out of range: the collection has {self.count:,} rows, from 0 on")
         if last < first:
@@ -332,12 +340,12 @@ class EmbeddingReader:
     def _piece_rows(self, max_piece_size: int | None) -> int:
         if max_piece_size is None:
             return default_piece_rows(self.byte_per_item)
-        return _positive("max_piece_size", max_piece_size)
+        return check_positive("max_piece_size", max_piece_size)
 
     def _wanted_dtype(self, dtype: npt.DTypeLike | None) -> np.dtype[Any]:
         if dtype is None:
             return self.dtype
-        wanted = _dtype("dtype", dtype).newbyteorder("=")
+        wanted = check_dtype("dtype", dtype).newbyteorder("=")
         if not np.can_cast(self.dtype, wanted, "same_kind"):
             raise ArgumentError(
                 f"dtype={wanted} cannot hold the stored {self.dtype}; read with dtype=None and convert the values"
@@ -373,9 +381,9 @@ def get_file_list(
     ArgumentError
         If the paths lie in different file systems.
     """
-    suffix = "." + _text("file_format", file_format).lstrip(".")
-    sources = _sources("path", path)
-    files = find_files(sources, suffix, _options("storage_options", storage_options))
+    suffix = "." + check_text("file_format", file_format).lstrip(".")
+    sources = check_sources("path", path)
+    files = find_files(sources, suffix, check_options("storage_options", storage_options))
     filesystem = files[0].filesystem
     for file in files:
         if file.filesystem != filesystem:
@@ -383,73 +391,6 @@ def get_file_list(
     if all(os.fspath(source).startswith("file://") for source in sources):
         return filesystem, [filesystem.unstrip_protocol(file.path) for file in files]
     return filesystem, [file_url(filesystem, file.path) for file in files]
-
-
-def _integer(name: str, value: Any) -> int:
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return int(value)  # 1e6 is how people write a million
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise ArgumentTypeError(f"{name} must be a whole number, not {value!r}") from None
-
-
-def _positive(name: str, value: Any) -> int:
-    number = _integer(name, value)
-    if number < 1:
-        raise ArgumentError(f"{name} must be at least 1, not {number}")
-    return number
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ArgumentTypeError(f"{name} must be a string, not {value!r}")
-    return value
-
-
-def _sources(name: str, value: Any) -> list[Source]:
-    given = [value] if isinstance(value, str | os.PathLike) else value
-    if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
-        raise ArgumentTypeError(f"{name} must be a path, a URL or a list of them, not {value!r}")
-    given = list(given)
-    for source in given:
-        if not isinstance(source, str | os.PathLike) or not isinstance(os.fspath(source), str):
-            raise ArgumentTypeError(f"{name} holds {source!r}; a path must be a string or an os.PathLike of one")
-        if not os.fspath(source).strip():
-            raise ArgumentError(f"{name} holds an empty path; for the current folder write '.'")
-    if not given:
-        raise ArgumentError(f"{name} is an empty list; name at least one file or folder")
-    return given
-
-
-def _column_names(names: Any) -> tuple[str, ...]:
-    if names is None:
-        return ()
-    given = [names] if isinstance(names, str) else names
-    if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
-        raise ArgumentTypeError(f"meta_columns must be a column name or a list of them, not {names!r}")
-    if len(set(given)) < len(given):
-        raise ArgumentError(f"meta_columns={list(given)} names a column twice")
-    return tuple(given)
-
-
-def _options(name: str, options: Any) -> Mapping[str, Any] | None:
-    if options is not None and not isinstance(options, Mapping):
-        # Never its value: it may hold secrets.
-        raise ArgumentTypeError(f"{name} must be a dictionary, not {type(options).__name__}")
-    return options
-
-
-def _dtype(name: str, dtype: Any) -> np.dtype[Any]:
-    try:
-        found: np.dtype[Any] = np.dtype(dtype)
-    except TypeError as error:
-        raise ArgumentTypeError(f"{name}={dtype!r} is no dtype that numpy knows") from error
-    if found.kind not in "biufc":
-        raise ArgumentError(f"{name}={found} is not numeric")
-    return found
 
 
 def _human_size(nbytes: float) -> str:
