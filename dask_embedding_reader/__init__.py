@@ -12,6 +12,7 @@ from dask_embedding_reader.errors import (
     ReadError,
 )
 from dask_embedding_reader.reader import EmbeddingReader, get_file_list
+from dask_embedding_reader.streaming import iter_batches
 
 __version__ = "0.1.0"
 
@@ -28,4 +29,5 @@ __all__ = [
     "ReadError",
     "__version__",
     "get_file_list",
+    "iter_batches",
 ]

@@ -40,7 +40,7 @@ _MIN_PIECE_NBYTES = 2**18
 _METADATA_ROWS = 8_192
 """Rows of metadata that are decoded and turned into a frame together."""
 
-_METADATA_ROW_NBYTES = 256
+METADATA_ROW_NBYTES = 256
 """What a row of metadata is taken to weigh until the first have been seen."""
 
 Batch = tuple[Array, pd.DataFrame]
@@ -226,7 +226,7 @@ class _Window:
 # Memory
 
 
-class _Buffers:
+class Buffers:
     """The memory of batches, used again once the caller has let go of a batch: new memory costs as much as reading."""
 
     def __init__(self, kept_nbytes: int) -> None:
@@ -265,7 +265,7 @@ class _Lease:
 
     __slots__ = ("__array_interface__", "_buffer", "_buffers")
 
-    def __init__(self, buffers: _Buffers, buffer: Array, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+    def __init__(self, buffers: Buffers, buffer: Array, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
         self._buffers, self._buffer = buffers, buffer
         self.__array_interface__ = {
             "shape": shape,
@@ -299,12 +299,12 @@ class _Reading:
         self._arrays: dict[int, Array] = {}
         self._frames: deque[tuple[int, pd.DataFrame]] = deque()
         self._batch_nbytes = request.batch_rows * manifest.dimension * request.dtype.itemsize
-        self._buffers = _Buffers(max(2 * self._batch_nbytes, request.limit_nbytes // 4))
+        self._buffers = Buffers(max(2 * self._batch_nbytes, request.limit_nbytes // 4))
         self._ahead_rows = max(request.batch_rows, 4 * threads * piece_rows)
         if vectors.has_groups:  # row groups are what is decoded in parallel
             self._ahead_rows = max(self._ahead_rows, threads * int(vectors.group_rows.max()))
         self._reading_nbytes = _reading_nbytes(manifest, threads, piece_rows, local)
-        self._metadata_row_nbytes = _METADATA_ROW_NBYTES if manifest.metadata else 0
+        self._metadata_row_nbytes = METADATA_ROW_NBYTES if manifest.metadata else 0
         self._metadata_start = request.start
 
     def _metadata_jobs(self, files: FileTable | None) -> Iterator[_Job]:

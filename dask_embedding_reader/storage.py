@@ -184,8 +184,7 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source)
         else:
             infos = _glob(filesystem, path)
             root = path[: min(path.index(c) for c in _GLOB_CHARACTERS if c in path)].rpartition("/")[0]
-            if any(part[:1] in "._" for part in path[len(root) :].split("/") if part):
-                root = ""  # the pattern itself names hidden or underscored files: they are wanted
+            if _is_litter(path, root):  # the pattern itself names such files: they are wanted
                 return sorted(infos, key=_name)
         if not infos and not _exists(filesystem, path) and _GLOB_CHARACTERS.isdisjoint(path):
             raise FileNotFoundError(path)
