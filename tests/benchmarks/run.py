@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -48,8 +49,11 @@ class Results:
         return [verdict for verdict in verdicts if verdict]
 
 
-def run(works: list[Work], rounds: int, data: Data) -> Results:
-    """Go round by round through all the works, so that a noisy minute spoils one round and not one work."""
+def run(works: list[Work], rounds: int, data: Data) -> Iterator[Results]:
+    """Go round by round through all the works, so that a noisy minute spoils one round and not one work.
+
+    After every round the results so far are handed out.
+    """
     results = Results(works, {**machine(), "rows_per_file": data.rows, "rounds": rounds})
     started = time.perf_counter()
     for number in range(rounds):
@@ -58,11 +62,11 @@ def run(works: list[Work], rounds: int, data: Data) -> Results:
                 progress(f"round {number + 1}/{rounds} {work.name} ({time.perf_counter() - started:.0f} s)")
                 data.warm(work.data)
                 alternate(results, work, number, data)
+        results.machine.update(seconds=time.perf_counter() - started, load_after=os.getloadavg())
+        for work in works:
+            compare(results, work)
+        yield results
     progress("")
-    results.machine.update(seconds=time.perf_counter() - started, load_after=os.getloadavg())
-    for work in works:
-        compare(results, work)
-    return results
 
 
 def alternate(results: Results, work: Work, number: int, data: Data) -> None:
