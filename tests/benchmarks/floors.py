@@ -11,7 +11,7 @@ OURS = "dask_embedding_reader"
 REFERENCE = "embedding_reader"
 PYARROW = "pyarrow.dataset"
 DELAYED = "dask.delayed(np.load)"
-MEMMAP = "da.from_array(memmap)"
+DASK_ALONE = "dask alone"
 BY_HAND = "np.load + read_parquet"
 RAW = "raw limit"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 from .data import PROBES
-from .floors import DELAYED, MEMMAP, PYARROW, RAW, REFERENCE, Bounded, Faster, Flat, Floor, Smaller, Within
+from .floors import DASK_ALONE, DELAYED, PYARROW, RAW, REFERENCE, Bounded, Faster, Flat, Floor, Smaller, Within
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def whole(name: str, source: Source, batch_size: int, *floors: Floor) -> Work:
 def other_works() -> list[Work]:
     """Everything but whole passes."""
     many, large = Source("10,000 npy files", "many"), Source("npy of 8 GB", "large")
-    call, lazy = Within(RAW, 0.002), Within(MEMMAP, 0.002)  # dask alone takes some 3 ms for a task
+    call, lazy = Within(RAW, 0.002), Within(DASK_ALONE, 0.002)  # dask alone takes some 3 ms for a task
     return [
         Work("first-npy", "first batch of 1,000, npy float32", NPY, 1000),
         Work("first-parquet", "first batch of 1,000, parquet", PARQUET, 1000),
