@@ -177,7 +177,7 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source)
     shown = hide_secrets(os.fspath(source))
     try:
         if _has_suffix(filesystem, path, suffix) and (info := _info(filesystem, path)) and info["type"] != "directory":
-            return [info]  # a file that is named is wanted, whatever its name starts with
+            return [{**info, "name": path}]  # a file that is named is wanted, whatever its name starts with
         if _GLOB_CHARACTERS.isdisjoint(path) or _exists(filesystem, path):
             infos = _find(filesystem, path)
             root = path

@@ -413,6 +413,9 @@ def test_an_address_with_a_query_is_one_file(folder: Path) -> None:
 def test_a_file_that_changes_on_a_web_server_is_noticed(tmp_path: Path, etags: bool) -> None:
     write_files(tmp_path)
     with servers.http_files(tmp_path, etags=etags) as server:
+        info = fsspec.filesystem("http").info(f"{server.url}/1.npy")
+        if not (etags or "Last-Modified" in info):
+            pytest.skip("this version of fsspec does not tell when a file was modified")
         reader = EmbeddingReader([f"{server.url}/{name}.npy" for name in FILES])
         name = reader.to_dask_array().name
         path = tmp_path / "1.npy"
