@@ -170,6 +170,30 @@ def test_kept_batches_stay_what_they_were() -> None:
     np.testing.assert_array_equal(np.concatenate(batches), data)
 
 
+def test_what_a_task_keeps_is_not_handed_out() -> None:
+    kept: dict[int, Any] = {}
+
+    def load(block: Any, block_info: Any = None) -> Any:
+        return kept.setdefault(block_info[0]["chunk-location"][0], block.copy())
+
+    x = da.zeros((60, 2), chunks=(20, 2)).map_blocks(load, dtype=float, meta=np.empty((0, 0)))
+    for rows, _ in iter_batches(x, batch_size=4):
+        rows += 1
+    assert len(kept) == 3
+    assert not any(block.any() for block in kept.values())
+
+
+def test_kept_batches_keep_few_chunks_alive() -> None:
+    source = Source(600, 30)
+    batches = [rows for rows, _ in iter_batches(source.array, batch_size=4)]
+    assert wait_until(lambda: source.alive <= 2)
+    np.testing.assert_array_equal(np.concatenate(batches), source.data)
+    source = Source(60, 30)
+    first, _ = next(iter_batches(source.array, batch_size=4))
+    assert wait_until(lambda: source.alive == 0)
+    np.testing.assert_array_equal(first, source.data[:4])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Each task once, and little held
 
@@ -445,7 +469,14 @@ def test_an_error_of_a_task_comes_out_where_it_happened(share: bool) -> None:
     assert seen == (27 if share else 30)
 
 
-@pytest.mark.parametrize(("made", "message"), [(np.zeros((2, 3)), "shape"), (np.zeros((3, 3)), "float64.*int64")])
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (np.zeros((2, 3)), "shape"),
+        (np.zeros((3, 3)), "float64.*int64"),
+        (np.ma.zeros((3, 3), dtype=np.int64), "masked"),
+    ],
+)
 def test_chunks_that_are_not_what_the_array_tells_are_an_error(made: Any, message: str) -> None:
     x = Source(9, 3).array.map_blocks(lambda _: made, dtype=np.int64, meta=np.empty((0, 0), np.int64))
     with pytest.raises(MismatchError, match=rf"rows \[0, 3\).*{message}"):

@@ -7,12 +7,14 @@ own thread, whenever it asks for a batch.
 from __future__ import annotations
 
 import math
+import sys
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -67,6 +69,11 @@ class Request:
         return int(math.prod(self.array.shape[1:])) * int(self.array.dtype.itemsize)
 
     @property
+    def is_numeric(self) -> bool:
+        """Whether the array is of plain numbers, whose bytes say all."""
+        return self.array.dtype.kind in "biufc"
+
+    @property
     def batch_nbytes(self) -> int:
         """Bytes of the array of a batch."""
         return min(self.batch_rows, self.rows) * self.row_nbytes
@@ -105,7 +112,9 @@ class _Stream:
         self._inner_nbytes = request.inner_nbytes
         self._next = 0
         self._started: deque[tuple[int, Future[list[Any]]]] = deque()
-        self._chunks: deque[tuple[Unit, list[Any]]] = deque()
+        self._chunks: deque[_Chunk] = deque()
+        self._parts: list[tuple[weakref.ref[_Part], int]] = []
+        self._places = _places(request.array.chunks[1:])
         self._frames: deque[tuple[int, pd.DataFrame]] = deque()
         self._held_frame_rows = 0
         self._frame_row_nbytes = METADATA_ROW_NBYTES
@@ -122,16 +131,22 @@ class _Stream:
 
     def take(self, start: int, stop: int) -> Batch:
         """Return the rows of a batch, as soon as they are there; keep computing ahead all the while."""
-        request = self._request
-        array = _new_array(self._buffers, (stop - start, *request.array.shape[1:]), request.array.dtype)
+        array: Array | None = None
         filled = start
         self._start_units(stop)
         while True:
-            filled = self._fill(array, start, filled, stop)
+            if array is None and self._chunks:
+                array = self._lend(start, stop)
+                filled = start if array is None else stop
+            if array is None and self._chunks:
+                array = self._new_array(stop - start)
+            if array is not None:
+                filled = self._fill(array, start, filled, stop)
             if not self._started or self._units[self._started[0][0]].start >= stop:
                 break
             self._finish_first()
             self._start_units(stop)
+        assert array is not None  # no batch is empty
         return array, self._take_frame(start, stop)
 
     def close(self) -> None:
@@ -175,7 +190,8 @@ class _Stream:
         held = 2 * self._request.batch_nbytes + self._engine.held_nbytes
         for number, future in self._started:
             held += self._nbytes(self._units[number]) + (0 if future.done() else self._inner_nbytes)
-        held += sum(self._nbytes(unit) for unit, _ in self._chunks)
+        held += sum(self._nbytes(chunk.unit) for chunk in self._chunks)
+        held += sum(nbytes for part, nbytes in self._parts if part() is not None)
         return held + self._held_frame_rows * self._frame_row_nbytes
 
     def _finish_first(self) -> None:
@@ -191,7 +207,11 @@ class _Stream:
             self._frames.append((unit.start, frame))
             self._held_frame_rows += len(frame)
         else:
-            self._chunks.append((unit, self._checked_blocks(unit, results)))
+            # In place: another list would be a second reference to each block.
+            results[:] = (block if isinstance(block, np.ndarray) else np.asarray(block) for block in results)
+            self._check_blocks(unit, results)
+            if unit.stop > unit.start:
+                self._chunks.append(_make_chunk(unit, results))
 
     def _check_frame(self, unit: Unit, frame: Any) -> None:
         if not isinstance(frame, pd.DataFrame):
@@ -205,46 +225,64 @@ class _Stream:
                 "what picks rows of one has to pick them of the other too"
             )
 
-    def _checked_blocks(self, unit: Unit, blocks: list[Any]) -> list[Any]:
+    def _check_blocks(self, unit: Unit, blocks: list[Array]) -> None:
         dtype = self._request.array.dtype
-        arrays = [np.asanyarray(block) for block in blocks]
-        for block, (shape, _) in zip(arrays, self._block_places(unit), strict=True):
-            if block.shape != shape:
+        for block, (shape, _) in zip(blocks, self._places, strict=True):
+            if isinstance(block, np.ma.MaskedArray):
+                raise MismatchError(
+                    f"a chunk of the rows [{unit.start:,}, {unit.stop:,}) was computed as a masked array, the array "
+                    "tells plain numbers; fill it, as da.ma.filled does"
+                )
+            if block.shape != (unit.stop - unit.start, *shape):
                 raise MismatchError(
                     f"a chunk of the rows [{unit.start:,}, {unit.stop:,}) was computed with the shape {block.shape}, "
-                    f"the array tells {shape}; give map_blocks the right chunks="
+                    f"the array tells {(unit.stop - unit.start, *shape)}; give map_blocks the right chunks="
                 )
             if not np.can_cast(block.dtype, dtype, "same_kind"):
                 raise MismatchError(
                     f"a chunk of the rows [{unit.start:,}, {unit.stop:,}) was computed as {block.dtype}, the array "
                     f"tells {dtype}; give map_blocks the right dtype="
                 )
-        return arrays
-
-    def _block_places(self, unit: Unit) -> list[tuple[tuple[int, ...], tuple[slice, ...]]]:
-        """Return the shape of each block of a band, and its place on the other axes."""
-        places: list[tuple[tuple[int, ...], tuple[slice, ...]]] = [((unit.stop - unit.start,), ())]
-        for sizes in self._request.array.chunks[1:]:
-            stops = np.cumsum(sizes).tolist()
-            slices = [slice(stop - int(size), stop) for size, stop in zip(sizes, stops, strict=True)]
-            places = [((*shape, s.stop - s.start), (*place, s)) for shape, place in places for s in slices]
-        return places
 
     # Batches
+
+    def _lend(self, start: int, stop: int) -> Array | None:
+        """Return the rows as a part of a chunk that nobody else has; None where they must be copied.
+
+        A batch that is kept keeps its whole chunk, so this is for loops that let go of each batch when they get the
+        next one: the first batch is always a copy, and so are all others as long as two of them are kept.
+        """
+        self._parts = [(part, nbytes) for part, nbytes in self._parts if part() is not None]
+        chunk, block = self._chunks[0], self._chunks[0].blocks[0]
+        if not start or len(self._parts) > 1 or stop > chunk.unit.stop or not self._request.is_numeric:
+            return None
+        if not chunk.is_ours or block.dtype != self._request.array.dtype or not block.nbytes:
+            return None
+        part = _Part(block[start - chunk.unit.start : stop - chunk.unit.start])
+        self._parts.append((weakref.ref(part), block.nbytes))
+        if stop == chunk.unit.stop:
+            self._chunks.popleft()
+        return np.asarray(part)
 
     def _fill(self, batch: Array, start: int, filled: int, stop: int) -> int:
         """Copy what has been computed of the rows from ``filled`` on; return how far it goes."""
         while self._chunks and filled < stop:
-            unit, blocks = self._chunks[0]
+            unit, blocks, _ = self._chunks[0]
             last = min(stop, unit.stop)
-            if last > filled:
-                for block, (_, place) in zip(blocks, self._block_places(unit), strict=True):
-                    rows = block[filled - unit.start : last - unit.start]
-                    np.copyto(batch[(slice(filled - start, last - start), *place)], rows, casting="same_kind")
-                filled = last
+            for block, (_, place) in zip(blocks, self._places, strict=True):
+                rows = block[filled - unit.start : last - unit.start]
+                np.copyto(batch[(slice(filled - start, last - start), *place)], rows, casting="same_kind")
+            filled = last
             if last == unit.stop:
                 self._chunks.popleft()
         return filled
+
+    def _new_array(self, rows: int) -> Array:
+        """Return an array of undefined content, in memory used again where that is possible."""
+        shape, dtype = (rows, *self._request.array.shape[1:]), self._request.array.dtype
+        if not self._request.is_numeric or not math.prod(shape):
+            return np.empty(shape, dtype)
+        return self._buffers.take(rows, math.prod(shape[1:]), dtype).reshape(shape)
 
     def _take_frame(self, start: int, stop: int) -> pd.DataFrame:
         frame = self._request.frame
@@ -278,8 +316,57 @@ def _batch_frame(parts: list[pd.DataFrame], start: int, stop: int) -> pd.DataFra
     return batch
 
 
-def _new_array(buffers: Buffers, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return an array of undefined content, in memory used again where that is possible."""
-    if dtype.kind not in "biufc" or not math.prod(shape):
-        return np.empty(shape, dtype)
-    return buffers.take(shape[0], math.prod(shape[1:]), dtype).reshape(shape)
+# ---------------------------------------------------------------------------------------------------------------------
+# Chunks
+
+
+class _Chunk(NamedTuple):
+    """A band of chunks along the rows that has been computed."""
+
+    unit: Unit
+    """Its rows."""
+    blocks: list[Array]
+    """One for each chunk on the other axes."""
+    is_ours: bool
+    """Whether it is one array that nothing else refers to, so that batches may be parts of it."""
+
+
+def _make_chunk(unit: Unit, blocks: list[Array]) -> _Chunk:
+    return _Chunk(unit, blocks, len(blocks) == 1 and _references(blocks) == _ONLY_OURS and _is_plain(blocks[0]))
+
+
+def _is_plain(block: Array) -> bool:
+    flags = block.flags
+    return flags.owndata and flags.writeable and flags.c_contiguous
+
+
+def _references(blocks: list[Array]) -> int:
+    """Count what refers to an array: a loan to a later unit, a view, what was persisted or cached by a task."""
+    return sys.getrefcount(blocks[0])
+
+
+_ONLY_OURS = _references([np.empty(1)])
+"""References to an array that is in one list only: differs between versions of Python."""
+
+
+class _Part:
+    """Lends rows of a chunk to an array. numpy keeps it alive as long as the array or any view of it lives."""
+
+    __slots__ = ("__array_interface__", "__weakref__", "_rows")
+
+    def __init__(self, rows: Array) -> None:
+        self._rows = rows
+        self.__array_interface__ = rows.__array_interface__
+
+
+Place = tuple[tuple[int, ...], tuple[slice, ...]]
+
+
+def _places(chunks: Sequence[Sequence[int]]) -> list[Place]:
+    """Return the shape of each block of a band, and its place, on the axes other than the rows."""
+    places: list[Place] = [((), ())]
+    for sizes in chunks:
+        stops = np.cumsum(sizes).tolist()
+        slices = [slice(stop - int(size), stop) for size, stop in zip(sizes, stops, strict=True)]
+        places = [((*shape, s.stop - s.start), (*place, s)) for shape, place in places for s in slices]
+    return places
