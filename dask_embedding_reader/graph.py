@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -22,6 +24,7 @@ from dask.array.core import getter
 from dask.highlevelgraph import HighLevelGraph
 from dask.layers import ArrayBlockwiseDep
 
+from dask_embedding_reader.errors import EmbeddingReaderError, MismatchError, ReadError
 from dask_embedding_reader.formats import Array, Columns, FileHeader, VectorFormat, read_rows
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, empty_frame, make_frame
 from dask_embedding_reader.formats.parquet import open_table
@@ -120,10 +123,10 @@ class _PieceDep(ArrayBlockwiseDep):
 
     def __getitem__(self, index: tuple[int, ...]) -> LazyPiece:
         if not len(self._plan):
-            return LazyPiece(self._vectors, self._columns, self._plan.files.header(0), 0, 0, self._dtype)
+            return LazyPiece(_version(), self._vectors, self._columns, self._plan.files.header(0), 0, 0, self._dtype)
         piece = self._plan[index[0]]
         header = self._plan.files.header(*piece)
-        return LazyPiece(self._vectors, self._columns, header, piece.start, piece.stop, self._dtype)
+        return LazyPiece(_version(), self._vectors, self._columns, header, piece.start, piece.stop, self._dtype)
 
     def __dask_tokenize__(self) -> str:
         return self.token
@@ -133,6 +136,8 @@ class _PieceDep(ArrayBlockwiseDep):
 class LazyPiece:
     """The vectors of a piece as an array that is read when it is indexed. Small and picklable: each task holds one."""
 
+    version: str
+    """The version of this package that made it. First, so that every version finds it."""
     vectors: VectorFormat
     """How to read them."""
     columns: Columns
@@ -184,7 +189,8 @@ class LazyPiece:
         return np.concatenate([np.empty((0, self.header.dimension), self.dtype), *parts])[positions]
 
     def _read(self, start: int, stop: int) -> Array:
-        return read_rows(self.vectors, self.header, self.columns, self.start + start, self.start + stop, self.dtype)
+        with _as_worker(self.version):
+            return read_rows(self.vectors, self.header, self.columns, self.start + start, self.start + stop, self.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -194,6 +200,8 @@ class LazyPiece:
 class MetaPiece(NamedTuple):
     """The metadata of a piece, before it is read. Small and picklable: each task holds one."""
 
+    version: str
+    """The version of this package that made it. First, so that every version finds it."""
     header: FileHeader | None
     """The parquet file; None where no metadata was asked for."""
     fields: tuple[MetaField, ...]
@@ -221,11 +229,12 @@ class _FramePieces(Sequence[MetaPiece]):
         if not 0 <= operator.index(position) < len(self):
             raise IndexError(position)
         if not len(self._plan):
-            return MetaPiece(None, self._fields, 0, 0, self._plan.stop)
+            return MetaPiece(_version(), None, self._fields, 0, 0, self._plan.stop)
         piece = self._plan[position]
         files = self._plan.files
         header = files.header(*piece) if self._has_metadata else None
-        return MetaPiece(header, self._fields, piece.start, piece.stop, int(files.offsets[piece.file]) + piece.start)
+        first_row = int(files.offsets[piece.file]) + piece.start
+        return MetaPiece(_version(), header, self._fields, piece.start, piece.stop, first_row)
 
     def __iter__(self) -> Iterator[MetaPiece]:
         return (self[position] for position in range(len(self)))
@@ -240,5 +249,45 @@ def read_frame(piece: MetaPiece, columns: Sequence[str]) -> pd.DataFrame:
     fields = [field for name in columns for field in piece.fields if field.name == name]
     if piece.header is None or not fields:
         return empty_frame(fields).set_axis(index) if fields else pd.DataFrame(index=index)
-    read = open_table(piece.header, [field.name for field in fields], piece.start, piece.stop)
-    return make_frame(fields, read(len(index)), index)
+    with _as_worker(piece.version):
+        read = open_table(piece.header, [field.name for field in fields], piece.start, piece.stop)
+        return make_frame(fields, read(len(index)), index)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On a worker
+
+
+def _version() -> str:
+    # By name: the package itself stands above this module, which it imports.
+    return str(sys.modules[__name__.partition(".")[0]].__version__)
+
+
+@contextmanager
+def _as_worker(version: str) -> Iterator[None]:
+    """Check that a task was made by this very version, and name the worker in errors that only it may meet."""
+    if version != _version():
+        raise MismatchError(
+            f"this task was made by dask-embedding-reader {version}, but {_worker() or 'this process'} has "
+            f"{_version()}; install the same version everywhere"
+        )
+    try:
+        yield
+    except EmbeddingReaderError as error:
+        worker = _worker()
+        if worker is None:
+            raise
+        hint = ", which has to reach the file by the same path" if isinstance(error, ReadError) else ""
+        raise type(error)(f"{error} (on {worker}{hint})") from error
+
+
+def _worker() -> str | None:
+    """Spell the address of the Dask worker that runs this task, if one does."""
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import get_worker  # noqa: PLC0415 - it takes time, and may not be used
+
+    try:
+        return f"worker {get_worker().address}"
+    except ValueError:
+        return None
