@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -20,6 +22,10 @@ from dask_embedding_reader.streaming.schedule import Graph, Key, Schedule, depth
 
 if TYPE_CHECKING:
     import distributed
+
+
+_COUNT_SECONDS = 1.0
+"""How often the threads of a cluster are counted: workers come and go."""
 
 
 class Engine(Protocol):
@@ -168,14 +174,19 @@ class Cluster:
         self._lent: dict[tuple[Key, int], Any] = {}
         self._results: dict[int, list[Any]] = {}
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="embedding-reader")
+        self._threads, self._counted_at = 0, -math.inf
         self._closed = False
         self.held_nbytes = 0  # globals and loans are held by the workers
         self.schedule: Schedule
 
     @property
     def parallel(self) -> int:
-        """How many threads the workers have by now."""
-        return max(2, sum(map(int, self._client.nthreads().values())))
+        """How many threads the workers have, as of a second ago: to ask the scheduler takes milliseconds."""
+        now = time.monotonic()
+        if now > self._counted_at + _COUNT_SECONDS:
+            self._counted_at = now
+            self._threads = max(2, sum(map(int, self._client.nthreads().values())))
+        return self._threads
 
     def compute_globals(self, levels: Sequence[Sequence[Key]]) -> None:
         """Have the workers compute and keep what all units use."""
