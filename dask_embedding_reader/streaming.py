@@ -40,7 +40,8 @@ from dask.sizeof import sizeof
 from dask.system import CPU_COUNT
 
 from dask_embedding_reader.arguments import check_positive
-from dask_embedding_reader.batches import METADATA_ROW_NBYTES, Batch, Buffers
+from dask_embedding_reader.batches import METADATA_ROW_NBYTES, Batch
+from dask_embedding_reader.buffers import Buffers
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, MismatchError
 from dask_embedding_reader.formats import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
