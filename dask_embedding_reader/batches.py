@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from dask_embedding_reader.buffers import Buffers, Slot
 from dask_embedding_reader.formats import Array, FileHeader
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, make_frame
 from dask_embedding_reader.formats.parquet import DECODER_NBYTES, open_table
@@ -44,6 +45,7 @@ METADATA_ROW_NBYTES = 256
 """What a row of metadata is taken to weigh until the first have been seen."""
 
 Batch = tuple[Array, pd.DataFrame]
+T = TypeVar("T")
 
 
 class BatchRequest(NamedTuple):
@@ -108,6 +110,10 @@ OpenReader = Callable[[FileHeader, int, int], Callable[[Any], Any]]
 """Given a row range of a file, returns what reads the next rows of it."""
 
 
+Wanted = Callable[[], Any]
+"""Returns what a job shall read: rows, or arrays to fill; None while there is no memory for them."""
+
+
 @dataclass(slots=True)
 class _Job:
     """The rows of one piece, to be read in one go."""
@@ -116,28 +122,32 @@ class _Job:
     """The first row, counted in the collection."""
     stop: int
     """The row after the last one."""
-    run: Callable[[Any], Any]
-    """Reads them."""
-    lane: _Lane | None
-    """Where jobs must run one after the other; None where they may run at the same time."""
+    lane: _Lane
+    """Where it is read."""
 
 
-def _jobs(plan: ReadPlan, open_reader: OpenReader, pool: _Pool) -> Iterator[_Job]:
-    """Turn a plan into jobs, in order. The pieces of one row group share a reader, which decodes it once."""
+def _jobs(plan: ReadPlan, open_reader: OpenReader, pool: _Pool, bounds: range = range(0)) -> Iterator[_Job]:
+    """Turn a plan into jobs, in order. The pieces of one row group share a lane, which decodes it once.
+
+    Pieces that reach over one of the rows ``bounds`` are cut there.
+    """
     segments = plan.whole_segments()
     for position in range(len(segments)):
         file, start, stop = segments[position]
         header = plan.files.header(file, start, stop)
         first_row = int(plan.files.offsets[file])
-        cuts = [*range(start, stop, int(plan.piece_rows[position])), stop]
-        lane = _Lane(pool, partial(open_reader, header, start, stop)) if plan.files.has_groups else None
-        for a, b in pairwise(cuts):
-            run = lane.run if lane else partial(_open_and_run, open_reader, header, a, b)
-            yield _Job(first_row + a, first_row + b, run, lane)
+        lane = _Lane(pool, partial(open_reader, header, start, stop))
+        for a, b in _cut(first_row + start, first_row + stop, int(plan.piece_rows[position]), bounds):
+            if not plan.files.has_groups:
+                lane = _Lane(pool, partial(open_reader, header, a - first_row, b - first_row))
+            yield _Job(a, b, lane)
 
 
-def _open_and_run(open_reader: OpenReader, header: FileHeader, start: int, stop: int, wanted: Any) -> Any:
-    return open_reader(header, start, stop)(wanted)
+def _cut(start: int, stop: int, rows: int, bounds: range) -> Iterator[tuple[int, int]]:
+    """Cut the rows ``[start, stop)`` at bounds, and what lies between them into pieces."""
+    while start < stop:
+        bound = next(iter(bounds[bisect_right(bounds, start) :]), stop)
+        yield start, (start := min(start + rows, bound, stop))
 
 
 class _Pool:
@@ -147,8 +157,12 @@ class _Pool:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="embedding-reader")
         self.closed = False
 
-    def submit(self, run: Callable[..., Any], *args: Any) -> Future[Any]:
-        return self._executor.submit(run, *args)
+    def submit(self, run: Callable[[], None]) -> None:
+        try:
+            self._executor.submit(run)
+        except RuntimeError:  # the program ends: nobody waits any more
+            self.closed = True
+            raise
 
     def close(self) -> None:
         self.closed = True
@@ -156,25 +170,21 @@ class _Pool:
 
 
 class _Lane:
-    """Runs the jobs of one row group one after the other, each continuing to decode where the last one stopped."""
+    """Runs jobs one after the other, each continuing to read where the last one stopped."""
 
     def __init__(self, pool: _Pool, open_reader: Callable[[], Callable[[Any], Any]]) -> None:
         self._pool = pool
         self._open_reader = open_reader
         self._reader: Callable[[Any], Any] | None = None
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[Future[Any], Callable[[Any], Any], Any]] = deque()
+        self._waiting: deque[tuple[Future[Any], Wanted]] = deque()
         self._running = False
 
-    def run(self, wanted: Any) -> Any:
-        if self._reader is None:
-            self._reader = self._open_reader()
-        return self._reader(wanted)
-
-    def submit(self, run: Callable[[Any], Any], wanted: Any) -> Future[Any]:
+    def submit(self, wanted: Wanted) -> Future[Any]:
+        """Read what is wanted, after all that was wanted before."""
         future: Future[Any] = Future()
         with self._lock:
-            self._waiting.append((future, run, wanted))
+            self._waiting.append((future, wanted))
             idle, self._running = not self._running, True
         if idle:
             self._pool.submit(self._work)
@@ -187,12 +197,22 @@ class _Lane:
                 if not self._waiting or self._pool.closed:
                     self._running = False
                     return
-                future, run, wanted = self._waiting.popleft()
+                future, wanted = self._waiting[0]
             try:
-                future.set_result(run(wanted))
+                target = wanted()
+                if target is None:
+                    # Through the pool, which refuses when the program ends: nothing would end the waiting then.
+                    self._pool.submit(self._work)
+                    return
+                if self._reader is None:
+                    self._reader = self._open_reader()
+                future.set_result(self._reader(target))
             except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
                 future.set_exception(error)
-            del future, run, wanted  # while this thread waits, it must not keep a batch alive
+            with self._lock:
+                self._waiting.popleft()
+            target = None
+            del future, wanted  # while this thread waits, it must not keep a batch alive
 
 
 class _Window:
@@ -203,11 +223,11 @@ class _Window:
         self.next = next(jobs, None)
         self.started: deque[tuple[_Job, Future[Any]]] = deque()
 
-    def start(self, pool: _Pool, wanted: Any) -> None:
+    def start(self, wanted: Wanted) -> None:
         """Start the next job."""
         job = self.next
         assert job is not None
-        self.started.append((job, (job.lane or pool).submit(job.run, wanted)))
+        self.started.append((job, job.lane.submit(wanted)))
         self.next = next(self._jobs, None)
 
     def has_unfinished(self, stop: int) -> bool:
@@ -220,62 +240,6 @@ class _Window:
         result = future.result()
         self.started.popleft()
         return job, result
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Memory
-
-
-class Buffers:
-    """The memory of batches, used again once the caller has let go of a batch: new memory costs as much as reading."""
-
-    def __init__(self, kept_nbytes: int) -> None:
-        self._kept_nbytes = kept_nbytes
-        self._free: list[Array] = []
-        self.free_nbytes = 0
-        self._lock = threading.Lock()
-
-    def take(self, rows: int, dimension: int, dtype: np.dtype[Any]) -> Array:
-        """Return an array of undefined content."""
-        nbytes = rows * dimension * dtype.itemsize
-        with self._lock:
-            # Only memory of the very size: a small batch must not keep a large buffer alive.
-            buffer = self._free.pop() if self._free and self._free[-1].nbytes == nbytes else None
-            self.free_nbytes -= 0 if buffer is None else nbytes
-        lease = _Lease(self, np.empty(nbytes, np.uint8) if buffer is None else buffer, (rows, dimension), dtype)
-        return np.asarray(lease)
-
-    def give_back(self, buffer: Array) -> None:
-        """Keep memory for the next batch."""
-        with self._lock:
-            if self.free_nbytes + buffer.nbytes <= self._kept_nbytes:
-                self._free.append(buffer)
-                self.free_nbytes += buffer.nbytes
-
-    def close(self) -> None:
-        """Let go of all memory, and keep none from now on."""
-        with self._lock:
-            self._kept_nbytes = -1
-            self._free.clear()
-            self.free_nbytes = 0
-
-
-class _Lease:
-    """Lends memory to an array. numpy keeps it alive as long as the array or any view of it lives."""
-
-    __slots__ = ("__array_interface__", "_buffer", "_buffers")
-
-    def __init__(self, buffers: Buffers, buffer: Array, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
-        self._buffers, self._buffer = buffers, buffer
-        self.__array_interface__ = {
-            "shape": shape,
-            "typestr": dtype.str,
-            "data": (buffer.ctypes.data, False),
-            "version": 3,
-        }
-
-    def __del__(self) -> None:
-        self._buffers.give_back(self._buffer)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -292,17 +256,21 @@ class _Reading:
         threads = request.threads or (max(2, os.cpu_count() or 1) if local else _REMOTE_THREADS)
         piece_rows = _piece_rows(manifest, request, threads, local)
         self._pool = _Pool(threads)
+        parallel_rows = threads * max(piece_rows, int(vectors.group_rows.max()) if vectors.has_groups else 0)
+        # Pieces are cut where large batches end: else the end of one could not be read before the next one has memory.
+        self._large = local and request.batch_rows > piece_rows
+        bounds = range(request.start, request.stop, request.batch_rows) if self._large else range(0)
         plan = make_plan(vectors, request.start, request.stop, piece_rows)
         open_rows = manifest.format.vectors.open_rows
-        self._vectors = _Window(_jobs(plan, lambda header, a, b: open_rows(header, columns, a, b), self._pool))
+        self._vectors = _Window(_jobs(plan, lambda header, a, b: open_rows(header, columns, a, b), self._pool, bounds))
         self._metadata = _Window(self._metadata_jobs(manifest.metadata))
-        self._arrays: dict[int, Array] = {}
+        self._slots: dict[int, Slot] = {}
         self._frames: deque[tuple[int, pd.DataFrame]] = deque()
         self._batch_nbytes = request.batch_rows * manifest.dimension * request.dtype.itemsize
         self._buffers = Buffers(max(2 * self._batch_nbytes, request.limit_nbytes // 4))
-        self._ahead_rows = max(request.batch_rows, 4 * threads * piece_rows)
-        if vectors.has_groups:  # row groups are what is decoded in parallel
-            self._ahead_rows = max(self._ahead_rows, threads * int(vectors.group_rows.max()))
+        self._ahead_rows = max(request.batch_rows, 4 * threads * piece_rows, parallel_rows)
+        # Those being filled, and the one that the caller works on; None: as many as there is room for.
+        self._most_batches = 1 + -(-parallel_rows // request.batch_rows) if self._large else None
         self._reading_nbytes = _reading_nbytes(manifest, threads, piece_rows, local)
         self._metadata_row_nbytes = METADATA_ROW_NBYTES if manifest.metadata else 0
         self._metadata_start = request.start
@@ -330,6 +298,8 @@ class _Reading:
     def finish(self, stop: int) -> None:
         """Wait until all rows before ``stop`` are there; keep reading ahead all the while."""
         self._start_jobs(stop)
+        if self._large:
+            self._make_memory(stop)
         while self._vectors.has_unfinished(stop) or self._metadata.has_unfinished(stop):
             if self._vectors.has_unfinished(stop):
                 self._vectors.finish_first()
@@ -339,9 +309,16 @@ class _Reading:
                 self._metadata_row_nbytes = max(self._metadata_row_nbytes, 2 * nbytes // len(frame))
             self._start_jobs(stop)
 
+    def _make_memory(self, stop: int) -> None:
+        """See that the batch that is asked for need not wait for memory."""
+        slot = self._slots[self._batch_of(stop - 1)]
+        if slot.lacks_memory:
+            self._most_batches = None  # the caller keeps batches: there is nothing to wait for
+        slot.make()
+
     def take(self, start: int, stop: int) -> Batch:
         """Hand out a finished batch."""
-        array = self._arrays.pop(self._batch_of(start))
+        array = self._slots.pop(self._batch_of(start)).make()
         self._metadata_start = stop
         return array, self._take_frame(start, stop)
 
@@ -378,21 +355,20 @@ class _Reading:
             assert job is not None
             if job.start >= needed and (job.start >= needed + self._ahead_rows or not self._fits(job, window)):
                 return
-            if window is self._vectors:
-                window.start(self._pool, self._views(job))
-            else:
-                window.start(self._pool, (job.start, job.stop))
+            window.start(self._parts(job) if window is self._vectors else partial(_same, (job.start, job.stop)))
 
     def _fits(self, job: _Job, window: _Window) -> bool:
         """Tell whether a job may be started ahead of need."""
-        held = (len(self._arrays) + 1) * self._batch_nbytes + self._buffers.free_nbytes + self._reading_nbytes
+        batches = len(self._slots) + 1
+        if window is self._vectors:
+            batches += sum(batch not in self._slots for batch in self._batches(job))
+        if self._most_batches is not None:
+            batches = min(batches, self._most_batches)
+        held = max(batches * self._batch_nbytes, self._buffers.lent_nbytes + self._buffers.free_nbytes)
         if self._metadata.next is not None or self._frames or self._metadata.started:
             metadata_stop = job.stop if window is self._metadata else _next_start(self._metadata, job.stop)
             held += (metadata_stop - self._metadata_start) * self._metadata_row_nbytes
-        if window is self._vectors:
-            new = sum(batch not in self._arrays for batch in self._batches(job))
-            held += max(0, new * self._batch_nbytes - self._buffers.free_nbytes)
-        return held <= self._request.limit_nbytes
+        return held + self._reading_nbytes <= self._request.limit_nbytes
 
     def _batch_of(self, row: int) -> int:
         return (row - self._request.start) // self._request.batch_rows
@@ -400,16 +376,31 @@ class _Reading:
     def _batches(self, job: _Job) -> range:
         return range(self._batch_of(job.start), self._batch_of(job.stop - 1) + 1)
 
-    def _views(self, job: _Job) -> list[Array]:
-        """Return the parts of batches that a job fills, making the batches that do not exist yet."""
-        request, views = self._request, []
+    def _parts(self, job: _Job) -> Wanted:
+        """Return what gives the parts of batches that a job fills, as soon as there is memory for these batches."""
+        request, parts = self._request, []
         for batch in self._batches(job):
             first = request.start + batch * request.batch_rows
             rows = min(request.batch_rows, request.stop - first)
-            if batch not in self._arrays:
-                self._arrays[batch] = self._buffers.take(rows, self._manifest.dimension, request.dtype)
-            views.append(self._arrays[batch][max(0, job.start - first) : min(rows, job.stop - first)])
-        return views
+            if batch not in self._slots:
+                most_nbytes = None if self._most_batches is None else self._most_batches * self._batch_nbytes
+                shape = rows, self._manifest.dimension
+                self._slots[batch] = Slot(self._buffers, shape, request.dtype, most_nbytes)
+            parts.append((self._slots[batch], slice(max(0, job.start - first), min(rows, job.stop - first))))
+        return partial(_wait_for_parts, parts)
+
+
+def _wait_for_parts(parts: list[tuple[Slot, slice]]) -> list[Array] | None:
+    arrays = []
+    for slot, rows in parts:
+        if (array := slot.wait()) is None:
+            return None
+        arrays.append(array[rows])
+    return arrays
+
+
+def _same(value: T) -> T:
+    return value
 
 
 _ONLY_ROW_NUMBER = pd.Index([ROW_NUMBER])

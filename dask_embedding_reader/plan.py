@@ -17,9 +17,10 @@ import numpy as np
 
 from dask_embedding_reader.manifest import FileTable, Int64s
 
-DEFAULT_PIECE_NBYTES = 50_000_000
+DEFAULT_PIECE_NBYTES = 32_000_000
 """The size of a piece in stored bytes, where the caller does not say: large enough that a request to a remote store
-and a Dask task are worth their cost, small enough that several fit in memory."""
+and a Dask task are worth their cost; small enough that glibc uses the memory of one chunk again for the next (blocks
+of more than 32 MiB it gets from the kernel anew, page by page, which takes longer than reading them)."""
 
 
 class Piece(NamedTuple):

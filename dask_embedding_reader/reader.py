@@ -212,7 +212,7 @@ class EmbeddingReader:
         start, end : int, optional
             Which rows, ``[start, end)``; all by default. An ``end`` past the collection is clipped.
         max_piece_size : int, optional
-            The most rows in a chunk; by default as many as are about 50 MB as stored. Chunks end where files end.
+            The most rows in a chunk; by default as many as are about 32 MB as stored. Chunks end where files end.
         dtype : dtype-like, optional
             The dtype wanted; by default the stored one.
 

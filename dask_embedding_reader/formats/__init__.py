@@ -8,7 +8,6 @@ A new format is one module here and one line in :func:`get_format`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -93,21 +92,6 @@ class Format(NamedTuple):
     vectors: VectorFormat
     metadata: str
     """Where metadata columns are: ``"none"``, in the ``"same"`` files, or in files ``"beside"`` them."""
-
-
-def cast_into(out: Array, values: Array) -> None:
-    """Copy values into an array of another dtype."""
-    if values.dtype == np.float16 and values.dtype.isnative and out.dtype == np.float32:
-        # Twice as fast as numpy's own cast, which converts half floats one by one.
-        np.take(_float16_values(), values.view(np.uint16), out=out, mode="wrap")
-    else:
-        np.copyto(out, values, casting="unsafe")
-
-
-@cache
-def _float16_values() -> Array:
-    """Return every half float there is, as float32, at the position that its bits spell."""
-    return np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 def read_rows(

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from dask_embedding_reader.errors import FormatError, ReadError
-from dask_embedding_reader.formats import Array, Columns, FileHeader, RowReader, cast_into
+from dask_embedding_reader.formats import Array, Columns, FileHeader, RowReader
+from dask_embedding_reader.formats.cast import cast_into
 from dask_embedding_reader.storage import StoredFile, is_local, read_into, read_range, read_ranges
 
 _FIRST_READ_NBYTES = 512

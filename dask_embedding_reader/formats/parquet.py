@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
-from dask_embedding_reader.formats import Array, Columns, FileHeader, MetaColumn, RowReader, cast_into
+from dask_embedding_reader.formats import Array, Columns, FileHeader, MetaColumn, RowReader
+from dask_embedding_reader.formats.cast import cast_into
 from dask_embedding_reader.storage import (
     StoredFile,
     check_local,

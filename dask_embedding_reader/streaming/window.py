@@ -22,7 +22,8 @@ import pandas as pd
 from dask.dataframe.dispatch import concat
 from dask.sizeof import sizeof
 
-from dask_embedding_reader.batches import METADATA_ROW_NBYTES, Batch, Buffers, row_numbers
+from dask_embedding_reader.batches import METADATA_ROW_NBYTES, Batch, row_numbers
+from dask_embedding_reader.buffers import Buffers
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
