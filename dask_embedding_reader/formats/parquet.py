@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats import Array, Columns, FileHeader, MetaColumn, RowReader, cast_into
+from dask_embedding_reader.retries import describe
 from dask_embedding_reader.storage import (
     StoredFile,
     check_local,
-    describe,
     is_local,
     local_input,
     read_range,
