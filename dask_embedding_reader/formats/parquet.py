@@ -135,6 +135,8 @@ def iter_tables(
             if skip < keep:
                 # By name: pyarrow also takes the columns `a.b` for `a`, and keeps the order of the file.
                 yield batch.select(list(names)).slice(skip, keep - skip)
+    except ReadError as error:
+        raise type(error)(f"rows {max(start, row):,} to {stop:,}: {error}") from error
     except EmbeddingReaderError:
         raise
     except Exception as error:
