@@ -105,14 +105,19 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         return fsspec.filesystem("file", **dict(storage_options or {})), os.path.abspath(text)
     try:
         filesystem, path = url_to_fs(text, **dict(storage_options or {}))
-    except (ImportError, ValueError) as error:
-        raise ArgumentError(f"cannot open {hide_secrets(text)!r}: {describe(error)}") from shown_cause(error)
+    except (ImportError, ValueError, LookupError, TypeError) as error:
+        raise ArgumentError(
+            f"cannot open {hide_secrets(text)!r}: {describe(error)}; check the URL and storage_options"
+        ) from shown_cause(error)
     except FileNotFoundError as error:
         shown = hide_secrets(text)
         raise NoFilesError(
             f"{shown!r} does not exist ({describe(error)}); check the spelling of the path"
         ) from shown_cause(error)
-    return filesystem, path.rstrip("/") or path
+    except Exception as error:  # noqa: BLE001 - such as of a client that looks for credentials
+        raise ReadError(f"{hide_secrets(text)!r} cannot be opened: {describe(error)}") from shown_cause(error)
+    # To a web server, a folder without the slash at its end may be another thing, or none.
+    return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
 
 
 def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source) -> list[dict[str, Any]]:
@@ -123,7 +128,7 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source)
             return [{**info, "name": path}]  # a file that is named is wanted, whatever its name starts with
         if _GLOB_CHARACTERS.isdisjoint(path) or _exists(filesystem, path):
             infos = _find(filesystem, path)
-            root = path
+            root = path.rstrip("/")
         else:
             infos = _glob(filesystem, path)
             root = path[: min(path.index(c) for c in _GLOB_CHARACTERS if c in path)].rpartition("/")[0]

@@ -33,7 +33,7 @@ _IOV_MAX = 1024  # what Linux and macOS take in one preadv call
 
 _MARKS = (
     *("ETag", "etag", "CRC", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "modified"),
-    *("modify", "modificationTime", "created"),
+    *("modify", "modificationTime", "modification_time", "created"),
 )
 """Where file systems tell of a new version; the first one found is taken."""
 
@@ -61,7 +61,13 @@ class StoredFile(NamedTuple):
 
 def file_url(filesystem: FileSystem, path: str) -> str:
     """Spell a path so that it can be opened again: plain for local files, with the protocol elsewhere."""
-    return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
+    if is_local(filesystem):
+        return path
+    url = str(filesystem.unstrip_protocol(path))
+    if host := filesystem.storage_options.get("host"):  # which some file systems leave out
+        port = filesystem.storage_options.get("port")
+        url = url.replace(":///", f"://{host}:{port}/" if port else f"://{host}/", 1)
+    return url
 
 
 def shown_url(filesystem: FileSystem, path: str) -> str:
