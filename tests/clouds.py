@@ -99,14 +99,15 @@ class GcsServer(ObjectStore):
 
 
 @contextmanager
-def gcs() -> Iterator[GcsServer]:
-    """Google Cloud Storage, in memory."""
+def gcs(*arguments: str) -> Iterator[GcsServer]:
+    """Google Cloud Storage, in memory; ``-data FOLDER`` fills it with buckets."""
     program, port = _fake_gcs(), free_port()
     assert program is not None
     address = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-public-host", f"127.0.0.1:{port}"]
     with tempfile.TemporaryDirectory(prefix="gcs-") as work:
         external = f"http://127.0.0.1:{port}"
-        with process([program, "-backend", "memory", *address, "-external-url", external], port, Path(work) / "log"):
+        command = [program, "-backend", "memory", *address, "-external-url", external, *arguments]
+        with process(command, port, Path(work) / "log"):
             server = GcsServer(external)
             server.make_bucket()
             yield server
@@ -178,8 +179,8 @@ def azure() -> Iterator[AzureServer]:
     port = free_port()
     address = ["--blobHost", "127.0.0.1", "--blobPort", str(port)]
     quiet = ["--inMemoryPersistence", "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
-    with tempfile.TemporaryDirectory(prefix="azurite-") as work:
-        with process([_node() or "", _AZURITE, *quiet, *address], port, Path(work) / "log"):
-            server = AzureServer(f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}")
-            server.make_bucket()
-            yield server
+    command = [_node() or "", _AZURITE, *quiet, *address]
+    with tempfile.TemporaryDirectory(prefix="azurite-") as work, process(command, port, Path(work) / "log"):
+        server = AzureServer(f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}")
+        server.make_bucket()
+        yield server

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import clouds, servers
+from tests import clouds, hadoop, servers
 
 # Its assertions shall show their values too when they fail.
 pytest.register_assert_rewrite("tests.support")
@@ -46,4 +46,12 @@ def azure() -> Iterator[clouds.AzureServer]:
     """Azure Blob Storage."""
     servers.require(clouds.azure_available, "azurite")
     with clouds.azure() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def hdfs() -> Iterator[hadoop.HdfsServer]:
+    """HDFS."""
+    servers.require(hadoop.hdfs_available, "HDFS", "make test-hdfs")
+    with hadoop.hdfs() as server:
         yield server

@@ -34,10 +34,10 @@ S3_KEY = "test-access-key"
 S3_SECRET = "test-secret-that-nobody-may-see"
 
 
-def require(available: bool, name: str) -> None:
+def require(available: bool, name: str, how: str = "make servers") -> None:
     """Skip the test where the server is not installed, saying so; where everything has to be there, fail."""
     if not available:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} is not installed: `make servers` does it")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} is not installed: `{how}` does it")
 
 
 def free_port() -> int:
@@ -401,6 +401,10 @@ class S3Server(ObjectStore):
     def make_bucket(self, access: str = "private") -> None:
         """Create the bucket, or another one; ``public-read`` needs no credentials."""
         self._send(self.bucket, b"", access)
+
+    def publish(self, key: str) -> None:
+        """Let everybody read an object."""
+        self._send(f"{self.bucket}/{urllib.parse.quote(key)}?acl", b"", "public-read")
 
     def _send(self, address: str, content: bytes, access: str = "private") -> None:
         # Without a mention of a key moto takes the sender for a stranger.

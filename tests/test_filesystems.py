@@ -12,7 +12,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from dask_embedding_reader.errors import (
     NoFilesError,
     ReadError,
 )
-from tests import clouds, servers
+from tests import clouds, hadoop, servers
 
 DIMENSION = 4
 FILES = {"0": 7, "1": 5, "sub/2": 3}
@@ -228,6 +228,15 @@ def _abfs_slash(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) ->
     return _always(f"abfs://{server.bucket}/emb/", server.storage_options)
 
 
+def _hdfs(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    return _always(f"{request.getfixturevalue('hdfs_emb').root}/emb")
+
+
+def _webhdfs_slash(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    server: hadoop.HdfsServer = request.getfixturevalue("hdfs_emb")
+    return _always(f"{replace(server, protocol='webhdfs').root}/emb/")
+
+
 #: Every file system of the contract. Not among them: ``filecache``, which loses track of its files when several threads
 #: open some, and ``blockcache``, which cannot read from ``memory://``.
 PLACES: dict[str, Callable[[Path, Path, pytest.FixtureRequest], Place]] = {
@@ -254,6 +263,8 @@ PLACES: dict[str, Callable[[Path, Path, pytest.FixtureRequest], Place]] = {
     "gcs-trailing-slash": _gcs_slash,
     "az": _az,
     "abfs-trailing-slash": _abfs_slash,
+    "hdfs": _hdfs,
+    "webhdfs-trailing-slash": _webhdfs_slash,
 }
 FILE_FORMATS = ["npy", "parquet", "parquet_npy"]
 
@@ -326,7 +337,14 @@ def azure_emb(folder: Path, azure: clouds.AzureServer) -> clouds.AzureServer:
     return azure
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(scope="session")
+def hdfs_emb(folder: Path, hdfs: hadoop.HdfsServer) -> hadoop.HdfsServer:
+    """HDFS that holds the files under ``emb``."""
+    hdfs.put_folder(folder, "emb")
+    return hdfs
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.hdfs if "hdfs" in name else ()) for name in PLACES])
 def place(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
     """Each of the places in turn."""
     made = PLACES[request.param](folder, tmp_path, request)
