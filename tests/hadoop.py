@@ -1,6 +1,6 @@
 """A real HDFS of one node for the tests, out of the Hadoop that pyspark carries.
 
-``python -m tests.hadoop`` installs it; ``make test-hdfs`` does so and runs the tests on it. It needs Java, and Debian for
+``make test-hdfs`` installs it and runs the tests on it. It needs Java, and Debian for
 the few jars that pyspark lacks.
 """
 

@@ -1,4 +1,4 @@
-"""What object stores and HDFS are used for that a folder is not: keys of any spelling, pages of listings, credentials."""
+"""What object stores and HDFS are used for that a folder is not: odd keys, long listings, credentials."""
 
 from __future__ import annotations
 
