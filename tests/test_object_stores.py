@@ -71,8 +71,12 @@ def first_items(reader: EmbeddingReader) -> list[float]:
 def store(request: pytest.FixtureRequest) -> servers.ObjectStore:
     """Each of the stores in turn."""
     name = {"gs": "gcs", "az": "azure", "webhdfs": "hdfs"}.get(request.param, request.param)
-    server: Any = request.getfixturevalue(name)
-    return replace(server, protocol="webhdfs") if request.param == "webhdfs" else server
+    server: servers.ObjectStore = request.getfixturevalue(name)
+    return (
+        replace(server, protocol="webhdfs")
+        if isinstance(server, hadoop.HdfsServer) and request.param == "webhdfs"
+        else server
+    )
 
 
 @pytest.fixture
