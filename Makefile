@@ -49,6 +49,7 @@ format: $(VENV)/.with-lint ## format the code and repair what can be repaired
 	$(BIN)/ruff format
 
 bench: $(VENV)/.with-bench $(VENV)/.with-reference ## measure against the alternatives
+	$(call apt_install,nginx,nginx-light)
 	$(BIN)/python -m tests.benchmarks
 
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)

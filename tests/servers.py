@@ -27,8 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
-
 #: Only ever valid on servers of this module.
 S3_KEY = "test-access-key"
 S3_SECRET = "test-secret-that-nobody-may-see"
@@ -36,6 +34,8 @@ S3_SECRET = "test-secret-that-nobody-may-see"
 
 def require(available: bool, name: str, how: str = "make servers") -> None:
     """Skip the test where the server is not installed, saying so; where everything has to be there, fail."""
+    import pytest  # not needed to start servers, as the benchmarks do
+
     if not available:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} is not installed: `{how}` does it")
 
