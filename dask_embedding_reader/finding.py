@@ -116,8 +116,7 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         ) from shown_cause(error)
     except Exception as error:  # noqa: BLE001 - such as of a client that looks for credentials
         raise ReadError(f"{hide_secrets(text)!r} cannot be opened: {describe(error)}") from shown_cause(error)
-    # To a web server, a folder without the slash at its end may be another thing, or none.
-    return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
+    return filesystem, path.rstrip("/") or path
 
 
 def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source) -> list[dict[str, Any]]:
@@ -128,7 +127,7 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source)
             return [{**info, "name": path}]  # a file that is named is wanted, whatever its name starts with
         if _GLOB_CHARACTERS.isdisjoint(path) or _exists(filesystem, path):
             infos = _find(filesystem, path)
-            root = path.rstrip("/")
+            root = path
         else:
             infos = _glob(filesystem, path)
             root = path[: min(path.index(c) for c in _GLOB_CHARACTERS if c in path)].rpartition("/")[0]
