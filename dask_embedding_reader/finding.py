@@ -178,10 +178,7 @@ def _find(filesystem: FileSystem, path: str) -> list[dict[str, Any]]:
         return list(_walk(path))
     # The listing is taken anew: a stale one, kept by fsspec from earlier in the process, would hide changed files.
     filesystem.invalidate_cache(path)
-    if (
-        type(filesystem).find is AbstractFileSystem.find
-        or getattr(type(filesystem), "_find", None) is AsyncFileSystem._find
-    ):
+    if _walks(filesystem):
         return _walk_remote(filesystem, path)
     with exclusive(filesystem):
         listing = with_retries(
