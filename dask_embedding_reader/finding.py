@@ -23,7 +23,7 @@ from dask_embedding_reader.clients import ask_info
 from dask_embedding_reader.connections import FileSystem, connected, exclusive, protocols, reconnect
 from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError, NoFilesError, ReadError
 from dask_embedding_reader.retries import describe, hide_secrets, shown_cause, with_retries
-from dask_embedding_reader.storage import StoredFile, fingerprint, is_local, shown_url
+from dask_embedding_reader.storage import INCOMPLETE_NAME, MANIFEST_NAME, StoredFile, fingerprint, is_local, shown_url
 
 Source = str | os.PathLike[str]
 R = TypeVar("R")
@@ -33,10 +33,14 @@ _THREADS = 64
 
 _GLOB_CHARACTERS = frozenset("*?[")
 _LITTER = re.compile(r"(?:^|/)[._]")
+_OWN_FILES = (f"/{MANIFEST_NAME}", f"/{INCOMPLETE_NAME}")
 
 
 def find_files(
-    sources: Sequence[Source], suffix: str, storage_options: Mapping[str, Any] | None = None
+    sources: Sequence[Source],
+    suffix: str,
+    storage_options: Mapping[str, Any] | None = None,
+    noticed: list[StoredFile] | None = None,
 ) -> list[StoredFile]:
     """Find the files with a suffix in folders, globs and lists of these.
 
@@ -49,6 +53,9 @@ def find_files(
         What the names end in, such as ``".npy"``.
     storage_options
         Passed to fsspec.
+    noticed
+        If given, the files of this library that are passed over in folders are added to it
+        (``MANIFEST_NAME``, ``INCOMPLETE_NAME``).
 
     Returns
     -------
@@ -63,13 +70,15 @@ def find_files(
     """
     resolved = [resolve(source, storage_options) for source in sources]
 
-    def list_source(source: Source, where: tuple[FileSystem, str]) -> list[dict[str, Any]]:
+    def list_source(source: Source, where: tuple[FileSystem, str]) -> _Listing:
         return _list_source(*where, suffix, source)
 
     remote = not all(is_local(filesystem) for filesystem, _ in resolved)
     listings = _map_at_once(list_source, sources, resolved) if remote else list(map(list_source, sources, resolved))
     found: dict[tuple[FileSystem, str], dict[str, Any]] = {}
-    for source, (filesystem, _), infos in zip(sources, resolved, listings, strict=True):
+    for source, (filesystem, _), (infos, own) in zip(sources, resolved, listings, strict=True):
+        if noticed is not None:
+            noticed += [_stored_file(filesystem, info) for info in own]
         wanted = [info for info in infos if _has_suffix(filesystem, info["name"], suffix) and info.get("size") != 0]
         if not wanted:
             raise NoFilesError(_nothing_found(source, suffix, [info["name"] for info in infos]))
@@ -119,12 +128,15 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
     return filesystem, path.rstrip("/") or path
 
 
-def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source) -> list[dict[str, Any]]:
-    """List the files of one source, ordered by path, litter left out."""
+_Listing = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+
+
+def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source) -> _Listing:
+    """List the files of one source, ordered by path, litter left out; and of the litter, our own files."""
     shown = hide_secrets(os.fspath(source))
     try:
         if _has_suffix(filesystem, path, suffix) and (info := _info(filesystem, path)) and info["type"] != "directory":
-            return [{**info, "name": path}]  # a file that is named is wanted, whatever its name starts with
+            return [{**info, "name": path}], []  # a file that is named is wanted, whatever its name starts with
         if _GLOB_CHARACTERS.isdisjoint(path) or _exists(filesystem, path):
             infos = _find(filesystem, path)
             root = path
@@ -132,7 +144,7 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source)
             infos = _glob(filesystem, path)
             root = path[: min(path.index(c) for c in _GLOB_CHARACTERS if c in path)].rpartition("/")[0]
             if _is_litter(path, root):  # the pattern itself names such files: they are wanted
-                return sorted(infos, key=_name)
+                return sorted(infos, key=_name), []
         if not infos and not _exists(filesystem, path) and _GLOB_CHARACTERS.isdisjoint(path):
             raise FileNotFoundError(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -143,7 +155,8 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source)
         raise
     except Exception as error:  # noqa: BLE001 - raised again
         raise ReadError(f"{shown!r} cannot be listed: {describe(error)}") from shown_cause(error)
-    return sorted((info for info in infos if not _is_litter(info["name"], root)), key=_name)
+    own = [info for info in infos if info["name"].endswith(_OWN_FILES)]
+    return sorted((info for info in infos if not _is_litter(info["name"], root)), key=_name), own
 
 
 def _has_suffix(filesystem: FileSystem, path: str, suffix: str) -> bool:

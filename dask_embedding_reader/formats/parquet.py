@@ -22,14 +22,7 @@ from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingRe
 from dask_embedding_reader.formats import Array, Columns, FileHeader, MetaColumn, RowReader
 from dask_embedding_reader.formats.cast import cast_into
 from dask_embedding_reader.retries import describe
-from dask_embedding_reader.storage import (
-    StoredFile,
-    check_local,
-    is_local,
-    local_input,
-    read_range,
-    read_ranges,
-)
+from dask_embedding_reader.storage import StoredFile, check_local, is_local, local_input, read_range, read_ranges
 
 _FOOTER_READ_NBYTES = 2**16
 """Holds most footers; a longer one costs a second read."""
