@@ -14,6 +14,9 @@ DELAYED = "dask.delayed(np.load)"
 DASK_ALONE = "dask alone"
 BY_HAND = "np.load + read_parquet"
 RAW = "raw limit"
+SUM, COMPUTE = "x.sum()", "x.compute()"
+LOOP, XBATCHER = "x[a:b].compute()", "xbatcher"
+GATHER = "client.compute and gather"
 
 
 class Run(NamedTuple):
