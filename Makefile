@@ -51,6 +51,7 @@ format: $(VENV)/.with-lint ## format the code and repair what can be repaired
 bench: $(VENV)/.with-bench $(VENV)/.with-reference ## measure against the alternatives
 	$(call apt_install,nginx,nginx-light)
 	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks.chunk_costs
 
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 notebooks: $(VENV)/.with-notebooks ## execute the notebooks

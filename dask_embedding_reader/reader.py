@@ -367,6 +367,14 @@ class EmbeddingReader:
             With the columns ``meta_columns``, the global row number as index ``i`` (int64), and known divisions. Each
             column has one dtype everywhere: numpy's where no value is null, else pandas' nullable one.
 
+        Notes
+        -----
+        To put a column beside it that is computed from the vectors, compute the column, which is small beside them, and
+        look it up by row number: ``norms = norm.compute()``, then
+        ``meta.map_partitions(lambda part: part.assign(norm=norms[part.index]))``. Where it does not fit into memory, or
+        on a cluster, take both in batches: ``for norms, part in iter_batches(norm, meta, batch_size=100_000)``. (Dask's
+        own ways, ``meta.assign(norm=norm)`` and ``dd.from_dask_array``, take milliseconds for every chunk, or fail.)
+
         Examples
         --------
         >>> import numpy as np, pandas as pd, tempfile, os

@@ -45,6 +45,10 @@ class Engine(Protocol):
         """How many units can be computed at the same time."""
 
     @property
+    def ahead(self) -> int:
+        """How many units are worth having under way: more would only be held, in memory that is new and thus slow."""
+
+    @property
     def held_nbytes(self) -> int:
         """Bytes held in this process beside the results of units."""
 
@@ -68,6 +72,7 @@ class Threads:
 
     def __init__(self, graph: Graph, outputs: Sequence[Sequence[Key]], limit_nbytes: int, inner_nbytes: int) -> None:
         self.parallel = int(dask.config.get("num_workers", None) or CPU_COUNT)
+        self.ahead = 2 * self.parallel
         self._graph, self._outputs = graph, outputs
         # Reductions hold what they combine: fewer at a time where chunks are large.
         self._parallel_globals = max(1, min(self.parallel, limit_nbytes // max(1, inner_nbytes)))
@@ -187,6 +192,11 @@ class Cluster:
             self._counted_at = now
             self._threads = max(2, sum(map(int, self._client.nthreads().values())))
         return self._threads
+
+    @property
+    def ahead(self) -> int:
+        """Twice as many as in threads: what is sent takes a while to arrive."""
+        return 4 * self.parallel
 
     def compute_globals(self, levels: Sequence[Sequence[Key]]) -> None:
         """Have the workers compute and keep what all units use."""

@@ -173,7 +173,7 @@ class _Stream:
             running = len(self._started) + len(starting)
             nbytes = self._nbytes(unit) + self._inner_nbytes
             # More would only lengthen the queue, and counting what it holds.
-            if running and (held + nbytes > self._request.limit_nbytes or running >= 4 * parallel):
+            if running and (held + nbytes > self._request.limit_nbytes or running >= self._engine.ahead):
                 break
             if unit.start >= needed and held + nbytes > self._request.limit_nbytes:
                 break  # not even one ahead of need

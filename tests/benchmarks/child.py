@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import remote  # noqa: F401 - enters its contenders
+from . import lazy, remote  # noqa: F401 - they enter their contenders
 from .contenders import REGISTRY
 from .data import Data
 from .floors import Run

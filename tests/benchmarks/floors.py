@@ -16,6 +16,9 @@ BY_HAND = "np.load + read_parquet"
 RAW = "raw limit"
 CAT_FILE = "bare cat_file"
 ONE_CONNECTION = "one connection"
+SUM, COMPUTE = "x.sum()", "x.compute()"
+LOOP, XBATCHER = "x[a:b].compute()", "xbatcher"
+GATHER = "client.compute and gather"
 
 
 class Run(NamedTuple):

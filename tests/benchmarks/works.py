@@ -8,12 +8,17 @@ from fnmatch import fnmatch
 from .data import PROBES
 from .floors import (
     CAT_FILE,
+    COMPUTE,
     DASK_ALONE,
     DELAYED,
+    GATHER,
+    LOOP,
     ONE_CONNECTION,
     PYARROW,
     RAW,
     REFERENCE,
+    SUM,
+    XBATCHER,
     Bounded,
     Faster,
     Flat,
@@ -127,6 +132,34 @@ def remote_works() -> list[Work]:
     ]
 
 
+def lazy_works() -> list[Work]:
+    """Batches of lazy arrays."""
+    passes = (Faster(SUM, 1 / 1.3), Faster(COMPUTE, 1))
+    loops = (Faster(LOOP, 20), Faster(XBATCHER, 20))
+    apart = Faster(LOOP, 5)  # the loop takes as many passes as there are batches, here twenty; ours takes two
+    return [
+        Work("iter-1000", "iter_batches(x, batch_size=1,000), npy float32", NPY, 1000, floors=passes),
+        Work("iter-100000", "iter_batches(x, batch_size=100,000), npy float32", NPY, 100_000, floors=passes[1:]),
+        Work("iter-unit-1000", "iter_batches(unit vectors), 100,000 rows by 1,000", NPY, 1000, rounds=2, floors=loops),
+        Work(
+            "iter-standardised",
+            "iter_batches(standardised), 400,000 rows by 20,000",
+            NPY,
+            20_000,
+            rounds=2,
+            floors=(apart,),
+        ),
+        Work(
+            "iter-cluster",
+            "two workers, 400,000 rows by 10,000",
+            NPY,
+            10_000,
+            rounds=2,
+            floors=(Faster(GATHER, 1 / 1.2),),
+        ),
+    ]
+
+
 def memory_works() -> list[Work]:
     """The memory limit, format by format, and memory over time."""
     sources = {"npy-f32": NPY, "npy-f16": HALF, "parquet": PARQUET, "parquet-npy": PAIRS}
@@ -155,7 +188,7 @@ def sparse(size: str) -> Work:
     return Work(name, title, Source("sparse npy", name), 10_000, limit, rounds=1, floors=(Flat(32 * 10**6),))
 
 
-WORKS = {work.name: work for work in (*batch_works(), *other_works(), *remote_works(), *memory_works())}
+WORKS = {work.name: work for work in (*batch_works(), *other_works(), *lazy_works(), *remote_works(), *memory_works())}
 
 
 def select(patterns: list[str] | None, *, optional: bool) -> list[Work]:
