@@ -90,7 +90,7 @@ def listing(paths: list[Path]) -> str:
 
 def address(work: Work) -> str:
     """What is opened."""
-    return "s3://bucket/emb" if "-s3" in work.name else f"{os.environ[_SERVER]}/files"
+    return "s3://bucket/emb" if "-s3" in work.name else f"{os.environ[_SERVER]}/files/"
 
 
 def whole_pass(module: str, work: Work, parallel_pieces: int, share: int = 1) -> Job:
