@@ -268,7 +268,9 @@ class _Reading:
         self._frames: deque[tuple[int, pd.DataFrame]] = deque()
         self._batch_nbytes = request.batch_rows * manifest.dimension * request.dtype.itemsize
         self._buffers = Buffers(max(2 * self._batch_nbytes, request.limit_nbytes // 4))
-        self._ahead_rows = max(request.batch_rows, 4 * threads * piece_rows, parallel_rows)
+        # Remote pieces end with their files. A batch and a piece for each connection keep all busy: more takes memory.
+        ahead = 4 * piece_rows if local else min(piece_rows, int(vectors.rows.max()))
+        self._ahead_rows = max(request.batch_rows, threads * ahead, parallel_rows if vectors.has_groups else 0)
         # Those being filled, and the one that the caller works on; None: as many as there is room for.
         self._most_batches = 1 + -(-parallel_rows // request.batch_rows) if self._large else None
         self._reading_nbytes = _reading_nbytes(manifest, threads, piece_rows, local)

@@ -8,12 +8,14 @@ for; it is tried again where that can help. Local files are read by the operatin
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
@@ -333,6 +335,9 @@ def _finish(
 
 def _wanted(start: int, buffers: Sequence[memoryview]) -> tuple[Wanted, Callable[[], int]]:
     """Return what to ask for to fill buffers, and a function that counts the bytes that came."""
+    for buffer in buffers:
+        # New memory costs as much as reading: it is taken here, in many threads, not in the one in which bytes arrive.
+        np.frombuffer(buffer, np.uint8)[:: mmap.PAGESIZE] = 0
     rest = list(buffers)
     count, nbytes = 0, sum(buffer.nbytes for buffer in buffers)
 

@@ -38,7 +38,7 @@ NAMES = [
 ]
 
 #: What the clients of HDFS make of some of them, whatever reads through them: they cut names, or decode them twice.
-CLIENT_CANNOT: dict[str, Sequence[str]] = {"hdfs": "#?", "webhdfs": "#?%+;"}
+CLIENT_CANNOT: dict[str, Sequence[str]] = {"hdfs": "#?;", "webhdfs": "#?;%+"}
 
 
 def npy(number: int = 0) -> bytes:
@@ -198,6 +198,8 @@ def refused(url: str, options: dict[str, Any], kind: type[EmbeddingReaderError] 
 
 
 def test_a_bucket_that_is_missing(store: servers.ObjectStore) -> None:
+    if "hdfs" in store.root:
+        pytest.skip("HDFS has no buckets")
     url = f"{store.root.replace('test-', 'no-such-')}/emb"
     message = refused(url, store.storage_options, NoFilesError)
     assert not any(secret in message for secret in (servers.S3_SECRET, servers.S3_KEY, clouds.AZURE_KEY))

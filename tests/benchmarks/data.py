@@ -195,10 +195,11 @@ def probes() -> list[int]:
 
 
 def make_remote(path: Path, rows: int) -> None:
-    """32 files, each of them the size of a piece; every other one is a second name of the one before it."""
-    for number in range(0, 32, 2):
+    """48 files, each of them the size of a piece; two of three are further names of the one before them."""
+    for number in range(0, 48, 3):
         write_npy_f32(path, number, max(1, rows // 12))
-        os.link(path / f"{number:04}.npy", path / f"{number + 1:04}.npy")
+        for copy in (1, 2):
+            os.link(path / f"{number:04}.npy", path / f"{number + copy:04}.npy")
 
 
 def make_links(links: int) -> Callable[[Path, int], None]:
