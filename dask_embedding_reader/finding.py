@@ -112,7 +112,8 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         raise NoFilesError(
             f"{shown!r} does not exist ({describe(error)}); check the spelling of the path"
         ) from shown_cause(error)
-    return filesystem, path.rstrip("/") or path
+    # A web server may know a folder by one of the two spellings only.
+    return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
 
 
 def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source) -> list[dict[str, Any]]:
@@ -154,7 +155,7 @@ def _name(info: Mapping[str, Any]) -> str:
 
 def _is_litter(name: str, root: str) -> bool:
     """Tell hidden files, ``_SUCCESS``, ``_temporary/…`` and their like, wherever they lie below the folder given."""
-    return _LITTER.search(name, len(root) if name.startswith(root) else 0) is not None
+    return _LITTER.search(name, len(root.rstrip("/")) if name.startswith(root) else 0) is not None
 
 
 def _exists(filesystem: FileSystem, path: str) -> bool:
