@@ -105,13 +105,15 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         return fsspec.filesystem("file", **dict(storage_options or {})), os.path.abspath(text)
     try:
         filesystem, path = url_to_fs(text, **dict(storage_options or {}))
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError, KeyError) as error:
         raise ArgumentError(f"cannot open {hide_secrets(text)!r}: {describe(error)}") from shown_cause(error)
     except FileNotFoundError as error:
         shown = hide_secrets(text)
         raise NoFilesError(
             f"{shown!r} does not exist ({describe(error)}); check the spelling of the path"
         ) from shown_cause(error)
+    except OSError as error:  # some connect at once
+        raise ReadError(f"cannot connect to {hide_secrets(text)!r}: {describe(error)}") from shown_cause(error)
     # A web server may know a folder by one of the two spellings only.
     return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
 

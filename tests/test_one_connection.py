@@ -184,6 +184,8 @@ def test_a_replaced_file_is_noticed(place: Place) -> None:
     assert PASSWORD not in str(caught.value)
 
 
+# The block cache of fsspec leaves closing its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("cache", ["simplecache", "filecache", "blockcache"])
 def test_threads_that_share_a_cache_never_see_a_file_before_it_is_whole(cache: str, tmp_path: Path) -> None:
     rows = np.random.default_rng(1).standard_normal((20_000, 16)).astype(np.float32)
