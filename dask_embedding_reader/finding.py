@@ -105,15 +105,17 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         return fsspec.filesystem("file", **dict(storage_options or {})), os.path.abspath(text)
     try:
         filesystem, path = url_to_fs(text, **dict(storage_options or {}))
-    except (ImportError, ValueError, TypeError, KeyError) as error:
-        raise ArgumentError(f"cannot open {hide_secrets(text)!r}: {describe(error)}") from shown_cause(error)
+    except (ImportError, ValueError, LookupError, TypeError) as error:
+        raise ArgumentError(
+            f"cannot open {hide_secrets(text)!r}: {describe(error)}; check the URL and storage_options"
+        ) from shown_cause(error)
     except FileNotFoundError as error:
         shown = hide_secrets(text)
         raise NoFilesError(
             f"{shown!r} does not exist ({describe(error)}); check the spelling of the path"
         ) from shown_cause(error)
-    except OSError as error:  # some connect at once
-        raise ReadError(f"cannot connect to {hide_secrets(text)!r}: {describe(error)}") from shown_cause(error)
+    except Exception as error:  # noqa: BLE001 - such as of a client that looks for credentials
+        raise ReadError(f"{hide_secrets(text)!r} cannot be opened: {describe(error)}") from shown_cause(error)
     # A web server may know a folder by one of the two spellings only.
     return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
 
@@ -177,10 +179,7 @@ def _find(filesystem: FileSystem, path: str) -> list[dict[str, Any]]:
         return list(_walk(path))
     # The listing is taken anew: a stale one, kept by fsspec from earlier in the process, would hide changed files.
     filesystem.invalidate_cache(path)
-    if (
-        type(filesystem).find is AbstractFileSystem.find
-        or getattr(type(filesystem), "_find", None) is AsyncFileSystem._find
-    ):
+    if _walks(filesystem):
         return _walk_remote(filesystem, path)
     with exclusive(filesystem):
         listing = with_retries(
