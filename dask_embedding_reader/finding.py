@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -61,7 +61,7 @@ def find_files(
     NoFilesError
         If a source does not exist, or nothing in it matches.
     """
-    resolved = [resolve(source, storage_options) for source in sources]
+    resolved = _share(resolve(source, storage_options) for source in sources)
 
     def list_source(source: Source, where: tuple[FileSystem, str]) -> list[dict[str, Any]]:
         return _list_source(*where, suffix, source)
@@ -118,6 +118,15 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         raise ReadError(f"{hide_secrets(text)!r} cannot be opened: {describe(error)}") from shown_cause(error)
     # A web server may know a folder by one of the two spellings only.
     return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
+
+
+def _share(resolved: Iterable[tuple[FileSystem, str]]) -> list[tuple[FileSystem, str]]:
+    """Use one file system for all that are made alike: fsspec makes one for each URL of some kinds, such as FTP."""
+    shared: dict[tuple[Any, ...], FileSystem] = {}
+    return [
+        (shared.setdefault((type(fs), repr(fs.storage_args), repr(fs.storage_options)), fs), path)
+        for fs, path in resolved
+    ]
 
 
 def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source) -> list[dict[str, Any]]:
