@@ -61,6 +61,7 @@ def ask_info(filesystem: FileSystem, path: str) -> dict[str, Any]:
     with exclusive(filesystem):
         live = connected(filesystem)
         live.invalidate_cache(path)
+        live.invalidate_cache(live._parent(path))  # some remember the listing of the folder alone
         try:
             return dict(live.info(path))
         except FileNotFoundError:

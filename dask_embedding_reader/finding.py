@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -68,7 +68,7 @@ def find_files(
     NoFilesError
         If a source does not exist, or nothing in it matches.
     """
-    resolved = [resolve(source, storage_options) for source in sources]
+    resolved = _share(resolve(source, storage_options) for source in sources)
 
     def list_source(source: Source, where: tuple[FileSystem, str]) -> _Listing:
         return _list_source(*where, suffix, source)
@@ -125,7 +125,17 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         ) from shown_cause(error)
     except Exception as error:  # noqa: BLE001 - such as of a client that looks for credentials
         raise ReadError(f"{hide_secrets(text)!r} cannot be opened: {describe(error)}") from shown_cause(error)
-    return filesystem, path.rstrip("/") or path
+    # A web server may know a folder by one of the two spellings only.
+    return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
+
+
+def _share(resolved: Iterable[tuple[FileSystem, str]]) -> list[tuple[FileSystem, str]]:
+    """Use one file system for all that are made alike: fsspec makes one for each URL of some kinds, such as FTP."""
+    shared: dict[tuple[Any, ...], FileSystem] = {}
+    return [
+        (shared.setdefault((type(fs), repr(fs.storage_args), repr(fs.storage_options)), fs), path)
+        for fs, path in resolved
+    ]
 
 
 _Listing = tuple[list[dict[str, Any]], list[dict[str, Any]]]
@@ -171,7 +181,7 @@ def _name(info: Mapping[str, Any]) -> str:
 
 def _is_litter(name: str, root: str) -> bool:
     """Tell hidden files, ``_SUCCESS``, ``_temporary/…`` and their like, wherever they lie below the folder given."""
-    return _LITTER.search(name, len(root) if name.startswith(root) else 0) is not None
+    return _LITTER.search(name, len(root.rstrip("/")) if name.startswith(root) else 0) is not None
 
 
 def _exists(filesystem: FileSystem, path: str) -> bool:

@@ -51,6 +51,8 @@ class Proxy:
     url: str = ""
     #: Faults to come, each used up by one request for a range of a file.
     faults: list[str] = field(default_factory=list)
+    #: What happens to every request.
+    every: str | None = None
     #: How many of all requests go wrong.
     share: float = 0.0
     #: Seconds before each answer.
@@ -69,6 +71,7 @@ class Proxy:
 
     def behave(self) -> None:
         """Answer as the healthy server does, and forget what was asked."""
+        self.every = None
         self.faults, self.share, self.latency = [], 0.0, 0.0
         self.ranges, self.silent_about, self.before = True, frozenset(), None
         self.random.seed(0)
@@ -77,6 +80,8 @@ class Proxy:
     def choose(self, method: str, ranged: bool) -> str | None:
         """The fault of one request."""
         with self.lock:
+            if self.every is not None:
+                return self.every
             if ranged and self.faults:
                 return self.faults.pop(0)
             if self.random.random() < self.share:
