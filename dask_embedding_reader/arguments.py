@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
-from dask_embedding_reader.storage import Source
+from dask_embedding_reader.finding import Source
 
 
 def check_integer(name: str, value: Any) -> int:

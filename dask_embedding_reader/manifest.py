@@ -17,22 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_embedding_reader.beside import check_finished, read_saved_headers
+from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import ColumnError, MismatchError, NoFilesError
+from dask_embedding_reader.finding import Source, find_files, resolve
 from dask_embedding_reader.formats import Columns, FileHeader, Format, VectorFormat
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
 from dask_embedding_reader.formats.parquet import PARQUET
 from dask_embedding_reader.formats.parquet_npy import pair_files
 from dask_embedding_reader.progress import progress_bar
-from dask_embedding_reader.storage import (
-    FileSystem,
-    Source,
-    StoredFile,
-    file_url,
-    find_files,
-    identity,
-    is_local,
-    resolve,
-)
+from dask_embedding_reader.storage import StoredFile, file_url, identity, is_local
 
 Int64s = npt.NDArray[np.int64]
 

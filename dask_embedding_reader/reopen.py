@@ -6,9 +6,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import ArgumentError, ColumnError, NoFilesError
+from dask_embedding_reader.finding import Source, resolve
 from dask_embedding_reader.formats import MetaColumn, get_format
 from dask_embedding_reader.manifest import FileTable, Headers, Manifest, make_manifest
+from dask_embedding_reader.retries import hide_secrets
 from dask_embedding_reader.saved_manifest import (
     METADATA,
     VECTORS,
@@ -17,7 +20,7 @@ from dask_embedding_reader.saved_manifest import (
     decode_manifest,
     encode_manifest,
 )
-from dask_embedding_reader.storage import FileSystem, Source, hide_secrets, resolve, shown_url
+from dask_embedding_reader.storage import shown_url
 from dask_embedding_reader.writing import get_file, put_file
 
 _GLOB_CHARACTERS = "*?["

@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats import Columns, FileHeader, MetaColumn, get_format
-from dask_embedding_reader.storage import FileSystem, StoredFile, describe
+from dask_embedding_reader.retries import describe
+from dask_embedding_reader.storage import StoredFile
 
 VECTORS, METADATA = "vectors", "metadata"
 

@@ -558,7 +558,7 @@ def test_s3_without_a_bucket_or_a_connection(s3: servers.S3Server, monkeypatch: 
     url = f"s3://{s3.bucket}/{uuid.uuid4().hex}"
     with monkeypatch.context() as patched:
         patched.setattr(S3FileSystem, "_call_s3", breaks_off)
-        patched.setattr("dask_embedding_reader.storage.FIRST_PAUSE_SECONDS", 0.001)
+        patched.setattr("dask_embedding_reader.retries.FIRST_PAUSE_SECONDS", 0.001)
         with pytest.raises(WriteError, match=r"reset by peer.*check the storage and the connection"):
             write_embeddings(ROWS, url, rows_per_file=5, storage_options=s3.storage_options)
     assert len(calls) > 3  # it was tried more than once

@@ -20,15 +20,8 @@ import pyarrow.parquet as pq
 
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats import Array, Columns, FileHeader, MetaColumn, RowReader, cast_into
-from dask_embedding_reader.storage import (
-    StoredFile,
-    check_local,
-    describe,
-    is_local,
-    local_input,
-    read_range,
-    read_ranges,
-)
+from dask_embedding_reader.retries import describe
+from dask_embedding_reader.storage import StoredFile, check_local, is_local, local_input, read_range, read_ranges
 
 _FOOTER_READ_NBYTES = 2**16
 """Holds most footers; a longer one costs a second read."""
@@ -135,6 +128,8 @@ def iter_tables(
             if skip < keep:
                 # By name: pyarrow also takes the columns `a.b` for `a`, and keeps the order of the file.
                 yield batch.select(list(names)).slice(skip, keep - skip)
+    except ReadError as error:
+        raise type(error)(f"rows {max(start, row):,} to {stop:,}: {error}") from error
     except EmbeddingReaderError:
         raise
     except Exception as error:

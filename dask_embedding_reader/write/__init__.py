@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from dask_embedding_reader.arguments import check_dtype, check_options, check_positive, check_text
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
+from dask_embedding_reader.finding import Source
 from dask_embedding_reader.formats import get_format
 from dask_embedding_reader.reader import EmbeddingReader
-from dask_embedding_reader.storage import Source
 from dask_embedding_reader.write.claim import claimed
 from dask_embedding_reader.write.destination import prepare
 from dask_embedding_reader.write.request import Request, check_folder

@@ -21,8 +21,10 @@ from typing import Any
 
 import psutil
 
+from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import DestinationError
-from dask_embedding_reader.storage import FileSystem, describe, shown_url
+from dask_embedding_reader.retries import describe
+from dask_embedding_reader.storage import shown_url
 from dask_embedding_reader.writing import get_file, list_files, put_file, remove_empty_folder, remove_files
 
 logger = logging.getLogger("dask_embedding_reader")

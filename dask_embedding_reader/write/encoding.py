@@ -18,7 +18,7 @@ from dask_embedding_reader.errors import ColumnError, MismatchError
 from dask_embedding_reader.formats import Array, MetaColumn
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.plan import DEFAULT_PIECE_NBYTES, default_piece_rows
-from dask_embedding_reader.storage import describe
+from dask_embedding_reader.retries import describe
 
 _METADATA_GROUP_ROWS = 100_000
 """Rows of a row group of a file of metadata alone."""

@@ -10,8 +10,10 @@ import numpy as np
 
 from dask_embedding_reader.arguments import check_sources
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, DestinationError
+from dask_embedding_reader.finding import resolve
 from dask_embedding_reader.plan import DEFAULT_PIECE_NBYTES, default_piece_rows
-from dask_embedding_reader.storage import hide_secrets, is_local, resolve
+from dask_embedding_reader.retries import hide_secrets
+from dask_embedding_reader.storage import is_local
 from dask_embedding_reader.write.casting import plan_casting
 from dask_embedding_reader.write.destination import Folder
 from dask_embedding_reader.write.parts import Settings

@@ -1,0 +1,263 @@
+"""One request for exactly the bytes asked for, which also tells of which version of the file they are.
+
+fsspec's ``cat_file`` returns bytes alone; whether they belong to the file that was planned takes a second request. The
+clients of S3, HTTP, GCS and Azure hand out the head of the answer too, so each has one function here. All others are
+read through ``cat_file``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from fsspec.asyn import sync
+
+from dask_embedding_reader.connections import STALL_SECONDS, FileSystem, connected, exclusive, protocols, reconnect
+from dask_embedding_reader.errors import ReadError
+
+Told: TypeAlias = Mapping[str, Any]
+"""What an answer says of the whole file, in the words of ``FileSystem.info``: ``size``, and etag or time."""
+
+_BLOCK_NBYTES = 2**18
+_SLOWEST_NBYTES = 100_000
+"""Bytes a second below which a client of unknown kind counts as stalled."""
+
+
+class Wanted(NamedTuple):
+    """A byte range ``[start, stop)``."""
+
+    start: int
+    """The first byte."""
+    stop: int
+    """The byte after the last one."""
+    put: Callable[[bytes], object]
+    """Takes the bytes, block by block, in order."""
+
+
+def request(filesystem: FileSystem, path: str, ranges: Sequence[Wanted]) -> list[Told | BaseException | None]:
+    """Ask for byte ranges of a file, all at once where the client can; nothing is tried twice.
+
+    Returns
+    -------
+    list
+        For each range what the answer told of the file, None where it told nothing, or the exception.
+    """
+    live = connected(filesystem)
+    get = _CLIENTS.get(f"{type(live).__module__}.{type(live).__qualname__}")
+    if get is None:
+        return _request_plainly(filesystem, live, path, ranges)
+
+    async def request_all() -> list[Told | BaseException | None]:
+        return await asyncio.gather(*(get(live, path, wanted) for wanted in ranges), return_exceptions=True)
+
+    told: list[Told | BaseException | None] = sync(live.loop, request_all)
+    return told
+
+
+def ask_info(filesystem: FileSystem, path: str) -> dict[str, Any]:
+    """Ask a storage about a file, past everything that the file system remembers."""
+    with exclusive(filesystem):
+        live = connected(filesystem)
+        live.invalidate_cache(path)
+        live.invalidate_cache(live._parent(path))  # some remember the listing of the folder alone
+        try:
+            return dict(live.info(path))
+        except FileNotFoundError:
+            raise
+        except Exception:
+            reconnect(filesystem)
+            raise
+
+
+def _request_plainly(
+    filesystem: FileSystem, live: FileSystem, path: str, ranges: Sequence[Wanted]
+) -> list[Told | BaseException | None]:
+    results: list[Any]
+    if live.async_impl and "dir" not in protocols(live):  # which says so whatever it stands on
+        starts, stops = [wanted.start for wanted in ranges], [wanted.stop for wanted in ranges]
+        nbytes = sum(stops) - sum(starts)
+        try:
+            results = sync(
+                live.loop,
+                live._cat_ranges,
+                [path] * len(ranges),
+                starts,
+                stops,
+                on_error="return",
+                timeout=STALL_SECONDS + nbytes / _SLOWEST_NBYTES,
+            )
+        except Exception as error:  # noqa: BLE001 - the caller decides
+            results = [error] * len(ranges)
+    else:
+        results = [_cat_file(filesystem, path, wanted) for wanted in ranges]
+    told: list[Told | BaseException | None] = []
+    for result, wanted in zip(results, ranges, strict=True):
+        try:
+            if isinstance(result, BaseException):
+                raise result
+            wanted.put(result)
+            told.append(None)
+        except Exception as error:  # noqa: BLE001 - the caller decides
+            told.append(error)
+    return told
+
+
+def _cat_file(filesystem: FileSystem, path: str, wanted: Wanted) -> Any:
+    with exclusive(filesystem):
+        try:
+            return connected(filesystem).cat_file(path, start=wanted.start, end=wanted.stop)
+        except Exception as error:  # noqa: BLE001 - the caller decides
+            reconnect(filesystem)
+            return error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Each client
+
+
+async def _get_s3(filesystem: FileSystem, path: str, wanted: Wanted) -> Told:
+    bucket, key, version = filesystem.split_path(path)
+    answer = await filesystem._call_s3(
+        "get_object",
+        Bucket=bucket,
+        Key=key,
+        Range=_range(wanted),
+        **filesystem.req_kw,
+        **({"VersionId": version} if version else {}),
+    )
+    first, size = _part(answer.get("ContentRange"), answer.get("ContentLength"))
+    body = answer["Body"]
+    put = _only(wanted, first)
+    try:
+        while block := await body.read(_BLOCK_NBYTES):
+            if put(block):
+                break
+    finally:
+        body.close()
+    return {"size": size, "ETag": answer.get("ETag"), "LastModified": answer.get("LastModified")}
+
+
+async def _get_http(filesystem: FileSystem, path: str, wanted: Wanted) -> Told:
+    session = await filesystem.set_session()
+    options = {**filesystem.kwargs}
+    if "timeout" not in options and "timeout" not in filesystem.client_kwargs:
+        options["timeout"] = _stall_timeout()
+    headers = {**options.pop("headers", {})}
+    return await _get_web(session, filesystem.encode_url(path), headers, options, wanted)
+
+
+async def _get_gcs(filesystem: FileSystem, path: str, wanted: Wanted) -> Told:
+    await filesystem._set_session()
+    options = {"params": filesystem._get_params({}), "timeout": filesystem.requests_timeout or _stall_timeout()}
+    url = filesystem._format_path(filesystem.url(path), ())
+    return await _get_web(filesystem.session, url, filesystem._get_headers(None), options, wanted)
+
+
+async def _get_gcs_any_bucket(filesystem: FileSystem, path: str, wanted: Wanted) -> Told | None:
+    # Newer releases read buckets of one kind ("zonal") by another protocol.
+    if await filesystem._is_zonal_bucket(filesystem.split_path(path)[0]):
+        wanted.put(await filesystem._cat_file(path, start=wanted.start, end=wanted.stop))
+        return None
+    return await _get_gcs(filesystem, path, wanted)
+
+
+async def _get_azure(filesystem: FileSystem, path: str, wanted: Wanted) -> Told:
+    container, blob, version = filesystem.split_path(filesystem._strip_protocol(path))
+    # Its retries would multiply with ours.
+    options = {"read_timeout": int(STALL_SECONDS), **filesystem._timeout_kwargs, "retry_total": 0}
+    async with filesystem.service_client.get_blob_client(container=container, blob=blob) as client:
+        # It would fetch what is over 32 MB in parts of 4 MB, and adlfs does not let its users choose.
+        client._config.max_single_get_size = 2**40
+        try:
+            stream = await client.download_blob(
+                offset=wanted.start,
+                length=wanted.stop - wanted.start,
+                version_id=version,
+                max_concurrency=1,
+                **options,
+            )
+            _only(wanted, wanted.start)(await stream.readall())
+        except Exception as error:
+            if getattr(error, "status_code", None) == 404:
+                raise FileNotFoundError(path) from error
+            raise
+    _, size = _part(stream.properties.content_range, None)
+    return {"size": size, "etag": stream.properties.etag, "last_modified": stream.properties.last_modified}
+
+
+_CLIENTS: dict[str, Callable[[FileSystem, str, Wanted], Awaitable[Told | None]]] = {
+    # By name: none of these needs to be installed. Exactly these classes: another one may read in another way.
+    "s3fs.core.S3FileSystem": _get_s3,
+    "fsspec.implementations.http.HTTPFileSystem": _get_http,
+    "gcsfs.core.GCSFileSystem": _get_gcs,
+    "gcsfs.extended_gcsfs.ExtendedGcsFileSystem": _get_gcs_any_bucket,
+    "adlfs.spec.AzureBlobFileSystem": _get_azure,
+}
+
+
+async def _get_web(
+    session: Any, url: Any, headers: Mapping[str, str], options: Mapping[str, Any], wanted: Wanted
+) -> Told:
+    # Compressed on the way, a file has other bytes at these positions.
+    headers = {**headers, "Range": _range(wanted), "Accept-Encoding": "identity"}
+    async with session.get(url, headers=headers, **options) as answer:
+        if answer.status in (404, 410):
+            raise FileNotFoundError(str(url))
+        if answer.status in (401, 403):
+            raise PermissionError(f"{answer.status} {answer.reason}")
+        first, size = _part(answer.headers.get("Content-Range"), answer.headers.get("Content-Length"))
+        if answer.status != 416:  # the file is shorter than it was, as its size tells
+            answer.raise_for_status()
+            put = _only(wanted, first)
+            async for block in answer.content.iter_any():
+                if put(block):
+                    break
+        # Google's answers carry the number of the version too; its etag serves as well.
+        return {
+            "size": size,
+            **{key: answer.headers[key] for key in ("ETag", "Last-Modified") if key in answer.headers},
+        }
+
+
+def _stall_timeout() -> Any:
+    import aiohttp  # noqa: PLC0415 - who reads local files need not wait for it
+
+    return aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
+
+
+def _range(wanted: Wanted) -> str:
+    return f"bytes={wanted.start}-{wanted.stop - 1}"
+
+
+def _part(content_range: str | None, content_length: str | int | None) -> tuple[int, int | None]:
+    """Return at which byte of the file a body starts, and how long the file is, where the answer says so."""
+    if content_range is None:  # a server that knows no ranges sends the whole file
+        return 0, None if content_length is None else int(content_length)
+    found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", content_range.strip())
+    if found is None:
+        raise ReadError(f"an answer came with the malformed Content-Range {content_range!r}")
+    first, size = found.groups()
+    return int(first or 0), None if size == "*" else int(size)
+
+
+def _only(wanted: Wanted, first: int) -> Callable[[bytes], bool]:
+    """Return what takes a body that starts at byte ``first``, keeps what is wanted, and tells when it has had enough.
+
+    A body of exactly the range is read to its end, so that one that is too long is noticed.
+    """
+    if first > wanted.start:
+        raise ReadError(f"the bytes from {first:,} on came where those from {wanted.start:,} on were asked for")
+    position, exact = first, first == wanted.start and wanted.start > 0
+
+    def put(block: bytes) -> bool:
+        nonlocal position
+        skip = max(0, wanted.start - position)
+        stop = len(block) if exact else max(0, wanted.stop - position)
+        if skip < len(block) and stop > skip:
+            wanted.put(block if skip == 0 and stop >= len(block) else block[skip:stop])
+        position += len(block)
+        return not exact and position >= wanted.stop
+
+    return put

@@ -1,0 +1,125 @@
+"""Connections to storages: such as work in this process and this thread, and never hang.
+
+fsspec's file systems are values that carry connections. Not all of them may be used by several threads, few survive a
+fork, and some wait for an answer for ever. Whoever asks a storage for something asks :func:`connected` first.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import fsspec
+import fsspec.asyn
+
+FileSystem: TypeAlias = fsspec.AbstractFileSystem
+
+STALL_SECONDS = 30.0
+"""A read that makes no progress for so long has failed; `storage_options` may say otherwise where a client has such an
+option (S3: ``config_kwargs={"read_timeout": ...}``, 15 s by default; HTTP: ``timeout=aiohttp.ClientTimeout(...)``)."""
+
+POOL_CONNECTIONS = 64
+"""What one process may have open to S3; botocore's own default of 10 would be the limit of every read."""
+
+_ONE_AT_A_TIME = frozenset(
+    {"ftp", "sftp", "ssh", "smb", "tar", "libarchive", "git"}
+    | {"simplecache", "filecache", "blockcache", "cached", "dir"}
+)
+"""Protocols whose file systems several threads must not use at once: one connection, one position in a file, or files
+of a cache that are there before they are complete."""
+
+_STATEFUL = frozenset({"ftp", "sftp", "ssh"})
+"""Protocols whose connection is of no use any more once a request has failed."""
+
+_LINK = "_dask_embedding_reader_link"
+
+
+class _Link(NamedTuple):
+    """What this process uses for a file system."""
+
+    pid: int
+    filesystem: FileSystem
+    lock: AbstractContextManager[Any]
+
+
+_linking = threading.Lock()
+
+
+def connected(filesystem: FileSystem) -> FileSystem:
+    """Return the file system to ask: itself, or one like it with connections of its own."""
+    return _link(filesystem).filesystem
+
+
+def exclusive(filesystem: FileSystem) -> AbstractContextManager[Any]:
+    """Return a lock to hold while a file system is asked; it does nothing where several threads may ask at once."""
+    return _link(filesystem).lock
+
+
+def reconnect(filesystem: FileSystem) -> None:
+    """Open a new connection after a failure, where the old one is of no use."""
+    if protocols(filesystem) & _STATEFUL:
+        link = _link(filesystem)
+        _own_attributes(filesystem)[_LINK] = link._replace(filesystem=_prepared(_renewed(filesystem)))
+
+
+def protocols(filesystem: FileSystem) -> frozenset[str]:
+    """Return the names of the protocols that a file system speaks."""
+    protocol = filesystem.protocol
+    return frozenset((protocol,) if isinstance(protocol, str) else protocol)
+
+
+def _link(filesystem: FileSystem) -> _Link:
+    attributes, pid = _own_attributes(filesystem), os.getpid()
+    link: _Link | None = attributes.get(_LINK)
+    if link is None or link.pid != pid:
+        with _linking:
+            link = attributes.get(_LINK)
+            if link is None or link.pid != pid:
+                made_in = link.pid if link is not None else getattr(filesystem, "_pid", pid)
+                # A file system that came through a fork shares sockets, file positions and a dead thread with its twin.
+                live = filesystem if made_in == pid else _renewed(filesystem)
+                one_at_a_time = protocols(filesystem) & _ONE_AT_A_TIME
+                link = _Link(pid, _prepared(live), threading.RLock() if one_at_a_time else nullcontext())
+                attributes[_LINK] = link
+    return link
+
+
+def _own_attributes(filesystem: FileSystem) -> dict[str, Any]:
+    # Asked in the usual way, a cache such as simplecache:: answers with the attributes of what it caches.
+    attributes: dict[str, Any] = object.__getattribute__(filesystem, "__dict__")
+    return attributes
+
+
+def _renewed(filesystem: FileSystem, **changes: Any) -> FileSystem:
+    options = {**filesystem.storage_options, **changes, "skip_instance_cache": True}
+    return type(filesystem)(*filesystem.storage_args, **options)
+
+
+def _prepared(filesystem: FileSystem) -> FileSystem:
+    """Give a file system what reading needs: connections enough, an end to all waiting, no retries beside ours."""
+    names = protocols(filesystem)
+    if "s3" in names and hasattr(filesystem, "config_kwargs"):
+        # botocore's retries, and again s3fs's around them, would multiply with ours, unseen. Listing keeps them: a
+        # listing of a thousand requests cannot start again for each that fails.
+        ours = {"max_pool_connections": POOL_CONNECTIONS, "retries": {"total_max_attempts": 1}}
+        filesystem = _renewed(filesystem, config_kwargs={**ours, **filesystem.config_kwargs})
+        filesystem.retries = 1
+    elif names & {"sftp", "ssh"} and hasattr(filesystem, "ftp"):
+        filesystem.ftp.get_channel().settimeout(STALL_SECONDS)
+    elif "webhdfs" in names and hasattr(filesystem, "session"):
+        filesystem.session.request = partial(filesystem.session.request, timeout=STALL_SECONDS)
+    return filesystem
+
+
+def _start_afresh() -> None:
+    """Forget locks that a thread of the parent may hold, and fsspec's thread, which no fork copies."""
+    global _linking  # noqa: PLW0603 - nobody else is there yet
+    _linking = threading.Lock()
+    fsspec.asyn.reset_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_afresh)

@@ -1,0 +1,316 @@
+"""Files found: what folders, globs and lists of them hold, listed once, looked up at once.
+
+Local folders are walked by the operating system. Elsewhere the listing is the storage's own where it can list a whole
+tree, and folder by folder where it cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
+from fsspec.core import url_to_fs
+
+from dask_embedding_reader.clients import ask_info
+from dask_embedding_reader.connections import FileSystem, connected, exclusive, protocols, reconnect
+from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError, NoFilesError, ReadError
+from dask_embedding_reader.retries import describe, hide_secrets, shown_cause, with_retries
+from dask_embedding_reader.storage import StoredFile, fingerprint, is_local, shown_url
+
+Source = str | os.PathLike[str]
+R = TypeVar("R")
+
+_THREADS = 64
+"""Answers are waited for, not computed."""
+
+_GLOB_CHARACTERS = frozenset("*?[")
+MANIFEST_NAME = "_manifest.parquet"
+INCOMPLETE_NAME = "_writing/incomplete"
+"""What this library keeps in a collection beside the data: what is known of it, a mark while it is being written."""
+
+_OWN_FILES = (f"/{MANIFEST_NAME}", f"/{INCOMPLETE_NAME}")
+
+_LITTER = re.compile(r"(?:^|/)[._]")
+
+
+def find_files(
+    sources: Sequence[Source],
+    suffix: str,
+    storage_options: Mapping[str, Any] | None = None,
+    noticed: list[StoredFile] | None = None,
+) -> list[StoredFile]:
+    """Find the files with a suffix in folders, globs and lists of these.
+
+    Parameters
+    ----------
+    sources
+        Paths and URLs, each of a file or a folder (searched recursively), or a glob. A path that exists literally wins
+        over its reading as a glob.
+    suffix
+        What the names end in, such as ``".npy"``.
+    storage_options
+        Passed to fsspec.
+    noticed
+        If given, the files of this library that are passed over in folders are added to it
+        (``MANIFEST_NAME``, ``INCOMPLETE_NAME``).
+
+    Returns
+    -------
+    list of StoredFile
+        Ordered by full path within a source, sources in the order given, nothing twice. Hidden files, names that start
+        with an underscore (``_SUCCESS``, ``_temporary/``) and files of zero bytes are passed over.
+
+    Raises
+    ------
+    NoFilesError
+        If a source does not exist, or nothing in it matches.
+    """
+    resolved = [resolve(source, storage_options) for source in sources]
+
+    def list_source(source: Source, where: tuple[FileSystem, str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        return _list_source(*where, suffix, source)
+
+    remote = not all(is_local(filesystem) for filesystem, _ in resolved)
+    listings = _map_at_once(list_source, sources, resolved) if remote else list(map(list_source, sources, resolved))
+    found: dict[tuple[FileSystem, str], dict[str, Any]] = {}
+    for source, (filesystem, _), (infos, own) in zip(sources, resolved, listings, strict=True):
+        if noticed is not None:
+            noticed += [_stored_file(filesystem, _known(filesystem, info)) for info in own]
+        wanted = [info for info in infos if _has_suffix(filesystem, info["name"], suffix) and info.get("size") != 0]
+        if not wanted:
+            raise NoFilesError(_nothing_found(source, suffix, [info["name"] for info in infos]))
+        for info in wanted:
+            found.setdefault((filesystem, info["name"]), info)
+    # An HTTP listing tells names only.
+    unknown = [key for key, info in found.items() if info.get("size") is None and not is_local(key[0])]
+    for key, info in zip(unknown, _map_at_once(lambda key: _info(*key) or {}, unknown), strict=True):
+        found[key] = {**found[key], **info, "name": key[1]}
+    files = [_stored_file(filesystem, info) for (filesystem, _), info in found.items() if info.get("size") != 0]
+    if not files:
+        raise NoFilesError(_nothing_found(sources[0], suffix, [path for _, path in found]))
+    return files
+
+
+def _map_at_once(function: Callable[..., R], *columns: Sequence[Any]) -> list[R]:
+    """Call a function for each row of columns, many at once, and keep the order."""
+    if len(columns[0]) <= 1:
+        return [function(*row) for row in zip(*columns, strict=True)]
+    with ThreadPoolExecutor(min(_THREADS, len(columns[0]))) as pool:
+        try:
+            return list(pool.map(function, *columns))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) -> tuple[FileSystem, str]:
+    """Return the file system of a path or URL, and the path within it."""
+    text = os.fspath(source)
+    if "://" not in text and os.path.lexists(text):
+        # Taken literally: fsspec would read a `::` in a name as a chain of file systems.
+        return fsspec.filesystem("file", **dict(storage_options or {})), os.path.abspath(text)
+    try:
+        filesystem, path = url_to_fs(text, **dict(storage_options or {}))
+    except (ImportError, ValueError, TypeError, KeyError) as error:
+        raise ArgumentError(f"cannot open {hide_secrets(text)!r}: {describe(error)}") from shown_cause(error)
+    except FileNotFoundError as error:
+        shown = hide_secrets(text)
+        raise NoFilesError(
+            f"{shown!r} does not exist ({describe(error)}); check the spelling of the path"
+        ) from shown_cause(error)
+    except OSError as error:  # some connect at once
+        raise ReadError(f"cannot connect to {hide_secrets(text)!r}: {describe(error)}") from shown_cause(error)
+    # A web server may know a folder by one of the two spellings only.
+    return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
+
+
+def _known(filesystem: FileSystem, info: dict[str, Any]) -> dict[str, Any]:
+    """Look a file up whose size a listing does not tell."""
+    return info if info.get("size") is not None else {**info, **(_info(filesystem, info["name"]) or {})}
+
+
+def _list_source(
+    filesystem: FileSystem, path: str, suffix: str, source: Source
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """List the files of one source, ordered by path, litter left out; and of the litter, our own files."""
+    shown = hide_secrets(os.fspath(source))
+    try:
+        if _has_suffix(filesystem, path, suffix) and (info := _info(filesystem, path)) and info["type"] != "directory":
+            return [{**info, "name": path}], []  # a file that is named is wanted, whatever its name starts with
+        if _GLOB_CHARACTERS.isdisjoint(path) or _exists(filesystem, path):
+            infos = _find(filesystem, path)
+            root = path
+        else:
+            infos = _glob(filesystem, path)
+            root = path[: min(path.index(c) for c in _GLOB_CHARACTERS if c in path)].rpartition("/")[0]
+            if _is_litter(path, root):  # the pattern itself names such files: they are wanted
+                return sorted(infos, key=_name), []
+        if not infos and not _exists(filesystem, path) and _GLOB_CHARACTERS.isdisjoint(path):
+            raise FileNotFoundError(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NoFilesError(
+            f"{shown!r} does not exist (searched {shown_url(filesystem, path)!r}); check the spelling of the path"
+        ) from shown_cause(error)
+    except EmbeddingReaderError:
+        raise
+    except Exception as error:  # noqa: BLE001 - raised again
+        raise ReadError(f"{shown!r} cannot be listed: {describe(error)}") from shown_cause(error)
+    own = [info for info in infos if info["name"].endswith(_OWN_FILES)]
+    return sorted((info for info in infos if not _is_litter(info["name"], root)), key=_name), own
+
+
+def _has_suffix(filesystem: FileSystem, path: str, suffix: str) -> bool:
+    if "http" in protocols(filesystem):
+        path = path.partition("?")[0]  # signed URLs end in a query
+    return path.endswith(suffix)
+
+
+def _name(info: Mapping[str, Any]) -> str:
+    return str(info["name"])
+
+
+def _is_litter(name: str, root: str) -> bool:
+    """Tell hidden files, ``_SUCCESS``, ``_temporary/…`` and their like, wherever they lie below the folder given."""
+    return _LITTER.search(name, len(root.rstrip("/")) if name.startswith(root) else 0) is not None
+
+
+def _exists(filesystem: FileSystem, path: str) -> bool:
+    with exclusive(filesystem):
+        return bool(connected(filesystem).exists(path))
+
+
+def _info(filesystem: FileSystem, path: str) -> dict[str, Any] | None:
+    try:
+        return with_retries(lambda: ask_info(filesystem, path), f"looking up {shown_url(filesystem, path)}")
+    except FileNotFoundError:
+        return None
+
+
+def _find(filesystem: FileSystem, path: str) -> list[dict[str, Any]]:
+    if is_local(filesystem):
+        return list(_walk(path))
+    # The listing is taken anew: a stale one, kept by fsspec from earlier in the process, would hide changed files.
+    filesystem.invalidate_cache(path)
+    if (
+        type(filesystem).find is AbstractFileSystem.find
+        or getattr(type(filesystem), "_find", None) is AsyncFileSystem._find
+    ):
+        return _walk_remote(filesystem, path)
+    with exclusive(filesystem):
+        listing = with_retries(
+            lambda: connected(filesystem).find(path, detail=True), f"listing {shown_url(filesystem, path)}"
+        )
+    return [{**info, "name": path} for path, info in listing.items() if info["type"] == "file"]
+
+
+def _walks(filesystem: FileSystem) -> bool:
+    """Tell whether a file system finds files by fsspec's own walk through the folders."""
+    find = filesystem._find if filesystem.async_impl else filesystem.find
+    return getattr(find, "__func__", None) in (AbstractFileSystem.find, AsyncFileSystem._find)
+
+
+def _walk_remote(filesystem: FileSystem, root: str) -> list[dict[str, Any]]:
+    """List the files below a folder, level by level, the folders of a level at once.
+
+    What fsspec does where a storage cannot list a whole tree; but it passes over folders that fail to be listed.
+    """
+    infos: dict[str, dict[str, Any]] = {}
+    folders, seen = [root], {root.rstrip("/")}
+    while folders:
+        entries = [entry for listing in _map_at_once(partial(_list_folder, filesystem), folders) for entry in listing]
+        infos.update((entry["name"], entry) for entry in entries if entry["type"] == "file")
+        folders = [
+            entry["name"] for entry in entries if entry["type"] == "directory" and entry["name"].rstrip("/") not in seen
+        ]
+        seen.update(folder.rstrip("/") for folder in folders)
+    return list(infos.values())
+
+
+def _list_folder(filesystem: FileSystem, folder: str) -> list[dict[str, Any]]:
+    def attempt() -> list[dict[str, Any]]:
+        with exclusive(filesystem):
+            try:
+                return list(connected(filesystem).ls(folder, detail=True))
+            except (FileNotFoundError, NotADirectoryError):
+                return []  # the folder that was asked for is looked up later; one below it has gone by now
+            except Exception:
+                reconnect(filesystem)
+                raise
+
+    return with_retries(attempt, f"listing {shown_url(filesystem, folder)}")
+
+
+def _walk(folder: str) -> Iterator[dict[str, Any]]:
+    """List the files below a local folder, through symbolic links too (fsspec passes linked folders over)."""
+    if not os.path.isdir(folder):
+        os.stat(folder)  # says that it does not exist, as listing would
+        yield _local_info(folder)
+        return
+    seen = set()
+    for current, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        status = os.stat(current)
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (_local_info(os.path.join(current, name)) for name in names)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _local_info(path: str) -> dict[str, Any]:
+    try:
+        status = os.stat(path)
+    except OSError:  # a link to nothing or to itself: like a file of zero bytes, which is passed over
+        return {"name": path, "type": "file", "size": 0}
+    return {"name": path, "type": "file", "size": status.st_size, "mtime": status.st_mtime_ns}
+
+
+def _glob(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
+    """List what a pattern matches; folders that it names are searched as if they had been given themselves."""
+    filesystem.invalidate_cache()
+    with exclusive(filesystem):
+        listing = with_retries(
+            lambda: connected(filesystem).glob(pattern, detail=True), f"listing {hide_secrets(pattern)}"
+        )
+    matches = [{**info, "name": path} for path, info in listing.items()]
+    infos = {info["name"]: info for info in matches if info["type"] != "directory"}
+    if "**" not in pattern:
+        for folder in (info["name"] for info in matches if info["type"] == "directory"):
+            infos.update((info["name"], info) for info in _find(filesystem, folder))
+    return list(infos.values())
+
+
+def _stored_file(filesystem: FileSystem, info: Mapping[str, Any]) -> StoredFile:
+    if is_local(filesystem) and type(info.get("mtime")) is float:  # from fsspec: of a link, and less than exact
+        info = _local_info(info["name"])
+    size = info.get("size")
+    return StoredFile(filesystem, info["name"], -1 if size is None else int(size), fingerprint(info))
+
+
+def _nothing_found(source: Source, suffix: str, passed_over: Sequence[str]) -> str:
+    """Say what was searched, what was there instead, and the likely remedy."""
+    where = repr(hide_secrets(os.fspath(source)))
+    if not passed_over:
+        return f"no {suffix} file found: {where} holds no files; check the path"
+    kinds = Counter("empty " + suffix if name.endswith(suffix) else _suffix(name) for name in passed_over)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+    message = f"no {suffix} file found in {where}; found instead {len(passed_over)} files: {counts}"
+    for other, file_format in ((".parquet", "parquet"), (".npy", "npy")):
+        if other != suffix and kinds[other]:
+            return f'{message}; did you mean file_format="{file_format}"?'
+    return f"{message}; check the path"
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1] or "without suffix"
