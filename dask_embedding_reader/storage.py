@@ -8,12 +8,14 @@ for; it is tried again where that can help. Local files are read by the operatin
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
@@ -33,7 +35,7 @@ _IOV_MAX = 1024  # what Linux and macOS take in one preadv call
 
 _MARKS = (
     *("ETag", "etag", "CRC", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "modified"),
-    *("modify", "modificationTime", "created"),
+    *("modify", "modificationTime", "modification_time", "created"),
 )
 """Where file systems tell of a new version; the first one found is taken."""
 
@@ -61,7 +63,13 @@ class StoredFile(NamedTuple):
 
 def file_url(filesystem: FileSystem, path: str) -> str:
     """Spell a path so that it can be opened again: plain for local files, with the protocol elsewhere."""
-    return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
+    if is_local(filesystem):
+        return path
+    url = str(filesystem.unstrip_protocol(path))
+    if host := filesystem.storage_options.get("host"):  # which some file systems leave out
+        port = filesystem.storage_options.get("port")
+        url = url.replace(":///", f"://{host}:{port}/" if port else f"://{host}/", 1)
+    return url
 
 
 def shown_url(filesystem: FileSystem, path: str) -> str:
@@ -323,6 +331,9 @@ def _finish(
 
 def _wanted(start: int, buffers: Sequence[memoryview]) -> tuple[Wanted, Callable[[], int]]:
     """Return what to ask for to fill buffers, and a function that counts the bytes that came."""
+    for buffer in buffers:
+        # New memory costs as much as reading: it is taken here, in many threads, not in the one in which bytes arrive.
+        np.frombuffer(buffer, np.uint8)[:: mmap.PAGESIZE] = 0
     rest = list(buffers)
     count, nbytes = 0, sum(buffer.nbytes for buffer in buffers)
 

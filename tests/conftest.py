@@ -1,11 +1,17 @@
-"""Settings of the whole test run: what failures show, how many examples hypothesis tries, and which."""
+"""Settings of the whole test run: what failures show, how many examples hypothesis tries, and which.
+
+And the servers that several test files use, each started once for all of them.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests import clouds, hadoop, servers
 
 # Its assertions shall show their values too when they fail.
 pytest.register_assert_rewrite("tests.support")
@@ -17,3 +23,35 @@ settings.register_profile("default", max_examples=60, deadline=None, suppress_he
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=2_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[servers.S3Server]:
+    """An S3 service."""
+    servers.require(servers.s3_available, "moto")
+    with servers.s3() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[clouds.GcsServer]:
+    """Google Cloud Storage."""
+    servers.require(clouds.gcs_available, "fake-gcs-server")
+    with clouds.gcs() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator[clouds.AzureServer]:
+    """Azure Blob Storage."""
+    servers.require(clouds.azure_available, "azurite")
+    with clouds.azure() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def hdfs() -> Iterator[hadoop.HdfsServer]:
+    """HDFS."""
+    servers.require(hadoop.hdfs_available, "HDFS", "make test-hdfs")
+    with hadoop.hdfs() as server:
+        yield server

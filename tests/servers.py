@@ -1,13 +1,14 @@
 """Real servers for the tests: nginx, a small Python HTTP server that can misbehave, and S3 by moto.
 
 Each is a context manager that starts the server on a free port of this machine, waits until it answers and stops it
-again. ``nginx_available`` and ``s3_available`` say whether the machine can start them.
+again. Other clouds are in ``clouds``, HDFS is in ``hadoop``.
 """
 
 from __future__ import annotations
 
 import http.server
 import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -18,15 +19,25 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Only ever valid on servers of this module.
 S3_KEY = "test-access-key"
 S3_SECRET = "test-secret-that-nobody-may-see"
+
+
+def require(available: bool, name: str, how: str = "make servers") -> None:
+    """Skip the test where the server is not installed, saying so; where everything has to be there, fail."""
+    import pytest  # not needed to start servers, as the benchmarks do
+
+    if not available:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} is not installed: `{how}` does it")
 
 
 def free_port() -> int:
@@ -38,27 +49,29 @@ def free_port() -> int:
 
 
 @contextmanager
-def _process(command: Sequence[str], port: int, log: Path, **environment: str) -> Iterator[None]:
+def process(command: Sequence[str | Path], port: int, log: Path, **environment: str) -> Iterator[None]:
     """Run a server until the end of the block; wait first until its port accepts connections."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **environment})
+        server = subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=log.parent, env={**os.environ, **environment}
+        )
     try:
         deadline = time.monotonic() + 60
         while True:
             with socket.socket() as s:
                 if s.connect_ex(("127.0.0.1", port)) == 0:
                     break
-            if process.poll() is not None or time.monotonic() > deadline:
+            if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{command[0]} did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.02)
         yield
     finally:
-        process.terminate()
+        server.terminate()
         try:
-            process.wait(10)
+            server.wait(10)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            server.kill()
+            server.wait()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -73,9 +86,50 @@ def _nginx_program() -> str | None:
 nginx_available = _nginx_program() is not None
 
 
+class Logged(NamedTuple):
+    """One request as the access log of nginx tells it."""
+
+    method: str
+    #: With the query, as the client sent it.
+    path: str
+    #: The ``Range`` header, empty where there was none.
+    range: str
+    status: int
+    #: Length of the body that was sent.
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Nginx:
+    """A running nginx."""
+
+    #: Without a slash at the end.
+    url: str
+    log: Path
+
+    @contextmanager
+    def counting(self) -> Iterator[list[Logged]]:
+        """The requests that arrive within the block; the list is filled at its end."""
+        before = len(self._requests())
+        requests: list[Logged] = []
+        yield requests
+        requests += self._requests()[before:]
+
+    def _requests(self) -> list[Logged]:
+        # The one worker logs in order, each request when its answer is sent: once this one is logged, all are.
+        mark = f"/mark-{uuid.uuid4().hex}"
+        urllib.request.urlopen(f"{self.url}{mark}", timeout=10).close()
+        deadline = time.monotonic() + 10
+        while mark not in (text := self.log.read_text()):
+            assert time.monotonic() < deadline, "nginx does not log"
+            time.sleep(0.005)
+        lines = (json.loads(line) for line in text.splitlines() if line)
+        return [Logged(**line) for line in lines if not line["path"].startswith("/mark-")]
+
+
 @contextmanager
-def nginx(root: Path) -> Iterator[str]:
-    """Serve a folder with listings (``autoindex``) and ranges; the URL ends without a slash."""
+def nginx_server(location: str) -> Iterator[Nginx]:
+    """An nginx with one server, given the directives of its location ``/``."""
     program = _nginx_program()
     assert program is not None, "nginx is not installed"
     port = free_port()
@@ -89,17 +143,43 @@ def nginx(root: Path) -> Iterator[str]:
         (work / "nginx.conf").write_text(
             f"""
             daemon off; {user} pid {work}/pid; error_log {work}/error.log; worker_processes 1;
-            events {{ worker_connections 128; }}
+            events {{ worker_connections 512; }}
             http {{
               types {{}} default_type application/octet-stream; charset utf-8;
-              access_log off; {temporary}
-              server {{ listen 127.0.0.1:{port}; root "{root}"; autoindex on; autoindex_exact_size on; }}
+              sendfile on; tcp_nopush on; keepalive_requests 100000; {temporary}
+              log_format request escape=json '{{"method": "$request_method", "path": "$request_uri", '
+                '"range": "$http_range$http_x_ms_range", "status": $status, "nbytes": $body_bytes_sent}}';
+              access_log {work}/access.log request;
+              server {{
+                listen 127.0.0.1:{port};
+                location /mark- {{ return 204; }}
+                location / {{ {location} }}
+              }}
             }}
             """
         )
         command = [program, "-p", str(work), "-e", str(work / "error.log"), "-c", str(work / "nginx.conf")]
-        with _process(command, port, work / "log"):
-            yield f"http://127.0.0.1:{port}"
+        with process(command, port, work / "log"):
+            yield Nginx(f"http://127.0.0.1:{port}", work / "access.log")
+
+
+@contextmanager
+def nginx(root: Path, *, listing: bool = True, ranges: bool = True, extra: str = "") -> Iterator[Nginx]:
+    """Serve a folder, with or without listings (``autoindex``) and ranges."""
+    more = f"{'' if ranges else 'max_ranges 0;'} {extra}"
+    with nginx_server(f'root "{root}"; autoindex {"on" if listing else "off"}; {more}') as server:
+        yield server
+
+
+@contextmanager
+def nginx_before(url: str) -> Iterator[Nginx]:
+    """Stand before another server, to count what is asked of it."""
+    forward = (
+        f'proxy_pass {url}; proxy_http_version 1.1; proxy_set_header Host $http_host; proxy_set_header Connection "";'
+        "proxy_buffering off; proxy_request_buffering off; client_max_body_size 0;"
+    )
+    with nginx_server(forward) as server:
+        yield server
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -251,50 +331,85 @@ def http_files(root: Path, **behaviour: Any) -> Iterator[HttpServer]:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# S3
-
-s3_available = all(importlib.util.find_spec(name) is not None for name in ("moto", "flask", "flask_cors"))
+# Object stores
 
 
-@dataclass(frozen=True, slots=True)
-class S3Server:
-    """An S3 service with one bucket."""
+class ObjectStore(ABC):
+    """A service with one bucket."""
 
-    endpoint: str
-    bucket: str = "test-bucket"
+    __slots__ = ()
 
     @property
-    def storage_options(self) -> dict[str, Any]:
-        """What s3fs needs to reach it."""
-        return {
-            "key": S3_KEY,
-            "secret": S3_SECRET,
-            "client_kwargs": {"endpoint_url": self.endpoint, "region_name": "us-east-1"},
-        }
+    @abstractmethod
+    def root(self) -> str:
+        """URL of the bucket, without a slash at the end."""
 
+    @property
+    @abstractmethod
+    def storage_options(self) -> dict[str, Any]:
+        """What fsspec needs to reach it."""
+
+    @abstractmethod
     def put(self, key: str, content: bytes) -> str:
         """Store an object, return its URL."""
-        self._send(f"{self.bucket}/{urllib.parse.quote(key)}", content)
-        return f"s3://{self.bucket}/{key}"
 
     def put_folder(self, folder: Path, prefix: str) -> str:
         """Store all files below a folder, return the URL of the prefix, without a slash at the end."""
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             self.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
-        return f"s3://{self.bucket}/{prefix}"
+        return f"{self.root}/{prefix}"
 
-    def make_bucket(self) -> None:
-        """Create the bucket."""
-        self._send(self.bucket, b"")
 
-    def _send(self, address: str, content: bytes) -> None:
-        request = urllib.request.Request(f"{self.endpoint}/{address}", data=content, method="PUT")
-        # A signature is not checked, but without a mention of a key moto takes the sender for a stranger.
-        request.add_header("Authorization", f"AWS {S3_KEY}:unchecked")
-        # What urllib sends by default makes the server parse the content as a form.
-        request.add_header("Content-Type", "application/octet-stream")
-        with urllib.request.urlopen(request, timeout=30):
-            pass
+def send(method: str, url: str, content: bytes = b"", **headers: str) -> None:
+    """One request whose answer is of no interest, as long as it is no error."""
+    # What urllib sends by default makes servers parse the content as a form.
+    headers = {"Content-Type": "application/octet-stream", **{k.replace("_", "-"): v for k, v in headers.items()}}
+    with urllib.request.urlopen(urllib.request.Request(url, content, headers, method=method), timeout=30):
+        pass
+
+
+s3_available = all(importlib.util.find_spec(name) is not None for name in ("moto", "flask", "flask_cors"))
+
+
+@dataclass(frozen=True, slots=True)
+class S3Server(ObjectStore):
+    """An S3 service with one bucket. It tells strangers from those who have a key, but checks no signature."""
+
+    endpoint: str
+    bucket: str = "test-bucket"
+
+    @property
+    def root(self) -> str:
+        """URL of the bucket."""
+        return f"s3://{self.bucket}"
+
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        """What s3fs needs to reach it."""
+        return {"key": S3_KEY, "secret": S3_SECRET, "client_kwargs": self.client_options}
+
+    @property
+    def client_options(self) -> dict[str, Any]:
+        """Where it is."""
+        return {"endpoint_url": self.endpoint, "region_name": "us-east-1"}
+
+    def put(self, key: str, content: bytes) -> str:
+        """Store an object."""
+        self._send(f"{self.bucket}/{urllib.parse.quote(key)}", content)
+        return f"{self.root}/{key}"
+
+    def make_bucket(self, access: str = "private") -> None:
+        """Create the bucket, or another one; ``public-read`` needs no credentials."""
+        self._send(self.bucket, b"", access)
+
+    def publish(self, key: str) -> None:
+        """Let everybody read an object."""
+        self._send(f"{self.bucket}/{urllib.parse.quote(key)}?acl", b"", "public-read")
+
+    def _send(self, address: str, content: bytes, access: str = "private") -> None:
+        # Without a mention of a key moto takes the sender for a stranger.
+        authorization = f"AWS {S3_KEY}:unchecked"
+        send("PUT", f"{self.endpoint}/{address}", content, Authorization=authorization, x_amz_acl=access)
 
 
 @contextmanager
@@ -304,7 +419,7 @@ def s3() -> Iterator[S3Server]:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="moto-") as work:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        with _process(command, port, Path(work) / "log", PYTHONWARNINGS="ignore"):
+        with process(command, port, Path(work) / "log", PYTHONWARNINGS="ignore"):
             server = S3Server(f"http://127.0.0.1:{port}")
             server.make_bucket()
             yield server

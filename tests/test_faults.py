@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -119,7 +120,9 @@ def running_place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 def place(running_place: Place) -> Iterator[Place]:
     """Three files of each format, over HTTP and over S3, on a server that is healthy at first."""
     running_place.proxy.behave()
-    yield running_place
+    # Else the threads of a test that ends in an error still ask the server during the next one.
+    with dask.config.set(scheduler="synchronous"):
+        yield running_place
     if running_place.replaced:
         running_place.proxy.behave()
         running_place.put("1.npy", npy(rows_of(1)))
@@ -229,7 +232,7 @@ def test_an_error_in_a_parquet_file_names_its_rows(place: Place, read: str) -> N
     reader = place.open("parquet")
     place.proxy.faults = ["500"] * 1000
     ways: dict[str, Callable[[], Any]] = {
-        "batches": lambda: next(iter(reader(batch_size=10, show_progress=False))),
+        "batches": lambda: next(iter(reader(batch_size=10, parallel_pieces=1, show_progress=False))),
         "array": lambda: reader.to_dask_array(0, 20).compute(),
         "frame": lambda: reader.to_dask_dataframe(0, 20).compute(),
     }
@@ -272,6 +275,8 @@ def test_whatever_tells_of_versions_is_used(place: Place, silent_about: tuple[st
     reader = place.open()
     np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)
     assert len(place.proxy.requests) == FILES
+    if " " not in reader.manifest.vectors.fingerprints[0]:
+        pytest.skip("this release of fsspec hides when a file was changed")
     place.replace(npy(-rows_of(1)))
     if silent_about == ("etag",) and place.url("").startswith("s3://"):
         return  # moto replaces an object within the same second, which is all that is told

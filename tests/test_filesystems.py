@@ -12,7 +12,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from dask_embedding_reader.errors import (
     NoFilesError,
     ReadError,
 )
-from tests import servers
+from tests import clouds, hadoop, servers
 
 DIMENSION = 4
 FILES = {"0": 7, "1": 5, "sub/2": 3}
@@ -163,11 +163,20 @@ def _reference(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> 
 
 
 def _http_listing(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
-    return _always(f"{request.getfixturevalue('nginx')}/")
+    return _always(f"{request.getfixturevalue('nginx').url}/")
+
+
+def _http_listing_without_ranges(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    return _always(request.getfixturevalue("nginx_without_ranges").url)
 
 
 def _http_urls(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
     server: servers.HttpServer = request.getfixturevalue("http_files")
+    return Place(lambda suffix: [f"{server.url}/{name}.{suffix}" for name in FILES])
+
+
+def _http_urls_without_ranges(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    server: servers.Nginx = request.getfixturevalue("nginx_without_listing_and_ranges")
     return Place(lambda suffix: [f"{server.url}/{name}.{suffix}" for name in FILES])
 
 
@@ -178,20 +187,54 @@ def _simplecache_http(folder: Path, tmp_path: Path, request: pytest.FixtureReque
 
 
 def _s3(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
-    server: servers.S3Server = request.getfixturevalue("s3")
+    server: servers.S3Server = request.getfixturevalue("s3_emb")
     return _always(f"s3://{server.bucket}/emb", server.storage_options)
 
 
 def _s3_slash(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
     # Lists nothing in the reference.
-    server: servers.S3Server = request.getfixturevalue("s3")
+    server: servers.S3Server = request.getfixturevalue("s3_emb")
     return _always(f"s3://{server.bucket}/emb/", server.storage_options)
 
 
 def _simplecache_s3(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
-    server: servers.S3Server = request.getfixturevalue("s3")
+    server: servers.S3Server = request.getfixturevalue("s3_emb")
     options = {"simplecache": {"cache_storage": str(tmp_path / "cache")}, "s3": server.storage_options}
     return _always(f"simplecache::s3://{server.bucket}/emb", options)
+
+
+def _s3_signed(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    # The folder is the bucket.
+    return _always(f"s3://{folder.name}", request.getfixturevalue("signed_s3"))
+
+
+def _gs(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    server: clouds.GcsServer = request.getfixturevalue("gcs_emb")
+    return _always(f"gs://{server.bucket}/emb", server.storage_options)
+
+
+def _gcs_slash(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    server: clouds.GcsServer = request.getfixturevalue("gcs_emb")
+    return _always(f"gcs://{server.bucket}/emb/", server.storage_options)
+
+
+def _az(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    server: clouds.AzureServer = request.getfixturevalue("azure_emb")
+    return _always(f"az://{server.bucket}/emb", server.storage_options)
+
+
+def _abfs_slash(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    server: clouds.AzureServer = request.getfixturevalue("azure_emb")
+    return _always(f"abfs://{server.bucket}/emb/", server.storage_options)
+
+
+def _hdfs(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    return _always(f"{request.getfixturevalue('hdfs_emb').root}/emb")
+
+
+def _webhdfs_slash(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    server: hadoop.HdfsServer = request.getfixturevalue("hdfs_emb")
+    return _always(f"{replace(server, protocol='webhdfs').root}/emb/")
 
 
 #: Every file system of the contract. Not among them: ``filecache``, which loses track of its files when several threads
@@ -208,11 +251,20 @@ PLACES: dict[str, Callable[[Path, Path, pytest.FixtureRequest], Place]] = {
     "dir": _dir,
     "reference": _reference,
     "http-listing": _http_listing,
+    "http-listing-no-ranges": _http_listing_without_ranges,
     "http-urls": _http_urls,
+    "http-urls-no-ranges": _http_urls_without_ranges,
     "simplecache-http": _simplecache_http,
     "s3": _s3,
     "s3-trailing-slash": _s3_slash,
     "simplecache-s3": _simplecache_s3,
+    "s3-signed": _s3_signed,
+    "gs": _gs,
+    "gcs-trailing-slash": _gcs_slash,
+    "az": _az,
+    "abfs-trailing-slash": _abfs_slash,
+    "hdfs": _hdfs,
+    "webhdfs-trailing-slash": _webhdfs_slash,
 }
 FILE_FORMATS = ["npy", "parquet", "parquet_npy"]
 
@@ -226,12 +278,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def nginx(folder: Path) -> Iterator[str]:
+def nginx(folder: Path) -> Iterator[servers.Nginx]:
     """A web server with listings."""
-    if not servers.nginx_available:
-        pytest.skip("nginx is not installed")
-    with servers.nginx(folder) as url:
-        yield url
+    servers.require(servers.nginx_available, "nginx")
+    with servers.nginx(folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nginx_without_ranges(folder: Path) -> Iterator[servers.Nginx]:
+    """One that answers every request with the whole file."""
+    servers.require(servers.nginx_available, "nginx")
+    with servers.nginx(folder, ranges=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nginx_without_listing_and_ranges(folder: Path) -> Iterator[servers.Nginx]:
+    """One that does not even tell which files there are."""
+    servers.require(servers.nginx_available, "nginx")
+    with servers.nginx(folder, listing=False, ranges=False) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -242,16 +309,42 @@ def http_files(folder: Path) -> Iterator[servers.HttpServer]:
 
 
 @pytest.fixture(scope="session")
-def s3(folder: Path) -> Iterator[servers.S3Server]:
+def s3_emb(folder: Path, s3: servers.S3Server) -> servers.S3Server:
     """An S3 service that holds the files under ``emb``."""
-    if not servers.s3_available:
-        pytest.skip("moto is not installed")
-    with servers.s3() as server:
-        server.put_folder(folder, "emb")
-        yield server
+    s3.put_folder(folder, "emb")
+    return s3
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(scope="session")
+def signed_s3(folder: Path) -> Iterator[dict[str, Any]]:
+    """One that checks signatures, and whose bucket is the folder."""
+    servers.require(clouds.rclone_available, "rclone")
+    with clouds.signed_s3(folder.parent) as options:
+        yield options
+
+
+@pytest.fixture(scope="session")
+def gcs_emb(folder: Path, gcs: clouds.GcsServer) -> clouds.GcsServer:
+    """Google Cloud Storage that holds the files under ``emb``."""
+    gcs.put_folder(folder, "emb")
+    return gcs
+
+
+@pytest.fixture(scope="session")
+def azure_emb(folder: Path, azure: clouds.AzureServer) -> clouds.AzureServer:
+    """Azure Blob Storage that holds the files under ``emb``."""
+    azure.put_folder(folder, "emb")
+    return azure
+
+
+@pytest.fixture(scope="session")
+def hdfs_emb(folder: Path, hdfs: hadoop.HdfsServer) -> hadoop.HdfsServer:
+    """HDFS that holds the files under ``emb``."""
+    hdfs.put_folder(folder, "emb")
+    return hdfs
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.hdfs if "hdfs" in name else ()) for name in PLACES])
 def place(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
     """Each of the places in turn."""
     made = PLACES[request.param](folder, tmp_path, request)
@@ -496,7 +589,8 @@ def _text_of_error(work: Callable[[], Any], kind: type[EmbeddingReaderError]) ->
     return f"{info.value} {info.value!r} {info.value.args}"
 
 
-def test_secrets_of_s3_never_come_to_light(s3: servers.S3Server) -> None:
+def test_secrets_of_s3_never_come_to_light(s3_emb: servers.S3Server) -> None:
+    s3 = s3_emb
     options = s3.storage_options
     reader = EmbeddingReader(f"s3://{s3.bucket}/emb/", "parquet", meta_columns=["id"], storage_options=options)
     for text in _every_text_of(reader):

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from . import remote  # noqa: F401 - enters its contenders
 from .contenders import REGISTRY
 from .data import Data
 from .floors import Run

@@ -194,6 +194,14 @@ def probes() -> list[int]:
     return picks
 
 
+def make_remote(path: Path, rows: int) -> None:
+    """48 files, each of them the size of a piece; two of three are further names of the one before them."""
+    for number in range(0, 48, 3):
+        write_npy_f32(path, number, max(1, rows // 12))
+        for copy in (1, 2):
+            os.link(path / f"{number:04}.npy", path / f"{number + copy:04}.npy")
+
+
 def make_links(links: int) -> Callable[[Path, int], None]:
     """Many names of one sparse file: the page cache holds it once, so the machine's memory is not what is measured."""
 
@@ -212,6 +220,7 @@ MAKERS: dict[str, Callable[[Path, int], None]] = {
     "metadata": in_parallel(write_metadata),
     "many": make_many,
     "large": make_large,
+    "remote": make_remote,
     "sparse-20GB": make_links(10),
     "sparse-200GB": make_links(100),
 }

@@ -14,6 +14,8 @@ DELAYED = "dask.delayed(np.load)"
 DASK_ALONE = "dask alone"
 BY_HAND = "np.load + read_parquet"
 RAW = "raw limit"
+CAT_FILE = "bare cat_file"
+ONE_CONNECTION = "one connection"
 
 
 class Run(NamedTuple):
@@ -92,6 +94,23 @@ class Faster:
             return None
         value = results[self.against].best / results[OURS].best
         return Verdict(self.against, f"speed >= {self.bound:g}x", value, self.bound, value >= self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Ours reads at least so many times as many bytes a second as another, which reads only a share of them."""
+
+    against: str
+    share: int
+    bound: float
+
+    def judge(self, results: Mapping[str, Summary]) -> Verdict | None:
+        """Compare the best times, each for the same bytes."""
+        if self.against not in results:
+            return None
+        value = results[self.against].best * self.share / results[OURS].best
+        text = f"throughput {value:.1f}x >= {self.bound:g}x"
+        return Verdict(self.against, text, value, self.bound, value >= self.bound)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from . import remote
 from .contenders import contenders_of
 from .data import Data
 from .floors import OURS, Run, Summary, Verdict
@@ -71,18 +72,22 @@ def run(works: list[Work], rounds: int, data: Data) -> Iterator[Results]:
 
 def alternate(results: Results, work: Work, number: int, data: Data) -> None:
     """Run every contender once, each round beginning with another."""
+    if why := remote.why_not(work):
+        results.missing[work.name] = why
+        return
     contenders = contenders_of(work)
     shift = number % len(contenders)
-    for contender in contenders[shift:] + contenders[:shift]:
-        if contender in results.missing or (work.name, contender) in results.faults:
-            continue
-        outcome = spawn(work.name, contender, data)
-        if "run" in outcome:
-            results.runs[work.name][contender].append(Run(**outcome["run"]))
-        elif "missing" in outcome:
-            results.missing[contender] = outcome["missing"]
-        else:
-            results.faults[work.name, contender] = outcome["fault"]
+    with remote.served(work, data):
+        for contender in contenders[shift:] + contenders[:shift]:
+            if contender in results.missing or (work.name, contender) in results.faults:
+                continue
+            outcome = spawn(work.name, contender, data)
+            if "run" in outcome:
+                results.runs[work.name][contender].append(Run(**outcome["run"]))
+            elif "missing" in outcome:
+                results.missing[contender] = outcome["missing"]
+            else:
+                results.faults[work.name, contender] = outcome["fault"]
 
 
 def spawn(work: str, contender: str, data: Data) -> dict[str, Any]:

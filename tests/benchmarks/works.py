@@ -6,7 +6,22 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 from .data import PROBES
-from .floors import DASK_ALONE, DELAYED, PYARROW, RAW, REFERENCE, Bounded, Faster, Flat, Floor, Smaller, Within
+from .floors import (
+    CAT_FILE,
+    DASK_ALONE,
+    DELAYED,
+    ONE_CONNECTION,
+    PYARROW,
+    RAW,
+    REFERENCE,
+    Bounded,
+    Faster,
+    Flat,
+    Floor,
+    Scales,
+    Smaller,
+    Within,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +111,22 @@ def other_works() -> list[Work]:
     ]
 
 
+LIMITED_SHARE = 8
+"""One connection reads one of so many shares of the rows: it takes its time."""
+
+
+def remote_works() -> list[Work]:
+    """Passes over a collection on a server on this machine, 16 pieces in flight."""
+    files = Source("npy float32", "remote")
+    fast = (Faster(REFERENCE, 2.3), Faster(CAT_FILE, 0.95))
+    scales = (Scales(ONE_CONNECTION, LIMITED_SHARE, 12),)
+    return [
+        Work("remote-s3", "npy float32 over S3", files, 32_768, floors=fast),
+        Work("remote-http", "npy float32 over HTTP", files, 32_768, floors=fast),
+        Work("remote-s3-limited", "npy float32 over S3, 60 MB/s a connection", files, 32_768, floors=scales),
+    ]
+
+
 def memory_works() -> list[Work]:
     """The memory limit, format by format, and memory over time."""
     sources = {"npy-f32": NPY, "npy-f16": HALF, "parquet": PARQUET, "parquet-npy": PAIRS}
@@ -124,7 +155,7 @@ def sparse(size: str) -> Work:
     return Work(name, title, Source("sparse npy", name), 10_000, limit, rounds=1, floors=(Flat(32 * 10**6),))
 
 
-WORKS = {work.name: work for work in (*batch_works(), *other_works(), *memory_works())}
+WORKS = {work.name: work for work in (*batch_works(), *other_works(), *remote_works(), *memory_works())}
 
 
 def select(patterns: list[str] | None, *, optional: bool) -> list[Work]:
