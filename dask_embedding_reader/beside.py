@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import FileChangedError, FormatError, ReadError
+from dask_embedding_reader.finding import INCOMPLETE_NAME, MANIFEST_NAME
 from dask_embedding_reader.formats import Columns, FileHeader
 from dask_embedding_reader.saved_manifest import METADATA, SavedManifest, decode_manifest
-from dask_embedding_reader.storage import INCOMPLETE_NAME, MANIFEST_NAME, StoredFile, read_range, shown_url
+from dask_embedding_reader.storage import StoredFile, read_range, shown_url
 
 logger = logging.getLogger("dask_embedding_reader")
 

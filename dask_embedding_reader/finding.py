@@ -23,7 +23,7 @@ from dask_embedding_reader.clients import ask_info
 from dask_embedding_reader.connections import FileSystem, connected, exclusive, protocols, reconnect
 from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError, NoFilesError, ReadError
 from dask_embedding_reader.retries import describe, hide_secrets, shown_cause, with_retries
-from dask_embedding_reader.storage import INCOMPLETE_NAME, MANIFEST_NAME, StoredFile, fingerprint, is_local, shown_url
+from dask_embedding_reader.storage import StoredFile, fingerprint, is_local, shown_url
 
 Source = str | os.PathLike[str]
 R = TypeVar("R")
@@ -32,8 +32,13 @@ _THREADS = 64
 """Answers are waited for, not computed."""
 
 _GLOB_CHARACTERS = frozenset("*?[")
-_LITTER = re.compile(r"(?:^|/)[._]")
+MANIFEST_NAME = "_manifest.parquet"
+INCOMPLETE_NAME = "_writing/incomplete"
+"""What this library keeps in a collection beside the data: what is known of it, a mark while it is being written."""
+
 _OWN_FILES = (f"/{MANIFEST_NAME}", f"/{INCOMPLETE_NAME}")
+
+_LITTER = re.compile(r"(?:^|/)[._]")
 
 
 def find_files(
@@ -70,7 +75,7 @@ def find_files(
     """
     resolved = _share(resolve(source, storage_options) for source in sources)
 
-    def list_source(source: Source, where: tuple[FileSystem, str]) -> _Listing:
+    def list_source(source: Source, where: tuple[FileSystem, str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         return _list_source(*where, suffix, source)
 
     remote = not all(is_local(filesystem) for filesystem, _ in resolved)
@@ -78,7 +83,7 @@ def find_files(
     found: dict[tuple[FileSystem, str], dict[str, Any]] = {}
     for source, (filesystem, _), (infos, own) in zip(sources, resolved, listings, strict=True):
         if noticed is not None:
-            noticed += [_stored_file(filesystem, info) for info in own]
+            noticed += [_stored_file(filesystem, _known(filesystem, info)) for info in own]
         wanted = [info for info in infos if _has_suffix(filesystem, info["name"], suffix) and info.get("size") != 0]
         if not wanted:
             raise NoFilesError(_nothing_found(source, suffix, [info["name"] for info in infos]))
@@ -129,6 +134,11 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
     return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
 
 
+def _known(filesystem: FileSystem, info: dict[str, Any]) -> dict[str, Any]:
+    """Look a file up whose size a listing does not tell."""
+    return info if info.get("size") is not None else {**info, **(_info(filesystem, info["name"]) or {})}
+
+
 def _share(resolved: Iterable[tuple[FileSystem, str]]) -> list[tuple[FileSystem, str]]:
     """Use one file system for all that are made alike: fsspec makes one for each URL of some kinds, such as FTP."""
     shared: dict[tuple[Any, ...], FileSystem] = {}
@@ -138,10 +148,9 @@ def _share(resolved: Iterable[tuple[FileSystem, str]]) -> list[tuple[FileSystem,
     ]
 
 
-_Listing = tuple[list[dict[str, Any]], list[dict[str, Any]]]
-
-
-def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source) -> _Listing:
+def _list_source(
+    filesystem: FileSystem, path: str, suffix: str, source: Source
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """List the files of one source, ordered by path, litter left out; and of the litter, our own files."""
     shown = hide_secrets(os.fspath(source))
     try:

@@ -21,12 +21,12 @@ from dask_embedding_reader.arguments import (
 )
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import ArgumentError
-from dask_embedding_reader.finding import Source, find_files
+from dask_embedding_reader.finding import MANIFEST_NAME, Source, find_files
 from dask_embedding_reader.formats import Columns, get_format
 from dask_embedding_reader.manifest import Manifest, read_manifest
 from dask_embedding_reader.plan import default_piece_rows
 from dask_embedding_reader.reopen import manifest_place, reopen_manifest, save_manifest
-from dask_embedding_reader.storage import MANIFEST_NAME, file_url
+from dask_embedding_reader.storage import file_url
 
 if TYPE_CHECKING:
     import dask.array as da

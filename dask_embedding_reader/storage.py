@@ -39,10 +39,6 @@ _MARKS = (
 )
 """Where file systems tell of a new version; the first one found is taken."""
 
-MANIFEST_NAME = "_manifest.parquet"
-INCOMPLETE_NAME = "_writing/incomplete"
-"""What this library keeps in a collection beside the data: what is known of it, a mark while it is being written."""
-
 
 class StoredFile(NamedTuple):
     """A file in a storage, as it was when it was found. Small and picklable: it travels in every task."""

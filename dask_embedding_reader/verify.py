@@ -13,12 +13,12 @@ import pandas as pd
 from dask_embedding_reader.arguments import check_options, check_sources
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import FileChangedError, NoFilesError, ReadError
-from dask_embedding_reader.finding import Source, resolve
+from dask_embedding_reader.finding import MANIFEST_NAME, Source, resolve
 from dask_embedding_reader.formats import FileHeader
 from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.retries import describe
 from dask_embedding_reader.saved_manifest import decode_manifest
-from dask_embedding_reader.storage import MANIFEST_NAME, StoredFile, is_local, read_range, shown_url
+from dask_embedding_reader.storage import StoredFile, is_local, read_range, shown_url
 from dask_embedding_reader.writing import get_file, list_files
 
 _BLOCK_NBYTES = 8 * 2**20
@@ -126,8 +126,9 @@ def _problem(header: FileHeader, size: int | None) -> str:
 
 def _blocks(file: StoredFile) -> Iterator[bytes]:
     if not is_local(file.filesystem):
+        version = file._replace(fingerprint=str(file.size))  # of a copy, the mark is another
         for start in range(0, file.size, _BLOCK_NBYTES):
-            yield read_range(file, start, min(start + _BLOCK_NBYTES, file.size))
+            yield read_range(version, start, min(start + _BLOCK_NBYTES, file.size))
         return
     try:
         # Not as readers do: they refuse a file that was merely copied, whose time of change is another.

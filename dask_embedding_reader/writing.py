@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from dask_embedding_reader.connections import FileSystem
-from dask_embedding_reader.errors import EmbeddingReaderError, WriteError
-from dask_embedding_reader.retries import describe, with_retries
+from dask_embedding_reader.connections import FileSystem, connected, exclusive, protocols
+from dask_embedding_reader.errors import WriteError
+from dask_embedding_reader.retries import describe, shown_cause, with_retries
 from dask_embedding_reader.storage import is_local, shown_url
 
 _ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
@@ -53,12 +53,12 @@ def put_file(filesystem: FileSystem, path: str, buffers: Sequence[Buffer], scrat
     with _explained(filesystem, path, sum(memoryview(buffer).nbytes for buffer in buffers)):
         if is_local(filesystem):
             _put_local(path, buffers, temporary)
-        elif _protocols(filesystem) & _ATOMIC_PUT:
+        elif protocols(filesystem) & _ATOMIC_PUT:
             data = _joined(buffers)
-            _retry(filesystem, path, lambda: filesystem.pipe_file(path, data))
+            _retry(filesystem, path, lambda connection: connection.pipe_file(path, data))
         else:
             data = _joined(buffers)
-            _retry(filesystem, path, lambda: _put_and_rename(filesystem, path, data, temporary))
+            _retry(filesystem, path, lambda connection: _put_and_rename(connection, path, data, temporary))
 
 
 def _put_local(path: str, buffers: Sequence[Buffer], temporary: str) -> None:
@@ -82,13 +82,17 @@ def _put_and_rename(filesystem: FileSystem, path: str, data: bytes, temporary: s
         filesystem.makedirs(folder, exist_ok=True)
     try:
         filesystem.pipe_file(temporary, data)
-        if filesystem.exists(path):
-            filesystem.rm_file(path)
-        filesystem.mv(temporary, path)
+        _rename(filesystem, temporary, path)
     except BaseException:
         with suppress(Exception):
             filesystem.rm_file(temporary)
         raise
+
+
+def _rename(filesystem: FileSystem, source: str, target: str) -> None:
+    if filesystem.exists(target):  # some storages refuse to replace a file
+        filesystem.rm_file(target)
+    filesystem.mv(source, target)
 
 
 def _joined(buffers: Sequence[Buffer]) -> bytes:
@@ -101,10 +105,11 @@ def move_file(filesystem: FileSystem, source: str, target: str) -> None:
     with _explained(filesystem, target):
         if is_local(filesystem):
             os.replace(source, target)
+        elif protocols(filesystem) & _ATOMIC_PUT:  # these cannot rename, but copy within the store
+            _retry(filesystem, target, lambda connection: connection.cp_file(source, target))
+            _remove(filesystem, source)
         else:
-            if not _protocols(filesystem) & _ATOMIC_PUT and filesystem.exists(target):
-                filesystem.rm_file(target)
-            _retry(filesystem, target, lambda: filesystem.mv(source, target))
+            _retry(filesystem, target, lambda connection: _rename(connection, source, target))
 
 
 def remove_files(filesystem: FileSystem, paths: Sequence[str]) -> None:
@@ -117,7 +122,7 @@ def _remove(filesystem: FileSystem, path: str) -> None:
         if is_local(filesystem):
             os.remove(path)
         else:
-            _retry(filesystem, path, lambda: filesystem.rm_file(path))
+            _retry(filesystem, path, lambda connection: connection.rm_file(path))
 
 
 def remove_folder(filesystem: FileSystem, folder: str) -> None:
@@ -125,7 +130,7 @@ def remove_folder(filesystem: FileSystem, folder: str) -> None:
     remove_files(filesystem, [f"{folder}/{name}" for name in list_files(filesystem, folder)])
     if is_local(filesystem):
         shutil.rmtree(folder, ignore_errors=True)  # what is left are folders
-    elif not _protocols(filesystem) & _ATOMIC_PUT:
+    elif not protocols(filesystem) & _ATOMIC_PUT:
         with suppress(Exception):
             filesystem.rm(folder, recursive=True)
 
@@ -141,10 +146,9 @@ def list_files(filesystem: FileSystem, folder: str) -> dict[str, int]:
     """Return the paths of all files below a folder, relative to it, with their sizes; none if there is no folder."""
     if is_local(filesystem):
         return dict(_walk(folder))
-    filesystem.invalidate_cache()  # what fsspec remembers does not know what others wrote
     with _explained(filesystem, folder, action="listed"):
         try:
-            found = _retry(filesystem, folder, lambda: filesystem.find(folder, detail=True))
+            found = _retry(filesystem, folder, lambda connection: _find(connection, folder))
         except FileNotFoundError:
             return {}
     prefix = f"{folder}/"
@@ -153,6 +157,11 @@ def list_files(filesystem: FileSystem, folder: str) -> dict[str, int]:
         for path, info in found.items()
         if info["type"] == "file" and path.startswith(prefix)
     }
+
+
+def _find(filesystem: FileSystem, folder: str) -> dict[str, dict[str, Any]]:
+    filesystem.invalidate_cache()  # what fsspec remembers does not know what others wrote
+    return dict(filesystem.find(folder, detail=True))
 
 
 def _walk(folder: str) -> Iterator[tuple[str, int]]:
@@ -170,7 +179,7 @@ def get_file(filesystem: FileSystem, path: str) -> bytes | None:
             if is_local(filesystem):
                 with open(path, "rb") as file:
                     return file.read()
-            return bytes(_retry(filesystem, path, lambda: filesystem.cat_file(path)))
+            return bytes(_retry(filesystem, path, lambda connection: connection.cat_file(path)))
         except FileNotFoundError:
             return None
 
@@ -197,13 +206,14 @@ def in_threads(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         return list(pool.map(work, items))
 
 
-def _protocols(filesystem: FileSystem) -> set[str]:
-    protocol = filesystem.protocol
-    return {protocol} if isinstance(protocol, str) else set(protocol)
+def _retry(filesystem: FileSystem, path: str, attempt: Callable[[FileSystem], Any]) -> Any:
+    """Ask a storage, again where that can help; one after the other where it cannot be asked several things at once."""
 
+    def ask() -> Any:
+        with exclusive(filesystem):
+            return attempt(connected(filesystem))
 
-def _retry(filesystem: FileSystem, path: str, attempt: Callable[[], Any]) -> Any:
-    return with_retries(attempt, shown_url(filesystem, path))
+    return with_retries(ask, shown_url(filesystem, path))
 
 
 @contextmanager
@@ -211,19 +221,21 @@ def _explained(filesystem: FileSystem, path: str, nbytes: int = 0, action: str =
     """Turn whatever a storage raises into an error that names the file, the cause and the remedy."""
     try:
         yield
-    except EmbeddingReaderError:
+    except WriteError:
         raise
     except Exception as error:
         if isinstance(error, FileNotFoundError) and action != "written":
             raise
-        where = shown_url(filesystem, path)
-        raise WriteError(f"{where}: cannot be {action}: {describe(error)}; {_remedy(error, nbytes)}") from error
+        what = f"{shown_url(filesystem, path)}: cannot be {action}: {describe(error)}"
+        raise WriteError(f"{what}; {_remedy(error, nbytes)}") from shown_cause(error)
 
 
 def _remedy(error: Exception, nbytes: int) -> str:
     kept = "what is finished is kept, and running the same again goes on from there"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no room for its {nbytes:,} bytes: make room; {kept}"
+    if isinstance(error, FileNotFoundError):
+        return f"make the bucket first, or check the spelling; {kept}"
     if isinstance(error, PermissionError):
         return f"get the permission to write there, or name another folder; {kept}"
     if isinstance(error, NotImplementedError | ValueError | TypeError):

@@ -341,13 +341,14 @@ def test_a_frame_that_belongs_to_another_array(tmp_path: Path) -> None:
     shifted = dd.from_map(lambda k: FRAME[:4] if k else FRAME[:6], range(4), meta=FRAME[:0])
     with pytest.raises(MismatchError, match=r"partition of the metadata has 6 rows where 5 were expected"):
         write_embeddings(lazy, tmp_path, "parquet", shifted)
-    types = dd.from_map(
-        lambda k: pd.DataFrame({"x": pd.Series([k or "a"] * 5, dtype=object)}),
-        range(4),
-        meta=pd.DataFrame({"x": ["a"]}),
-    )
-    with dask.config.set({"dataframe.convert-string": False}), pytest.raises(MismatchError, match="'x' is"):
-        write_embeddings(lazy, tmp_path, "parquet", types, overwrite=True, rows_per_file=5)
+    with dask.config.set({"dataframe.convert-string": False}):
+        types = dd.from_map(
+            lambda k: pd.DataFrame({"x": pd.Series([k or "a"] * 5, dtype=object)}),
+            range(4),
+            meta=pd.DataFrame({"x": ["a"]}),
+        )
+        with pytest.raises(MismatchError, match="'x' is"):
+            write_embeddings(lazy, tmp_path, "parquet", types, overwrite=True, rows_per_file=5)
     write_embeddings(lazy, tmp_path, "parquet", FRAME, overwrite=True)
     assert EmbeddingReader(tmp_path, "parquet", meta_columns=["id"]).count == 20
 
@@ -557,11 +558,25 @@ def test_s3_without_a_bucket_or_a_connection(s3: servers.S3Server, monkeypatch: 
     url = f"s3://{s3.bucket}/{uuid.uuid4().hex}"
     with monkeypatch.context() as patched:
         patched.setattr(S3FileSystem, "_call_s3", breaks_off)
-        patched.setattr("dask_embedding_reader.storage.FIRST_PAUSE_SECONDS", 0.001)
+        patched.setattr("dask_embedding_reader.retries.FIRST_PAUSE_SECONDS", 0.001)
         with pytest.raises(WriteError, match=r"reset by peer.*check the storage and the connection"):
             write_embeddings(ROWS, url, rows_per_file=5, storage_options=s3.storage_options)
     assert len(calls) > 3  # it was tried more than once
     assert_goes_on(url, **s3.storage_options)
+
+
+@pytest.mark.parametrize("store", ["gcs", "azure"])
+def test_other_object_stores(tmp_path: Path, store: str) -> None:
+    clouds: Any = pytest.importorskip("tests.clouds")
+    if not getattr(clouds, f"{store}_available"):
+        pytest.skip(f"the server of {store} is not installed")
+    collection = write_collection(tmp_path, "parquet_npy", columns=["id", "caption"])
+    with getattr(clouds, store)() as server:
+        url, options = f"{server.root}/out", server.storage_options
+        write_embeddings(collection.open(), url, "parquet", rows_per_file=6, storage_options=options)
+        there = assert_written(url, "parquet", collection, storage_options=options)
+        write_embeddings(there, url, "parquet", rows_per_file=9, overwrite=True, storage_options=options)
+        assert assert_written(url, "parquet", collection, storage_options=options).nb_files == 5
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import DestinationError, FormatError, MismatchError, WriteError
+from dask_embedding_reader.finding import INCOMPLETE_NAME, MANIFEST_NAME
 from dask_embedding_reader.formats import Columns, get_format
 from dask_embedding_reader.formats.metadata import merge_columns
 from dask_embedding_reader.manifest import FileTable, Manifest, read_manifest
 from dask_embedding_reader.reopen import save_manifest
 from dask_embedding_reader.saved_manifest import SavedManifest, decode_manifest
-from dask_embedding_reader.storage import INCOMPLETE_NAME, MANIFEST_NAME, shown_url
+from dask_embedding_reader.storage import shown_url
 from dask_embedding_reader.write.claim import is_claim
 from dask_embedding_reader.write.encoding import meta_columns
 from dask_embedding_reader.write.parts import Part, Record, Settings, encode_part, part_names
