@@ -1,5 +1,8 @@
 """Read large collections of embeddings: a lazy array, its metadata beside it, batches within a memory limit."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from dask_embedding_reader.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -11,14 +14,18 @@ from dask_embedding_reader.errors import (
     NoFilesError,
     ReadError,
 )
-from dask_embedding_reader.reader import EmbeddingReader, get_file_list
-from dask_embedding_reader.streaming import iter_batches
+
+if TYPE_CHECKING:
+    from dask_embedding_reader.reader import EmbeddingReader, get_file_list
+    from dask_embedding_reader.recording import BatchRecorder
+    from dask_embedding_reader.streaming import iter_batches
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
+    "BatchRecorder",
     "ColumnError",
     "EmbeddingReader",
     "EmbeddingReaderError",
@@ -31,3 +38,25 @@ __all__ = [
     "get_file_list",
     "iter_batches",
 ]
+
+# Imported when first used: they take seconds, for which the help of the command line should not wait.
+_MODULE_OF = {
+    "EmbeddingReader": "reader",
+    "get_file_list": "reader",
+    "iter_batches": "streaming",
+    "BatchRecorder": "recording",
+}
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that is there
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,15 +19,18 @@ from dask_embedding_reader.arguments import (
     check_sources,
     check_text,
 )
+from dask_embedding_reader.card import card
 from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.formats import Columns, get_format
 from dask_embedding_reader.manifest import Manifest, read_manifest
 from dask_embedding_reader.plan import default_piece_rows
 from dask_embedding_reader.storage import FileSystem, Source, file_url, find_files
+from dask_embedding_reader.units import human_size
 
 if TYPE_CHECKING:
     import dask.array as da
     import dask.dataframe as dd
+    from matplotlib.axes import Axes
 
 
 class EmbeddingReader:
@@ -166,8 +169,11 @@ class EmbeddingReader:
     def __repr__(self) -> str:
         return (
             f"<EmbeddingReader: {self.count:,} x {self.dimension} {self.dtype} in {self.nb_files:,} "
-            f"{self.manifest.format.name} files, {_human_size(self.total_size)}>"
+            f"{self.manifest.format.name} files, {human_size(self.total_size)}>"
         )
+
+    def _repr_html_(self) -> str:
+        return card(self.manifest)
 
     def locate(self, row: SupportsIndex) -> tuple[str, int]:
         """Find the file that holds a row.
@@ -328,6 +334,51 @@ class EmbeddingReader:
         )
         return batches.read_batches(self.manifest, request)
 
+    def plot_plan(
+        self,
+        batch_size: int | None = None,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        max_piece_size: int | None = None,
+    ) -> Axes:
+        """Plot where files, pieces and batches begin and end.
+
+        Parameters
+        ----------
+        batch_size : int, optional
+            Rows in a batch; by default no batches are shown.
+        start, end, max_piece_size : int, optional
+            As in :meth:`to_dask_array`, whose chunks the pieces are.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            In a notebook the plot appears by itself; ``axes.figure.savefig(path)`` keeps it.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        ArgumentError, ArgumentTypeError
+            If an argument makes no sense.
+
+        Examples
+        --------
+        >>> import matplotlib, numpy as np, tempfile, os
+        >>> matplotlib.use("Agg")
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.ones((6, 2), "float32"))
+        >>> axes = EmbeddingReader(folder).plot_plan(batch_size=4, max_piece_size=3)
+        >>> [label.get_text() for label in axes.get_yticklabels()]
+        ['batches', 'pieces', 'files']
+        """
+        from dask_embedding_reader.pictures import plot_plan  # noqa: PLC0415 - needs matplotlib
+
+        start, end = self._row_range(start, end)
+        batch_rows = None if batch_size is None else check_positive("batch_size", batch_size)
+        return plot_plan(self.manifest, start, end, self._piece_rows(max_piece_size), batch_rows)
+
     def _row_range(self, start: int, end: int | None) -> tuple[int, int]:
         first = check_integer("start", start)
         last = self.count if end is None else min(check_integer("end", end), self.count)
@@ -391,11 +442,3 @@ def get_file_list(
     if all(os.fspath(source).startswith("file://") for source in sources):
         return filesystem, [filesystem.unstrip_protocol(file.path) for file in files]
     return filesystem, [file_url(filesystem, file.path) for file in files]
-
-
-def _human_size(nbytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if nbytes < 1000 or unit == "TB":
-            break
-        nbytes /= 1000
-    return f"{nbytes:.4g} {unit}"

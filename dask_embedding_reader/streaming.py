@@ -724,7 +724,7 @@ def _nbytes(value: Any) -> int:
 
 def _iterate(request: _Request) -> Iterator[Batch]:
     stream = _Stream(request)
-    progress = progress_bar(request.show_progress, request.rows, "computing", " rows")
+    progress = progress_bar(request.show_progress, request.rows, "computing", " rows", request.row_nbytes)
     try:
         stream.open()
         for start in range(0, request.rows, request.batch_rows):

@@ -1,0 +1,50 @@
+"""Opening a collection for a command: the format is guessed where it is not given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dask_embedding_reader.errors import NoFilesError
+from dask_embedding_reader.reader import EmbeddingReader
+from dask_embedding_reader.storage import find_files
+
+
+def open_collection(
+    url: str,
+    *,
+    file_format: str | None = None,
+    embedding_column: str = "embedding",
+    meta_columns: Sequence[str] = (),
+    metadata_folder: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    embedding_dtype: str | None = None,
+) -> EmbeddingReader:
+    """Open a collection as :class:`EmbeddingReader` does."""
+    return EmbeddingReader(
+        url,
+        file_format or _guess_format(url, bool(meta_columns), metadata_folder, storage_options),
+        embedding_column,
+        list(meta_columns),
+        metadata_folder,
+        storage_options=storage_options,
+        embedding_dtype=embedding_dtype,
+        show_progress=True,
+    )
+
+
+def _guess_format(
+    url: str, has_meta_columns: bool, metadata_folder: str | None, storage_options: Mapping[str, Any] | None
+) -> str:
+    """Tell the format by the names of the files; where there are both kinds, by whether metadata is wanted."""
+    if metadata_folder is not None:
+        return "parquet_npy"
+    try:
+        find_files([url], ".npy", storage_options)
+    except NoFilesError as error:
+        try:
+            find_files([url], ".parquet", storage_options)
+        except NoFilesError:
+            raise error from None
+        return "parquet"
+    return "parquet_npy" if has_meta_columns else "npy"
