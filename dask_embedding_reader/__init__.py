@@ -6,19 +6,24 @@ from typing import TYPE_CHECKING
 from dask_embedding_reader.errors import (
     ArgumentError,
     ArgumentTypeError,
+    CastError,
     ColumnError,
+    DestinationError,
     EmbeddingReaderError,
     FileChangedError,
     FormatError,
     MismatchError,
     NoFilesError,
     ReadError,
+    WriteError,
 )
 
 if TYPE_CHECKING:
     from dask_embedding_reader.reader import EmbeddingReader, get_file_list
     from dask_embedding_reader.recording import BatchRecorder
     from dask_embedding_reader.streaming import iter_batches
+    from dask_embedding_reader.verify import verify_embeddings
+    from dask_embedding_reader.write import write_embeddings
 
 __version__ = "0.1.0"
 
@@ -26,7 +31,9 @@ __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "BatchRecorder",
+    "CastError",
     "ColumnError",
+    "DestinationError",
     "EmbeddingReader",
     "EmbeddingReaderError",
     "FileChangedError",
@@ -34,17 +41,22 @@ __all__ = [
     "MismatchError",
     "NoFilesError",
     "ReadError",
+    "WriteError",
     "__version__",
     "get_file_list",
     "iter_batches",
+    "verify_embeddings",
+    "write_embeddings",
 ]
 
 # Imported when first used: they take seconds, for which the help of the command line should not wait.
 _MODULE_OF = {
+    "BatchRecorder": "recording",
     "EmbeddingReader": "reader",
     "get_file_list": "reader",
     "iter_batches": "streaming",
-    "BatchRecorder": "recording",
+    "verify_embeddings": "verify",
+    "write_embeddings": "write",
 }
 
 

@@ -46,3 +46,15 @@ class ReadError(EmbeddingReaderError, OSError):
 
 class FileChangedError(ReadError):
     """A file is no longer the one that was planned: it was replaced, appended to or cut short."""
+
+
+class WriteError(EmbeddingReaderError, OSError):
+    """The storage did not take what was to be written."""
+
+
+class DestinationError(WriteError, FileExistsError):
+    """A folder cannot be written to as it is: it holds something already, or another process is writing to it."""
+
+
+class CastError(EmbeddingReaderError, ValueError):
+    """Values cannot be held by the dtype that was asked for."""

@@ -16,13 +16,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dask_embedding_reader.beside import check_finished, read_saved_headers
 from dask_embedding_reader.errors import ColumnError, MismatchError, NoFilesError
 from dask_embedding_reader.formats import Columns, FileHeader, Format, VectorFormat
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
 from dask_embedding_reader.formats.parquet import PARQUET
 from dask_embedding_reader.formats.parquet_npy import pair_files
 from dask_embedding_reader.progress import progress_bar
-from dask_embedding_reader.storage import FileSystem, Source, StoredFile, file_url, find_files, identity, is_local
+from dask_embedding_reader.storage import (
+    FileSystem,
+    Source,
+    StoredFile,
+    file_url,
+    find_files,
+    identity,
+    is_local,
+    resolve,
+)
 
 Int64s = npt.NDArray[np.int64]
 
@@ -64,6 +74,10 @@ class FileTable:
     """parquet: the rows of every row group, file after file."""
     first_group: Int64s
     """parquet: where each file's row groups start in ``group_rows``, and where the last one's end."""
+    checksums: tuple[str, ...]
+    """SHA-256 of each file, where a manifest beside the data tells it; else empty."""
+    roots: tuple[str, ...]
+    """The folders and files that were named when the collection was opened."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -174,8 +188,12 @@ def read_manifest(
     storage_options: Mapping[str, Any] | None = None,
     metadata_storage_options: Mapping[str, Any] | None = None,
     show_progress: bool = False,
+    *,
+    unfinished: bool = False,
 ) -> Manifest:
-    """Find the files of a collection and read their headers.
+    """Find the files of a collection and read their headers, as far as no manifest beside them holds these.
+
+    A collection that is being written is refused, unless ``unfinished``.
 
     Raises
     ------
@@ -187,6 +205,10 @@ def read_manifest(
         If files do not belong together.
     ColumnError
         If a column is missing.
+    ReadError
+        If the collection is being written, or its writing was interrupted.
+    FileChangedError
+        If files have gone that the manifest beside the others names.
     """
     if ROW_NUMBER in columns.meta:
         raise ColumnError(
@@ -194,36 +216,72 @@ def read_manifest(
             "rename the column in the files, or leave it out of meta_columns"
         )
     in_same_file = file_format.metadata == "same"
-    files = find_files(sources, file_format.vectors.suffix, storage_options)
+    noticed: list[StoredFile] = []
+    files = find_files(sources, file_format.vectors.suffix, storage_options, noticed)
+    if not unfinished:
+        check_finished(noticed)
+    known = read_saved_headers(noticed, files, columns)
+    roots = [resolve(source, storage_options)[1] for source in sources]
     own_columns = columns if in_same_file else Columns()
-    headers = _read_headers(file_format.vectors, files, own_columns, show_progress)
-    _check_alike(headers)
-    vectors = _table(headers)
-    if not vectors.count:
-        raise NoFilesError(
-            f"no embeddings: the {len(files)} {file_format.vectors.suffix} files have no rows (such as {files[0].url})"
-        )
-    metadata, fields = None, []
-    if in_same_file and columns.meta:
-        metadata = vectors
-        fields = merge_columns(columns.meta, [h.file.url for h in headers], [h.meta for h in headers])
+    headers = _read_headers(file_format.vectors, files, own_columns, show_progress, known)
+    partners, partner_roots = None, roots
     if file_format.metadata == "beside":
         beside = sources if metadata_sources is None else metadata_sources
         options = storage_options if metadata_storage_options is None else metadata_storage_options
-        partners = pair_files(files, find_files(beside, PARQUET.suffix, options))
-        partner_headers = _read_headers(PARQUET, partners, Columns(meta=columns.meta), show_progress)
-        _check_rows(headers, partner_headers)
-        if columns.meta:
-            metadata = _table(partner_headers)
-            fields = merge_columns(columns.meta, [f.url for f in partners], [h.meta for h in partner_headers])
+        paired = pair_files(files, find_files(beside, PARQUET.suffix, options))
+        known = read_saved_headers(noticed, paired, Columns(meta=columns.meta))
+        partners = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known)
+        partner_roots = [resolve(source, options)[1] for source in beside]
+    return make_manifest(
+        file_format, columns, (headers, roots), None if partners is None else (partners, partner_roots)
+    )
+
+
+Headers = tuple[Sequence[FileHeader], Sequence[str]]
+"""Headers, and the folders and files that were named to find them."""
+
+
+def make_manifest(file_format: Format, columns: Columns, vectors: Headers, metadata: Headers | None) -> Manifest:
+    """Make one collection of files whose headers are known.
+
+    Raises
+    ------
+    NoFilesError
+        If they have no rows.
+    MismatchError
+        If they do not belong together.
+    """
+    headers = vectors[0]
+    _check_alike(headers)
+    table = _table(*vectors)
+    if not table.count:
+        raise NoFilesError(
+            f"no embeddings: the {len(headers)} {file_format.vectors.suffix} files have no rows (such as "
+            f"{headers[0].file.url})"
+        )
+    metadata_table, fields = None, []
+    if metadata is not None:
+        _check_rows(headers, metadata[0])
+    if columns.meta:
+        partners = headers if metadata is None else metadata[0]
+        metadata_table = table if metadata is None else _table(*metadata)
+        fields = merge_columns(columns.meta, [h.file.url for h in partners], [h.meta for h in partners])
     dtype = next(header.dtype for header in headers if header.rows).newbyteorder("=")
-    return Manifest(file_format, columns, vectors, metadata, tuple(fields), dtype)
+    return Manifest(file_format, columns, table, metadata_table, tuple(fields), dtype)
 
 
 def _read_headers(
-    vectors: VectorFormat, files: Sequence[StoredFile], columns: Columns, show_progress: bool
+    vectors: VectorFormat,
+    files: Sequence[StoredFile],
+    columns: Columns,
+    show_progress: bool,
+    known: Mapping[StoredFile, FileHeader],
 ) -> list[FileHeader]:
-    """Read the headers of many files at once, in order."""
+    """Read the headers of many files at once, in order; those that are known already are taken as they are."""
+    if known:
+        unknown = [file for file in files if file not in known]
+        read = iter(_read_headers(vectors, unknown, columns, show_progress, {}) if unknown else ())
+        return [known.get(file) or next(read) for file in files]
     local = all(is_local(file.filesystem) for file in files)
     per_block = _BLOCK_FILES if local else 1
     blocks = [files[first : first + per_block] for first in range(0, len(files), per_block)]
@@ -272,7 +330,7 @@ def _check_rows(headers: Sequence[FileHeader], partners: Sequence[FileHeader]) -
             )
 
 
-def _table(headers: Sequence[FileHeader]) -> FileTable:
+def _table(headers: Sequence[FileHeader], roots: Sequence[str]) -> FileTable:
     """Turn headers into columns."""
     filesystem_ids: dict[FileSystem, int] = {}
     filesystem_of = [filesystem_ids.setdefault(h.file.filesystem, len(filesystem_ids)) for h in headers]
@@ -292,4 +350,6 @@ def _table(headers: Sequence[FileHeader]) -> FileTable:
         fortran_order=np.array([header.fortran_order for header in headers], np.bool_),
         group_rows=np.array([rows for header in headers for rows in header.group_rows], np.int64),
         first_group=np.cumsum([0, *(len(header.group_rows) for header in headers)], dtype=np.int64),
+        checksums=tuple(header.checksum for header in headers),
+        roots=tuple(roots),
     )

@@ -24,7 +24,8 @@ from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.formats import Columns, get_format
 from dask_embedding_reader.manifest import Manifest, read_manifest
 from dask_embedding_reader.plan import default_piece_rows
-from dask_embedding_reader.storage import FileSystem, Source, file_url, find_files
+from dask_embedding_reader.reopen import manifest_place, reopen_manifest, save_manifest
+from dask_embedding_reader.storage import MANIFEST_NAME, FileSystem, Source, file_url, find_files
 from dask_embedding_reader.units import human_size
 
 if TYPE_CHECKING:
@@ -154,6 +155,9 @@ class EmbeddingReader:
             check_options("metadata_storage_options", metadata_storage_options),
             show_progress,
         )
+        self._take_facts()
+
+    def _take_facts(self) -> None:
         vectors = self.manifest.vectors
         self.count = vectors.count
         self.dimension = vectors.dimension
@@ -162,6 +166,114 @@ class EmbeddingReader:
         self.total_size = self.count * self.byte_per_item
         self.nb_files = int(np.count_nonzero(vectors.rows))
         self.max_file_size = int(vectors.rows.max()) * self.byte_per_item
+
+    @classmethod
+    def from_manifest(
+        cls,
+        url: Source,
+        embeddings_folder: Source | Sequence[Source] | None = None,
+        metadata_folder: Source | Sequence[Source] | None = None,
+        *,
+        meta_columns: str | Sequence[str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        metadata_storage_options: Mapping[str, Any] | None = None,
+        manifest_storage_options: Mapping[str, Any] | None = None,
+    ) -> EmbeddingReader:
+        """Open a collection from its saved manifest: one read, however many files.
+
+        The files are not looked at. One that has changed since the manifest was saved is noticed when it is read:
+        ``FileChangedError`` names it. ``EmbeddingReader(folder)`` uses the manifest beside the data too, lists the
+        folder first, and reads the headers of what changed.
+
+        Parameters
+        ----------
+        url : str or os.PathLike
+            The manifest: what :meth:`save_manifest` wrote, or ``_manifest.parquet`` in a folder that
+            :func:`write_embeddings` wrote.
+        embeddings_folder : str, os.PathLike or list of these, optional
+            Where the files are, by default the folder that the manifest is in. Nothing outside of what is named here
+            is ever opened. In the place of a glob, the folder before its first wildcard.
+        metadata_folder : str, os.PathLike or list of these, optional
+            Where the metadata files are, if they were named when the collection was opened.
+        meta_columns : str or list of str, optional
+            The metadata columns to read; by default all that the manifest knows.
+        storage_options : dict, optional
+            Passed to fsspec for ``embeddings_folder``.
+        metadata_storage_options, manifest_storage_options : dict, optional
+            The same for ``metadata_folder`` and ``url``; by default ``storage_options``.
+
+        Returns
+        -------
+        EmbeddingReader
+            The same as when the manifest was saved.
+
+        Raises
+        ------
+        NoFilesError
+            If there is no manifest.
+        FormatError
+            If it is damaged, or names files outside of the folder.
+        ColumnError
+            If it does not know a column.
+        ArgumentError, ArgumentTypeError
+            If an argument makes no sense.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.ones((3, 2), "float32"))
+        >>> EmbeddingReader(folder).save_manifest()
+        >>> EmbeddingReader.from_manifest(os.path.join(folder, "_manifest.parquet")).count
+        3
+        """
+        options = check_options("storage_options", storage_options)
+        own_options = check_options("manifest_storage_options", manifest_storage_options)
+        place = manifest_place(check_sources("url", url)[0], options if own_options is None else own_options)
+        folder = os.fspath(url).rpartition("/")[0] if embeddings_folder is None else embeddings_folder
+        reader = cls.__new__(cls)
+        reader.embeddings_folder = folder
+        reader.manifest = reopen_manifest(
+            place,
+            None if embeddings_folder is None else check_sources("embeddings_folder", embeddings_folder),
+            None if metadata_folder is None else check_sources("metadata_folder", metadata_folder),
+            None if meta_columns is None else check_columns(meta_columns),
+            options,
+            check_options("metadata_storage_options", metadata_storage_options),
+        )
+        reader._take_facts()
+        return reader
+
+    def save_manifest(self, url: Source | None = None, *, storage_options: Mapping[str, Any] | None = None) -> None:
+        """Save what is known of the files, so that the collection opens at once next time.
+
+        Parameters
+        ----------
+        url : str or os.PathLike, optional
+            Where to; the name must end in ``.parquet``. By default ``_manifest.parquet`` in ``embeddings_folder``,
+            where ``EmbeddingReader(embeddings_folder)`` finds it. :meth:`from_manifest` opens it from anywhere.
+        storage_options : dict, optional
+            Passed to fsspec for ``url``.
+
+        Raises
+        ------
+        ArgumentError
+            If no ``url`` is given and ``embeddings_folder`` is not one folder.
+        WriteError
+            If it cannot be written.
+        """
+        if url is not None:
+            options = check_options("storage_options", storage_options)
+            save_manifest(self.manifest, *manifest_place(check_sources("url", url)[0], options))
+            return
+        vectors = self.manifest.vectors
+        root = vectors.roots[0]
+        if len(vectors.roots) > 1 or not all(path.startswith(root.rstrip("/") + "/") for path in vectors.paths):
+            raise ArgumentError(
+                f"embeddings_folder={self.embeddings_folder!r} is not one folder; say where the manifest shall be "
+                "saved (url=...)"
+            )
+        save_manifest(self.manifest, vectors.filesystems[0], f"{root.rstrip('/')}/{MANIFEST_NAME}")
 
     def __len__(self) -> int:
         return self.count

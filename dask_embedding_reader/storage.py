@@ -47,6 +47,12 @@ _FINGERPRINT_KEYS = (
 )
 """Where file systems tell of a new version; the first one found is taken."""
 
+MANIFEST_NAME = "_manifest.parquet"
+INCOMPLETE_NAME = "_writing/incomplete"
+"""What this library keeps in a collection beside the data: what is known of it, a mark while it is being written."""
+
+_OWN_FILES = (f"/{MANIFEST_NAME}", f"/{INCOMPLETE_NAME}")
+
 _LITTER = re.compile(r"(?:^|/)[._]")
 
 _SECRET = re.compile("key|secret|token|pass|cred|auth|user|sas|connection_string", re.IGNORECASE)
@@ -118,7 +124,10 @@ def is_local(filesystem: FileSystem) -> bool:
 
 
 def find_files(
-    sources: Sequence[Source], suffix: str, storage_options: Mapping[str, Any] | None = None
+    sources: Sequence[Source],
+    suffix: str,
+    storage_options: Mapping[str, Any] | None = None,
+    noticed: list[StoredFile] | None = None,
 ) -> list[StoredFile]:
     """Find the files with a suffix in folders, globs and lists of these.
 
@@ -131,6 +140,9 @@ def find_files(
         What the names end in, such as ``".npy"``.
     storage_options
         Passed to fsspec.
+    noticed
+        If given, the files of this library that are passed over in folders are added to it
+        (``MANIFEST_NAME``, ``INCOMPLETE_NAME``).
 
     Returns
     -------
@@ -146,7 +158,9 @@ def find_files(
     found: dict[tuple[FileSystem, str], StoredFile] = {}
     for source in sources:
         filesystem, path = resolve(source, storage_options)
-        infos = _list_source(filesystem, path, suffix, source)
+        infos, own = _list_source(filesystem, path, suffix, source)
+        if noticed is not None:
+            noticed += [_stored_file(filesystem, info) for info in own]
         wanted = [info for info in infos if _has_suffix(filesystem, info["name"], suffix) and info.get("size") != 0]
         if not wanted:
             raise NoFilesError(_nothing_found(source, suffix, [info["name"] for info in infos]))
@@ -172,12 +186,14 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
     return filesystem, path.rstrip("/") or path
 
 
-def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source) -> list[dict[str, Any]]:
-    """List the files of one source, ordered by path, litter left out."""
+def _list_source(
+    filesystem: FileSystem, path: str, suffix: str, source: Source
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """List the files of one source, ordered by path, litter left out; and of the litter, our own files."""
     shown = hide_secrets(os.fspath(source))
     try:
         if _has_suffix(filesystem, path, suffix) and (info := _info(filesystem, path)) and info["type"] != "directory":
-            return [{**info, "name": path}]  # a file that is named is wanted, whatever its name starts with
+            return [{**info, "name": path}], []  # a file that is named is wanted, whatever its name starts with
         if _GLOB_CHARACTERS.isdisjoint(path) or _exists(filesystem, path):
             infos = _find(filesystem, path)
             root = path
@@ -185,7 +201,7 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source)
             infos = _glob(filesystem, path)
             root = path[: min(path.index(c) for c in _GLOB_CHARACTERS if c in path)].rpartition("/")[0]
             if _is_litter(path, root):  # the pattern itself names such files: they are wanted
-                return sorted(infos, key=_name)
+                return sorted(infos, key=_name), []
         if not infos and not _exists(filesystem, path) and _GLOB_CHARACTERS.isdisjoint(path):
             raise FileNotFoundError(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -196,7 +212,8 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source)
         raise
     except Exception as error:
         raise ReadError(f"{shown!r} cannot be listed: {describe(error)}") from error
-    return sorted((info for info in infos if not _is_litter(info["name"], root)), key=_name)
+    own = [info for info in infos if info["name"].endswith(_OWN_FILES)]
+    return sorted((info for info in infos if not _is_litter(info["name"], root)), key=_name), own
 
 
 def _has_suffix(filesystem: FileSystem, path: str, suffix: str) -> bool:

@@ -64,6 +64,8 @@ class FileHeader(NamedTuple):
     """parquet: the row of the file where that row group starts."""
     meta: tuple[MetaColumn, ...] = ()
     """parquet: one for each metadata column that was asked for."""
+    checksum: str = ""
+    """The SHA-256 of the file, from the manifest beside it; empty where that is not known."""
 
 
 RowReader = Callable[[Sequence[Array]], None]

@@ -1,0 +1,235 @@
+"""What is known of a collection as a parquet file, so that opening again reads that and no header.
+
+It holds no URL and no secret: files are named by their path below the folder that the collection was opened from. And
+it opens nothing: whoever reads it says where that folder is, and a path that would lead out of it is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dask_embedding_reader.errors import FormatError
+from dask_embedding_reader.formats import Columns, FileHeader, MetaColumn, get_format
+from dask_embedding_reader.storage import FileSystem, StoredFile, describe
+
+VECTORS, METADATA = "vectors", "metadata"
+
+_KEY = b"dask_embedding_reader"
+_VERSION = 1
+_MOST_ROWS = 2**53
+
+_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("source", pa.int64()),
+        ("path", pa.string()),
+        ("size", pa.int64()),
+        ("fingerprint", pa.string()),
+        ("checksum", pa.string()),
+        ("rows", pa.int64()),
+        ("dimension", pa.int64()),
+        ("dtype", pa.string()),
+        ("data_offset", pa.int64()),
+        ("fortran_order", pa.bool_()),
+        ("group_rows", pa.list_(pa.int64())),
+        ("columns", pa.int64()),
+    ]
+)
+
+
+class SavedFile(NamedTuple):
+    """One file of a saved manifest."""
+
+    kind: str
+    """``VECTORS``, or ``METADATA`` for the parquet files beside npy files."""
+    source: int
+    """Which of the folders, or files, that the collection was opened from; those of its metadata come after them."""
+    path: str
+    """Its path below that; empty if it is that itself."""
+    header: FileHeader
+    """What the file says of itself."""
+
+
+class SavedManifest(NamedTuple):
+    """The content of a saved manifest."""
+
+    file_format: str
+    """How the files are laid out."""
+    columns: Columns
+    """The columns that are described."""
+    sources: int
+    """How many folders or files the collection was opened from."""
+    metadata_sources: int
+    """The same for its metadata; 0 where these are the same."""
+    written: Mapping[str, Any] | None
+    """How it was written, if by this library."""
+    files: list[SavedFile]
+    """The files, in order."""
+
+
+Locate = Callable[[int, str], tuple[FileSystem, str] | None]
+"""Given a source and the path below it, returns where a file is; None for a file that is not wanted."""
+
+
+def encode_manifest(manifest: SavedManifest) -> bytes:
+    """Return the content of the file."""
+    headers = [file.header for file in manifest.files]
+    names: dict[tuple[MetaColumn, ...], int] = {}
+    kinds = [names.setdefault(header.meta, len(names)) for header in headers]
+    facts = {
+        "version": _VERSION,
+        "file_format": manifest.file_format,
+        "embedding_column": manifest.columns.embedding,
+        "embedding_dtype": None if manifest.columns.embedding_dtype is None else manifest.columns.embedding_dtype.str,
+        "sources": manifest.sources,
+        "metadata_sources": manifest.metadata_sources,
+        "columns": [_spell(manifest.columns.meta, columns) for columns in names],
+        "written": manifest.written,
+    }
+    columns = {
+        "kind": [file.kind for file in manifest.files],
+        "source": [file.source for file in manifest.files],
+        "path": [file.path for file in manifest.files],
+        "size": [header.file.size for header in headers],
+        "fingerprint": [header.file.fingerprint for header in headers],
+        "checksum": [header.checksum for header in headers],
+        "rows": [header.rows for header in headers],
+        "dimension": [header.dimension for header in headers],
+        "dtype": [header.dtype.str for header in headers],
+        "data_offset": [header.data_offset for header in headers],
+        "fortran_order": [header.fortran_order for header in headers],
+        "group_rows": [header.group_rows for header in headers],
+        "columns": kinds,
+    }
+    table = pa.table(columns, schema=_SCHEMA).replace_schema_metadata({_KEY: json.dumps(facts)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def _spell(names: Sequence[str], columns: Sequence[MetaColumn]) -> str:
+    """Spell the columns of a file; files of vectors alone have none, whatever the names."""
+    fields = [pa.field(name, column.type, column.has_nulls) for name, column in zip(names, columns, strict=False)]
+    return base64.b64encode(pa.schema(fields).serialize()).decode()
+
+
+def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
+    """Read the content of the file, trusting none of it.
+
+    Parameters
+    ----------
+    data
+        The content.
+    where
+        Its URL, for errors.
+    locate
+        Says where the files are. It is asked only for paths that stay where they should.
+
+    Raises
+    ------
+    FormatError
+        If it is damaged, of another version, or would lead out of the folder.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+        facts = json.loads((table.schema.metadata or {})[_KEY])
+        if facts["version"] != _VERSION:
+            _fail(where, f"is of version {facts['version']!r}, this library reads {_VERSION}")
+        schemas = [pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text))) for text in facts["columns"]]
+        dtype = None if facts["embedding_dtype"] is None else _numeric(where, facts["embedding_dtype"])
+        meta = [tuple(MetaColumn(field.type, field.nullable) for field in schema) for schema in schemas]
+        if len({tuple(schema.names) for schema in schemas if len(schema)}) > 1:
+            _fail(where, "describes different columns in different files")
+        files = _decode_files(table.select(_SCHEMA.names).cast(_SCHEMA), where, meta, locate)
+        written = facts["written"]
+        if not (written is None or isinstance(written, dict)):
+            _fail(where, "does not say how it was written")
+        return SavedManifest(
+            get_format(facts["file_format"]).name,
+            Columns(facts["embedding_column"], dtype, max((tuple(schema.names) for schema in schemas), default=())),
+            int(facts["sources"]),
+            int(facts["metadata_sources"]),
+            written,
+            files,
+        )
+    except FormatError:
+        raise
+    except Exception as error:
+        raise FormatError(
+            f"{where}: not a readable manifest: {describe(error)}; remove it, and save it again"
+        ) from error
+
+
+def _decode_files(table: pa.Table, where: str, meta: Sequence[Any], locate: Locate) -> list[SavedFile]:
+    if any(column.null_count for column in table.columns):
+        _fail(where, "lacks values")
+    dtypes = {text: _numeric(where, text) for text in set(table["dtype"].to_pylist())}
+    files = []
+    rows_of_all = 0
+    for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        facts = dict(zip(_SCHEMA.names, row, strict=True))
+        path, kind, source = facts["path"], facts["kind"], facts["source"]
+        _check_path(where, path)
+        if kind not in (VECTORS, METADATA) or source < 0:
+            _fail(where, f"describes {path!r} as {kind!r} of source {source}")
+        if (located := locate(source, path)) is None:
+            continue
+        header = FileHeader(
+            StoredFile(*located, facts["size"], facts["fingerprint"]),
+            facts["rows"],
+            facts["dimension"],
+            dtypes[facts["dtype"]],
+            facts["data_offset"],
+            facts["fortran_order"],
+            tuple(facts["group_rows"]),
+            meta=meta[facts["columns"]],
+            checksum=facts["checksum"],
+        )
+        rows_of_all += header.rows
+        _check_header(where, path, header)
+        files.append(SavedFile(kind, source, path, header))
+    if rows_of_all > _MOST_ROWS:
+        _fail(where, f"claims {rows_of_all:,} rows")
+    return files
+
+
+def _check_path(where: str, path: str) -> None:
+    """Refuse what could lead out of the folder, on a web server too, which decodes names before it looks."""
+    for spelled in (path, urllib.parse.unquote(path), urllib.parse.unquote(urllib.parse.unquote(path))):
+        parts = spelled.replace("\\", "/").split("/")
+        if path and ("\0" in spelled or any(part in ("", ".", "..") for part in parts)):
+            _fail(where, f"names the file {path!r}, which would lead out of the folder of the collection")
+
+
+def _check_header(where: str, path: str, header: FileHeader) -> None:
+    """Refuse numbers that cannot be; those that merely are wrong show when the file is read."""
+    numbers = (header.rows, header.dimension, header.data_offset, header.file.size + 1, *header.group_rows)
+    data_nbytes = header.data_offset + header.rows * header.dimension * header.dtype.itemsize
+    is_npy = not header.group_rows and header.data_offset
+    if (
+        min(numbers) < 0
+        or max(numbers) > _MOST_ROWS
+        or (header.group_rows and sum(header.group_rows) != header.rows)
+        or (is_npy and header.file.size >= 0 and data_nbytes != header.file.size)
+        or (header.rows and not header.group_rows and not is_npy)
+    ):
+        _fail(where, f"holds numbers for {path!r} that cannot be: {header.rows} rows, {header.file.size} bytes")
+
+
+def _numeric(where: str, text: str) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = np.dtype(text)
+    if dtype.kind not in "biufc" or dtype.itemsize > 32:
+        _fail(where, f"names the dtype {text!r}, which is not numeric")
+    return dtype
+
+
+def _fail(where: str, what: str) -> NoReturn:
+    raise FormatError(f"{where}: not a usable manifest: it {what}; remove it, and save it again")

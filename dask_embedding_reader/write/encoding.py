@@ -1,0 +1,202 @@
+"""What is written into a file: vectors as npy, vectors and metadata as parquet that reads fast.
+
+The same rows always give the same bytes, so that a file can be told by its checksum.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dask_embedding_reader.errors import ColumnError, MismatchError
+from dask_embedding_reader.formats import Array, MetaColumn
+from dask_embedding_reader.formats.metadata import ROW_NUMBER
+from dask_embedding_reader.plan import DEFAULT_PIECE_NBYTES, default_piece_rows
+from dask_embedding_reader.storage import describe
+
+_METADATA_GROUP_ROWS = 100_000
+"""Rows of a row group of a file of metadata alone."""
+
+
+def encode_npy(array: Array) -> list[bytes | memoryview]:
+    """Return the content of an npy file of a C-contiguous array."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
+    return [head.getvalue(), array.reshape(-1).view(np.uint8).data]
+
+
+def encode_parquet(table: pa.Table | None, array: Array | None = None, embedding_column: str = "") -> memoryview:
+    """Return the content of a parquet file.
+
+    Vectors are neither compressed nor in a dictionary, nor is any of them null: pyarrow then decodes them in less than
+    half the time. Row groups are what readers decode as a whole, and hold about 50 MB.
+
+    Parameters
+    ----------
+    table
+        The metadata, one row for each vector; None where there is none.
+    array
+        The vectors, in C order; None for a file of metadata alone.
+    embedding_column
+        The name of their column, the first one.
+    """
+    group_rows = _METADATA_GROUP_ROWS
+    metadata = pa.schema([]) if table is None else table.schema
+    if array is not None:
+        group_rows = default_piece_rows(array[:1].nbytes, DEFAULT_PIECE_NBYTES)
+        field, vectors = _vector_column(array, embedding_column)
+        columns = [] if table is None else table.columns
+        table = pa.Table.from_arrays([vectors, *columns], schema=pa.schema([field, *metadata]))
+    assert table is not None
+    sink = pa.BufferOutputStream()
+    names = _leaves(metadata)
+    # A masked pandas column without a null would come back as a numpy one: without statistics nothing proves it.
+    known = [path for path, name in names.items() if not _is_masked(metadata.field(name))]
+    pq.write_table(
+        table.replace_schema_metadata(None),
+        sink,
+        row_group_size=group_rows,
+        compression=dict.fromkeys(names, "zstd") if names else "none",
+        use_dictionary=list(names) or False,
+        write_statistics=known or False,
+        write_page_index=True,
+    )
+    return memoryview(sink.getvalue())
+
+
+def _vector_column(array: Array, name: str) -> tuple[pa.Field, pa.Array]:
+    items = pa.array(array.reshape(-1))
+    kind = pa.list_(pa.field("element", items.type, nullable=False), array.shape[1])
+    return pa.field(name, kind, nullable=False), pa.FixedSizeListArray.from_arrays(items, type=kind)
+
+
+def _leaves(schema: pa.Schema) -> dict[str, str]:
+    """Return the path of each leaf in the file and the name of its column; pyarrow takes options by these paths."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    leaves = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    names = sorted(schema.names, key=len, reverse=True)  # `a.b` before `a`
+    paths = [leaves.column(position).path for position in range(len(leaves))]
+    return {path: next(name for name in names if f"{path}.".startswith(f"{name}.")) for path in paths}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metadata
+
+
+_MASKED = b"masked"
+"""Marks a column that pandas holds with a mask, until it is written."""
+
+
+def _is_masked(field: pa.Field) -> bool:
+    return _MASKED in (field.metadata or {})
+
+
+def make_table(frame: pd.DataFrame | None, embedding_column: str, first_row: int) -> pa.Table | None:
+    """Return a frame as Arrow columns that come back with the same dtypes and nulls; None where it has none.
+
+    Raises
+    ------
+    ColumnError
+        If a column cannot be stored, or would be lost.
+    """
+    if frame is None:
+        return None
+    frame = _without_row_numbers(frame)
+    fields, columns = [], []
+    for position, name in enumerate(frame.columns):
+        _check_name(name, frame.columns, embedding_column)
+        field, column = _column(frame.iloc[:, position], name, first_row)
+        fields.append(field)
+        columns.append(column)
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields)) if fields else None
+
+
+def _check_name(name: Any, names: pd.Index, embedding_column: str) -> None:
+    if not isinstance(name, str):
+        raise ColumnError(f"the metadata column {name!r} has no string for a name; rename it")
+    if list(names).count(name) > 1:
+        raise ColumnError(f"the metadata has more than one column {name!r}; rename or drop one of them")
+    if name == embedding_column:
+        raise ColumnError(
+            f"the metadata column {name!r} has the name of the column of vectors; rename it, or give another "
+            "embedding_column="
+        )
+
+
+def _without_row_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the row numbers that readers make anew, and nothing else."""
+    if any(name is not None and name != ROW_NUMBER for name in frame.index.names):
+        raise ColumnError(
+            f"the index {list(frame.index.names)} of the metadata would not be stored: make columns of it with "
+            "frame.reset_index(), or drop it with frame.reset_index(drop=True)"
+        )
+    if ROW_NUMBER not in frame.columns:
+        return frame
+    numbers = frame[ROW_NUMBER].to_numpy()
+    if numbers.dtype.kind not in "iu" or (np.diff(numbers) != 1).any():
+        raise ColumnError(
+            f"the metadata column {ROW_NUMBER!r} does not count rows one by one, and cannot be stored: that name "
+            "stands for the row number; rename the column to keep it, or drop it"
+        )
+    return frame.drop(columns=ROW_NUMBER)
+
+
+def _column(values: pd.Series[Any], name: str, first_row: int) -> tuple[pa.Field, pa.Array]:
+    dtype = values.dtype
+    try:
+        if isinstance(dtype, np.dtype) and dtype.kind != "O":
+            # NaN is a value of its own, and no null.
+            column = pa.array(values.to_numpy(), from_pandas=False)
+        else:
+            column = pa.array(values, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise ColumnError(
+            f"the metadata column {name!r} ({dtype}) cannot be stored, in rows {first_row:,} to "
+            f"{first_row + len(values):,}: {describe(error)}; convert it to one type that parquet knows"
+        ) from error
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    if pa.types.is_dictionary(column.type):  # parquet makes its own, and readers get plain values
+        column = column.dictionary_decode()
+    masked = isinstance(dtype, pd.api.extensions.ExtensionDtype) and dtype.kind in "biuf" and not column.null_count
+    return pa.field(name, column.type, metadata={_MASKED: b""} if masked else None), column
+
+
+def join_tables(tables: Sequence[pa.Table | None]) -> pa.Table | None:
+    """Put tables below each other; columns without a value yet take the type of the others.
+
+    Raises
+    ------
+    MismatchError
+        If a column has types that do not fit together.
+    """
+    try:
+        return None if tables[0] is None else pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowException as error:
+        raise MismatchError(
+            f"a metadata column has different types in different rows: {error}; give it one dtype"
+        ) from error
+
+
+def described(table: pa.Table | None) -> pa.Schema:
+    """Return what a table of metadata holds as a schema: names, types, and as ``nullable`` whether nulls may occur."""
+    if table is None:
+        return pa.schema([])
+    return pa.schema(
+        [
+            field.with_nullable(bool(column.null_count) or _is_masked(field)).remove_metadata()
+            for field, column in zip(table.schema, table.columns, strict=True)
+        ]
+    )
+
+
+def meta_columns(schema: pa.Schema) -> tuple[MetaColumn, ...]:
+    """Return what :func:`described` says of each column, as file headers hold it."""
+    return tuple(MetaColumn(field.type, field.nullable) for field in schema)

@@ -1,0 +1,137 @@
+"""One part of a collection that is written: a file, or a pair of files, and the record that it is complete."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from dask_embedding_reader.errors import MismatchError
+from dask_embedding_reader.formats import Array
+from dask_embedding_reader.write.casting import Casting, cast
+from dask_embedding_reader.write.encoding import described, encode_npy, encode_parquet
+from dask_embedding_reader.writing import Buffer
+
+
+class Settings(NamedTuple):
+    """All that decides what is written. Equal settings and equal data give equal bytes."""
+
+    token: str | None
+    """Stands for the data; None where only the rows themselves can tell."""
+    file_format: str
+    """How they are laid out."""
+    embedding_column: str
+    """parquet: the column of vectors."""
+    rows: int | None
+    """Rows of the collection; None where that is not known before its end."""
+    rows_per_file: int
+    """Rows of each file but the last."""
+    dimension: int
+    """Items in a vector."""
+    dtype: str
+    """What is stored."""
+    scale: float | None
+    """For integers made of floating-point vectors: what a step of one stands for."""
+
+
+class Record(NamedTuple):
+    """That a part is complete, and what is in it."""
+
+    rows: int
+    """Its rows."""
+    not_finite: int
+    """How many NaN and infinite values were cast to a narrower dtype, and kept."""
+    files: dict[str, tuple[int, str]]
+    """The size and the SHA-256 of each of its files, by name."""
+    columns: str
+    """Its metadata columns, as :func:`encoding.described` tells them, spelled in base64."""
+
+    def to_json(self) -> bytes:
+        """Spell it."""
+        return json.dumps(self._asdict()).encode()
+
+    @staticmethod
+    def from_json(data: bytes) -> Record:
+        """Read what :meth:`to_json` spelled."""
+        facts = json.loads(data)
+        files = {name: (int(size), str(checksum)) for name, (size, checksum) in facts["files"].items()}
+        return Record(facts["rows"], facts["not_finite"], files, facts["columns"])
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Its metadata columns."""
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.columns)))
+
+
+class Part(NamedTuple):
+    """The rows of one part, before they are encoded."""
+
+    number: int
+    """Its place in the collection; its files are named by it."""
+    first_row: int
+    """Its first row in the collection."""
+    array: Array
+    """The vectors."""
+    table: pa.Table | None
+    """Their metadata, where there is any."""
+
+
+def part_names(settings: Settings, number: int) -> list[str]:
+    """Return the names of the files of a part, in the order in which they are written."""
+    suffixes = {"npy": ("npy",), "parquet": ("parquet",), "parquet_npy": ("parquet", "npy")}[settings.file_format]
+    return [f"{number:08d}.{suffix}" for suffix in suffixes]
+
+
+def encode_part(settings: Settings, part: Part) -> tuple[Record, list[Sequence[Buffer]]]:
+    """Return the content of the files of a part.
+
+    Raises
+    ------
+    CastError
+        If the dtype cannot hold the vectors.
+    MismatchError
+        If there are not as many rows of metadata as of vectors.
+    """
+    last_row = part.first_row + len(part.array)
+    rows = len(part.array) if part.table is None else part.table.num_rows
+    if rows != len(part.array) or part.array.shape[1:] != (settings.dimension,):
+        raise MismatchError(
+            f"rows {part.first_row:,} to {last_row:,}: {rows:,} rows of metadata for an array of shape "
+            f"{part.array.shape}, where {len(part.array):,} vectors of {settings.dimension} items were expected"
+        )
+    array, not_finite = cast(part.array, Casting(np.dtype(settings.dtype), settings.scale), part.first_row)
+    names = part_names(settings, part.number)
+    contents: list[Sequence[Buffer]]
+    if settings.file_format == "npy":
+        contents = [encode_npy(array)]
+    elif settings.file_format == "parquet":
+        contents = [[encode_parquet(part.table, array, settings.embedding_column)]]
+    else:
+        contents = [[encode_parquet(part.table)], encode_npy(array)]
+    files = {name: _measure(content) for name, content in zip(names, contents, strict=True)}
+    columns = base64.b64encode(described(part.table).serialize()).decode()
+    return Record(len(array), not_finite, files, columns), contents
+
+
+def _measure(content: Sequence[Buffer]) -> tuple[int, str]:
+    digest = hashlib.sha256()
+    for buffer in content:
+        digest.update(buffer)
+    return sum(memoryview(buffer).nbytes for buffer in content), digest.hexdigest()
+
+
+def warn_of_not_finite(records: Mapping[int, Record]) -> None:
+    """Report values that a cast could only keep as what they were."""
+    if count := sum(record.not_finite for record in records.values()):
+        parts = [number for number, record in sorted(records.items()) if record.not_finite]
+        warnings.warn(
+            f"{count:,} of the values that were cast to a narrower dtype are NaN or infinite, and were kept as such "
+            f"(in {len(parts):,} files, the first is number {parts[0]})",
+            stacklevel=5,
+        )

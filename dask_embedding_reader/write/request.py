@@ -1,0 +1,125 @@
+"""What a caller wants written: arguments checked, and what follows from them before any row is seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dask_embedding_reader.arguments import check_sources
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, DestinationError
+from dask_embedding_reader.plan import DEFAULT_PIECE_NBYTES, default_piece_rows
+from dask_embedding_reader.storage import hide_secrets, is_local, resolve
+from dask_embedding_reader.write.casting import plan_casting
+from dask_embedding_reader.write.destination import Folder
+from dask_embedding_reader.write.parts import Settings
+
+_REMOTE_WRITERS = 16
+
+_FILE_NBYTES = 4 * DEFAULT_PIECE_NBYTES
+"""The size of a file, where the caller does not say: a few pieces, so that there are neither too many files nor too
+large ones to be held in memory."""
+
+
+class Request(NamedTuple):
+    """The arguments, checked."""
+
+    folder: Folder
+    """Where to."""
+    file_format: str
+    """In which format."""
+    embedding_column: str
+    """parquet: the column of vectors."""
+    rows_per_file: int | None
+    """Rows of a file; None for what suits."""
+    dtype: np.dtype[Any] | None
+    """What is to be stored; None for what the vectors are."""
+    scale: float | None
+    """What a step of one stands for."""
+    overwrite: bool
+    """Whether to replace data that are there."""
+    show_progress: bool
+    """Whether to show a progress bar, where somebody watches."""
+    limit_nbytes: int
+    """How much memory may be held."""
+
+
+def check_folder(folder: Any, options: Mapping[str, Any] | None) -> Folder:
+    """Return the folder of a path or URL, which need not exist yet."""
+    source = check_sources("folder", [folder] if isinstance(folder, str | os.PathLike) else folder)
+    if len(source) != 1:
+        raise ArgumentError("folder is a list; one folder is written at a time")
+    filesystem, path = resolve(source[0], options)
+    text = os.fspath(source[0])
+    if is_local(filesystem):
+        if os.path.exists(path) and not os.path.isdir(path):
+            raise DestinationError(f"{path}: is a file where a folder was expected; name another path")
+        return Folder(filesystem, path, path, options)
+    if "::" in text:
+        raise ArgumentError(
+            f"{hide_secrets(text)!r} is a chain of storages, which is only read; name the last one alone"
+        )
+    return Folder(filesystem, path, text, options)
+
+
+def make_settings(
+    request: Request,
+    token: str | None,
+    shape: tuple[int | None, int],
+    stored: np.dtype[Any],
+    rows_per_file: int,
+    has_columns: bool | None,
+) -> Settings:
+    """Decide what is written, and refuse what cannot be."""
+    rows, dimension = shape
+    if rows == 0 or dimension == 0:
+        raise ArgumentError(f"an array of shape {shape} holds no embeddings: there is nothing to write")
+    if stored.kind not in "biufc":
+        raise ArgumentTypeError(f"the vectors are {stored}, not numbers")
+    dtype = plan_casting(stored, request.dtype, request.scale).dtype
+    if request.file_format == "parquet" and (dtype.kind not in "iuf" or dtype.itemsize > 8):
+        raise ArgumentError(f'parquet files hold no vectors of {dtype}; give dtype=, or write file_format="npy"')
+    if request.file_format == "npy" and has_columns:
+        raise ArgumentError('npy files hold no metadata; write file_format="parquet_npy" or "parquet", or leave it out')
+    if request.file_format == "parquet_npy" and has_columns is False:
+        raise ArgumentError(
+            'there is no metadata to be written beside npy files; write file_format="npy", or give metadata (a reader '
+            "has the columns that it was opened with: meta_columns=[...])"
+        )
+    return Settings(
+        token, request.file_format, request.embedding_column, rows, rows_per_file, dimension, dtype.str, request.scale
+    )
+
+
+def estimate_nbytes(request: Request, rows: int, dimension: int, stored: np.dtype[Any]) -> int:
+    """Estimate what a part holds in memory until it is written; refuse one that is too large for the limit."""
+    wanted = (stored if request.dtype is None else request.dtype).itemsize
+    copies = [stored.itemsize]
+    copies += [wanted] if wanted != stored.itemsize or request.scale is not None else []
+    copies += [wanted] if request.file_format == "parquet" else []
+    copies += [] if is_local(request.folder.filesystem) else [wanted]
+    nbytes = rows * dimension * sum(copies)
+    if 2 * nbytes > request.limit_nbytes and rows > 1:
+        raise ArgumentError(
+            f"writing files of {rows:,} rows takes about {2 * nbytes:,} bytes of memory ({nbytes:,} for a file, two at "
+            f"a time); the limit is {request.limit_nbytes:,} (max_ram_usage_in_bytes): choose fewer rows_per_file, "
+            "or a higher limit"
+        )
+    return nbytes
+
+
+def choose_rows_per_file(request: Request, rows: int | None, dimension: int, stored: np.dtype[Any]) -> int:
+    """Return how many rows a file has."""
+    if request.rows_per_file is not None:
+        return request.rows_per_file if rows is None else min(request.rows_per_file, max(rows, 1))
+    itemsize = max(stored.itemsize, (stored if request.dtype is None else request.dtype).itemsize)
+    chosen = default_piece_rows(dimension * itemsize, min(_FILE_NBYTES, request.limit_nbytes // 8))
+    return chosen if rows is None else min(chosen, max(rows, 1))
+
+
+def count_writers(request: Request, part_nbytes: int) -> int:
+    """Return how many parts are encoded and written at once; half of the memory is for what comes next."""
+    most = max(2, os.cpu_count() or 1) if is_local(request.folder.filesystem) else _REMOTE_WRITERS
+    return max(1, min(most, request.limit_nbytes // (2 * max(1, part_nbytes))))

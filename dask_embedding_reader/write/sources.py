@@ -1,0 +1,167 @@
+"""Where parts come from that the threads of this process write: a reader, a numpy array, or batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, MismatchError
+from dask_embedding_reader.formats import Array
+from dask_embedding_reader.reader import EmbeddingReader
+from dask_embedding_reader.write.encoding import join_tables, make_table
+from dask_embedding_reader.write.parts import Part, Settings
+from dask_embedding_reader.write.request import (
+    Request,
+    choose_rows_per_file,
+    count_writers,
+    estimate_nbytes,
+    make_settings,
+)
+
+
+class PartSource(NamedTuple):
+    """What is written by the threads of this process."""
+
+    settings: Settings
+    """All that decides the bytes."""
+    parts: Callable[[set[int]], Generator[Part, None, None]]
+    """Yields parts in order; it may leave out those that are named, if it knows that they are the same."""
+    part_nbytes: int
+    """What a part holds in memory until it is written."""
+
+
+def of_reader(reader: EmbeddingReader, request: Request) -> PartSource:
+    """Parts of a collection: batches of a whole file each, read ahead while others are written."""
+    shape, fields = (reader.count, reader.dimension), reader.manifest.fields
+    step = choose_rows_per_file(request, reader.count, reader.dimension, reader.dtype)
+    part_nbytes = estimate_nbytes(request, step, reader.dimension, reader.dtype)
+    settings = make_settings(request, reader.manifest.token, shape, reader.dtype, step, bool(fields))
+
+    def parts(known: set[int]) -> Generator[Part, None, None]:
+        limit = max(1, request.limit_nbytes - count_writers(request, part_nbytes) * part_nbytes)
+        for first, last in _missing_runs(known, -(-reader.count // step)):
+            batches = reader(
+                step,
+                first * step,
+                last * step,
+                show_progress=False,
+                max_ram_usage_in_bytes=max(limit, step * reader.byte_per_item),
+                dtype=None,
+            )
+            for number, (rows, frame) in enumerate(batches, first):
+                table = make_table(frame, request.embedding_column, number * step)
+                yield Part(number, number * step, rows, table)
+
+    return PartSource(settings, parts, part_nbytes)
+
+
+def _missing_runs(known: set[int], count: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of numbers below ``count`` that are not known."""
+    first = 0
+    for number in [*sorted(known), count]:
+        if first < number:
+            yield first, number
+        first = number + 1
+
+
+def of_numpy(array: Array, meta: Any, request: Request) -> PartSource:
+    """Parts of an array in memory."""
+    if array.ndim != 2:
+        raise ArgumentError(f"array has the shape {array.shape}; embeddings are 2-D: (rows, dimension)")
+    if meta is not None and not isinstance(meta, pd.DataFrame):
+        raise ArgumentTypeError(
+            f"meta of a numpy array must be a pandas DataFrame, not {type(meta).__name__}; compute it, or make a Dask "
+            "array with da.from_array"
+        )
+    if meta is not None and len(meta) != len(array):
+        raise MismatchError(f"meta has {len(meta):,} rows, the array {len(array):,}; they must be row for row the same")
+    step = choose_rows_per_file(request, len(array), array.shape[1], array.dtype)
+    part_nbytes = estimate_nbytes(request, step, array.shape[1], array.dtype)
+    table = make_table(meta, request.embedding_column, 0)
+    settings = make_settings(request, None, array.shape, array.dtype, step, table is not None)
+
+    def parts(_: set[int]) -> Generator[Part, None, None]:
+        for number, start in enumerate(range(0, len(array), step)):
+            yield Part(number, start, array[start : start + step], None if table is None else table.slice(start, step))
+
+    return PartSource(settings, parts, part_nbytes)
+
+
+def of_batches(batches: Iterator[Any], request: Request) -> PartSource:
+    """Parts put together from batches of any size."""
+    checked = _check_batches(batches, request.embedding_column)
+    first = next(checked, None)
+    if first is None:
+        raise ArgumentError("there is not a single row in the batches: there is nothing to write")
+    dimension, dtype = first[0].shape[1], first[0].dtype
+    step = choose_rows_per_file(request, None, dimension, dtype)
+    part_nbytes = estimate_nbytes(request, step, dimension, dtype)
+    settings = make_settings(request, None, (None, dimension), dtype, step, first[1] is not None)
+
+    def parts(_: set[int]) -> Generator[Part, None, None]:
+        return _assemble(chain([first], checked), step, dimension, dtype)
+
+    return PartSource(settings, parts, part_nbytes)
+
+
+def _check_batches(batches: Iterator[Any], embedding_column: str) -> Iterator[tuple[Array, pa.Table | None]]:
+    """Yield the batches that have rows, after a look at what each of them is."""
+    first: tuple[Array, pa.Table | None] | None = None
+    row = 0
+    for number, batch in enumerate(batches):
+        where = f"batch {number:,} (from row {row:,} on)"
+        if not (isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], np.ndarray)):
+            raise ArgumentTypeError(
+                f"{where} must be a pair (numpy array, DataFrame or None), not {type(batch).__name__}"
+            )
+        rows, frame = batch
+        if not (frame is None or isinstance(frame, pd.DataFrame)):
+            raise ArgumentTypeError(f"{where} has metadata of type {type(frame).__name__}, not a pandas DataFrame")
+        if rows.ndim != 2:
+            raise ArgumentError(f"{where} has the shape {rows.shape}; embeddings are 2-D: (rows, dimension)")
+        if frame is not None and len(frame) != len(rows):
+            raise MismatchError(f"{where} has {len(rows):,} vectors, but {len(frame):,} rows of metadata")
+        if not len(rows):
+            continue
+        table = make_table(frame, embedding_column, row)
+        first = first or (rows, table)
+        if (rows.shape[1], rows.dtype) != (first[0].shape[1], first[0].dtype):
+            raise MismatchError(
+                f"{where} holds vectors of {rows.shape[1]} x {rows.dtype}, those before it are {first[0].shape[1]} x "
+                f"{first[0].dtype}"
+            )
+        if (names := _names(table)) != (before := _names(first[1])):
+            raise MismatchError(f"{where} has the metadata columns {names}, those before it have {before}")
+        row += len(rows)
+        yield rows, table
+
+
+def _names(table: pa.Table | None) -> list[str]:
+    return [] if table is None else list(table.column_names)
+
+
+def _assemble(
+    batches: Iterable[tuple[Array, pa.Table | None]], step: int, dimension: int, dtype: np.dtype[Any]
+) -> Generator[Part, None, None]:
+    """Turn batches of any size into parts. They are copied at once: who yields them may use their memory again."""
+    number, filled = 0, 0
+    array = np.empty((step, dimension), dtype.newbyteorder("="))
+    tables: list[pa.Table | None] = []
+    for batch, batch_table in batches:
+        rows, table = batch, batch_table
+        while len(rows):
+            count = min(step - filled, len(rows))
+            array[filled : filled + count] = rows[:count]
+            tables.append(None if table is None else table.slice(0, count))
+            rows, table, filled = rows[count:], None if table is None else table.slice(count), filled + count
+            if filled == step:
+                yield Part(number, number * step, array, join_tables(tables))
+                number, filled, tables = number + 1, 0, []
+                array = np.empty((step, dimension), dtype.newbyteorder("="))
+    if filled:
+        yield Part(number, number * step, array[:filled], join_tables(tables))

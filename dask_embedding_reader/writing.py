@@ -1,0 +1,229 @@
+"""Writing to storages, whole files or nothing: beside ``storage``, the only module that speaks fsspec.
+
+A file appears under its name when all its bytes are there. Object stores do that by themselves; elsewhere the bytes go
+to a temporary file, which is then renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from dask_embedding_reader.errors import EmbeddingReaderError, WriteError
+from dask_embedding_reader.storage import FileSystem, _with_retries, describe, is_local, shown_url
+
+_ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
+"""Storages in which an object is there as a whole or not at all."""
+
+_THREADS = 16
+
+Buffer = bytes | memoryview
+
+
+def put_file(filesystem: FileSystem, path: str, buffers: Sequence[Buffer], scratch: str | None = None) -> None:
+    """Write a file, replacing one that is there; readers see the old one or the whole new one.
+
+    Parameters
+    ----------
+    filesystem
+        Where to.
+    path
+        The path within it. Its folder is made.
+    buffers
+        The content.
+    scratch
+        A folder on the same storage for the temporary file; by default that of ``path``.
+
+    Raises
+    ------
+    WriteError
+        If the storage does not take it. Nothing is left of it then.
+    """
+    folder, name = posixpath.split(path)
+    temporary = f"{scratch or folder}/.{name}.{uuid.uuid4().hex}.tmp"
+    with _explained(filesystem, path, sum(memoryview(buffer).nbytes for buffer in buffers)):
+        if is_local(filesystem):
+            _put_local(path, buffers, temporary)
+        elif _protocols(filesystem) & _ATOMIC_PUT:
+            data = _joined(buffers)
+            _retry(filesystem, path, lambda: filesystem.pipe_file(path, data))
+        else:
+            data = _joined(buffers)
+            _retry(filesystem, path, lambda: _put_and_rename(filesystem, path, data, temporary))
+
+
+def _put_local(path: str, buffers: Sequence[Buffer], temporary: str) -> None:
+    for folder in {os.path.dirname(path), os.path.dirname(temporary)}:
+        os.makedirs(folder, exist_ok=True)
+    try:
+        with open(temporary, "xb", buffering=0) as file:
+            for buffer in buffers:
+                rest = memoryview(buffer).cast("B")
+                while rest.nbytes:
+                    rest = rest[file.write(rest) :]
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.remove(temporary)
+        raise
+
+
+def _put_and_rename(filesystem: FileSystem, path: str, data: bytes, temporary: str) -> None:
+    for folder in {posixpath.dirname(path), posixpath.dirname(temporary)}:
+        filesystem.makedirs(folder, exist_ok=True)
+    try:
+        filesystem.pipe_file(temporary, data)
+        if filesystem.exists(path):
+            filesystem.rm_file(path)
+        filesystem.mv(temporary, path)
+    except BaseException:
+        with suppress(Exception):
+            filesystem.rm_file(temporary)
+        raise
+
+
+def _joined(buffers: Sequence[Buffer]) -> bytes:
+    first = buffers[0]
+    return first if len(buffers) == 1 and isinstance(first, bytes) else b"".join(buffers)
+
+
+def move_file(filesystem: FileSystem, source: str, target: str) -> None:
+    """Rename a file, replacing one that is there."""
+    with _explained(filesystem, target):
+        if is_local(filesystem):
+            os.replace(source, target)
+        else:
+            if not _protocols(filesystem) & _ATOMIC_PUT and filesystem.exists(target):
+                filesystem.rm_file(target)
+            _retry(filesystem, target, lambda: filesystem.mv(source, target))
+
+
+def remove_files(filesystem: FileSystem, paths: Sequence[str]) -> None:
+    """Remove files; one that has gone already is fine."""
+    in_threads(lambda path: _remove(filesystem, path), paths)
+
+
+def _remove(filesystem: FileSystem, path: str) -> None:
+    with suppress(FileNotFoundError), _explained(filesystem, path, action="removed"):
+        if is_local(filesystem):
+            os.remove(path)
+        else:
+            _retry(filesystem, path, lambda: filesystem.rm_file(path))
+
+
+def remove_folder(filesystem: FileSystem, folder: str) -> None:
+    """Remove a folder and all that is in it, where there is one."""
+    remove_files(filesystem, [f"{folder}/{name}" for name in list_files(filesystem, folder)])
+    if is_local(filesystem):
+        shutil.rmtree(folder, ignore_errors=True)  # what is left are folders
+    elif not _protocols(filesystem) & _ATOMIC_PUT:
+        with suppress(Exception):
+            filesystem.rm(folder, recursive=True)
+
+
+def remove_empty_folder(filesystem: FileSystem, folder: str) -> None:
+    """Remove a folder that nothing is in; object stores have none of their own."""
+    if is_local(filesystem):
+        with suppress(OSError):
+            os.rmdir(folder)
+
+
+def list_files(filesystem: FileSystem, folder: str) -> dict[str, int]:
+    """Return the paths of all files below a folder, relative to it, with their sizes; none if there is no folder."""
+    if is_local(filesystem):
+        return dict(_walk(folder))
+    filesystem.invalidate_cache()  # what fsspec remembers does not know what others wrote
+    with _explained(filesystem, folder, action="listed"):
+        try:
+            found = _retry(filesystem, folder, lambda: filesystem.find(folder, detail=True))
+        except FileNotFoundError:
+            return {}
+    prefix = f"{folder}/"
+    return {
+        path[len(prefix) :]: int(info.get("size") or 0)
+        for path, info in found.items()
+        if info["type"] == "file" and path.startswith(prefix)
+    }
+
+
+def _walk(folder: str) -> Iterator[tuple[str, int]]:
+    for current, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(current, name)
+            with suppress(FileNotFoundError):  # somebody else's temporary file
+                yield os.path.relpath(path, folder).replace(os.sep, "/"), os.stat(path, follow_symlinks=False).st_size
+
+
+def get_file(filesystem: FileSystem, path: str) -> bytes | None:
+    """Return the content of a small file; None if it is not there."""
+    with _explained(filesystem, path, action="read"):
+        try:
+            if is_local(filesystem):
+                with open(path, "rb") as file:
+                    return file.read()
+            return bytes(_retry(filesystem, path, lambda: filesystem.cat_file(path)))
+        except FileNotFoundError:
+            return None
+
+
+def flush_files(filesystem: FileSystem, paths: Sequence[str]) -> None:
+    """Wait until the content of files survives a loss of power; storages elsewhere see to that themselves."""
+    if is_local(filesystem):
+        in_threads(_flush, paths)
+
+
+def _flush(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def in_threads(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Do something for many items at once; return the results in order."""
+    if not items:
+        return []
+    with ThreadPoolExecutor(min(len(items), _THREADS), thread_name_prefix="embedding-writer") as pool:
+        return list(pool.map(work, items))
+
+
+def _protocols(filesystem: FileSystem) -> set[str]:
+    protocol = filesystem.protocol
+    return {protocol} if isinstance(protocol, str) else set(protocol)
+
+
+def _retry(filesystem: FileSystem, path: str, attempt: Callable[[], Any]) -> Any:
+    return _with_retries(attempt, shown_url(filesystem, path))
+
+
+@contextmanager
+def _explained(filesystem: FileSystem, path: str, nbytes: int = 0, action: str = "written") -> Iterator[None]:
+    """Turn whatever a storage raises into an error that names the file, the cause and the remedy."""
+    try:
+        yield
+    except EmbeddingReaderError:
+        raise
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and action != "written":
+            raise
+        where = shown_url(filesystem, path)
+        raise WriteError(f"{where}: cannot be {action}: {describe(error)}; {_remedy(error, nbytes)}") from error
+
+
+def _remedy(error: Exception, nbytes: int) -> str:
+    kept = "what is finished is kept, and running the same again goes on from there"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no room for its {nbytes:,} bytes: make room; {kept}"
+    if isinstance(error, PermissionError):
+        return f"get the permission to write there, or name another folder; {kept}"
+    if isinstance(error, NotImplementedError | ValueError | TypeError):
+        return "this kind of storage cannot be written to in this way; name a folder on another one"
+    return f"check the storage and the connection; {kept}"
