@@ -82,6 +82,7 @@ def _json_mapping(_: click.Context, __: click.Parameter, text: str | None) -> di
     return value
 
 
+FORMATS = click.Choice(["npy", "parquet", "parquet_npy"])
 STORAGE_OPTIONS = click.option(
     "--storage-options", metavar="JSON", callback=_json_mapping, help="Passed to fsspec, such as '{\"anon\": true}'."
 )
@@ -113,7 +114,7 @@ def _collection_options(command: F) -> F:
         click.option(
             "--file-format",
             "-f",
-            type=click.Choice(["npy", "parquet", "parquet_npy"]),
+            type=FORMATS,
             help="By default what the files are called says it.",
         ),
     ):
@@ -127,7 +128,7 @@ def _open(url: str, **options: Any) -> EmbeddingReader:
     return open_collection(url, **options)
 
 
-@command_line.command()
+@command_line.command(short_help="Tell what it is, and its problems.")
 @click.argument("url")
 @_collection_options
 @JSON
@@ -159,7 +160,7 @@ def info(url: str, as_json: bool, **options: Any) -> None:
         click.echo(f"  - {problem}")
 
 
-@command_line.command()
+@command_line.command(short_help="Print some rows.")
 @click.argument("url")
 @click.option("--rows", "-n", type=click.IntRange(min=1), default=5, show_default=True, help="How many rows.")
 @click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="The first row.")
@@ -176,7 +177,7 @@ def head(url: str, rows: int, start: int, as_json: bool, **options: Any) -> None
         _print_table([{**row, "embedding": shown_vector(row["embedding"])} for row in found])
 
 
-@command_line.command()
+@command_line.command(short_help="Tell its pieces and batches, draw them.")
 @click.argument("url")
 @click.option("--max-piece-size", type=click.IntRange(min=1), metavar="ROWS", help="The most rows in a piece.")
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="ROWS", help="Also count batches of so many rows.")
@@ -217,7 +218,7 @@ def plan(
         click.echo(f"drawn in {plot}")
 
 
-@command_line.command()
+@command_line.command(short_help="Norms, NaNs, zero vectors, duplicates.")
 @click.argument("url")
 @click.option("--start", type=click.IntRange(min=0), default=0, help="The first row.")
 @click.option("--end", type=click.IntRange(min=0), default=None, help="The row after the last one.")
@@ -256,7 +257,68 @@ def stats(url: str, start: int, end: int | None, quiet: bool, as_json: bool, **o
     )
 
 
-@command_line.command()
+@command_line.command(short_help="Write it in another format or dtype.")
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@_collection_options
+@click.option("--to", "target_format", type=FORMATS, help="Format to write; by default that of SRC.")
+@click.option("--rows-per-file", type=click.IntRange(min=1), metavar="ROWS", help="By default about 200 MB a file.")
+@click.option("--dtype", metavar="DTYPE", help="dtype to write; by default that of SRC.")
+@click.option("--scale", type=float, help="For an integer dtype: what a step of one stands for.")
+@click.option("--overwrite", is_flag=True, help="Replace data that DST holds, once the new ones are complete.")
+@click.option("--target-storage-options", metavar="JSON", callback=_json_mapping, help="Passed to fsspec for DST.")
+@QUIET
+@JSON
+def convert(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Write a collection anew: another format, dtype or size of files.
+
+    All metadata columns come along, unless some are named with -m. Started again after an interruption, it goes on
+    where it was.
+    """
+    from dask_embedding_reader.cli_convert import convert_collection  # noqa: PLC0415
+
+    facts = convert_collection(source, target, show_progress=not quiet, **options)
+    if as_json:
+        _print_json(facts)
+        return
+    if facts["left_out"]:
+        columns = ", ".join(facts["left_out"])
+        click.echo(f"Not converted, since npy files hold no metadata: {columns}. --to parquet_npy keeps it.", err=True)
+    _print_facts(
+        {
+            "rows": f"{facts['rows']:,}",
+            "dtype": facts["dtype"],
+            "files": f"{facts['files']:,} {facts['file_format']}",
+            "metadata": ", ".join(facts["metadata"]) or "none",
+        }
+    )
+
+
+@command_line.command(short_help="Compare what was written with its checksums.")
+@click.argument("url")
+@STORAGE_OPTIONS
+@QUIET
+@JSON
+def verify(url: str, storage_options: dict[str, Any] | None, quiet: bool, as_json: bool) -> int:
+    """Read a collection that `convert` or write_embeddings wrote, and compare it with its checksums.
+
+    Exits with 1 if a file is damaged, missing, or does not belong there.
+    """
+    from dask_embedding_reader.verify import verify_embeddings  # noqa: PLC0415
+
+    table = verify_embeddings(url, storage_options=storage_options, show_progress=not quiet)
+    problems = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    if as_json:
+        _print_json(problems)
+    elif problems:
+        for problem in problems:
+            click.echo(f"{problem['path']}: {problem['problem']}")
+    else:
+        click.echo("all files are as they were written")
+    return 1 if problems else 0
+
+
+@command_line.command(short_help="Measure how fast its storage reads.")
 @click.argument("url")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="How long to read.")
 @_collection_options

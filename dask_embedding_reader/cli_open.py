@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dask_embedding_reader.errors import NoFilesError
+from dask_embedding_reader.formats.metadata import ROW_NUMBER
+from dask_embedding_reader.formats.parquet import PARQUET, column_names
 from dask_embedding_reader.reader import EmbeddingReader
 from dask_embedding_reader.storage import find_files
 
@@ -23,7 +25,7 @@ def open_collection(
     """Open a collection as :class:`EmbeddingReader` does."""
     return EmbeddingReader(
         url,
-        file_format or _guess_format(url, bool(meta_columns), metadata_folder, storage_options),
+        file_format or guess_format(url, bool(meta_columns), metadata_folder, storage_options),
         embedding_column,
         list(meta_columns),
         metadata_folder,
@@ -33,7 +35,22 @@ def open_collection(
     )
 
 
-def _guess_format(
+def metadata_columns(
+    url: str,
+    file_format: str,
+    embedding_column: str,
+    metadata_folder: str | None,
+    storage_options: Mapping[str, Any] | None,
+) -> list[str]:
+    """Return the names of all columns of a collection that metadata can be read from."""
+    if file_format == "npy":
+        return []
+    files = find_files([url if metadata_folder is None else metadata_folder], PARQUET.suffix, storage_options)
+    vectors = {embedding_column} if file_format == "parquet" else set()
+    return [name for name in column_names(files[0]) if name not in vectors | {ROW_NUMBER}]
+
+
+def guess_format(
     url: str, has_meta_columns: bool, metadata_folder: str | None, storage_options: Mapping[str, Any] | None
 ) -> str:
     """Tell the format by the names of the files; where there are both kinds, by whether metadata is wanted."""

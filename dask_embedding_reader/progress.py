@@ -44,7 +44,7 @@ def progress_bar(show: bool, total: int, description: str, unit: str, unit_nbyte
     show : bool
         Whether it is wanted.
     total : int
-        Units of work.
+        Units of work; 0 where that is not known.
     description, unit : str
         What is done, to what.
     unit_nbytes : int, default 0
@@ -83,7 +83,7 @@ def _make_bar(total: int, description: str, unit: str, unit_nbytes: int) -> Prog
             return {**shown, "speed": speed, "memory": human_size(_round(used_memory()))}
 
     bar: Progress = Bar(
-        total=total,
+        total=total or None,
         desc=description,
         unit=unit,
         unit_scale=True,
@@ -91,8 +91,11 @@ def _make_bar(total: int, description: str, unit: str, unit_nbytes: int) -> Prog
         # In a notebook text, not a widget: it is still there when the notebook is saved, and it needs no extension.
         ncols=None if sys.stderr.isatty() else _NOTEBOOK_COLUMNS,
         dynamic_ncols=sys.stderr.isatty(),
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} "
-        "[{elapsed}<{remaining}, {rate_fmt}{speed}, memory {memory}]",
+        bar_format=(
+            "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} " if total else "{desc}: {n_fmt}{unit} "
+        )
+        + ("[{elapsed}<{remaining}" if total else "[{elapsed}")
+        + ", {rate_fmt}{speed}, memory {memory}]",
     )
     return bar
 
@@ -127,10 +130,10 @@ class _Log:
         if self._unit_nbytes:
             facts.append(f"{human_size(_round(rate * self._unit_nbytes))}/s")
         left = self._total - self._done
-        facts.append(f"{human_time(left / rate)} left" if left and rate else f"{human_time(seconds)} passed")
+        facts.append(f"{human_time(left / rate)} left" if left > 0 and rate else f"{human_time(seconds)} passed")
         facts.append(f"memory {human_size(_round(used_memory()))}")
-        share = f" ({self._done / self._total:.0%})" if self._total else ""
-        done = f"{self._done:,} of {self._total:,}{self._unit}{share}"
+        of, share = (f" of {self._total:,}", f" ({self._done / self._total:.0%})") if self._total else ("", "")
+        done = f"{self._done:,}{of}{self._unit}{share}"
         print(f"{self._description}: {done}, {', '.join(facts)}", file=sys.stderr, flush=True)  # noqa: T201
 
     def __enter__(self) -> _Log:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dask_embedding_reader import cli_stats
+from dask_embedding_reader import EmbeddingReader, cli_stats
 from dask_embedding_reader.cli import main
 from tests.support import wait_until
 
@@ -176,8 +176,6 @@ def test_norms_neither_overflow_nor_vanish(run: Run, tmp_path: Path) -> None:
 
 
 def test_duplicates_of_more_rows_than_are_remembered_are_estimated(tmp_path: Path) -> None:
-    from dask_embedding_reader import EmbeddingReader
-
     distinct = np.random.default_rng(2).standard_normal((10_000, 2))
     np.save(tmp_path / "0.npy", np.concatenate([distinct, distinct]))
     facts = cli_stats.row_statistics(EmbeddingReader(tmp_path), most_hashes=3_000)
@@ -253,6 +251,56 @@ def test_warnings_are_sentences_too(run: Run, shards: Path, monkeypatch: pytest.
         assert run("bench", shards)[2] == "Warning: something is odd\n"
 
 
+def test_convert_keeps_rows_and_metadata(run: Run, shards: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    code, out, err = run(
+        "convert", shards, target, "-f", "parquet_npy", "--to", "parquet", "--rows-per-file", 8, "--json"
+    )
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "rows": 20,
+        "dimension": 4,
+        "dtype": "float32",
+        "nbytes": 320,
+        "file_format": "parquet",
+        "files": 3,
+        "metadata": ["word", "n"],
+        "left_out": [],
+    }
+    written = EmbeddingReader(target, "parquet", meta_columns=["word", "n"])
+    [(vectors, meta)] = written(100, show_progress=False)
+    np.testing.assert_array_equal(vectors, vectors_of(shards))
+    assert meta["n"].tolist() == list(range(20))
+    assert meta["word"].tolist() == [f"word {row}" for row in range(20)]
+
+
+def test_convert_says_what_npy_files_cannot_hold(run: Run, shards: Path, tmp_path: Path) -> None:
+    code, out, err = run("convert", shards, tmp_path / "out", "-m", "word", "--to", "npy", "--dtype", "float16")
+    assert code == 0
+    assert "files     1 npy\n" in out
+    assert err.startswith("Not converted, since npy files hold no metadata: word.")
+    code, _, err = run("convert", shards, tmp_path / "out", "--to", "npy")
+    assert code == 1
+    assert "holds 1 files of other data already" in err
+    assert run("convert", shards, tmp_path / "out", "--to", "npy", "--overwrite")[0] == 0
+    assert EmbeddingReader(tmp_path / "out").dtype == np.float32
+
+
+def test_verify_names_damaged_files_and_fails(run: Run, shards: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    assert run("convert", shards, target, "--rows-per-file", 10)[0] == 0
+    assert run("verify", target) == (0, "all files are as they were written\n", "")
+    damaged = target / "00000001.npy"
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    code, out, _ = run("verify", target)
+    assert (code, out) == (1, f"{damaged}: damaged: its content is not what was written\n")
+    code, out, _ = run("verify", target, "--json")
+    assert (code, [each["path"] for each in json.loads(out)]) == (1, [str(damaged)])
+    assert "has no _manifest.parquet" in run("verify", shards)[2]
+
+
 def start(*arguments: Any) -> subprocess.Popen[str]:
     # Background jobs of some shells start with Ctrl-C ignored, and pass that on.
     code = (
@@ -278,6 +326,25 @@ def test_ctrl_c_ends_it_at_once_and_says_so(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["0.npy"]
 
 
+def test_a_conversion_that_ctrl_c_ended_goes_on(run: Run, tmp_path: Path) -> None:
+    rows = np.arange(3_000, dtype=np.float32).reshape(1_500, 2)
+    np.save(tmp_path / "0.npy", rows)
+    target = tmp_path / "out"
+    arguments = ["convert", tmp_path / "0.npy", target, "--rows-per-file", 1]
+
+    with start(*arguments) as process:
+        assert wait_until(lambda: process.poll() is not None or len(list(target.rglob("*.npy"))) > 20, 60)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.strip()) == (130, "", "Interrupted")
+    assert not list(target.rglob("*.tmp"))
+    assert run("head", target)[0] == 1, "what is half written is not opened"
+    assert run(*arguments)[0] == 0
+    assert run("verify", target)[0] == 0
+    [(vectors, _)] = EmbeddingReader(target)(1_500, show_progress=False)
+    np.testing.assert_array_equal(vectors, rows)
+
+
 def test_a_closed_pipe_is_no_error_to_talk_about(shards: Path) -> None:
     with start("head", shards, "--json") as process:
         assert process.stdout is not None
@@ -299,7 +366,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["info", "head", "plan", "stats", "bench"])
+@pytest.mark.parametrize("command", ["info", "head", "plan", "stats", "convert", "verify", "bench"])
 def test_every_command_explains_itself(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0

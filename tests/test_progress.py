@@ -63,6 +63,22 @@ def test_a_log_of_long_work_has_few_lines_and_tells_where_it_broke_off(
     assert lines[-1].startswith("converting: 10,000 of 100,000 rows (10%), 1 rows/s, 25:00:00 left")
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_work_of_unknown_size(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    stderr = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(progress, "_DELAY_SECONDS", 0)
+    with progress_bar(True, 0, "writing", " embeddings", unit_nbytes=2_000) as bar:
+        clock.now += 20
+        bar.update(400)
+    last = stderr.getvalue().split("\r")[-1]
+    if terminal:
+        assert last.startswith("writing: 400 embeddings [")
+    else:
+        assert last == "writing: 400 embeddings, 20 embeddings/s, 40 kB/s, 0:20 passed, memory 1.23 GB\n"
+
+
 def test_work_that_is_soon_done_is_not_worth_a_line(clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar(True, 10, "reading", " embeddings") as bar:
         clock.now += 5
