@@ -261,6 +261,15 @@ class EmbeddingReader:
             If no ``url`` is given and ``embeddings_folder`` is not one folder.
         WriteError
             If it cannot be written.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.ones((3, 2), "float32"))
+        >>> EmbeddingReader(folder).save_manifest()
+        >>> sorted(os.listdir(folder))
+        ['0.npy', '_manifest.parquet']
         """
         if url is not None:
             options = check_options("storage_options", storage_options)
@@ -306,6 +315,16 @@ class EmbeddingReader:
         ------
         ArgumentError
             If there is no such row.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> for shard in range(2):
+        ...     np.save(os.path.join(folder, f"{shard}.npy"), np.ones((3, 2), "float32"))
+        >>> path, row = EmbeddingReader(folder).locate(4)
+        >>> os.path.basename(path), row
+        ('1.npy', 1)
         """
         number = check_integer("row", row)
         if not -self.count <= number < self.count:
@@ -432,6 +451,16 @@ class EmbeddingReader:
             At the call, if an argument makes no sense.
         ReadError, FileChangedError, FormatError
             While iterating, if a file cannot be read, changed since it was opened, or holds null or ragged vectors.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.ones((5, 2), "int8"))
+        >>> for embeddings, meta in EmbeddingReader(folder)(batch_size=2, start=1, dtype=None):
+        ...     print(embeddings.shape, embeddings.dtype, meta["i"].tolist())
+        (2, 2) int8 [1, 2]
+        (2, 2) int8 [3, 4]
         """
         start, end = self._row_range(start, end)
         request = batches.BatchRequest(
@@ -543,6 +572,15 @@ def get_file_list(
         If nothing is found.
     ArgumentError
         If the paths lie in different file systems.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, os
+    >>> folder = tempfile.mkdtemp()
+    >>> np.save(os.path.join(folder, "0.npy"), np.ones((3, 2)))
+    >>> filesystem, paths = get_file_list(folder, "npy")
+    >>> [os.path.basename(path) for path in paths]
+    ['0.npy']
     """
     suffix = "." + check_text("file_format", file_format).lstrip(".")
     sources = check_sources("path", path)
