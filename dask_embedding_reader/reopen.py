@@ -24,9 +24,16 @@ _GLOB_CHARACTERS = "*?["
 
 
 def save_manifest(
-    manifest: Manifest, filesystem: FileSystem, path: str, written: Mapping[str, Any] | None = None
+    manifest: Manifest,
+    filesystem: FileSystem,
+    path: str,
+    written: Mapping[str, Any] | None = None,
+    scratch: str | None = None,
 ) -> None:
-    """Save what is known of a collection; ``written`` says how it was written, if by this library."""
+    """Save what is known of a collection.
+
+    ``written`` says how it was written, if by this library; ``scratch`` is a folder for temporary files.
+    """
     vectors, metadata = manifest.vectors, manifest.metadata
     beside = metadata if manifest.format.metadata == "beside" else None
     same_folder = beside is None or beside.roots == vectors.roots
@@ -42,7 +49,7 @@ def save_manifest(
         written,
         files,
     )
-    put_file(filesystem, path, [encode_manifest(saved)])
+    put_file(filesystem, path, [encode_manifest(saved)], scratch)
 
 
 def _saved_files(kind: str, table: FileTable, first_source: int, meta: tuple[MetaColumn, ...]) -> Iterator[SavedFile]:

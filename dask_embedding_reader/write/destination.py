@@ -115,7 +115,7 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool) -> Prepared:
         If it holds other data, complete or not, and these may not be overwritten.
     """
     listing = list_files(folder.filesystem, folder.path)
-    if _COMMIT in listing:
+    if was_complete := _COMMIT in listing:
         complete(folder)
         listing = list_files(folder.filesystem, folder.path)
     data = [name for name in listing if name.endswith(_SUFFIXES) and not _is_hidden(name)]
@@ -130,7 +130,7 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool) -> Prepared:
             raise DestinationError(_other_job(folder, job["settings"], _spelled(settings)))
         remove_files(folder.filesystem, [folder.at(name) for name in listing if _is_of_job(name)])
     saved = _saved(folder) if MANIFEST_NAME in listing else None
-    if saved is not None and saved.written == _spelled(settings) and not overwrite:
+    if saved is not None and saved.written == _spelled(settings) and (was_complete or not overwrite):
         known = _finished(folder, saved, settings, listing)
         return Prepared(Destination(folder, settings, False, overwrite), known)
     if data and not overwrite:
@@ -344,7 +344,7 @@ def complete(folder: Folder) -> None:
     in_threads(lambda name: move_file(filesystem, folder.at(f"{_STAGED}/{name}"), folder.at(name)), moved)
     remove_files(filesystem, [folder.at(name) for name in commit["remove"]])
     manifest = _open_written(folder, settings, commit)
-    save_manifest(manifest, filesystem, folder.at(MANIFEST_NAME), _spelled(settings))
+    save_manifest(manifest, filesystem, folder.at(MANIFEST_NAME), _spelled(settings), folder.work)
     names = [name for name in list_files(filesystem, folder.work) if not is_claim(name)]
     last = _COMMIT.rpartition("/")[2]  # it says how to go on, should this be the moment to be killed
     remove_files(filesystem, [f"{folder.work}/{name}" for name in names if name != last])

@@ -51,16 +51,14 @@ def check_folder(folder: Any, options: Mapping[str, Any] | None) -> Folder:
     source = check_sources("folder", [folder] if isinstance(folder, str | os.PathLike) else folder)
     if len(source) != 1:
         raise ArgumentError("folder is a list; one folder is written at a time")
-    filesystem, path = resolve(source[0], options)
     text = os.fspath(source[0])
+    if "::" in text and not os.path.lexists(text):
+        raise ArgumentError(f"{hide_secrets(text)!r} is a chain of storages, which is only read; name the last one")
+    filesystem, path = resolve(text, options)
     if is_local(filesystem):
         if os.path.exists(path) and not os.path.isdir(path):
             raise DestinationError(f"{path}: is a file where a folder was expected; name another path")
         return Folder(filesystem, path, path, options)
-    if "::" in text:
-        raise ArgumentError(
-            f"{hide_secrets(text)!r} is a chain of storages, which is only read; name the last one alone"
-        )
     return Folder(filesystem, path, text, options)
 
 

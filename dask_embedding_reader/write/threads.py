@@ -56,7 +56,7 @@ def write_source(source: PartSource, prepared: Prepared, request: Request, check
         while running:
             collect()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()  # what has been read is written, though it may be for another run to go on from
         parts.close()
         progress.close()
     if len(known) > len(records) and not request.overwrite:

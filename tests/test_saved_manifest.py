@@ -1,0 +1,354 @@
+"""Opening again: one read of the manifest instead of one of every file, and never a file that was not named."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dask_embedding_reader import EmbeddingReader, write_embeddings
+from dask_embedding_reader.errors import (
+    ArgumentError,
+    ColumnError,
+    FileChangedError,
+    FormatError,
+    MismatchError,
+    NoFilesError,
+)
+from tests import servers
+from tests.stores import Bucket, emptied_bucket
+from tests.support import FORMATS, assert_batches, write_collection
+
+ROWS = np.arange(60, dtype=np.float32).reshape(20, 3)
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    with emptied_bucket() as made:
+        yield made
+
+
+def put_folder(bucket: Bucket, folder: Path, prefix: str) -> str:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        bucket.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    return f"bucket://{prefix}"
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_reader_is_saved_and_opened_again(tmp_path: Path, format_name: str) -> None:
+    collection = write_collection(tmp_path, format_name)
+    reader = collection.open()
+    reader.save_manifest(tmp_path / "elsewhere.parquet")
+    again = EmbeddingReader.from_manifest(tmp_path / "elsewhere.parquet", collection.folder, collection.metadata_folder)
+    assert repr(again) == repr(reader)
+    assert again.manifest.token == reader.manifest.token  # so that keys of Dask are the same
+    assert again.locate(-1) == reader.locate(-1)
+    assert_batches(again(5, dtype=None, show_progress=False), collection, 5, dtype=None)
+    assert_batches(pickle.loads(pickle.dumps(again))(5, dtype=None, show_progress=False), collection, 5, dtype=None)
+    reader.save_manifest()  # beside the data, where a plain open finds it
+    assert_batches(collection.open()(5, dtype=None, show_progress=False), collection, 5, dtype=None)
+
+
+def test_opening_again_costs_one_read(bucket: Bucket, tmp_path: Path) -> None:
+    collection = write_collection(tmp_path, "npy", file_rows=[3] * 40)
+    url = put_folder(bucket, collection.folder, "emb")
+    bucket.put("emb/_manifest.parquet", _saved(EmbeddingReader(url), tmp_path))
+    bucket.forget()
+    EmbeddingReader.from_manifest(f"{url}/_manifest.parquet")
+    assert [(r.kind, r.path) for r in bucket.requests] == [("read", "emb/_manifest.parquet")]
+    bucket.forget()
+    reader = EmbeddingReader(url)  # lists, so that what is new is seen
+    assert [(r.kind, r.path) for r in bucket.requests] == [("list", "emb"), ("read", "emb/_manifest.parquet")]
+    bucket.forget()
+    assert_batches(reader(50, dtype=None, show_progress=False), collection, 50, dtype=None)
+    assert not [r for r in bucket.reads if r.nbytes not in (3 * 4 * 4, 0)]
+
+
+def _saved(reader: EmbeddingReader, folder: Path) -> bytes:
+    reader.save_manifest(folder / "m.parquet")
+    return (folder / "m.parquet").read_bytes()
+
+
+def test_ten_thousand_files_are_opened_with_one_request(bucket: Bucket, tmp_path: Path) -> None:
+    import io
+
+    sink = io.BytesIO()
+    np.save(sink, ROWS[:2])
+    for number in range(10_000):
+        bucket.put(f"emb/{number:05d}.npy", sink.getvalue())
+    bucket.put("emb/_manifest.parquet", _saved(EmbeddingReader("bucket://emb"), tmp_path))
+    bucket.forget()
+    assert EmbeddingReader.from_manifest("bucket://emb/_manifest.parquet").count == 20_000
+    assert len(bucket.requests) == 1
+    assert len(bucket.objects["emb/_manifest.parquet"].content) < 500_000
+
+
+@pytest.mark.parametrize("format_name", ["npy", "parquet-list", "parquet_npy-one-folder"])
+def test_what_changed_is_read_anew_by_a_plain_open(tmp_path: Path, format_name: str) -> None:
+    collection = write_collection(tmp_path / "a", format_name, seed=1)
+    collection.open().save_manifest()
+    other = write_collection(tmp_path / "b", format_name, seed=2, file_rows=(9, 0, 12, 2, 20, 5))
+    for path in other.folder.iterdir():
+        if path.name[:4] in ("0000", "0003", "0005"):  # two changed, one new
+            shutil.copy(path, collection.folder / path.name)
+    reader = collection.open()
+    assert reader.count == 9 + 12 + 2 + 20 + 5
+    got, meta = next(reader(100, dtype=None, show_progress=False))
+    np.testing.assert_array_equal(got[:9], other.rows[:9])
+    np.testing.assert_array_equal(got[9:21], collection.rows[7:19])
+    np.testing.assert_array_equal(got[-5:], other.rows[-5:])
+    if collection.columns:
+        assert meta["id"].tolist()[-5:] == other.metadata["id"].tolist()[-5:]
+        assert meta["id"].tolist()[9:21] == collection.metadata["id"].tolist()[7:19]
+
+
+def test_what_changed_is_named_when_it_is_read(tmp_path: Path) -> None:
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", ROWS)
+    EmbeddingReader(tmp_path).save_manifest()
+    np.save(tmp_path / "1.npy", ROWS + 1)
+    os.utime(tmp_path / "1.npy", ns=(1, 1))
+    reader = EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+    x = reader.to_dask_array()
+    np.testing.assert_array_equal(x[:20].compute(), ROWS)
+    with pytest.raises(FileChangedError, match=r"1\.npy: the file changed since"):
+        x[20:40].compute()
+
+
+def test_a_file_that_has_gone_is_named(tmp_path: Path) -> None:
+    write_embeddings(ROWS, tmp_path, rows_per_file=5)
+    (tmp_path / "00000002.npy").unlink()
+    with pytest.raises(FileChangedError, match=r"1 of the 4 files .* have gone: .*00000002\.npy; restore them"):
+        EmbeddingReader(tmp_path)
+    with pytest.raises(FileChangedError, match=r"00000002\.npy: the file has gone"):
+        EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet").to_dask_array().compute()
+    (tmp_path / "_manifest.parquet").unlink()
+    assert EmbeddingReader(tmp_path).count == 15
+
+
+def test_other_columns_than_those_saved(tmp_path: Path) -> None:
+    collection = write_collection(tmp_path, "parquet-list", columns=["id", "caption", "day"])
+    collection.open(meta_columns=["id", "caption"]).save_manifest()
+    url = collection.folder / "_manifest.parquet"
+    reader = EmbeddingReader.from_manifest(url, meta_columns="caption")
+    assert reader.to_dask_dataframe().columns.tolist() == ["caption"]
+    assert EmbeddingReader.from_manifest(url, meta_columns=[]).to_dask_dataframe().columns.tolist() == []
+    with pytest.raises(ColumnError, match=r"does not know the metadata column 'day'; it knows 'id', 'caption'"):
+        EmbeddingReader.from_manifest(url, meta_columns=["day"])
+    # A plain open reads what the manifest does not know.
+    assert_batches(collection.open()(9, dtype=None, show_progress=False), collection, 9, dtype=None)
+    with pytest.raises(ColumnError):
+        collection.open(meta_columns=["none such"])
+
+
+def test_several_folders_files_and_patterns(tmp_path: Path) -> None:
+    for name in ("a", "b/deep"):
+        (tmp_path / name).mkdir(parents=True)
+        np.save(tmp_path / name / "0.npy", ROWS)
+    np.save(tmp_path / "single.npy", ROWS)
+    saved = tmp_path / "m.parquet"
+
+    sources = [str(tmp_path / "b"), str(tmp_path / "single.npy"), str(tmp_path / "a")]
+    reader = EmbeddingReader(sources)
+    with pytest.raises(ArgumentError, match=r"is not one folder; say where"):
+        reader.save_manifest()
+    reader.save_manifest(saved)
+    assert EmbeddingReader.from_manifest(saved, sources).manifest.token == reader.manifest.token
+    with pytest.raises(ArgumentError, match=r"saved of a collection in 3 folders .* 1 and none are named"):
+        EmbeddingReader.from_manifest(saved)
+    pattern = EmbeddingReader(f"{tmp_path}/*/0.npy")
+    pattern.save_manifest(saved)
+    assert EmbeddingReader.from_manifest(saved, tmp_path).manifest.token == pattern.manifest.token
+    with pytest.raises(ArgumentError, match=r"must end in \.parquet"):
+        reader.save_manifest(tmp_path / "m.json")
+    with pytest.raises(NoFilesError, match=r"none\.parquet does not exist"):
+        EmbeddingReader.from_manifest(tmp_path / "none.parquet")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A manifest that somebody else made
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Change the columns and the facts of a saved manifest."""
+    table = pq.read_table(path)
+    facts = json.loads(table.schema.metadata[b"dask_embedding_reader"])
+    columns = table.to_pydict()
+    change(columns, facts)
+    pq.write_table(
+        pa.table(columns, schema=table.schema).replace_schema_metadata({b"dask_embedding_reader": json.dumps(facts)}),
+        path,
+    )
+
+
+def _set(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    def change(columns: dict[str, Any], facts: dict[str, Any]) -> None:
+        if name in columns:
+            columns[name][0] = value
+        else:
+            facts[name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("path", path)
+            for path in (
+                "../secret.npy",
+                "/etc/passwd",
+                "a/../../secret.npy",
+                "..",
+                "a//b.npy",
+                "%2e%2e/secret.npy",
+                "%252e%252e/secret.npy",
+                "..\\secret.npy",
+                "./x.npy",
+                "a\0b.npy",
+                "file:///etc/passwd",
+            )
+        ),
+        ("rows", -1),
+        ("rows", 2**62),
+        ("dimension", -3),
+        ("dimension", 4),
+        ("dtype", "O"),
+        ("dtype", "f4,O"),
+        ("dtype", "nonsense"),
+        ("data_offset", -1),
+        ("data_offset", 0),
+        ("size", -5),
+        ("size", 10**6),
+        ("group_rows", [-1, 21]),
+        ("group_rows", [3]),
+        ("columns", 7),
+        ("kind", "other"),
+        ("source", -1),
+        ("fingerprint", None),
+        ("version", 2),
+        ("file_format", "pickle"),
+        ("columns", None),
+        ("embedding_dtype", "O"),
+        ("written", "yes"),
+        ("sources", "x"),
+    ],
+)
+def test_a_hostile_manifest_opens_nothing(tmp_path: Path, name: str, value: Any) -> None:
+    folder = tmp_path / "emb"
+    folder.mkdir()
+    np.save(tmp_path / "secret.npy", ROWS + 1)
+    np.save(folder / "0.npy", ROWS)
+    EmbeddingReader(folder).save_manifest()
+    rewrite(folder / "_manifest.parquet", _set(name, value))
+    with pytest.raises(FormatError, match=r"_manifest\.parquet: not a (usable|readable) manifest"):
+        EmbeddingReader.from_manifest(folder / "_manifest.parquet")
+    # A plain open does without it.
+    np.testing.assert_array_equal(EmbeddingReader(folder).to_dask_array().compute(), ROWS)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"x" * 1000, b"PAR1" + b"\0" * 100 + b"PAR1"])
+def test_garbage_is_no_manifest(tmp_path: Path, content: bytes) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    (tmp_path / "_manifest.parquet").write_bytes(content)
+    with pytest.raises(FormatError, match="not a readable manifest"):
+        EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+    assert EmbeddingReader(tmp_path).count == 20
+
+
+def test_a_lie_about_a_file_shows_when_it_is_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    np.save(tmp_path / "1.npy", ROWS)
+    EmbeddingReader(tmp_path).save_manifest()
+
+    def longer(columns: dict[str, Any], facts: dict[str, Any]) -> None:
+        columns["rows"][0] += 10
+        columns["size"][0] += 10 * 12
+
+    rewrite(tmp_path / "_manifest.parquet", longer)
+    with pytest.raises(FileChangedError, match=r"0\.npy"):
+        EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet").to_dask_array().compute()
+    assert EmbeddingReader(tmp_path).count == 40
+
+    def narrower(columns: dict[str, Any], facts: dict[str, Any]) -> None:
+        columns["rows"][0], columns["dimension"][0] = 60, 1
+
+    EmbeddingReader(tmp_path).save_manifest()
+    rewrite(tmp_path / "_manifest.parquet", narrower)
+    with pytest.raises(MismatchError):
+        EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    np.save(tmp_path / "0.npy", ROWS)
+    EmbeddingReader(tmp_path).save_manifest()
+    extension = {
+        b"ARROW:extension:name": b"arrow.py_extension_type",
+        b"ARROW:extension:metadata": pickle.dumps(Bomb()),
+    }
+    schema = pa.schema([pa.field("x", pa.int64(), metadata=extension)])
+    spelled = base64.b64encode(schema.serialize()).decode()
+    rewrite(tmp_path / "_manifest.parquet", lambda columns, facts: facts.update(columns=[spelled]))
+    EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+    assert not (tmp_path / "exploded").exists()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# On servers
+
+
+def test_no_secret_is_saved(tmp_path: Path) -> None:
+    if not servers.s3_available:
+        pytest.skip("moto is not installed")
+    with servers.s3() as server:
+        url = f"s3://{server.bucket}/emb"
+        frame = pd.DataFrame({"id": np.arange(20)})
+        options = server.storage_options
+        write_embeddings(ROWS, url, "parquet_npy", frame, rows_per_file=6, storage_options=options)
+        content = fsspec.filesystem("s3", **options).cat_file(f"{url}/_manifest.parquet")
+        table = pq.read_table(pa.BufferReader(content))
+        spelled = f"{table.to_pylist()} {table.schema.metadata}"
+        for secret in (servers.S3_KEY, servers.S3_SECRET, server.endpoint, "s3://"):
+            assert secret not in spelled
+        reader = EmbeddingReader.from_manifest(f"{url}/_manifest.parquet", storage_options=options)
+        np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)
+        assert reader.to_dask_dataframe()["id"].compute().tolist() == list(range(20))
+        # The manifest may lie on another storage than the files.
+        reader.save_manifest(tmp_path / "m.parquet")
+        local = EmbeddingReader.from_manifest(tmp_path / "m.parquet", url, storage_options=options)
+        np.testing.assert_array_equal(local.to_dask_array().compute(), ROWS)
+
+
+def test_files_on_a_web_server_that_lists_nothing(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    for number in range(3):
+        np.save(tmp_path / "files" / f"{number}.npy", ROWS)
+    with servers.http_files(tmp_path / "files") as server:
+        urls = [f"{server.url}/{number}.npy?signature=secret{number}" for number in range(3)]
+        EmbeddingReader(urls).save_manifest(tmp_path / "m.parquet")
+        assert b"secret" not in (tmp_path / "m.parquet").read_bytes()
+        server.requests.clear()
+        reader = EmbeddingReader.from_manifest(tmp_path / "m.parquet", urls)
+        assert server.requests == []
+        np.testing.assert_array_equal(reader.to_dask_array().compute(), np.concatenate([ROWS] * 3))
+        np.save(tmp_path / "files" / "1.npy", ROWS + 1)
+        os.utime(tmp_path / "files" / "1.npy", (1, 1))
+        with pytest.raises(FileChangedError, match=r"/1\.npy"):
+            EmbeddingReader.from_manifest(tmp_path / "m.parquet", urls).to_dask_array().compute()

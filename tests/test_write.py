@@ -1,0 +1,618 @@
+"""What is written opens to exactly the same: from every source, to every format, on every storage; or it is an error."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import fsspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from dask.delayed import Delayed
+from distributed import Client, LocalCluster
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
+from dask_embedding_reader.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CastError,
+    ColumnError,
+    DestinationError,
+    MismatchError,
+    NoFilesError,
+    WriteError,
+)
+from tests import servers
+from tests.support import (
+    FORMATS,
+    Collection,
+    assert_batches,
+    assert_same_frame,
+    write_collection,
+)
+
+ROWS = np.arange(60, dtype=np.float32).reshape(20, 3)
+FRAME = pd.DataFrame({"id": np.arange(20), "word": pd.array([f"word {k}" for k in range(20)], dtype="string")})
+
+
+def frame_of(collection: Collection) -> pd.DataFrame | None:
+    return collection.metadata if collection.columns else None
+
+
+def from_reader(collection: Collection) -> dict[str, Any]:
+    return {"array": collection.open()}
+
+
+def from_numpy(collection: Collection) -> dict[str, Any]:
+    return {"array": collection.rows, "meta": frame_of(collection)}
+
+
+def from_dask(collection: Collection) -> dict[str, Any]:
+    reader = collection.open()
+    meta = reader.to_dask_dataframe(max_piece_size=3) if collection.columns else None
+    return {"array": reader.to_dask_array(max_piece_size=3), "meta": meta}
+
+
+def from_dask_with_pandas(collection: Collection) -> dict[str, Any]:
+    return {"array": collection.open().to_dask_array(max_piece_size=4), "meta": frame_of(collection)}
+
+
+def from_batches(collection: Collection) -> dict[str, Any]:
+    return {"array": collection.open()(5, dtype=None, show_progress=False)}
+
+
+SOURCES: dict[str, Callable[[Collection], dict[str, Any]]] = {
+    "reader": from_reader,
+    "numpy": from_numpy,
+    "dask": from_dask,
+    "dask with pandas": from_dask_with_pandas,
+    "batches": from_batches,
+}
+
+
+def assert_written(folder: Any, file_format: str, collection: Collection, **options: Any) -> EmbeddingReader:
+    """The folder holds the collection to the last bit, opened in both ways; and nothing but it."""
+    columns = {"meta_columns": collection.columns} if collection.columns else {}
+    reader = EmbeddingReader(folder, file_format, **columns, **options)
+    assert_batches(reader(7, dtype=None, show_progress=False), collection, 7, dtype=None)
+    again = EmbeddingReader.from_manifest(f"{folder}/_manifest.parquet", **options)
+    assert_batches(again(7, dtype=None, show_progress=False), collection, 7, dtype=None)
+    assert again.manifest.token == reader.manifest.token
+    assert verify_embeddings(folder, **options).empty
+    return reader
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The same rows, whatever they come from and go to
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("format_name", ["npy", "parquet-list", "parquet_npy"])
+def test_every_source_to_every_format(tmp_path: Path, format_name: str, source: str) -> None:
+    collection = write_collection(tmp_path, format_name)
+    for file_format in ("parquet", "parquet_npy") if collection.columns else ("npy", "parquet"):
+        folder = tmp_path / file_format
+        given = SOURCES[source](collection)
+        write_embeddings(folder=folder, file_format=file_format, rows_per_file=6, **given)
+        reader = assert_written(folder, file_format, collection)
+        assert reader.manifest.vectors.rows.tolist() == [6] * 6 + [4]
+        assert not (folder / "_writing").exists()
+        if collection.columns:
+            assert_same_frame(reader.to_dask_dataframe().compute(), collection.metadata)
+
+
+@pytest.mark.parametrize("format_name", sorted(set(FORMATS) - {"npy", "parquet-list", "parquet_npy"}))
+def test_every_way_of_storing_can_be_converted(tmp_path: Path, format_name: str) -> None:
+    collection = write_collection(tmp_path, format_name)
+    write_embeddings(collection.open(), tmp_path / "out", "parquet")
+    assert_written(tmp_path / "out", "parquet", collection)
+
+
+@pytest.mark.parametrize("dtype", sorted({dtype for kind in FORMATS.values() for dtype in kind.dtypes}))
+def test_every_dtype_is_kept(tmp_path: Path, dtype: str) -> None:
+    collection = write_collection(tmp_path, "npy", dtype=dtype)
+    for file_format in ("npy", "parquet"):
+        write_embeddings(collection.rows, tmp_path / file_format, file_format, rows_per_file=9)
+        assert_written(tmp_path / file_format, file_format, collection)
+
+
+@given(data=st.data())
+def test_any_chunks_and_any_files(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, 30))
+    sizes = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(lambda s: 0 < sum(s) <= rows))
+    chunks = (*sizes, rows - sum(sizes))
+    per_file = data.draw(st.one_of(st.none(), st.integers(1, 40)))
+    array, numbers = np.arange(rows * 2, dtype=np.int16).reshape(rows, 2), np.arange(rows)
+    lazy = da.from_array(array, chunks=(chunks, data.draw(st.sampled_from([1, 2]))))
+    frame = dd.from_delayed(
+        [dask.delayed(pd.DataFrame({"n": part})) for part in np.split(numbers, np.cumsum(chunks)[:-1])],
+        meta=pd.DataFrame({"n": numbers[:0]}),
+    )
+    folder = tmp_path_factory.mktemp("out")
+    with dask.config.set(scheduler="synchronous"):
+        write_embeddings(lazy, folder, "parquet", frame, rows_per_file=per_file)
+    got, meta = next(EmbeddingReader(folder, "parquet", meta_columns="n")(100, dtype=None, show_progress=False))
+    np.testing.assert_array_equal(got, array)
+    assert meta["n"].tolist() == numbers.tolist()
+
+
+def test_masked_columns_without_a_null_stay_masked_and_nan_stays_a_value(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "masked": pd.array([1, 2, 3], dtype="Int64"),
+            "flag": pd.array([True, False, True], dtype="boolean"),
+            "score": [1.5, np.nan, np.inf],
+            "kind": pd.Categorical(["a", "b", "a"]),
+            "list": [[1], [], [2, 3]],
+        }
+    )
+    write_embeddings(ROWS[:3], tmp_path, "parquet", frame)
+    got = EmbeddingReader(tmp_path, "parquet", meta_columns=list(frame)).to_dask_dataframe().compute()
+    assert got.dtypes.astype(str).to_dict() == {
+        "masked": "Int64",
+        "flag": "boolean",
+        "score": "float64",
+        "kind": "string",
+        "list": "list<item: int64>[pyarrow]" if "item" in str(got["list"].dtype) else "list<element: int64>[pyarrow]",
+    }
+    assert got["score"].isna().tolist() == [False, True, False]
+    assert got["kind"].tolist() == ["a", "b", "a"]
+
+
+def test_columns_are_kept_or_dropped_as_the_reader_was_opened(tmp_path: Path) -> None:
+    collection = write_collection(tmp_path, "parquet-list", columns=["id", "caption", "tags"])
+    write_embeddings(collection.open(meta_columns=["tags", "id"]), tmp_path / "two", "parquet")
+    assert pq.read_schema(tmp_path / "two" / "00000000.parquet").names == ["embedding", "tags", "id"]
+    write_embeddings(collection.open(meta_columns=None), tmp_path / "none", "npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "none" / "00000000.npy"), collection.rows)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files that others read, and read fast
+
+
+def test_the_layout_of_parquet(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((30_000, 512)).astype(np.float32)  # 61 MB
+    words = pd.DataFrame({"word": ["lion", "bear", "oak"] * 10_000})
+    write_embeddings(rows, tmp_path, "parquet", words)
+    file = pq.ParquetFile(tmp_path / "00000000.parquet")
+    assert file.schema_arrow.field("embedding").type == pa.list_(pa.field("element", pa.float32(), nullable=False), 512)
+    assert [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)] == [24_414, 5_586]  # 50 MB
+    vectors, word = file.metadata.row_group(0).column(0), file.metadata.row_group(0).column(1)
+    assert (vectors.compression, word.compression) == ("UNCOMPRESSED", "ZSTD")
+    assert "PLAIN" in vectors.encodings
+    assert not vectors.has_dictionary_page
+    assert word.has_dictionary_page
+    assert vectors.has_offset_index  # the page index
+    table = pq.read_table(tmp_path / "00000000.parquet")
+    np.testing.assert_array_equal(table["embedding"].combine_chunks().flatten().to_numpy().reshape(rows.shape), rows)
+
+
+def test_npy_is_what_numpy_loads_and_would_have_saved(tmp_path: Path) -> None:
+    write_embeddings(np.asfortranarray(ROWS.astype(">f8")), tmp_path, rows_per_file=12)
+    np.save(tmp_path / "by_numpy.npy", ROWS[12:].astype(np.float64))
+    np.testing.assert_array_equal(np.load(tmp_path / "00000000.npy"), ROWS[:12])
+    assert (tmp_path / "00000001.npy").read_bytes() == (tmp_path / "by_numpy.npy").read_bytes()
+
+
+def test_files_are_about_200_mb_or_whole_chunks_near_that(tmp_path: Path) -> None:
+    def rows_of(chunks: Any, **options: Any) -> list[int]:
+        folder = tmp_path / uuid.uuid4().hex
+        lazy = da.zeros((700, 100_000), dtype=np.float32, chunks=(chunks, -1))  # 400 kB a row
+        write_embeddings(lazy, folder, dtype=np.float16, scale=None, **options)
+        rows: list[int] = EmbeddingReader(folder).manifest.vectors.rows.tolist()
+        return rows
+
+    assert rows_of(60, max_ram_usage_in_bytes=2**28) == [60] * 11 + [40]
+    assert rows_of((7, 350, 343), max_ram_usage_in_bytes=2**28) == [83] * 8 + [36]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Other dtypes
+
+
+def test_narrower_floats_keep_what_fits_and_refuse_what_overflows(tmp_path: Path) -> None:
+    rows = np.array([[1.1, -65504], [3e-9, 70_000], [1e9, 2]], np.float32)
+    message = r"2 of 6 values cannot be stored as float16, which holds -65504 to 65504; the first is in row 1 "
+    with pytest.raises(CastError, match=message):
+        write_embeddings(rows, tmp_path, dtype="float16")
+    write_embeddings(rows[:1], tmp_path, dtype="float16", overwrite=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "00000000.npy"), rows[:1].astype(np.float16))
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_nan_and_infinity_are_kept_and_counted(tmp_path: Path, lazy: bool) -> None:
+    rows = ROWS.copy()
+    rows[2, 1], rows[7, 0], rows[8, 2] = np.nan, np.inf, -np.inf
+    array = da.from_array(rows, chunks=(5, 3)) if lazy else rows
+    with pytest.warns(UserWarning, match=r"3 of the values .* NaN or infinite.*in 2 files, the first is number 0"):
+        write_embeddings(array, tmp_path, dtype="float16", rows_per_file=5)
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), rows.astype(np.float16))
+    write_embeddings(rows, tmp_path / "same", rows_per_file=5)  # nothing is narrowed, nothing to say
+
+
+def test_integers_with_a_stated_scale(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).uniform(-1, 1, (50, 4)).astype(np.float32)
+    write_embeddings(rows, tmp_path, "parquet", dtype="int8", scale=1 / 127)
+    got = EmbeddingReader(tmp_path, "parquet").to_dask_array().compute()
+    np.testing.assert_array_equal(got, np.rint(rows.astype(np.float64) * 127).astype(np.int8))
+    assert np.abs(got / 127 - rows).max() <= 0.5 / 127 + 1e-6
+    rows[3, 1] = np.nan
+    with pytest.raises(CastError, match=r"7 of 200 values.*int8 with scale=0.007.*neither NaN nor infinity.*row"):
+        write_embeddings(
+            np.where(np.arange(200).reshape(50, 4) < 6, 5, rows), tmp_path / "b", dtype="int8", scale=1 / 127
+        )
+    with pytest.raises(CastError, match=r"1 of 4 values cannot be stored as int8, which holds -128 to 127"):
+        write_embeddings(np.array([[1, 2], [3, 128]]), tmp_path / "c", dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "int8"}, "give scale="),
+        ({"dtype": "float16", "scale": 0.5}, "only for floating-point vectors that are stored as integers"),
+        ({"dtype": "int8", "scale": 0.0}, "must be a positive number"),
+        ({"dtype": "int8", "scale": float("nan")}, "must be a positive number"),
+        ({"file_format": "parquet", "dtype": "complex64"}, "parquet files hold no vectors of complex64"),
+        ({"file_format": "arrow"}, "unknown file_format"),
+        ({"rows_per_file": 0}, "at least 1"),
+        (
+            {"rows_per_file": 20, "max_ram_usage_in_bytes": 300},
+            r"takes about 480 bytes.*the limit is 300.*rows_per_file",
+        ),
+        ({"compute": False}, "only for Dask arrays"),
+        ({"file_format": "parquet_npy"}, "no metadata to be written"),
+        ({"meta": FRAME}, "npy files hold no metadata"),
+        ({"folder": []}, "empty list"),
+    ],
+)
+def test_arguments_that_make_no_sense(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        write_embeddings(**{"array": ROWS, "folder": tmp_path / "out", **arguments})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "kind", "message"),
+    [
+        ("text", ArgumentTypeError, "must be a numpy or Dask array"),
+        (7, ArgumentTypeError, "must be a numpy or Dask array"),
+        (ROWS[0], ArgumentError, r"shape \(3,\)"),
+        (ROWS[:0], ArgumentError, "nothing to write"),
+        (ROWS[:, :0], ArgumentError, "nothing to write"),
+        (np.array([["a"]]), ArgumentTypeError, "not numbers"),
+        (iter([]), ArgumentError, "nothing to write"),
+        ([ROWS], ArgumentTypeError, r"batch 0 .* must be a pair"),
+        (
+            [(ROWS, None), (ROWS[:, :2], None)],
+            MismatchError,
+            r"batch 1 \(from row 20 on\) holds vectors of 2 x float32",
+        ),
+        (
+            [(ROWS, None), (ROWS.astype(int), None)],
+            MismatchError,
+            r"batch 1 .* 3 x int64, those before it are 3 x float",
+        ),
+        ([(ROWS, FRAME[:19])], MismatchError, r"batch 0 .* has 20 vectors, but 19 rows of metadata"),
+        ([(ROWS, FRAME), (ROWS, FRAME[["id"]])], MismatchError, r"batch 1 .* has the metadata columns \['id'\]"),
+        ([(ROWS, FRAME), (ROWS, None)], MismatchError, r"batch 1 .* has the metadata columns \[\]"),
+        (da.from_array(ROWS)[0], ArgumentError, "2-D"),
+        (da.from_array(ROWS)[da.from_array(ROWS)[:, 0] > 5], ArgumentError, "compute_chunk_sizes"),
+    ],
+)
+def test_arrays_that_make_no_sense(tmp_path: Path, array: Any, kind: Any, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        write_embeddings(array, tmp_path, "parquet", rows_per_file=30)
+    write_embeddings(ROWS, tmp_path)  # the folder is as good as before
+
+
+@pytest.mark.parametrize(
+    ("frame", "kind", "message"),
+    [
+        (FRAME[:19], MismatchError, "meta has 19 rows, the array 20"),
+        (FRAME.rename(columns={"id": 5}), ColumnError, "the metadata column 5 has no string for a name"),
+        (FRAME.rename(columns={"id": "word"}), ColumnError, "more than one column 'word'"),
+        (FRAME.rename(columns={"id": "embedding"}), ColumnError, "name of the column of vectors"),
+        (FRAME.assign(i=7), ColumnError, "does not count rows one by one"),
+        (FRAME.set_index("id"), ColumnError, "index .* would not be stored"),
+        (FRAME.assign(odd=[object()] * 20), ColumnError, "'odd' .*object.* cannot be stored, in rows 0 to 20"),
+        ("words", ArgumentTypeError, "pandas DataFrame"),
+    ],
+)
+def test_metadata_that_would_be_lost_is_refused(tmp_path: Path, frame: Any, kind: Any, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        write_embeddings(ROWS, tmp_path, "parquet", frame)
+    write_embeddings(ROWS, tmp_path, "parquet", FRAME.assign(i=range(100, 120)))  # row numbers are made anew
+    assert pq.read_schema(tmp_path / "00000000.parquet").names == ["embedding", "id", "word"]
+
+
+def test_a_frame_that_belongs_to_another_array(tmp_path: Path) -> None:
+    lazy = da.from_array(ROWS, chunks=(5, 3))
+    with pytest.raises(MismatchError, match="partitions"):
+        write_embeddings(lazy, tmp_path, "parquet", dd.from_pandas(FRAME.reset_index(drop=True)[:18], npartitions=3))
+    shifted = dd.from_map(lambda k: FRAME[:4] if k else FRAME[:6], range(4), meta=FRAME[:0])
+    with pytest.raises(MismatchError, match=r"partition of the metadata has 6 rows where 5 were expected"):
+        write_embeddings(lazy, tmp_path, "parquet", shifted)
+    types = dd.from_map(lambda k: pd.DataFrame({"x": [k or "a"] * 5}), range(4), meta=pd.DataFrame({"x": ["a"]}))
+    with dask.config.set({"dataframe.convert-string": False}), pytest.raises(MismatchError, match="'x' is"):
+        write_embeddings(lazy, tmp_path, "parquet", types, overwrite=True, rows_per_file=5)
+    write_embeddings(lazy, tmp_path, "parquet", FRAME, overwrite=True)
+    assert EmbeddingReader(tmp_path, "parquet", meta_columns=["id"]).count == 20
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Dask
+
+
+def test_a_lazy_object_does_nothing_until_it_is_computed(tmp_path: Path) -> None:
+    lazy = da.from_array(ROWS, chunks=(6, 3))
+    delayed = write_embeddings(lazy, tmp_path / "out", "parquet", FRAME, rows_per_file=7, compute=False)
+    assert isinstance(delayed, Delayed)
+    assert not (tmp_path / "out").exists()
+    assert delayed.compute() is None
+    reader = EmbeddingReader(tmp_path / "out", "parquet", meta_columns=["id"])
+    np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)
+    assert not (tmp_path / "out" / "_writing").exists()
+    delayed.compute()  # again: the same
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path / "out", "parquet").to_dask_array().compute(), ROWS)
+
+
+def test_on_a_cluster(tmp_path: Path) -> None:
+    collection = write_collection(tmp_path, "parquet_npy", columns=["id", "caption"])
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster),
+    ):
+        write_embeddings(folder=tmp_path / "now", file_format="parquet", rows_per_file=6, **from_dask(collection))
+        given = from_dask(collection)
+        later = write_embeddings(folder=tmp_path / "later", file_format="parquet", compute=False, **given)
+        assert later is not None
+        later.compute()
+    assert_written(tmp_path / "now", "parquet", collection)
+    assert_written(tmp_path / "later", "parquet", collection)
+
+
+def test_few_files_are_in_memory_at_once(tmp_path: Path) -> None:
+    held, most = 0, 0
+    lock = threading.Lock()
+    nbytes = 4 * 1000 * 64
+
+    def batches() -> Iterator[tuple[Any, None]]:
+        for _ in range(20):
+            yield np.ones((1000, 64), np.float32), None
+
+    from dask_embedding_reader.write import threads
+
+    plain = threads.write_part
+
+    def counting(*args: Any) -> Any:
+        nonlocal held, most
+        with lock:
+            held += 1
+            most = max(most, held)
+        try:
+            return plain(*args)
+        finally:
+            with lock:
+                held -= 1
+
+    patch = pytest.MonkeyPatch()
+    with patch.context() as patched:
+        patched.setattr(threads, "write_part", counting)
+        patched.setattr(os, "cpu_count", lambda: 8)
+        write_embeddings(batches(), tmp_path / "few", rows_per_file=1000, max_ram_usage_in_bytes=4 * nbytes)
+        assert 1 <= most <= 2
+        most = 0
+        write_embeddings(batches(), tmp_path / "many", rows_per_file=1000)
+        assert most <= 8
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What goes wrong on the way: the error says what, and the same call again goes on from there
+
+
+def assert_goes_on(folder: Any, **options: Any) -> None:
+    write_embeddings(ROWS, folder, rows_per_file=5, storage_options=options or None)
+    reader = EmbeddingReader(folder, storage_options=options or None)
+    np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)
+    assert verify_embeddings(folder, storage_options=options or None).empty
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip("mounting a small disk needs the rights of root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_full_disk(tmp_path: Path, lazy: bool) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs the rights of root")
+    rows = np.ones((300, 1000), np.float32)  # 1.2 MB
+    array = da.from_array(rows, chunks=(30, -1)) if lazy else rows
+    with small_disk(tmp_path / "disk", "1m"):
+        with pytest.raises(WriteError, match=r"No space left.*no room for its 120,128 bytes.*running the same again"):
+            write_embeddings(array, tmp_path / "disk" / "out", rows_per_file=30)
+        written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "disk" / "out").glob("*.npy")}
+        assert len(written) > 3
+        assert not list((tmp_path / "disk" / "out" / "_writing").glob(".*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=3m", str(tmp_path / "disk")], check=True)
+        write_embeddings(array, tmp_path / "disk" / "out", rows_per_file=30)
+        after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "disk" / "out").glob("*.npy")}
+        assert written.items() <= after.items()
+        np.testing.assert_array_equal(EmbeddingReader(tmp_path / "disk" / "out").to_dask_array().compute(), rows)
+
+
+def test_a_disk_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    plain = open
+
+    def denied(path: Any, *args: Any, **kwargs: Any) -> Any:  # root may do everything, so permissions cannot be tried
+        if str(path).startswith(str(tmp_path / "out")) and args[:1] == ("xb",):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return plain(path, *args, **kwargs)
+
+    from dask_embedding_reader import writing
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "open", denied, raising=False)
+        with pytest.raises(WriteError, match=r"Permission denied.*get the permission"):
+            write_embeddings(ROWS, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.npy"))
+    assert_goes_on(tmp_path / "out")
+
+
+def test_a_file_where_the_folder_should_be_and_storages_that_are_only_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DestinationError, match="is a file where a folder was expected"):
+        write_embeddings(ROWS, tmp_path / "file")
+    with pytest.raises(ArgumentError, match="chain of storages"):
+        write_embeddings(ROWS, f"zip://x::{tmp_path}/x.zip")
+    with servers.http_files(tmp_path) as server, pytest.raises(WriteError, match="cannot be written"):
+        write_embeddings(ROWS, f"{server.url}/out")
+
+
+def test_a_batch_that_fails_loses_nothing_that_was_read(tmp_path: Path) -> None:
+    def fails() -> Iterator[tuple[Any, None]]:
+        yield ROWS[:12], None
+        raise ZeroDivisionError("in the middle")
+
+    with pytest.raises(ZeroDivisionError, match="in the middle"):
+        write_embeddings(fails(), tmp_path, rows_per_file=5)
+    assert sorted(path.name for path in tmp_path.glob("*.npy")) == ["00000000.npy", "00000001.npy"]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Other storages
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[servers.S3Server]:
+    if not servers.s3_available:
+        pytest.skip("moto is not installed")
+    with servers.s3() as server:
+        yield server
+
+
+def test_memory(tmp_path: Path) -> None:
+    collection = write_collection(tmp_path, "parquet_npy", columns=["id", "caption"])
+    url = f"memory://out-{uuid.uuid4().hex}"
+    write_embeddings(collection.open(), url, "parquet", rows_per_file=6)
+    assert_written(url, "parquet", collection)
+
+
+@pytest.mark.parametrize("format_name", ["npy", "parquet_npy"])
+def test_s3_to_s3_and_back(tmp_path: Path, s3: servers.S3Server, format_name: str) -> None:
+    collection = write_collection(tmp_path, format_name, columns=["id", "caption"] if format_name != "npy" else None)
+    url = f"s3://{s3.bucket}/{uuid.uuid4().hex}"
+    options = s3.storage_options
+    write_embeddings(collection.open(), url, format_name, rows_per_file=6, storage_options=options)
+    there = assert_written(url, format_name, collection, storage_options=options)
+    write_embeddings(there, f"{url}-2", format_name, rows_per_file=9, storage_options=options)
+    assert_written(f"{url}-2", format_name, collection, storage_options=options)
+    with pytest.raises(DestinationError, match="other data"):
+        write_embeddings(there, f"{url}-2", format_name, storage_options=options)
+    write_embeddings(there, f"{url}-2", format_name, rows_per_file=40, overwrite=True, storage_options=options)
+    assert_written(f"{url}-2", format_name, collection, storage_options=options)
+    filesystem = fsspec.filesystem("s3", **options)
+    filesystem.invalidate_cache()
+    names = {path.rpartition("/")[2] for path in filesystem.find(f"{url}-2")}
+    suffixes = {"npy"} if format_name == "npy" else {"npy", "parquet"}
+    assert names == {f"00000000.{suffix}" for suffix in suffixes} | {"_manifest.parquet"}
+
+
+def test_s3_without_a_bucket_or_a_connection(s3: servers.S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WriteError, match=r"s3://no-such-bucket/.*cannot be written") as caught:
+        write_embeddings(ROWS, "s3://no-such-bucket/out", storage_options=s3.storage_options)
+    assert servers.S3_SECRET not in str(caught.value)
+    from s3fs import S3FileSystem
+
+    plain, calls = S3FileSystem._call_s3, []
+
+    async def breaks_off(self: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        if method == "put_object" and kwargs["Key"].endswith(".npy"):
+            calls.append(method)
+            if len(calls) > 2:
+                raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        return await plain(self, method, *args, **kwargs)
+
+    url = f"s3://{s3.bucket}/{uuid.uuid4().hex}"
+    with monkeypatch.context() as patched:
+        patched.setattr(S3FileSystem, "_call_s3", breaks_off)
+        patched.setattr("dask_embedding_reader.storage.FIRST_PAUSE_SECONDS", 0.001)
+        with pytest.raises(WriteError, match=r"reset by peer.*check the storage and the connection"):
+            write_embeddings(ROWS, url, rows_per_file=5, storage_options=s3.storage_options)
+    assert len(calls) > 3  # it was tried more than once
+    assert_goes_on(url, **s3.storage_options)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Verifying
+
+
+def test_what_is_damaged_is_named(tmp_path: Path) -> None:
+    write_embeddings(ROWS, tmp_path, "parquet_npy", FRAME, rows_per_file=4)
+    changed = bytearray((tmp_path / "00000001.npy").read_bytes())
+    changed[-1] ^= 1
+    (tmp_path / "00000001.npy").write_bytes(changed)
+    (tmp_path / "00000002.parquet").write_bytes(b"short")
+    (tmp_path / "00000003.npy").unlink()
+    np.save(tmp_path / "more.npy", ROWS)
+    problems = verify_embeddings(tmp_path)
+    assert list(problems.columns) == ["path", "problem"]
+    found = {Path(path).name: problem for path, problem in problems.itertuples(index=False)}
+    assert sorted(found) == ["00000001.npy", "00000002.parquet", "00000003.npy", "more.npy"]
+    assert found["00000001.npy"].startswith("damaged")
+    assert found["00000002.parquet"].startswith("has 5 bytes, was written with")
+    assert found["00000003.npy"] == "missing"
+    assert found["more.npy"].startswith("not in the manifest")
+
+
+def test_a_copy_is_as_good(tmp_path: Path) -> None:
+    import shutil
+
+    write_embeddings(ROWS, tmp_path / "a", rows_per_file=4)
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copy)
+    for path in (tmp_path / "b").iterdir():
+        os.utime(path, (1, 1))
+    assert verify_embeddings(tmp_path / "b").empty
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path / "b").to_dask_array().compute(), ROWS)
+
+
+def test_there_must_be_something_to_compare_with(tmp_path: Path) -> None:
+    with pytest.raises(NoFilesError, match=r"has no _manifest.parquet"):
+        verify_embeddings(tmp_path)
+    np.save(tmp_path / "0.npy", ROWS)
+    EmbeddingReader(tmp_path).save_manifest()
+    assert verify_embeddings(tmp_path)["problem"].str.contains("checksum is not known").all()
+
+
+def test_the_names_of_columns_may_be_anything(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"a.b": [1, 2], "a": [3, 4], "list.element": ["x", "y"], "Größe": [True, False], "": [1.5, 2.5]}
+    )
+    write_embeddings(ROWS[:2], tmp_path, "parquet", frame)
+    got = EmbeddingReader(tmp_path, "parquet", meta_columns=list(frame)).to_dask_dataframe().compute()
+    for name in frame:
+        assert got[name].tolist() == frame[name].tolist()
