@@ -158,13 +158,16 @@ def test_stats_of_any_dtype_in_many_batches(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     monkeypatch.setattr(cli_stats, "_BATCH_NBYTES", 40)
-    vectors = np.random.default_rng(1).integers(0, 2, (50, 3)).astype(dtype)
+    vectors = np.random.default_rng(1).integers(0, 2, (80, 3)).astype(dtype)
     np.save(tmp_path / "0.npy", vectors)
     facts = json.loads(run("stats", tmp_path, "--json")[1])
     norms = np.linalg.norm(vectors.astype(complex), axis=1)
     assert facts["norms"]["mean"] == pytest.approx(norms.mean())
     assert facts["norms"]["std"] == pytest.approx(norms.std())
-    assert facts["duplicates"]["rows"] == 50 - len(np.unique(vectors, axis=0))
+    assert facts["duplicates"]["rows"] == 80 - len(np.unique(vectors, axis=0))
+    zero = np.flatnonzero(~vectors.any(axis=1)).tolist()
+    assert len(zero) > 5
+    assert facts["zero"] == {"rows": len(zero), "first_rows": zero[:5]}
 
 
 def test_norms_neither_overflow_nor_vanish(run: Run, tmp_path: Path) -> None:

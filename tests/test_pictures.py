@@ -79,6 +79,8 @@ def test_the_card_escapes_names_and_keeps_secrets(tmp_path: Path) -> None:
     card = write_shards(tmp_path / "<script>alert(1)</script> & co".replace("/", "_"), [2, 2])._repr_html_()
     assert "<script>" not in card
     assert "&lt;script&gt;" in card
+    np.save(tmp_path / "<b> & co.npy", np.ones((2, 2)))
+    assert "&lt;b&gt; &amp; co.npy: 2 rows" in EmbeddingReader(tmp_path / "<b> & co.npy")._repr_html_()
     import fsspec
 
     memory = fsspec.filesystem("memory")
@@ -116,8 +118,12 @@ def test_the_plan_shows_files_pieces_and_batches(tmp_path: Path) -> None:
 
 def test_the_plan_of_a_part_and_of_very_many_pieces(tmp_path: Path) -> None:
     reader = write_shards(tmp_path, [600, 600])
-    axes = reader.plot_plan(start=100, end=1_100, max_piece_size=1)
-    assert sorted(lane_texts(axes)) == ["1,000 pieces of 1 rows, 8 bytes", "2 files of 500 rows, 4 kB"]
+    axes = reader.plot_plan(400, start=100, end=1_100, max_piece_size=1)
+    assert sorted(lane_texts(axes)) == [
+        "1,000 pieces of 1 rows, 8 bytes",
+        "2 files of 500 rows, 4 kB",
+        "3 batches of 200 to 400 rows, up to 3.2 kB",
+    ]
     assert axes.get_xlim() == (100, 1_100)
     with pytest.raises(ArgumentError, match="no rows"):
         reader.plot_plan(start=5, end=5)
