@@ -99,8 +99,11 @@ def move_file(filesystem: FileSystem, source: str, target: str) -> None:
     with _explained(filesystem, target):
         if is_local(filesystem):
             os.replace(source, target)
+        elif _protocols(filesystem) & _ATOMIC_PUT:  # these cannot rename, but copy within the store
+            _retry(filesystem, target, lambda: filesystem.cp_file(source, target))
+            _remove(filesystem, source)
         else:
-            if not _protocols(filesystem) & _ATOMIC_PUT and filesystem.exists(target):
+            if filesystem.exists(target):
                 filesystem.rm_file(target)
             _retry(filesystem, target, lambda: filesystem.mv(source, target))
 
@@ -222,6 +225,8 @@ def _remedy(error: Exception, nbytes: int) -> str:
     kept = "what is finished is kept, and running the same again goes on from there"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no room for its {nbytes:,} bytes: make room; {kept}"
+    if isinstance(error, FileNotFoundError):
+        return f"make the bucket first, or check the spelling; {kept}"
     if isinstance(error, PermissionError):
         return f"get the permission to write there, or name another folder; {kept}"
     if isinstance(error, NotImplementedError | ValueError | TypeError):

@@ -110,7 +110,8 @@ def test_finished_files_are_not_even_computed(tmp_path: Path) -> None:
             return "note"
 
     def lazy(fail: bool) -> da.Array:
-        return da.from_array(ROWS, chunks=(5, 3)).map_blocks(Note(fail), dtype=ROWS.dtype, meta=ROWS[:0])
+        noted: da.Array = da.from_array(ROWS, chunks=(5, 3)).map_blocks(Note(fail), dtype=ROWS.dtype, meta=ROWS[:0])
+        return noted
 
     import dask
 
