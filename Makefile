@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A .venv whose interpreter is gone (Python was upgraded or removed) is of no use: start afresh.
 $(shell [ -x $(BIN)/python ] || rm -rf $(VENV))
 
-.PHONY: help demo test test-slow test-hdfs test-min lint format bench notebooks clean
+.PHONY: help demo test test-slow test-hdfs test-min lint format bench notebooks docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s  %s\n", $$1, $$2 }'
@@ -53,9 +53,12 @@ bench: $(VENV)/.with-bench $(VENV)/.with-reference ## measure against the altern
 	$(BIN)/python -m tests.benchmarks
 	$(BIN)/python -m tests.benchmarks.chunk_costs
 
-NOTEBOOKS = $(wildcard notebooks/*.ipynb)
-notebooks: $(VENV)/.with-notebooks ## execute the notebooks
-	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbmake -W default $(NOTEBOOKS),@echo "There are no notebooks yet.")
+notebooks: $(VENV)/.with-notebooks $(VENV)/.with-test ## execute the notebooks
+	$(BIN)/python -m pytest --nbmake -W default notebooks/*.ipynb
+
+docs: $(VENV)/.with-docs ## build the documentation
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .docs/mkdocs.yml
+	@echo "The documentation is in build/docs/index.html"
 
 clean: ## remove the environments and everything generated
 	rm -rf .venv .venv-min dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

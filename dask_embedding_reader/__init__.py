@@ -1,5 +1,8 @@
 """Read large collections of embeddings: a lazy array, its metadata beside it, batches within a memory limit."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from dask_embedding_reader.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -14,16 +17,20 @@ from dask_embedding_reader.errors import (
     ReadError,
     WriteError,
 )
-from dask_embedding_reader.reader import EmbeddingReader, get_file_list
-from dask_embedding_reader.streaming import iter_batches
-from dask_embedding_reader.verify import verify_embeddings
-from dask_embedding_reader.write import write_embeddings
+
+if TYPE_CHECKING:
+    from dask_embedding_reader.reader import EmbeddingReader, get_file_list
+    from dask_embedding_reader.recording import BatchRecorder
+    from dask_embedding_reader.streaming import iter_batches
+    from dask_embedding_reader.verify import verify_embeddings
+    from dask_embedding_reader.write import write_embeddings
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
+    "BatchRecorder",
     "CastError",
     "ColumnError",
     "DestinationError",
@@ -41,3 +48,27 @@ __all__ = [
     "verify_embeddings",
     "write_embeddings",
 ]
+
+# Imported when first used: they take seconds, for which the help of the command line should not wait.
+_MODULE_OF = {
+    "BatchRecorder": "recording",
+    "EmbeddingReader": "reader",
+    "get_file_list": "reader",
+    "iter_batches": "streaming",
+    "verify_embeddings": "verify",
+    "write_embeddings": "write",
+}
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that is there
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -90,7 +90,8 @@ def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
 
 def _iterate(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
     reading = _Reading(manifest, request)
-    progress = progress_bar(request.show_progress, request.stop - request.start, "reading", " embeddings")
+    rows = request.stop - request.start
+    progress = progress_bar(request.show_progress, rows, "reading", " embeddings", manifest.byte_per_item)
     try:
         for first in range(request.start, request.stop, request.batch_rows):
             last = min(first + request.batch_rows, request.stop)

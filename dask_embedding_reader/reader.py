@@ -19,6 +19,7 @@ from dask_embedding_reader.arguments import (
     check_sources,
     check_text,
 )
+from dask_embedding_reader.card import card
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.finding import MANIFEST_NAME, Source, find_files
@@ -27,10 +28,12 @@ from dask_embedding_reader.manifest import Manifest, read_manifest
 from dask_embedding_reader.plan import default_piece_rows
 from dask_embedding_reader.reopen import manifest_place, reopen_manifest, save_manifest
 from dask_embedding_reader.storage import file_url
+from dask_embedding_reader.units import human_size
 
 if TYPE_CHECKING:
     import dask.array as da
     import dask.dataframe as dd
+    from matplotlib.axes import Axes
 
 
 class EmbeddingReader:
@@ -260,6 +263,15 @@ class EmbeddingReader:
             If no ``url`` is given and ``embeddings_folder`` is not one folder.
         WriteError
             If it cannot be written.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.ones((3, 2), "float32"))
+        >>> EmbeddingReader(folder).save_manifest()
+        >>> sorted(os.listdir(folder))
+        ['0.npy', '_manifest.parquet']
         """
         if url is not None:
             options = check_options("storage_options", storage_options)
@@ -280,8 +292,11 @@ class EmbeddingReader:
     def __repr__(self) -> str:
         return (
             f"<EmbeddingReader: {self.count:,} x {self.dimension} {self.dtype} in {self.nb_files:,} "
-            f"{self.manifest.format.name} files, {_human_size(self.total_size)}>"
+            f"{self.manifest.format.name} files, {human_size(self.total_size)}>"
         )
+
+    def _repr_html_(self) -> str:
+        return card(self.manifest)
 
     def locate(self, row: SupportsIndex) -> tuple[str, int]:
         """Find the file that holds a row.
@@ -302,6 +317,16 @@ class EmbeddingReader:
         ------
         ArgumentError
             If there is no such row.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> for shard in range(2):
+        ...     np.save(os.path.join(folder, f"{shard}.npy"), np.ones((3, 2), "float32"))
+        >>> path, row = EmbeddingReader(folder).locate(4)
+        >>> os.path.basename(path), row
+        ('1.npy', 1)
         """
         number = check_integer("row", row)
         if not -self.count <= number < self.count:
@@ -436,6 +461,16 @@ class EmbeddingReader:
             At the call, if an argument makes no sense.
         ReadError, FileChangedError, FormatError
             While iterating, if a file cannot be read, changed since it was opened, or holds null or ragged vectors.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.ones((5, 2), "int8"))
+        >>> for embeddings, meta in EmbeddingReader(folder)(batch_size=2, start=1, dtype=None):
+        ...     print(embeddings.shape, embeddings.dtype, meta["i"].tolist())
+        (2, 2) int8 [1, 2]
+        (2, 2) int8 [3, 4]
         """
         start, end = self._row_range(start, end)
         request = batches.BatchRequest(
@@ -449,6 +484,51 @@ class EmbeddingReader:
             show_progress=bool(show_progress),
         )
         return batches.read_batches(self.manifest, request)
+
+    def plot_plan(
+        self,
+        batch_size: int | None = None,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        max_piece_size: int | None = None,
+    ) -> Axes:
+        """Plot where files, pieces and batches begin and end.
+
+        Parameters
+        ----------
+        batch_size : int, optional
+            Rows in a batch; by default no batches are shown.
+        start, end, max_piece_size : int, optional
+            As in :meth:`to_dask_array`, whose chunks the pieces are.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            In a notebook the plot appears by itself; ``axes.figure.savefig(path)`` keeps it.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        ArgumentError, ArgumentTypeError
+            If an argument makes no sense.
+
+        Examples
+        --------
+        >>> import matplotlib, numpy as np, tempfile, os
+        >>> matplotlib.use("Agg")
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.ones((6, 2), "float32"))
+        >>> axes = EmbeddingReader(folder).plot_plan(batch_size=4, max_piece_size=3)
+        >>> [label.get_text() for label in axes.get_yticklabels()]
+        ['batches', 'pieces', 'files']
+        """
+        from dask_embedding_reader.pictures import plot_plan  # noqa: PLC0415 - needs matplotlib
+
+        start, end = self._row_range(start, end)
+        batch_rows = None if batch_size is None else check_positive("batch_size", batch_size)
+        return plot_plan(self.manifest, start, end, self._piece_rows(max_piece_size), batch_rows)
 
     def _row_range(self, start: int, end: int | None) -> tuple[int, int]:
         first = check_integer("start", start)
@@ -502,6 +582,15 @@ def get_file_list(
         If nothing is found.
     ArgumentError
         If the paths lie in different file systems.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, os
+    >>> folder = tempfile.mkdtemp()
+    >>> np.save(os.path.join(folder, "0.npy"), np.ones((3, 2)))
+    >>> filesystem, paths = get_file_list(folder, "npy")
+    >>> [os.path.basename(path) for path in paths]
+    ['0.npy']
     """
     suffix = "." + check_text("file_format", file_format).lstrip(".")
     sources = check_sources("path", path)
@@ -513,11 +602,3 @@ def get_file_list(
     if all(os.fspath(source).startswith("file://") for source in sources):
         return filesystem, [filesystem.unstrip_protocol(file.path) for file in files]
     return filesystem, [file_url(filesystem, file.path) for file in files]
-
-
-def _human_size(nbytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if nbytes < 1000 or unit == "TB":
-            break
-        nbytes /= 1000
-    return f"{nbytes:.4g} {unit}"

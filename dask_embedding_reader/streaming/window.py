@@ -83,7 +83,7 @@ class Request:
 def iterate(request: Request) -> Iterator[Batch]:
     """Yield the batches; nothing is computed before the first is asked for."""
     stream = _Stream(request)
-    progress = progress_bar(request.show_progress, request.rows, "computing", " rows")
+    progress = progress_bar(request.show_progress, request.rows, "computing", " rows", request.row_nbytes)
     try:
         stream.open()
         for start in range(0, request.rows, request.batch_rows):

@@ -39,6 +39,11 @@ class Settings(NamedTuple):
     scale: float | None
     """For integers made of floating-point vectors: what a step of one stands for."""
 
+    @property
+    def row_nbytes(self) -> int:
+        """Stored bytes of a vector."""
+        return self.dimension * np.dtype(self.dtype).itemsize
+
 
 class Record(NamedTuple):
     """That a part is complete, and what is in it."""

@@ -227,7 +227,7 @@ def _progress(prepared: Prepared, request: Request) -> Iterator[None]:
     destination = prepared.destination
     settings = destination.settings
     rows = settings.rows or 0
-    bar = progress_bar(request.show_progress, rows, "writing", " embeddings")
+    bar = progress_bar(request.show_progress, rows, "writing", " embeddings", settings.row_nbytes)
     ended, shown = threading.Event(), 0
 
     def look() -> None:

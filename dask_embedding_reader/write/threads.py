@@ -29,7 +29,9 @@ def write_source(source: PartSource, prepared: Prepared, request: Request, check
     begun = prepared.unfinished
     writers = count_writers(request, source.part_nbytes)
     running: deque[tuple[int, Future[Record]]] = deque()
-    progress = progress_bar(request.show_progress, source.settings.rows or 0, "writing", " embeddings")
+    progress = progress_bar(
+        request.show_progress, source.settings.rows or 0, "writing", " embeddings", source.settings.row_nbytes
+    )
     progress.update(sum(record.rows for record in records.values()))
     parts = source.parts(skipped)
 

@@ -1,0 +1,67 @@
+"""Opening a collection for a command: the format is guessed where it is not given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dask_embedding_reader.errors import NoFilesError
+from dask_embedding_reader.finding import find_files
+from dask_embedding_reader.formats.metadata import ROW_NUMBER
+from dask_embedding_reader.formats.parquet import PARQUET, column_names
+from dask_embedding_reader.reader import EmbeddingReader
+
+
+def open_collection(
+    url: str,
+    *,
+    file_format: str | None = None,
+    embedding_column: str = "embedding",
+    meta_columns: Sequence[str] = (),
+    metadata_folder: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    embedding_dtype: str | None = None,
+) -> EmbeddingReader:
+    """Open a collection as :class:`EmbeddingReader` does."""
+    return EmbeddingReader(
+        url,
+        file_format or guess_format(url, bool(meta_columns), metadata_folder, storage_options),
+        embedding_column,
+        list(meta_columns),
+        metadata_folder,
+        storage_options=storage_options,
+        embedding_dtype=embedding_dtype,
+        show_progress=True,
+    )
+
+
+def metadata_columns(
+    url: str,
+    file_format: str,
+    embedding_column: str,
+    metadata_folder: str | None,
+    storage_options: Mapping[str, Any] | None,
+) -> list[str]:
+    """Return the names of all columns of a collection that metadata can be read from."""
+    if file_format == "npy":
+        return []
+    files = find_files([url if metadata_folder is None else metadata_folder], PARQUET.suffix, storage_options)
+    vectors = {embedding_column} if file_format == "parquet" else set()
+    return [name for name in column_names(files[0]) if name not in vectors | {ROW_NUMBER}]
+
+
+def guess_format(
+    url: str, has_meta_columns: bool, metadata_folder: str | None, storage_options: Mapping[str, Any] | None
+) -> str:
+    """Tell the format by the names of the files; where there are both kinds, by whether metadata is wanted."""
+    if metadata_folder is not None:
+        return "parquet_npy"
+    try:
+        find_files([url], ".npy", storage_options)
+    except NoFilesError as error:
+        try:
+            find_files([url], ".parquet", storage_options)
+        except NoFilesError:
+            raise error from None
+        return "parquet"
+    return "parquet_npy" if has_meta_columns else "npy"

@@ -1,0 +1,46 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+
+def human_size(nbytes: float) -> str:
+    """Spell a number of bytes, in powers of 1000.
+
+    Examples
+    --------
+    >>> human_size(6_144_000)
+    '6.144 MB'
+    """
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if nbytes < 1000 or unit == "TB":
+            break
+        nbytes /= 1000
+    return f"{nbytes:.4g} {unit}"
+
+
+def human_count(number: float) -> str:
+    """Spell a count in three digits, so that it keeps its width while it changes.
+
+    Examples
+    --------
+    >>> human_count(950), human_count(1_234_567)
+    ('950', '1.23M')
+    """
+    for unit in ("", "k", "M", "G"):
+        if number < 999.5 or unit == "G":
+            break
+        number /= 1000
+    return f"{number:.3g}{unit}"
+
+
+def human_time(seconds: float) -> str:
+    """Spell a time.
+
+    Examples
+    --------
+    >>> human_time(75), human_time(7_325)
+    ('1:15', '2:02:05')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,377 @@
+"""The command line: what it prints for people and programs, its exit codes, and that it leaves no mess."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dask_embedding_reader import EmbeddingReader, cli_stats
+from dask_embedding_reader.cli import main
+from tests.support import wait_until
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in this process; return its exit code and what it printed."""
+    import warnings
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        with pytest.raises(SystemExit) as exited:
+            main([str(argument) for argument in arguments])
+        code = exited.value.code
+        assert isinstance(code, int)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three npy files with metadata beside them: 20 rows."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    vectors = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    words = [f"word {row}" for row in range(20)]
+    for shard, (start, stop) in enumerate([(0, 5), (5, 12), (12, 20)]):
+        np.save(folder / f"{shard}.npy", vectors[start:stop])
+        pd.DataFrame({"word": words[start:stop], "n": range(start, stop)}).to_parquet(folder / f"{shard}.parquet")
+    return folder
+
+
+def vectors_of(folder: Path) -> Any:
+    return np.concatenate([np.load(path) for path in sorted(folder.glob("*.npy"))])
+
+
+def test_info(run: Run, shards: Path) -> None:
+    code, out, err = run("info", shards, "-m", "word")
+    assert (code, err) == (0, "")
+    facts = dict(line.split("  ", 1) for line in out.splitlines())
+    assert {name: value.strip() for name, value in facts.items()} == {
+        "rows": "20",
+        "dimension": "4",
+        "dtype": "float32",
+        "size": "320 bytes, 16 bytes a row",
+        "files": "3 parquet_npy, of 5 to 8 rows",
+        "row groups": "none",
+        "metadata": "word (string)",
+        "columns": "word, n",
+        "problems": "none",
+    }
+    code, out, err = run("info", shards, "--json")
+    facts = json.loads(out)
+    assert (facts["rows"], facts["file_format"], facts["nbytes"]) == (20, "npy", 320)
+    assert facts["rows_per_file"] == {"count": 3, "min_rows": 5, "max_rows": 8}
+
+
+def test_info_names_what_makes_a_collection_slow(run: Run, shards: Path) -> None:
+    np.save(shards / "3.npy", np.empty((0, 4), np.float32))
+    np.save(shards / "4.npy", np.asfortranarray(np.ones((3, 4), np.float32)))
+    code, out, _ = run("info", shards, "-f", "npy")
+    assert code == 0
+    assert f"1 of 5 files have no rows (such as {shards / '3.npy'})" in out
+    assert f"1 files are in Fortran order (such as {shards / '4.npy'})" in out
+
+
+def test_the_format_is_guessed_from_the_names_of_the_files(run: Run, shards: Path, tmp_path: Path) -> None:
+    pd.DataFrame({"v": [[1.0, 2.0]] * 3}).to_parquet(tmp_path / "vectors.parquet")
+    code, out, _ = run("info", tmp_path / "vectors.parquet", "--embedding-column", "v", "--json")
+    assert (code, json.loads(out)["file_format"]) == (0, "parquet")
+    assert json.loads(out)["row_groups"] == {"count": 1, "min_rows": 3, "max_rows": 3}
+    assert json.loads(run("info", shards, "--metadata-folder", shards, "--json")[1])["file_format"] == "parquet_npy"
+
+
+def test_head_prints_some_rows_and_reads_no_others(run: Run, shards: Path) -> None:
+    vectors = vectors_of(shards)
+    code, out, _ = run("head", shards, "-m", "word", "--start", 4, "-n", 2, "--json")
+    assert code == 0
+    assert json.loads(out) == [
+        {"row": row, "word": f"word {row}", "embedding": [pytest.approx(x) for x in vectors[row]]} for row in (4, 5)
+    ]
+    _, out, _ = run("head", shards, "-n", 3)
+    assert out.splitlines()[0].split() == ["row", "embedding"]
+    assert out.splitlines()[1].split() == ["0", *(f"{x:.4g}" for x in vectors[0])]
+
+
+def test_json_has_null_for_what_is_no_number(run: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.array([[np.nan, 1, -np.inf]]))
+    when = pd.Series([pd.Timestamp("2024-05-06 07:08:09")])
+    frame = {"a": pd.array([None], "Int64"), "b": [float("nan")], "c": when, "d": [[1, None]], "e": [None]}
+    pd.DataFrame(frame).to_parquet(tmp_path / "0.parquet")
+    _, out, _ = run("head", tmp_path, *(f"-m{name}" for name in frame), "--json")
+    [row] = json.loads(out)
+    assert row["embedding"] == [None, 1.0, None]
+    assert (row["a"], row["b"], row["c"], row["e"]) == (None, None, "2024-05-06 07:08:09", None)
+    assert row["d"][0] == 1
+
+
+def test_plan(run: Run, shards: Path, tmp_path: Path) -> None:
+    code, out, _ = run("plan", shards, "--max-piece-size", 4, "--batch-size", 6, "--json")
+    facts = json.loads(out)
+    assert (code, facts["files"]) == (0, 3)
+    assert facts["pieces"] == {"count": 6, "min_rows": 2, "max_rows": 4, "max_nbytes": 64}
+    assert facts["batches"] == {"count": 4, "min_rows": 2, "max_rows": 6, "max_nbytes": 96}
+    picture = tmp_path / "plan.png"
+    code, out, _ = run("plan", shards, "--plot", picture)
+    assert (code, picture.read_bytes()[:4]) == (0, b"\x89PNG")
+    assert f"drawn in {picture}" in out
+
+
+def test_stats_are_those_of_numpy(run: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((500, 8)).astype(np.float32)
+    vectors[[3, 400]] = 0
+    vectors[[10, 11, 499]] = vectors[5]
+    vectors[20, 3], vectors[21, 0], vectors[22, 1] = np.nan, np.inf, np.nan
+    for shard in range(5):
+        np.save(tmp_path / f"{shard}.npy", vectors[shard * 100 : shard * 100 + 100])
+    code, out, err = run("stats", tmp_path, "--json")
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    norms = np.linalg.norm(vectors[np.isfinite(vectors).all(axis=1)].astype(float), axis=1)
+    wanted = {"min": norms.min(), "max": norms.max(), "mean": norms.mean(), "std": norms.std()}
+    assert facts["norms"] == {name: pytest.approx(value) for name, value in wanted.items()}
+    assert facts["nan"] == {"rows": 2, "first_rows": [20, 22]}
+    assert facts["infinite"] == {"rows": 1, "first_rows": [21]}
+    assert facts["zero"] == {"rows": 2, "first_rows": [3, 400]}
+    assert facts["duplicates"] == {"rows": 4, "exact": True}
+    _, out, _ = run("stats", tmp_path, "--start", 0, "--end", 100)
+    assert "zero vectors  1 (rows 3)\n" in out
+    assert "duplicates    2\n" in out
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint64", "float64", "complex64", "bool", ">f4"])
+def test_stats_of_any_dtype_in_many_batches(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr(cli_stats, "_BATCH_NBYTES", 40)
+    vectors = np.random.default_rng(1).integers(0, 2, (80, 3)).astype(dtype)
+    np.save(tmp_path / "0.npy", vectors)
+    facts = json.loads(run("stats", tmp_path, "--json")[1])
+    norms = np.linalg.norm(vectors.astype(complex), axis=1)
+    assert facts["norms"]["mean"] == pytest.approx(norms.mean())
+    assert facts["norms"]["std"] == pytest.approx(norms.std())
+    assert facts["duplicates"]["rows"] == 80 - len(np.unique(vectors, axis=0))
+    zero = np.flatnonzero(~vectors.any(axis=1)).tolist()
+    assert len(zero) > 5
+    assert facts["zero"] == {"rows": len(zero), "first_rows": zero[:5]}
+
+
+def test_norms_neither_overflow_nor_vanish(run: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.array([[3e200, 4e200], [3e-200, 4e-200]]))
+    norms = json.loads(run("stats", tmp_path, "--json")[1])["norms"]
+    assert norms["max"] == pytest.approx(5e200, rel=1e-12)
+    assert norms["min"] == pytest.approx(5e-200, rel=1e-12)
+    assert norms["std"] is None, "the squares of these do overflow"
+
+
+def test_duplicates_of_more_rows_than_are_remembered_are_estimated(tmp_path: Path) -> None:
+    distinct = np.random.default_rng(2).standard_normal((10_000, 2))
+    np.save(tmp_path / "0.npy", np.concatenate([distinct, distinct]))
+    facts = cli_stats.row_statistics(EmbeddingReader(tmp_path), most_hashes=3_000)
+    assert facts["duplicates"]["exact"] is False
+    assert facts["duplicates"]["rows"] == pytest.approx(10_000, rel=0.15)
+
+
+def test_bench_reads_for_a_while_and_recommends(run: Run, shards: Path) -> None:
+    code, out, err = run("bench", shards, "--seconds", 0.2, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert [each["parallel_pieces"] for each in facts["runs"]] == [1, 2, 4, 8]
+    assert facts["suits"] in (1, 2, 4, 8)
+    assert all(each["nbytes"] == 16 * each["rows"] > 0 for each in facts["runs"])
+    code, out, err = run("bench", shards, "--seconds", 0.2)
+    assert out.count("suits it") == 1
+    assert "read more than once" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["info", "no/such/folder"], 1, "Error: 'no/such/folder' does not exist"),
+        (["info", "{shards}", "-m", "wrod"], 1, "has no column 'wrod'; its columns are 'word', 'n'"),
+        (["info", "nosuchprotocol://x"], 2, "nosuchprotocol"),
+        (["info", "{shards}", "--embedding-dtype", "float32"], 2, "embedding_dtype is only for parquet files"),
+        (["stats", "{shards}", "--start", "30"], 2, "start=30 is out of range"),
+        (["head", "{shards}", "--rows", "0"], 2, "x>=1"),
+        (["info", "{shards}", "--storage-options", "{{"], 2, "not JSON"),
+        (["info", "{shards}", "--storage-options", "[]"], 2, "a JSON object is expected"),
+        (["nonsense"], 2, "No such command 'nonsense'"),
+        (["info"], 2, "Missing argument 'URL'"),
+    ],
+)
+def test_what_goes_wrong_is_told_in_a_sentence(
+    run: Run, shards: Path, arguments: list[str], code: int, message: str
+) -> None:
+    found, out, err = run(*(argument.format(shards=shards) for argument in arguments))
+    assert found == code
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_a_damaged_file_is_named(run: Run, shards: Path) -> None:
+    (shards / "1.npy").write_bytes((shards / "1.npy").read_bytes()[:-4])
+    code, _, err = run("info", shards)
+    assert code == 1
+    assert str(shards / "1.npy") in err
+
+
+def test_an_error_of_a_storage_is_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a file system throws: here one that cannot be reached."""
+    code, _, err = run("info", "http://127.0.0.1:9/x.npy")
+    assert code == 1
+    assert err.startswith("Error: ")
+    assert "Traceback" not in err
+    monkeypatch.setenv("DASK_EMBEDDING_READER_TRACEBACK", "1")
+    with pytest.raises(Exception, match=r"127\.0\.0\.1"):
+        main(["info", "http://127.0.0.1:9/x.npy"])
+
+
+def test_warnings_are_sentences_too(run: Run, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import warnings
+
+    def warn(*_: Any, **__: Any) -> dict[str, Any]:
+        warnings.warn("something is odd", stacklevel=1)
+        return {"runs": [], "suits": 1, "read_again": False}
+
+    monkeypatch.setattr("dask_embedding_reader.cli_bench.measure_reading", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run("bench", shards)[2] == "Warning: something is odd\n"
+
+
+def test_convert_keeps_rows_and_metadata(run: Run, shards: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    code, out, err = run(
+        "convert", shards, target, "-f", "parquet_npy", "--to", "parquet", "--rows-per-file", 8, "--json"
+    )
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "rows": 20,
+        "dimension": 4,
+        "dtype": "float32",
+        "nbytes": 320,
+        "file_format": "parquet",
+        "files": 3,
+        "metadata": ["word", "n"],
+        "left_out": [],
+    }
+    written = EmbeddingReader(target, "parquet", meta_columns=["word", "n"])
+    [(vectors, meta)] = written(100, show_progress=False)
+    np.testing.assert_array_equal(vectors, vectors_of(shards))
+    assert meta["n"].tolist() == list(range(20))
+    assert meta["word"].tolist() == [f"word {row}" for row in range(20)]
+
+
+def test_convert_says_what_npy_files_cannot_hold(run: Run, shards: Path, tmp_path: Path) -> None:
+    code, out, err = run("convert", shards, tmp_path / "out", "-m", "word", "--to", "npy", "--dtype", "float16")
+    assert code == 0
+    assert "files     1 npy\n" in out
+    assert err.startswith("Not converted, since npy files hold no metadata: word.")
+    code, _, err = run("convert", shards, tmp_path / "out", "--to", "npy")
+    assert code == 1
+    assert "holds 1 files of other data already" in err
+    assert run("convert", shards, tmp_path / "out", "--to", "npy", "--overwrite")[0] == 0
+    assert EmbeddingReader(tmp_path / "out").dtype == np.float32
+
+
+def test_verify_names_damaged_files_and_fails(run: Run, shards: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    assert run("convert", shards, target, "--rows-per-file", 10)[0] == 0
+    assert run("verify", target) == (0, "all files are as they were written\n", "")
+    damaged = target / "00000001.npy"
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    code, out, _ = run("verify", target)
+    assert (code, out) == (1, f"{damaged}: damaged: its content is not what was written\n")
+    code, out, _ = run("verify", target, "--json")
+    assert (code, [each["path"] for each in json.loads(out)]) == (1, [str(damaged)])
+    assert "has no _manifest.parquet" in run("verify", shards)[2]
+
+
+def start(*arguments: Any) -> subprocess.Popen[str]:
+    # Background jobs of some shells start with Ctrl-C ignored, and pass that on.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from dask_embedding_reader.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs /proc")
+def test_ctrl_c_ends_it_at_once_and_says_so(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.ones((20_000, 100), np.float32))
+    with start("bench", tmp_path, "--seconds", 100) as process:
+
+        def has_read_the_file_often() -> bool:
+            return int(Path(f"/proc/{process.pid}/io").read_text().split()[1]) > 200_000_000
+
+        assert wait_until(lambda: process.poll() is not None or has_read_the_file_often(), 60)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err.strip()) == (130, "", "Interrupted")
+    assert os.listdir(tmp_path) == ["0.npy"]
+
+
+def test_a_conversion_that_ctrl_c_ended_goes_on(run: Run, tmp_path: Path) -> None:
+    rows = np.arange(3_000, dtype=np.float32).reshape(1_500, 2)
+    np.save(tmp_path / "0.npy", rows)
+    target = tmp_path / "out"
+    arguments = ["convert", tmp_path / "0.npy", target, "--rows-per-file", 1]
+
+    with start(*arguments) as process:
+        assert wait_until(lambda: process.poll() is not None or len(list(target.rglob("*.npy"))) > 20, 60)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.strip()) == (130, "", "Interrupted")
+    assert not list(target.rglob("*.tmp"))
+    assert run("head", target)[0] == 1, "what is half written is not opened"
+    assert run(*arguments)[0] == 0
+    assert run("verify", target)[0] == 0
+    [(vectors, _)] = EmbeddingReader(target)(1_500, show_progress=False)
+    np.testing.assert_array_equal(vectors, rows)
+
+
+def test_a_closed_pipe_is_no_error_to_talk_about(shards: Path) -> None:
+    with start("head", shards, "--json") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 1
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What makes `--help` start at once; with numpy alone it would take twice as long."""
+    code = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print(sorted({'numpy', 'pandas', 'dask', 'pyarrow', 'fsspec'} & set(sys.modules))))\n"
+        "from dask_embedding_reader.cli import main; main(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Commands:" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["info", "head", "plan", "stats", "convert", "verify", "bench"])
+def test_every_command_explains_itself(run: Run, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "--json" in out
+    assert "Traceback" not in out
