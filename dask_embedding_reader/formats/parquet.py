@@ -149,12 +149,12 @@ def iter_tables(
 # The footer
 
 
-@lru_cache(maxsize=128)  # a pass opens each file once a row group; and a footer may take as long to fetch as the data
 def column_names(file: StoredFile) -> list[str]:
     """Return the names of all columns of a file."""
     return list(_footer(file).schema.to_arrow_schema().names)
 
 
+@lru_cache(maxsize=128)  # a pass opens each file once a row group; and a footer may take as long to fetch as the data
 def _footer(file: StoredFile) -> pq.FileMetaData:
     if 0 <= file.size < 12:
         raise FormatError(f"{file.url}: not a parquet file: it has only {file.size} bytes")

@@ -140,6 +140,7 @@ def lazy_works() -> list[Work]:
     return [
         Work("iter-1000", "iter_batches(x, batch_size=1,000), npy float32", NPY, 1000, floors=passes),
         Work("iter-100000", "iter_batches(x, batch_size=100,000), npy float32", NPY, 100_000, floors=passes[1:]),
+        Work("iter-part-1000", "iter_batches(x), 100,000 rows by 1,000", NPY, 1000, rounds=2, floors=loops),
         Work("iter-unit-1000", "iter_batches(unit vectors), 100,000 rows by 1,000", NPY, 1000, rounds=2, floors=loops),
         Work(
             "iter-standardised",
