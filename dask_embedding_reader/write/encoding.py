@@ -17,8 +17,11 @@ import pyarrow.parquet as pq
 from dask_embedding_reader.errors import ColumnError, MismatchError
 from dask_embedding_reader.formats import Array, MetaColumn
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
-from dask_embedding_reader.plan import DEFAULT_PIECE_NBYTES, default_piece_rows
+from dask_embedding_reader.plan import default_piece_rows
 from dask_embedding_reader.retries import describe
+
+_GROUP_NBYTES = 50_000_000
+"""The size of a row group of vectors: what readers decode at once, enough of them to decode several at a time."""
 
 _METADATA_GROUP_ROWS = 100_000
 """Rows of a row group of a file of metadata alone."""
@@ -49,7 +52,7 @@ def encode_parquet(table: pa.Table | None, array: Array | None = None, embedding
     group_rows = _METADATA_GROUP_ROWS
     metadata = pa.schema([]) if table is None else table.schema
     if array is not None:
-        group_rows = default_piece_rows(array[:1].nbytes, DEFAULT_PIECE_NBYTES)
+        group_rows = default_piece_rows(array[:1].nbytes, _GROUP_NBYTES)
         field, vectors = _vector_column(array, embedding_column)
         columns = [] if table is None else table.columns
         table = pa.Table.from_arrays([vectors, *columns], schema=pa.schema([field, *metadata]))

@@ -11,7 +11,7 @@ import numpy as np
 from dask_embedding_reader.arguments import check_sources
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, DestinationError
 from dask_embedding_reader.finding import resolve
-from dask_embedding_reader.plan import DEFAULT_PIECE_NBYTES, default_piece_rows
+from dask_embedding_reader.plan import default_piece_rows
 from dask_embedding_reader.retries import hide_secrets
 from dask_embedding_reader.storage import is_local
 from dask_embedding_reader.write.casting import plan_casting
@@ -20,7 +20,7 @@ from dask_embedding_reader.write.parts import Settings
 
 _REMOTE_WRITERS = 16
 
-_FILE_NBYTES = 4 * DEFAULT_PIECE_NBYTES
+_FILE_NBYTES = 200_000_000
 """The size of a file, where the caller does not say: a few pieces, so that there are neither too many files nor too
 large ones to be held in memory."""
 
