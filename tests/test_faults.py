@@ -222,7 +222,7 @@ def test_a_fault_that_stays_is_an_error_with_file_rows_cause_and_attempts(
     assert place.url("1.npy") in message
     assert f"failed after {retries.ATTEMPTS} attempts" in message
     assert cause in message
-    # As often as it says: no client tries more behind the scenes, but for a connection that was closed while it was idle,
+    # As often as it says: no client tries more behind the scenes, but for a connection that was closed while idle,
     # which aiohttp opens again once.
     assert retries.ATTEMPTS <= len(place.proxy.requests) <= 2 * retries.ATTEMPTS
     assert len(caplog.messages) == retries.ATTEMPTS - 1
