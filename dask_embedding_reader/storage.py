@@ -39,6 +39,9 @@ _MARKS = (
 )
 """Where file systems tell of a new version; the first one found is taken."""
 
+_KINDS = {key: key.replace("-", "").replace("_", "").lower() for key in _MARKS}
+"""The same mark under several names."""
+
 
 class StoredFile(NamedTuple):
     """A file in a storage, as it was when it was found. Small and picklable: it travels in every task."""
@@ -112,17 +115,18 @@ def _marks(info: Mapping[str, Any]) -> dict[str, str]:
     answer.
     """
     marks: dict[str, str] = {}
-    for key in _MARKS:
+    for key, kind in _KINDS.items():
         value = info.get(key)
-        kind = key.replace("-", "").replace("_", "").lower()
+        if value is None:
+            continue
         if kind == "etag":
-            value = str(value or "").removeprefix("W/").strip('"')
+            value = str(value).removeprefix("W/").strip('"')
         elif kind == "lastmodified" and isinstance(value, str):
             value = _parse_date(value)
         if isinstance(value, datetime):
             # An answer tells whole seconds, a listing perhaps parts of them.
             value = int(value.timestamp()) if kind == "lastmodified" else value.timestamp()
-        if value is not None and value != "":
+        if value != "":
             marks.setdefault(kind, str(value))
     return marks
 

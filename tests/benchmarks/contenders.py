@@ -120,7 +120,7 @@ def first_batch(module: str, work: Work, data: Data) -> Job:
 def opening(module: str, work: Work, data: Data) -> Job:
     """Open the reader and know the number of rows."""
     import_libraries(work)
-    import_module(module)
+    assert import_module(module).EmbeddingReader  # imports what is behind the name
     return lambda: {"rows": float(open_reader(module, work, data).count)}
 
 
