@@ -1,13 +1,16 @@
-"""The memory of batches, used again.
+"""The memory of batches and chunks, used again.
 
 New memory costs more than reading into it, on some machines ten times as much. So large batches are read into the
-memory that the caller has let go of: as soon as a loop moves on to the next batch, its last one is filled again.
+memory that the caller has let go of: as soon as a loop moves on to the next batch, its last one is filled again. Chunks
+that are computed for batches (``iter_batches``) are read into the memory of earlier ones.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,7 @@ _WAIT_SECONDS = 0.1
 
 
 class Buffers:
-    """The memory of batches, used again once the caller has let go of a batch."""
+    """Memory that is used again once all arrays in it are gone."""
 
     def __init__(self, kept_nbytes: int) -> None:
         self._kept_nbytes = kept_nbytes
@@ -31,26 +34,31 @@ class Buffers:
         self.changed = threading.Condition(threading.RLock())
 
     def has_free(self, nbytes: int) -> bool:
-        """Tell whether memory of this very size is there: a small batch must not keep a large buffer alive."""
-        return bool(self._free) and self._free[-1].nbytes == nbytes
+        """Tell whether memory of about this size is there: a small array must not keep a large buffer alive."""
+        return self._find(nbytes) is not None
 
-    def take(self, rows: int, dimension: int, dtype: np.dtype[Any]) -> Array:
+    def _find(self, nbytes: int) -> int | None:
+        fitting = (place for place, free in enumerate(self._free) if nbytes <= free.nbytes <= nbytes + nbytes // 8)
+        return next(fitting, None)
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an array of undefined content."""
-        nbytes = rows * dimension * dtype.itemsize
+        nbytes = math.prod(shape) * dtype.itemsize
         with self.changed:
-            buffer = self._free.pop() if self.has_free(nbytes) else None
-            self.free_nbytes -= 0 if buffer is None else nbytes
-            self.lent_nbytes += nbytes
-        lease = _Lease(self, np.empty(nbytes, np.uint8) if buffer is None else buffer, (rows, dimension), dtype)
-        return np.asarray(lease)
+            place = self._find(nbytes)
+            buffer = None if place is None else self._free.pop(place)
+            self.free_nbytes -= 0 if buffer is None else buffer.nbytes
+            self.lent_nbytes += nbytes if buffer is None else buffer.nbytes
+        return np.asarray(_Lease(self, np.empty(nbytes, np.uint8) if buffer is None else buffer, shape, dtype))
 
     def give_back(self, buffer: Array) -> None:
-        """Keep memory for the next batch."""
+        """Keep memory for the next array, rather than what has not been used for long."""
         with self.changed:
             self.lent_nbytes -= buffer.nbytes
-            if self.free_nbytes + buffer.nbytes <= self._kept_nbytes:
-                self._free.append(buffer)
-                self.free_nbytes += buffer.nbytes
+            self._free.append(buffer)
+            self.free_nbytes += buffer.nbytes
+            while self._free and self.free_nbytes > self._kept_nbytes:
+                self.free_nbytes -= self._free.pop(0).nbytes
             self.changed.notify_all()
 
     def close(self) -> None:
@@ -67,7 +75,7 @@ class _Lease:
 
     __slots__ = ("__array_interface__", "_buffer", "_buffers")
 
-    def __init__(self, buffers: Buffers, buffer: Array, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+    def __init__(self, buffers: Buffers, buffer: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self._buffers, self._buffer = buffers, buffer
         self.__array_interface__ = {
             "shape": shape,
@@ -78,6 +86,30 @@ class _Lease:
 
     def __del__(self) -> None:
         self._buffers.give_back(self._buffer)
+
+
+def has_own_memory(array: Array) -> bool:
+    """Tell whether an array is no part of another: its memory is its own, or all of what it was lent."""
+    return array.flags.owndata or isinstance(array.base, _Lease)
+
+
+_thread = threading.local()
+
+
+@contextmanager
+def used_again(buffers: Buffers) -> Iterator[None]:
+    """Have new arrays of this thread lie in the memory of earlier ones."""
+    _thread.buffers = buffers
+    try:
+        yield
+    finally:
+        _thread.buffers = None
+
+
+def new_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an array of undefined content, in memory that is used again where the thread has some."""
+    buffers: Buffers | None = getattr(_thread, "buffers", None)
+    return np.empty(shape, dtype) if buffers is None or not math.prod(shape) else buffers.take(shape, dtype)
 
 
 class Slot:
@@ -92,7 +124,7 @@ class Slot:
         """Return the batch, in new memory if there is no other."""
         with self._buffers.changed:
             if self._array is None:
-                self._array = self._buffers.take(*self._shape, self._dtype)
+                self._array = self._buffers.take(self._shape, self._dtype)
                 self._buffers.changed.notify_all()
             return self._array
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dask_embedding_reader.buffers import new_array
 from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.storage import StoredFile
 
@@ -105,7 +106,9 @@ def read_rows(
     dtype: npt.DTypeLike | None = None,
 ) -> Array:
     """Read the rows ``[start, stop)`` of a file into a new array; by default it keeps the stored dtype."""
-    out = np.empty((stop - start, header.dimension), header.dtype.newbyteorder("=") if dtype is None else dtype)
+    out = new_array(
+        (stop - start, header.dimension), np.dtype(header.dtype.newbyteorder("=") if dtype is None else dtype)
+    )
     if stop > start:
         vectors.open_rows(header, columns, start, stop)([out])
     return out

@@ -18,6 +18,7 @@ import dask.threaded
 from dask.sizeof import sizeof
 from dask.system import CPU_COUNT
 
+from dask_embedding_reader.buffers import Buffers, used_again
 from dask_embedding_reader.streaming.schedule import Graph, Key, Schedule, depth_first, literals
 
 if TYPE_CHECKING:
@@ -81,8 +82,14 @@ class Threads:
         self._loans: dict[tuple[Key, int], _Loan] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self.held_nbytes = 0
+        self._held_nbytes = 0
+        self._buffers = Buffers(limit_nbytes // 8)
         self.schedule: Schedule
+
+    @property
+    def held_nbytes(self) -> int:
+        """Globals, loans, and memory for the next chunks."""
+        return self._held_nbytes + self._buffers.free_nbytes
 
     def compute_globals(self, levels: Sequence[Sequence[Key]]) -> None:
         """Compute what all units use, and keep it."""
@@ -95,7 +102,7 @@ class Threads:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
             self._globals |= dict(zip(keys, values, strict=True))
-            self.held_nbytes += sum(map(_nbytes, values))
+            self._held_nbytes += sum(map(_nbytes, values))
 
     def start(self, units: Sequence[int]) -> list[Future[list[Any]]]:
         """Hand the next units to the threads."""
@@ -109,7 +116,8 @@ class Threads:
 
     def _compute(self, unit: int) -> list[Any]:
         try:
-            return self._run(unit)
+            with used_again(self._buffers):
+                return self._run(unit)
         except BaseException as error:
             # Those who wait for what this unit should have lent must not wait for ever.
             for key in self.schedule.lent[unit]:
@@ -152,7 +160,7 @@ class Threads:
     def _lend(self, loan: _Loan, value: Any) -> None:
         loan.nbytes = _nbytes(value)
         with self._lock:
-            self.held_nbytes += loan.nbytes
+            self._held_nbytes += loan.nbytes
         loan.result.set_result(value)
 
     def _give_back(self, borrowed: Iterable[tuple[Key, int]]) -> None:
@@ -162,12 +170,13 @@ class Threads:
                 loan.left -= 1
                 if not loan.left:
                     del self._loans[loan_key]
-                    self.held_nbytes -= loan.nbytes
+                    self._held_nbytes -= loan.nbytes
 
     def close(self) -> None:
         """Start nothing more; a task that runs is the last one of its thread."""
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._buffers.close()
 
 
 class Cluster:

@@ -23,7 +23,7 @@ from dask.dataframe.dispatch import concat
 from dask.sizeof import sizeof
 
 from dask_embedding_reader.batches import METADATA_ROW_NBYTES, Batch, row_numbers
-from dask_embedding_reader.buffers import Buffers
+from dask_embedding_reader.buffers import Buffers, has_own_memory
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
@@ -283,7 +283,7 @@ class _Stream:
         shape, dtype = (rows, *self._request.array.shape[1:]), self._request.array.dtype
         if not self._request.is_numeric or not math.prod(shape):
             return np.empty(shape, dtype)
-        return self._buffers.take(rows, math.prod(shape[1:]), dtype).reshape(shape)
+        return self._buffers.take(shape, dtype)
 
     def _take_frame(self, start: int, stop: int) -> pd.DataFrame:
         frame = self._request.frame
@@ -338,7 +338,7 @@ def _make_chunk(unit: Unit, blocks: list[Array]) -> _Chunk:
 
 def _is_plain(block: Array) -> bool:
     flags = block.flags
-    return flags.owndata and flags.writeable and flags.c_contiguous
+    return has_own_memory(block) and flags.writeable and flags.c_contiguous
 
 
 def _references(blocks: list[Array]) -> int:
