@@ -1,0 +1,96 @@
+"""Memory that is used again: never while anything still refers to it, and never more than is worth keeping."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from dask_embedding_reader import EmbeddingReader, iter_batches
+from dask_embedding_reader.buffers import Buffers, has_own_memory, new_array, used_again
+
+FLOAT32 = np.dtype(np.float32)
+LARGE = 1_000 * 64 * 4
+
+
+def address(array: npt.NDArray[np.float32]) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+@pytest.fixture
+def buffers() -> Buffers:
+    return Buffers(2 * LARGE)
+
+
+@pytest.mark.parametrize("rows", [1_000, 950])
+def test_memory_of_what_is_gone_is_used_again(buffers: Buffers, rows: int) -> None:
+    first = buffers.take((1_000, 64), FLOAT32)
+    place = address(first)
+    del first
+    assert address(buffers.take((rows, 64), FLOAT32)) == place
+
+
+def test_a_small_array_takes_no_large_memory(buffers: Buffers) -> None:
+    large = buffers.take((1_000, 64), FLOAT32)
+    del large
+    small = buffers.take((800, 64), FLOAT32)
+    assert (buffers.lent_nbytes, buffers.free_nbytes) == (small.nbytes, LARGE)
+
+
+def test_a_part_keeps_memory_from_being_used_again(buffers: Buffers) -> None:
+    array = buffers.take((1_000, 64), FLOAT32)
+    array[:] = 7
+    part = array[5:6, 3:].T
+    del array
+    buffers.take((1_000, 64), FLOAT32)[:] = 0
+    assert (part == 7).all()
+
+
+def test_what_was_used_last_is_kept(buffers: Buffers) -> None:
+    old, new = [buffers.take((1_000, 64), FLOAT32) for _ in range(2)], buffers.take((700, 64), FLOAT32)
+    place = address(new)
+    del old
+    del new  # with it there is more than may be kept
+    assert buffers.free_nbytes == LARGE + 700 * 64 * 4
+    assert address(buffers.take((700, 64), FLOAT32)) == place
+
+
+def test_closed_buffers_keep_nothing(buffers: Buffers) -> None:
+    array = buffers.take((1_000, 64), FLOAT32)
+    buffers.close()
+    array[:] = 1
+    del array
+    assert (buffers.lent_nbytes, buffers.free_nbytes) == (0, 0)
+
+
+def test_only_the_thread_that_asked_for_it_uses_memory_again(buffers: Buffers) -> None:
+    with used_again(buffers):
+        ours = new_array((3, 4), FLOAT32)
+        theirs: list[npt.NDArray[np.float32]] = []
+        thread = threading.Thread(target=lambda: theirs.append(new_array((3, 4), FLOAT32)))
+        thread.start()
+        thread.join()
+    assert buffers.lent_nbytes == ours.nbytes == 48
+    assert not ours.flags.owndata
+    assert has_own_memory(ours)
+    assert theirs[0].flags.owndata
+    assert new_array((3, 4), FLOAT32).flags.owndata
+
+
+def test_chunks_are_read_into_the_memory_of_earlier_ones(tmp_path: Path) -> None:
+    rows = np.arange(40_000 * 64, dtype=np.float32).reshape(-1, 64)
+    np.save(tmp_path / "a.npy", rows)
+    places: set[int] = set()
+
+    def look(chunk: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        assert not chunk.flags.owndata  # else the same places may be chance
+        places.add(address(chunk))
+        return chunk
+
+    x = EmbeddingReader(tmp_path).to_dask_array(max_piece_size=500).map_blocks(look, meta=np.empty((0, 0), FLOAT32))
+    for number, (batch, _) in enumerate(iter_batches(x, batch_size=500, max_ram_usage_in_bytes=2**24)):
+        np.testing.assert_array_equal(batch, rows[500 * number : 500 * (number + 1)])
+    assert len(places) < x.numblocks[0] / 2
