@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -90,7 +91,8 @@ def test_chunks_are_read_into_the_memory_of_earlier_ones(tmp_path: Path) -> None
         places.add(address(chunk))
         return chunk
 
-    x = EmbeddingReader(tmp_path).to_dask_array(max_piece_size=500).map_blocks(look, meta=np.empty((0, 0), FLOAT32))
+    x = EmbeddingReader(tmp_path).to_dask_array(max_piece_size=500)
+    x = da.map_blocks(look, x, meta=np.empty((0, 0), FLOAT32))
     for number, (batch, _) in enumerate(iter_batches(x, batch_size=500, max_ram_usage_in_bytes=2**24)):
         np.testing.assert_array_equal(batch, rows[500 * number : 500 * (number + 1)])
     assert len(places) < x.numblocks[0] / 2
