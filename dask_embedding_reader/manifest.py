@@ -106,10 +106,7 @@ class FileTable:
             self.fingerprints[position],
         )
         rows = int(self.offsets[position + 1] - self.offsets[position])
-        groups = self.group_rows[self.first_group[position] : self.first_group[position + 1]]
-        bounds = np.concatenate([[0], np.cumsum(groups)])
-        first = max(0, int(np.searchsorted(bounds, start, "right")) - 1)
-        last = int(np.searchsorted(bounds, rows if stop is None else stop, "left"))
+        groups, first, first_row = self._groups(position, start, rows if stop is None else stop)
         return FileHeader(
             file,
             rows,
@@ -117,10 +114,25 @@ class FileTable:
             self.dtypes[self.dtype_of[position]],
             int(self.data_offsets[position]),
             bool(self.fortran_order[position]),
-            tuple(groups[first:last].tolist()),
+            groups,
             first,
-            int(bounds[first]),
+            first_row,
         )
+
+    def _groups(self, position: int, start: int, stop: int) -> tuple[tuple[int, ...], int, int]:
+        """Return the row groups of a file in ``[start, stop)``: their rows, the first one, and the row it starts at."""
+        low, high = int(self.first_group[position]), int(self.first_group[position + 1])
+        if low == high:
+            return (), 0, 0
+        bounds = self._group_bounds[low : high + 1] - self._group_bounds[low]
+        first = max(0, int(bounds.searchsorted(start, "right")) - 1)
+        last = int(bounds.searchsorted(stop, "left"))
+        return tuple(self.group_rows[low + first : low + last].tolist()), first, int(bounds[first])
+
+    @cached_property
+    def _group_bounds(self) -> Int64s:
+        """Where row groups start, counted over all files, and after the last one the end."""
+        return np.concatenate([[0], np.cumsum(self.group_rows)]).astype(np.int64)
 
     @cached_property
     def token(self) -> str:
