@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 DIMENSION = 512
-FILES = 12
+FILES = 10
 MANY = 10_000
 LARGE_ROWS = 4_000_000
 SPARSE_ROWS = 2**20
