@@ -6,20 +6,30 @@ fork, and some wait for an answer for ever. Whoever asks a storage for something
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import wait
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import fsspec
 import fsspec.asyn
 
+from dask_embedding_reader.errors import ReadError
+from dask_embedding_reader.stopping import is_stopped, may_stop
+
 FileSystem: TypeAlias = fsspec.AbstractFileSystem
+T = TypeVar("T")
 
 STALL_SECONDS = 30.0
 """A read that makes no progress for so long has failed; `storage_options` may say otherwise where a client has such an
 option (S3: ``config_kwargs={"read_timeout": ...}``, 15 s by default; HTTP: ``timeout=aiohttp.ClientTimeout(...)``)."""
+
+_LOOK_SECONDS = 0.2
+"""How often a thread that waits for an answer looks whether it still needs it."""
 
 POOL_CONNECTIONS = 64
 """What one process may have open to S3; botocore's own default of 10 would be the limit of every read."""
@@ -63,6 +73,19 @@ def reconnect(filesystem: FileSystem) -> None:
     if protocols(filesystem) & _STATEFUL:
         link = _link(filesystem)
         _own_attributes(filesystem)[_LINK] = link._replace(filesystem=_prepared(_renewed(filesystem)))
+
+
+def run(loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Wait for a coroutine in the event loop of a client; cancel it when nobody waits for what this thread does."""
+    if not may_stop():
+        result: T = fsspec.asyn.sync(loop, function)
+        return result
+    future = asyncio.run_coroutine_threadsafe(function(), loop)
+    while not wait([future], _LOOK_SECONDS).done:
+        if is_stopped():
+            future.cancel()
+            raise ReadError("nobody waits for the answer any more")
+    return future.result()
 
 
 def protocols(filesystem: FileSystem) -> frozenset[str]:

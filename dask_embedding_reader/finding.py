@@ -10,7 +10,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from dask_embedding_reader.clients import ask_info
 from dask_embedding_reader.connections import FileSystem, connected, exclusive, protocols, reconnect
 from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError, NoFilesError, ReadError
 from dask_embedding_reader.retries import describe, hide_secrets, shown_cause, with_retries
+from dask_embedding_reader.stopping import threads_at_once
 from dask_embedding_reader.storage import StoredFile, fingerprint, is_local, shown_url
 
 Source = str | os.PathLike[str]
@@ -103,12 +103,8 @@ def _map_at_once(function: Callable[..., R], *columns: Sequence[Any]) -> list[R]
     """Call a function for each row of columns, many at once, and keep the order."""
     if len(columns[0]) <= 1:
         return [function(*row) for row in zip(*columns, strict=True)]
-    with ThreadPoolExecutor(min(_THREADS, len(columns[0]))) as pool:
-        try:
-            return list(pool.map(function, *columns))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with threads_at_once(min(_THREADS, len(columns[0]))) as pool:
+        return list(pool.map(function, *columns))
 
 
 def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) -> tuple[FileSystem, str]:

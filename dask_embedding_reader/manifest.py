@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +24,7 @@ from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_
 from dask_embedding_reader.formats.parquet import PARQUET
 from dask_embedding_reader.formats.parquet_npy import pair_files
 from dask_embedding_reader.progress import progress_bar
+from dask_embedding_reader.stopping import threads_at_once
 from dask_embedding_reader.storage import StoredFile, file_url, identity, is_local
 
 Int64s = npt.NDArray[np.int64]
@@ -284,14 +284,10 @@ def _read_headers(
 
     headers: list[FileHeader] = []
     progress = progress_bar(show_progress, len(files), "opening", " files")
-    with progress, ThreadPoolExecutor(min(len(blocks), _LOCAL_THREADS if local else _REMOTE_THREADS)) as pool:
-        try:
-            for block in pool.map(read_block, blocks):
-                headers += block
-                progress.update(len(block))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with progress, threads_at_once(min(len(blocks), _LOCAL_THREADS if local else _REMOTE_THREADS)) as pool:
+        for block in pool.map(read_block, blocks):
+            headers += block
+            progress.update(len(block))
     return headers
 
 
