@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import wait
@@ -43,6 +44,8 @@ of a cache that are there before they are complete."""
 
 _STATEFUL = frozenset({"ftp", "sftp", "ssh"})
 """Protocols whose connection is of no use any more once a request has failed."""
+
+_HDFS = frozenset({"hdfs", "webhdfs", "viewfs"})
 
 _LINK = "_dask_embedding_reader_link"
 
@@ -132,9 +135,22 @@ def _prepared(filesystem: FileSystem) -> FileSystem:
         filesystem.retries = 1
     elif names & {"sftp", "ssh"} and hasattr(filesystem, "ftp"):
         filesystem.ftp.get_channel().settimeout(STALL_SECONDS)
-    elif "webhdfs" in names and hasattr(filesystem, "session"):
-        filesystem.session.request = partial(filesystem.session.request, timeout=STALL_SECONDS)
+    elif names & _HDFS:
+        filesystem = _renewed(filesystem)  # not the one that others use too
+        filesystem._strip_protocol = path_within
+        if hasattr(filesystem, "session"):
+            filesystem.session.request = partial(filesystem.session.request, timeout=STALL_SECONDS)
     return filesystem
+
+
+def cuts_paths(filesystem: FileSystem) -> bool:
+    """Tell whether a client takes a part of a path for the query or the fragment of a URL, which HDFS does not have."""
+    return not protocols(filesystem).isdisjoint(_HDFS)
+
+
+def path_within(url: str) -> str:
+    """Return the path of a URL, whatever characters it holds; a path is returned as it is."""
+    return re.sub(r"^\w+://[^/]*", "", url) or "/"
 
 
 def _start_afresh() -> None:
