@@ -56,6 +56,7 @@ def find_files(
     suffix: str,
     storage_options: Mapping[str, Any] | None = None,
     noticed: list[StoredFile] | None = None,
+    roots: list[str] | None = None,
 ) -> list[StoredFile]:
     """Find the files with a suffix in folders, globs and lists of these.
 
@@ -71,6 +72,8 @@ def find_files(
     noticed
         If given, the files of this library that are passed over in folders are added to it
         (``MANIFEST_NAME``, ``INCOMPLETE_NAME``).
+    roots
+        If given, the paths of the sources within their file systems are added to it.
 
     Returns
     -------
@@ -84,6 +87,8 @@ def find_files(
         If a source does not exist, or nothing in it matches.
     """
     resolved = _share(resolve(source, storage_options) for source in sources)
+    if roots is not None:
+        roots += [path for _, path in resolved]
 
     def list_source(source: Source, where: tuple[FileSystem, str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         return _list_source(*where, suffix, source)
