@@ -326,8 +326,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 
 
 def test_no_secret_is_saved(tmp_path: Path) -> None:
-    if not servers.s3_available:
-        pytest.skip("moto is not installed")
+    servers.require(servers.s3_available, "moto")
     with servers.s3() as server:
         url = f"s3://{server.bucket}/emb"
         frame = pd.DataFrame({"id": np.arange(20)})

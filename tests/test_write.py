@@ -507,8 +507,7 @@ def test_a_batch_that_fails_loses_nothing_that_was_read(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[servers.S3Server]:
-    if not servers.s3_available:
-        pytest.skip("moto is not installed")
+    servers.require(servers.s3_available, "moto")
     with servers.s3() as server:
         yield server
 
