@@ -567,8 +567,7 @@ def test_s3_without_a_bucket_or_a_connection(s3: servers.S3Server, monkeypatch: 
 @pytest.mark.parametrize("store", ["gcs", "azure"])
 def test_other_object_stores(tmp_path: Path, store: str) -> None:
     clouds: Any = pytest.importorskip("tests.clouds")
-    if not getattr(clouds, f"{store}_available"):
-        pytest.skip(f"the server of {store} is not installed")
+    servers.require(getattr(clouds, f"{store}_available"), f"the server of {store}")
     collection = write_collection(tmp_path, "parquet_npy", columns=["id", "caption"])
     with getattr(clouds, store)() as server:
         url, options = f"{server.root}/out", server.storage_options
