@@ -14,7 +14,7 @@ import warnings
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -29,6 +29,7 @@ from dask_embedding_reader.formats.parquet import DECODER_NBYTES, open_table
 from dask_embedding_reader.manifest import FileTable, Manifest
 from dask_embedding_reader.plan import DEFAULT_PIECE_NBYTES, ReadPlan, default_piece_rows, make_plan
 from dask_embedding_reader.progress import progress_bar
+from dask_embedding_reader.stopping import stoppable_pool
 from dask_embedding_reader.storage import is_local
 
 _LOCAL_PIECE_NBYTES = 8 * 2**20
@@ -155,18 +156,18 @@ class _Pool:
     """Threads that read. Ended without waiting: a read that is under way fills memory that nobody looks at."""
 
     def __init__(self, threads: int) -> None:
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="embedding-reader")
-        self.closed = False
+        self.closed = threading.Event()
+        self._executor = stoppable_pool(threads, self.closed)
 
     def submit(self, run: Callable[[], None]) -> None:
         try:
             self._executor.submit(run)
         except RuntimeError:  # the program ends: nobody waits any more
-            self.closed = True
+            self.closed.set()
             raise
 
     def close(self) -> None:
-        self.closed = True
+        self.closed.set()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -195,7 +196,7 @@ class _Lane:
         """Do what waits, rather than hand it back to the pool: the next pieces of this row group are wanted first."""
         while True:
             with self._lock:
-                if not self._waiting or self._pool.closed:
+                if not self._waiting or self._pool.closed.is_set():
                     self._running = False
                     return
                 future, wanted = self._waiting[0]

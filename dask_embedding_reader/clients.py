@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from fsspec.asyn import sync
 
-from dask_embedding_reader.connections import STALL_SECONDS, FileSystem, connected, exclusive, protocols, reconnect
+from dask_embedding_reader.connections import STALL_SECONDS, FileSystem, connected, exclusive, protocols, reconnect, run
 from dask_embedding_reader.errors import ReadError
 
 Told: TypeAlias = Mapping[str, Any]
@@ -45,15 +46,14 @@ def request(filesystem: FileSystem, path: str, ranges: Sequence[Wanted]) -> list
         For each range what the answer told of the file, None where it told nothing, or the exception.
     """
     live = connected(filesystem)
-    get = _CLIENTS.get(f"{type(live).__module__}.{type(live).__qualname__}")
+    get = _CLIENTS.get(_kind(live))
     if get is None:
         return _request_plainly(filesystem, live, path, ranges)
 
     async def request_all() -> list[Told | BaseException | None]:
         return await asyncio.gather(*(get(live, path, wanted) for wanted in ranges), return_exceptions=True)
 
-    told: list[Told | BaseException | None] = sync(live.loop, request_all)
-    return told
+    return run(live.loop, request_all)
 
 
 def ask_info(filesystem: FileSystem, path: str) -> dict[str, Any]:
@@ -63,12 +63,17 @@ def ask_info(filesystem: FileSystem, path: str) -> dict[str, Any]:
         live.invalidate_cache(path)
         live.invalidate_cache(live._parent(path))  # some remember the listing of the folder alone
         try:
-            return dict(live.info(path))
+            # A client of these may be stopped while it waits.
+            return dict(run(live.loop, partial(live._info, path)) if _kind(live) in _CLIENTS else live.info(path))
         except FileNotFoundError:
             raise
         except Exception:
             reconnect(filesystem)
             raise
+
+
+def _kind(filesystem: FileSystem) -> str:
+    return f"{type(filesystem).__module__}.{type(filesystem).__qualname__}"
 
 
 def _request_plainly(

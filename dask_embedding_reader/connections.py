@@ -6,20 +6,31 @@ fork, and some wait for an answer for ever. Whoever asks a storage for something
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import wait
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import fsspec
 import fsspec.asyn
 
+from dask_embedding_reader.errors import ReadError
+from dask_embedding_reader.stopping import is_stopped, may_stop
+
 FileSystem: TypeAlias = fsspec.AbstractFileSystem
+T = TypeVar("T")
 
 STALL_SECONDS = 30.0
 """A read that makes no progress for so long has failed; `storage_options` may say otherwise where a client has such an
 option (S3: ``config_kwargs={"read_timeout": ...}``, 15 s by default; HTTP: ``timeout=aiohttp.ClientTimeout(...)``)."""
+
+_LOOK_SECONDS = 0.2
+"""How often a thread that waits for an answer looks whether it still needs it."""
 
 POOL_CONNECTIONS = 64
 """What one process may have open to S3; botocore's own default of 10 would be the limit of every read."""
@@ -33,6 +44,8 @@ of a cache that are there before they are complete."""
 
 _STATEFUL = frozenset({"ftp", "sftp", "ssh"})
 """Protocols whose connection is of no use any more once a request has failed."""
+
+_HDFS = frozenset({"hdfs", "webhdfs", "viewfs"})
 
 _LINK = "_dask_embedding_reader_link"
 
@@ -63,6 +76,19 @@ def reconnect(filesystem: FileSystem) -> None:
     if protocols(filesystem) & _STATEFUL:
         link = _link(filesystem)
         _own_attributes(filesystem)[_LINK] = link._replace(filesystem=_prepared(_renewed(filesystem)))
+
+
+def run(loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Wait for a coroutine in the event loop of a client; cancel it when nobody waits for what this thread does."""
+    if not may_stop():
+        result: T = fsspec.asyn.sync(loop, function)
+        return result
+    future = asyncio.run_coroutine_threadsafe(function(), loop)
+    while not wait([future], _LOOK_SECONDS).done:
+        if is_stopped():
+            future.cancel()
+            raise ReadError("nobody waits for the answer any more")
+    return future.result()
 
 
 def protocols(filesystem: FileSystem) -> frozenset[str]:
@@ -109,9 +135,22 @@ def _prepared(filesystem: FileSystem) -> FileSystem:
         filesystem.retries = 1
     elif names & {"sftp", "ssh"} and hasattr(filesystem, "ftp"):
         filesystem.ftp.get_channel().settimeout(STALL_SECONDS)
-    elif "webhdfs" in names and hasattr(filesystem, "session"):
-        filesystem.session.request = partial(filesystem.session.request, timeout=STALL_SECONDS)
+    elif names & _HDFS:
+        filesystem = _renewed(filesystem)  # not the one that others use too
+        filesystem._strip_protocol = path_within
+        if hasattr(filesystem, "session"):
+            filesystem.session.request = partial(filesystem.session.request, timeout=STALL_SECONDS)
     return filesystem
+
+
+def cuts_paths(filesystem: FileSystem) -> bool:
+    """Tell whether a client takes a part of a path for the query or the fragment of a URL, which HDFS does not have."""
+    return not protocols(filesystem).isdisjoint(_HDFS)
+
+
+def path_within(url: str) -> str:
+    """Return the path of a URL, whatever characters it holds; a path is returned as it is."""
+    return re.sub(r"^\w+://[^/]*", "", url) or "/"
 
 
 def _start_afresh() -> None:

@@ -6,11 +6,11 @@ tree, and folder by folder where it cannot.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,11 +18,21 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.core import url_to_fs
+from fsspec.utils import glob_translate
 
 from dask_embedding_reader.clients import ask_info
-from dask_embedding_reader.connections import FileSystem, connected, exclusive, protocols, reconnect
-from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError, NoFilesError, ReadError
+from dask_embedding_reader.connections import (
+    FileSystem,
+    connected,
+    cuts_paths,
+    exclusive,
+    path_within,
+    protocols,
+    reconnect,
+)
+from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError, FileChangedError, NoFilesError, ReadError
 from dask_embedding_reader.retries import describe, hide_secrets, shown_cause, with_retries
+from dask_embedding_reader.stopping import threads_at_once
 from dask_embedding_reader.storage import StoredFile, fingerprint, is_local, shown_url
 
 Source = str | os.PathLike[str]
@@ -46,6 +56,7 @@ def find_files(
     suffix: str,
     storage_options: Mapping[str, Any] | None = None,
     noticed: list[StoredFile] | None = None,
+    roots: list[str] | None = None,
 ) -> list[StoredFile]:
     """Find the files with a suffix in folders, globs and lists of these.
 
@@ -61,6 +72,8 @@ def find_files(
     noticed
         If given, the files of this library that are passed over in folders are added to it
         (``MANIFEST_NAME``, ``INCOMPLETE_NAME``).
+    roots
+        If given, the paths of the sources within their file systems are added to it.
 
     Returns
     -------
@@ -74,6 +87,8 @@ def find_files(
         If a source does not exist, or nothing in it matches.
     """
     resolved = _share(resolve(source, storage_options) for source in sources)
+    if roots is not None:
+        roots += [path for _, path in resolved]
 
     def list_source(source: Source, where: tuple[FileSystem, str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         return _list_source(*where, suffix, source)
@@ -103,12 +118,8 @@ def _map_at_once(function: Callable[..., R], *columns: Sequence[Any]) -> list[R]
     """Call a function for each row of columns, many at once, and keep the order."""
     if len(columns[0]) <= 1:
         return [function(*row) for row in zip(*columns, strict=True)]
-    with ThreadPoolExecutor(min(_THREADS, len(columns[0]))) as pool:
-        try:
-            return list(pool.map(function, *columns))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with threads_at_once(min(_THREADS, len(columns[0]))) as pool:
+        return list(pool.map(function, *columns))
 
 
 def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) -> tuple[FileSystem, str]:
@@ -130,6 +141,13 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         ) from shown_cause(error)
     except Exception as error:  # noqa: BLE001 - such as of a client that looks for credentials
         raise ReadError(f"{hide_secrets(text)!r} cannot be opened: {describe(error)}") from shown_cause(error)
+    if cuts_paths(filesystem):
+        path = path_within(text)
+    elif (inner := re.search(r"::(?:web)?hdfs://[^/]*(.*)", text)) and not {"#", "?", ";"}.isdisjoint(inner[1]):
+        raise ArgumentError(
+            f"cannot open {hide_secrets(text)!r}: within a chain, clients of HDFS cut names at '#', '?' and ';'; open "
+            "the URL without what stands before it"
+        )
     # A web server may know a folder by one of the two spellings only.
     return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
 
@@ -161,7 +179,7 @@ def _list_source(
             root = path
         else:
             infos = _glob(filesystem, path)
-            root = path[: min(path.index(c) for c in _GLOB_CHARACTERS if c in path)].rpartition("/")[0]
+            root = _glob_root(path)
             if _is_litter(path, root):  # the pattern itself names such files: they are wanted
                 return sorted(infos, key=_name), []
         if not infos and not _exists(filesystem, path) and _GLOB_CHARACTERS.isdisjoint(path):
@@ -205,13 +223,13 @@ def _info(filesystem: FileSystem, path: str) -> dict[str, Any] | None:
         return None
 
 
-def _find(filesystem: FileSystem, path: str) -> list[dict[str, Any]]:
+def _find(filesystem: FileSystem, path: str, root: str | None = None) -> list[dict[str, Any]]:
     if is_local(filesystem):
         return list(_walk(path))
     # The listing is taken anew: a stale one, kept by fsspec from earlier in the process, would hide changed files.
     filesystem.invalidate_cache(path)
     if _walks(filesystem):
-        return _walk_remote(filesystem, path)
+        return [entry for entry in _walk_remote(filesystem, path, root=root) if entry["type"] == "file"]
     with exclusive(filesystem):
         listing = with_retries(
             lambda: connected(filesystem).find(path, detail=True), f"listing {shown_url(filesystem, path)}"
@@ -225,30 +243,43 @@ def _walks(filesystem: FileSystem) -> bool:
     return getattr(find, "__func__", None) in (AbstractFileSystem.find, AsyncFileSystem._find)
 
 
-def _walk_remote(filesystem: FileSystem, root: str) -> list[dict[str, Any]]:
-    """List the files below a folder, level by level, the folders of a level at once.
+def _walk_remote(
+    filesystem: FileSystem, top: str, leads_on: Callable[[str, int], bool] | None = None, root: str | None = None
+) -> list[dict[str, Any]]:
+    """List the files and folders below a folder, level by level, the folders of a level at once.
 
     What fsspec does where a storage cannot list a whole tree; but it passes over folders that fail to be listed.
+    ``leads_on``, if given, is asked with the name of a folder and the number of its level whether to go into it;
+    ``root`` is the folder that was given, if ``top`` was found in it.
     """
     infos: dict[str, dict[str, Any]] = {}
-    folders, seen = [root], {root.rstrip("/")}
+    level, folders, seen = 0, [top], {top.rstrip("/")}
     while folders:
-        entries = [entry for listing in _map_at_once(partial(_list_folder, filesystem), folders) for entry in listing]
-        infos.update((entry["name"], entry) for entry in entries if entry["type"] == "file")
-        folders = [
-            entry["name"] for entry in entries if entry["type"] == "directory" and entry["name"].rstrip("/") not in seen
-        ]
-        seen.update(folder.rstrip("/") for folder in folders)
+        listings = _map_at_once(partial(_list_folder, filesystem, top if root is None else root), folders)
+        level += 1
+        folders = []
+        for entry in (entry for listing in listings for entry in listing):
+            name = entry["name"].rstrip("/")
+            if entry["type"] != "directory":
+                infos[entry["name"]] = entry
+            elif name not in seen:
+                infos[entry["name"]] = entry
+                seen.add(name)
+                if leads_on is None or leads_on(name, level):
+                    folders.append(entry["name"])
     return list(infos.values())
 
 
-def _list_folder(filesystem: FileSystem, folder: str) -> list[dict[str, Any]]:
+def _list_folder(filesystem: FileSystem, root: str, folder: str) -> list[dict[str, Any]]:
     def attempt() -> list[dict[str, Any]]:
         with exclusive(filesystem):
             try:
                 return list(connected(filesystem).ls(folder, detail=True))
-            except (FileNotFoundError, NotADirectoryError):
-                return []  # the folder that was asked for is looked up later; one below it has gone by now
+            except (FileNotFoundError, NotADirectoryError) as error:
+                # Whether there is a folder of the name that was given is looked up later.
+                if folder == root or _is_litter(folder, root):
+                    return []
+                raise _vanished(shown_url(filesystem, folder)) from shown_cause(error)
             except Exception:
                 reconnect(filesystem)
                 raise
@@ -256,24 +287,35 @@ def _list_folder(filesystem: FileSystem, folder: str) -> list[dict[str, Any]]:
     return with_retries(attempt, f"listing {shown_url(filesystem, folder)}")
 
 
+def _vanished(url: str) -> FileChangedError:
+    """Say so: what was in the folder would be missing from the collection, in silence."""
+    return FileChangedError(
+        f"{url}: this folder was listed, but then it could not be found: it was removed or renamed in the meantime, or "
+        "the client of this storage does not find it by its name; open again, or rename the folder"
+    )
+
+
 def _walk(folder: str) -> Iterator[dict[str, Any]]:
     """List the files below a local folder, through symbolic links too (fsspec passes linked folders over)."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+        if not _is_litter(error.filename, folder):
+            raise _vanished(error.filename) from error
+
     if not os.path.isdir(folder):
         os.stat(folder)  # says that it does not exist, as listing would
         yield _local_info(folder)
         return
     seen = set()
-    for current, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+    for current, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         status = os.stat(current)
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         yield from (_local_info(os.path.join(current, name)) for name in names)
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _local_info(path: str) -> dict[str, Any]:
@@ -287,16 +329,43 @@ def _local_info(path: str) -> dict[str, Any]:
 def _glob(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
     """List what a pattern matches; folders that it names are searched as if they had been given themselves."""
     filesystem.invalidate_cache()
-    with exclusive(filesystem):
-        listing = with_retries(
-            lambda: connected(filesystem).glob(pattern, detail=True), f"listing {hide_secrets(pattern)}"
-        )
-    matches = [{**info, "name": path} for path, info in listing.items()]
+    if _walks(filesystem) and not is_local(filesystem):
+        matches = _glob_remote(filesystem, pattern)
+    else:
+        with exclusive(filesystem):
+            listing = with_retries(
+                lambda: connected(filesystem).glob(pattern, detail=True), f"listing {hide_secrets(pattern)}"
+            )
+        matches = [{**info, "name": path} for path, info in listing.items()]
     infos = {info["name"]: info for info in matches if info["type"] != "directory"}
     if "**" not in pattern:
         for folder in (info["name"] for info in matches if info["type"] == "directory"):
-            infos.update((info["name"], info) for info in _find(filesystem, folder))
+            infos.update((info["name"], info) for info in _find(filesystem, folder, _glob_root(pattern)))
     return list(infos.values())
+
+
+def _glob_remote(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
+    """List what a pattern matches where fsspec would walk, passing over folders that fail to be listed."""
+    root = _glob_root(pattern)
+    parts = pattern[len(root) :].strip("/").split("/")
+    deepest = math.inf if "**" in parts else len(parts)
+    prefixes = ["/".join([root, *parts[: n + 1]]).lstrip("/") for n in range(len(parts))]
+    matching = [re.compile(glob_translate(prefix)) for prefix in prefixes]
+    any_depth = parts.index("**") if "**" in parts else len(parts)
+
+    def matches(name: str, level: int) -> bool:
+        return matching[level - 1].match(name.strip("/")) is not None
+
+    def leads_on(name: str, level: int) -> bool:
+        return level < deepest and (level > any_depth or matches(name, level))
+
+    start = "/" if not root and pattern.startswith("/") else root
+    return [entry for entry in _walk_remote(filesystem, start, leads_on) if matches(entry["name"], len(parts))]
+
+
+def _glob_root(pattern: str) -> str:
+    """Return the folder that a pattern starts in."""
+    return pattern[: min(pattern.index(c) for c in _GLOB_CHARACTERS if c in pattern)].rpartition("/")[0]
 
 
 def _stored_file(filesystem: FileSystem, info: Mapping[str, Any]) -> StoredFile:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,12 +18,13 @@ import numpy.typing as npt
 from dask_embedding_reader.beside import check_finished, read_saved_headers
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import ColumnError, MismatchError, NoFilesError
-from dask_embedding_reader.finding import Source, find_files, resolve
+from dask_embedding_reader.finding import Source, find_files
 from dask_embedding_reader.formats import Columns, FileHeader, Format, VectorFormat
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
 from dask_embedding_reader.formats.parquet import PARQUET
 from dask_embedding_reader.formats.parquet_npy import pair_files
 from dask_embedding_reader.progress import progress_bar
+from dask_embedding_reader.stopping import threads_at_once
 from dask_embedding_reader.storage import StoredFile, file_url, identity, is_local
 
 Int64s = npt.NDArray[np.int64]
@@ -222,21 +222,21 @@ def read_manifest(
         )
     in_same_file = file_format.metadata == "same"
     noticed: list[StoredFile] = []
-    files = find_files(sources, file_format.vectors.suffix, storage_options, noticed)
+    roots: list[str] = []
+    files = find_files(sources, file_format.vectors.suffix, storage_options, noticed, roots)
     if not unfinished:
         check_finished(noticed)
     known = read_saved_headers(noticed, files, columns)
-    roots = [resolve(source, storage_options)[1] for source in sources]
     own_columns = columns if in_same_file else Columns()
     headers = _read_headers(file_format.vectors, files, own_columns, show_progress, known)
     partners, partner_roots = None, roots
     if file_format.metadata == "beside":
         beside = sources if metadata_sources is None else metadata_sources
         options = storage_options if metadata_storage_options is None else metadata_storage_options
-        paired = pair_files(files, find_files(beside, PARQUET.suffix, options))
+        partner_roots = []
+        paired = pair_files(files, find_files(beside, PARQUET.suffix, options, roots=partner_roots))
         known = read_saved_headers(noticed, paired, Columns(meta=columns.meta))
         partners = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known)
-        partner_roots = [resolve(source, options)[1] for source in beside]
     return make_manifest(
         file_format, columns, (headers, roots), None if partners is None else (partners, partner_roots)
     )
@@ -296,14 +296,10 @@ def _read_headers(
 
     headers: list[FileHeader] = []
     progress = progress_bar(show_progress, len(files), "opening", " files")
-    with progress, ThreadPoolExecutor(min(len(blocks), _LOCAL_THREADS if local else _REMOTE_THREADS)) as pool:
-        try:
-            for block in pool.map(read_block, blocks):
-                headers += block
-                progress.update(len(block))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with progress, threads_at_once(min(len(blocks), _LOCAL_THREADS if local else _REMOTE_THREADS)) as pool:
+        for block in pool.map(read_block, blocks):
+            headers += block
+            progress.update(len(block))
     return headers
 
 

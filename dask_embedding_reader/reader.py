@@ -183,9 +183,10 @@ class EmbeddingReader:
     ) -> EmbeddingReader:
         """Open a collection from its saved manifest: one read, however many files.
 
-        The files are not looked at. One that has changed since the manifest was saved is noticed when it is read:
-        ``FileChangedError`` names it. ``EmbeddingReader(folder)`` uses the manifest beside the data too, lists the
-        folder first, and reads the headers of what changed.
+        The files are not looked at. One that was replaced or deleted since the manifest was saved is noticed when it
+        is read, by its size and its etag or time: ``FileChangedError`` names it. One that was added is not seen.
+        ``EmbeddingReader(folder)`` uses the manifest beside the data too, but lists the folder first: it reads the
+        headers of what was replaced or added, and names what was deleted.
 
         Parameters
         ----------

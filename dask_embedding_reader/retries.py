@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError, ReadError
+from dask_embedding_reader.stopping import is_stopped, pause
 
 logger = logging.getLogger("dask_embedding_reader")
 
@@ -40,21 +41,24 @@ def with_retries(attempt: Callable[[], T], what: str) -> T:
     Raises
     ------
     ReadError
-        If it has failed so often that it is given up. What cannot pass is raised as it is, after the first attempt.
+        If it has failed so often that it is given up. What cannot pass is raised as it is, after the first attempt,
+        and so is whatever went wrong when nobody waits for the result any more.
     """
     for number in range(1, ATTEMPTS + 1):
         try:
             return attempt()
         except Exception as error:
-            if not may_pass(error):
+            if not may_pass(error) or is_stopped():
                 raise
             if number == ATTEMPTS:
                 raise ReadError(f"{what}: failed after {number} attempts: {describe(error)}") from shown_cause(error)
-            pause = max(FIRST_PAUSE_SECONDS * 2 ** (number - 1) * random.uniform(0.5, 1.5), _asked_pause(error))  # noqa: S311 - jitter
+            seconds = max(FIRST_PAUSE_SECONDS * 2 ** (number - 1) * random.uniform(0.5, 1.5), _asked_pause(error))  # noqa: S311 - jitter
             logger.warning(
-                "%s: attempt %d of %d failed (%s); again in %.1f s", what, number, ATTEMPTS, describe(error), pause
+                "%s: attempt %d of %d failed (%s); again in %.1f s", what, number, ATTEMPTS, describe(error), seconds
             )
-            time.sleep(pause)
+            pause(seconds)
+            if is_stopped():
+                raise
     raise AssertionError("unreachable")
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader.clients import Told, Wanted, ask_info, request
-from dask_embedding_reader.connections import FileSystem
+from dask_embedding_reader.connections import FileSystem, connected, cuts_paths
 from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError, ReadError
 from dask_embedding_reader.retries import (
     describe,
@@ -68,7 +68,7 @@ def file_url(filesystem: FileSystem, path: str) -> str:
     """Spell a path so that it can be opened again: plain for local files, with the protocol elsewhere."""
     if is_local(filesystem):
         return path
-    url = str(filesystem.unstrip_protocol(path))
+    url = str((connected(filesystem) if cuts_paths(filesystem) else filesystem).unstrip_protocol(path))
     if host := filesystem.storage_options.get("host"):  # which some file systems leave out
         port = filesystem.storage_options.get("port")
         url = url.replace(":///", f"://{host}:{port}/" if port else f"://{host}/", 1)

@@ -53,6 +53,8 @@ class Proxy:
     faults: list[str] = field(default_factory=list)
     #: What happens to every request.
     every: str | None = None
+    #: The end of paths that never go wrong.
+    healthy: str | None = None
     #: How many of all requests go wrong.
     share: float = 0.0
     #: Seconds before each answer.
@@ -71,14 +73,16 @@ class Proxy:
 
     def behave(self) -> None:
         """Answer as the healthy server does, and forget what was asked."""
-        self.every = None
+        self.every = self.healthy = None
         self.faults, self.share, self.latency = [], 0.0, 0.0
         self.ranges, self.silent_about, self.before = True, frozenset(), None
         self.random.seed(0)
         self.requests.clear()
 
-    def choose(self, method: str, ranged: bool) -> str | None:
+    def choose(self, method: str, path: str, ranged: bool) -> str | None:
         """The fault of one request."""
+        if self.healthy is not None and path.endswith(self.healthy):
+            return None
         with self.lock:
             if self.every is not None:
                 return self.every
@@ -113,7 +117,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         proxy = self.proxy
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         asked_range = self.headers.get("Range")
-        fault = proxy.choose(self.command, asked_range is not None)
+        fault = proxy.choose(self.command, self.path, asked_range is not None)
         asked = Asked(self.command, self.path, asked_range, fault)
         if proxy.before is not None:
             proxy.before(asked)

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,7 @@ def http_place(folder: Path) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def s3_place(folder: Path) -> Iterator[Place]:
-    if not servers.s3_available:
-        pytest.skip("moto is not installed")
+    servers.require(servers.s3_available, "moto")
     with servers.s3() as server, faulty(server.endpoint) as proxy:
         server.put_folder(folder, "emb")
         options = {
@@ -207,13 +206,25 @@ def test_a_server_is_left_alone_as_long_as_it_asks(place: Place, monkeypatch: py
 # What does not pass
 
 
+async def get_plain_client(**options: Any) -> Any:
+    """A client that asks once. aiohttp asks again by itself, once and at once, where a connection was closed on it."""
+    from fsspec.implementations.http import get_client
+
+    session = await get_client(**options)
+    session._retry_connection = False
+    return session
+
+
 @pytest.mark.parametrize(
     ("fault", "cause"), [("503", "Service Unavailable"), ("stalled", "imeout"), ("shorter", "bytes came where")]
 )
 def test_a_fault_that_stays_is_an_error_with_file_rows_cause_and_attempts(
     place: Place, fault: str, cause: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reader = place.open()
+    is_http = place.url("").startswith("http")
+    reader = replace(
+        place, options={**place.options, "get_client": get_plain_client} if is_http else place.options
+    ).open()
     place.proxy.faults = [fault] * 100
     with pytest.raises(ReadError) as caught, caplog.at_level(logging.WARNING, "dask_embedding_reader"):
         reader.to_dask_array(45, 60).compute(scheduler="synchronous")
@@ -222,10 +233,11 @@ def test_a_fault_that_stays_is_an_error_with_file_rows_cause_and_attempts(
     assert place.url("1.npy") in message
     assert f"failed after {retries.ATTEMPTS} attempts" in message
     assert cause in message
-    # As often as it says: no client tries more behind the scenes, but for a connection that was closed while idle,
-    # which aiohttp opens again once.
-    assert retries.ATTEMPTS <= len(place.proxy.requests) <= 2 * retries.ATTEMPTS
     assert len(caplog.messages) == retries.ATTEMPTS - 1
+    # As often as it says: no client tries more behind the scenes. The client of S3 stands on aiohttp, which opens a
+    # connection again that was closed on it.
+    most = retries.ATTEMPTS if is_http else 2 * retries.ATTEMPTS
+    assert retries.ATTEMPTS <= len(place.proxy.requests) <= most
 
 
 @pytest.mark.parametrize("read", ["batches", "frame", "array"])

@@ -11,7 +11,7 @@ import pickle
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,19 @@ def _zip_in_memory(folder: Path, tmp_path: Path, request: pytest.FixtureRequest)
     return _always(f"zip://emb/::memory:/{name}", clean=lambda: fs.rm(name))
 
 
+def _zip_over_http(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    _zip_file(folder, tmp_path, "emb/")
+    server = ExitStack()
+    url = server.enter_context(servers.http_files(tmp_path)).url
+    return _always(f"zip://emb::{url}/a b.zip", clean=server.close)
+
+
+def _zip_over_s3(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+    server: servers.S3Server = request.getfixturevalue("s3")
+    url = server.put(f"{uuid.uuid4().hex}.zip", _zip_file(folder, tmp_path, "emb/").read_bytes())
+    return _always(f"zip://emb/::{url}", {"s3": server.storage_options})
+
+
 def _simplecache_file(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
     return _always(f"simplecache::file://{folder}", {"simplecache": {"cache_storage": str(tmp_path / "cache")}})
 
@@ -246,6 +259,8 @@ PLACES: dict[str, Callable[[Path, Path, pytest.FixtureRequest], Place]] = {
     "zip": _zip,
     "zip-root": _zip_root,
     "zip-in-memory": _zip_in_memory,
+    "zip-over-http": _zip_over_http,
+    "zip-over-s3": _zip_over_s3,
     "simplecache-file": _simplecache_file,
     "simplecache-memory": _simplecache_memory,
     "dir": _dir,

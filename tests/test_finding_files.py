@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, get_file_list
-from dask_embedding_reader.errors import NoFilesError
+from dask_embedding_reader.errors import FileChangedError, NoFilesError, ReadError
 
 
 def npy(number: int) -> bytes:
@@ -60,6 +60,13 @@ def memory() -> Iterator[str]:
     fs.makedirs(name)
     yield f"memory:/{name}"
     fs.rm(name, recursive=True)
+
+
+@pytest.fixture
+def walked(memory: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same where the storage cannot list a whole tree, so that its folders are listed one by one."""
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "find", fsspec.AbstractFileSystem.find)
+    return memory
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -183,6 +190,102 @@ def test_a_glob_finds_what_it_matches(folder: Path, pattern: str, expected: list
     (folder / "readme.md").write_text("matches * but is of no use")
     assert numbers(f"{folder}/{pattern}") == expected
     assert numbers(folder / pattern) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.npy", [1, 2]),
+        ("*", [1, 2, 3]),
+        ("**", [1, 2, 3]),
+        ("**/*.npy", [1, 2, 3]),
+        ("**/c.npy", [3]),
+        ("**/er/*", [3]),
+        ("deep/**/c.npy", [3]),
+        ("deep/*/c.npy", [3]),
+        ("dee*", [3]),
+        ("d*/e?/", [3]),
+        ("[ab].npy", [1, 2]),
+        ("?.npy", [1, 2]),
+        ("[!a].npy", [2]),
+        ("*/er/nothing/*.npy", []),
+    ],
+)
+def test_a_glob_finds_the_same_elsewhere(walked: str, pattern: str, expected: list[int]) -> None:
+    fs = fsspec.filesystem("memory")
+    for number, name in enumerate(["a.npy", "b.npy", "deep/er/c.npy"], 1):
+        fs.pipe(f"{walked}/{name}", npy(number))
+    fs.pipe(f"{walked}/readme.md", b"matches * but is of no use")
+    if expected:
+        assert numbers(f"{walked}/{pattern}") == expected
+    else:
+        with pytest.raises(NoFilesError):
+            numbers(f"{walked}/{pattern}")
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, folder: str, error: OSError) -> None:
+    """Make a folder one that cannot be listed, though the listing of its parent names it."""
+    kind = type(fsspec.filesystem("memory"))
+    listing = kind.ls
+
+    def ls(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        if path.rstrip("/").endswith(folder):
+            raise error
+        return listing(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "ls", ls)
+
+
+@pytest.mark.parametrize("pattern", ["", "/", "/**", "/**/*.npy", "/*/er/*.npy", "/*/er"])
+@pytest.mark.parametrize(
+    ("error", "expected", "kind"),
+    [
+        (FileNotFoundError("no such folder"), r"deep/er: this folder was listed, but then .* rename", FileChangedError),
+        (PermissionError("no entry"), "no entry", ReadError),
+    ],
+)
+def test_a_folder_that_is_listed_but_cannot_be_found_is_not_left_out_in_silence(
+    walked: str, monkeypatch: pytest.MonkeyPatch, pattern: str, error: OSError, expected: str, kind: type[ReadError]
+) -> None:
+    fs = fsspec.filesystem("memory")
+    for number, name in enumerate(["a.npy", "deep/b.npy", "deep/er/c.npy"]):
+        fs.pipe(f"{walked}/{name}", npy(number))
+    fail_at(monkeypatch, "deep/er", error)
+    with pytest.raises(kind, match=expected):
+        EmbeddingReader(f"{walked}{pattern}")
+
+
+def test_a_glob_asks_only_for_folders_that_it_may_match(walked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = fsspec.filesystem("memory")
+    for number, name in enumerate(["a1/b.npy", "a2/b.npy", "mine/b.npy", "a1/deep/er/b.npy"]):
+        fs.pipe(f"{walked}/{name}", npy(number))
+    for folder in ("mine", "deep"):
+        fail_at(monkeypatch, folder, PermissionError("no entry"))
+    assert numbers(f"{walked}/a*/*.npy") == [0, 1]
+
+
+def test_a_temporary_folder_that_vanishes_is_of_no_importance(walked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Programs that write to a folder make such ones and remove them all the time.
+    fs = fsspec.filesystem("memory")
+    for number, name in enumerate(["a.npy", "_temporary/0/b.npy"]):
+        fs.pipe(f"{walked}/{name}", npy(number))
+    fail_at(monkeypatch, "_temporary/0", FileNotFoundError("gone"))
+    assert numbers(walked) == [0]
+
+
+def test_a_local_folder_that_vanishes_while_it_is_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("deep"):
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(FileChangedError, match=r"deep: this folder was listed, but then"):
+        EmbeddingReader(folder)
+    (folder / "deep").rename(folder / "_deep")
+    assert numbers(folder) == [1, 2]
 
 
 def test_a_glob_in_the_middle_of_a_path_reaches_into_every_folder(tmp_path: Path) -> None:

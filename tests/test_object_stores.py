@@ -37,8 +37,8 @@ NAMES = [
     "~a@b",
 ]
 
-#: What the clients of HDFS make of some of them, whatever reads through them: they cut names, or decode them twice.
-CLIENT_CANNOT: dict[str, Sequence[str]] = {"hdfs": "#?;", "webhdfs": "#?;%+"}
+#: What an HDFS of version 2 makes of some of them when it is asked by HTTP: it decodes them twice.
+CLIENT_CANNOT: dict[str, Sequence[str]] = {"webhdfs": "%+"}
 
 
 def npy(number: int = 0) -> bytes:
@@ -156,10 +156,11 @@ def test_listings_of_many_pages_of_google(tmp_path: Path) -> None:
         assert first_items(EmbeddingReader("gs://many/emb", storage_options=server.storage_options)) == [0, 1, 2]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.slow  # Azure hands out 5,000 names at a time, and azurite takes its time to store so many
 def test_listings_of_many_pages_of_azure(azure: clouds.AzureServer, prefix: str, tmp_path: Path) -> None:
     write_many(tmp_path / "emb", 5_100)
-    put_all(azure, {f"{prefix}/{path.name}": path.read_bytes() for path in (tmp_path / "emb").iterdir()})
+    azure.put_all({f"{prefix}/{path.name}": path.read_bytes() for path in (tmp_path / "emb").iterdir()})
     reader = EmbeddingReader(f"{azure.root}/{prefix}", storage_options=azure.storage_options)
     assert first_items(reader) == [0, 1, 2]
 

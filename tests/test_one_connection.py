@@ -164,6 +164,15 @@ def test_many_threads_read_the_right_rows_over_one_connection(place: Place, file
     read(place, file_format)
 
 
+def test_opening_logs_in_once_for_each_source(ftp: Place) -> None:
+    assert ftp.open().nb_files == 3
+    assert len(ftp.clients) == 1
+    ftp.clients.clear()
+    urls = [f"{ftp.url}/{name}.npy" for name in ("0", "1", "sub/2")]
+    assert EmbeddingReader(urls).nb_files == 3
+    assert len(ftp.clients) <= len(urls)
+
+
 def test_a_connection_that_the_server_has_closed_is_opened_again(
     ftp: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

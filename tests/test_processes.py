@@ -41,8 +41,7 @@ def open_reader(request: pytest.FixtureRequest, folder: Path) -> Iterator[Callab
             urls = [f"{server.url}/{k}.npy" for k in range(3)]
             yield lambda: EmbeddingReader(urls)
     else:
-        if not servers.s3_available:
-            pytest.skip("moto is not installed")
+        servers.require(servers.s3_available, "moto")
         with servers.s3() as s3:
             url = s3.put_folder(folder, "emb")
             yield lambda: EmbeddingReader(url, storage_options=s3.storage_options)

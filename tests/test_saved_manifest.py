@@ -138,6 +138,17 @@ def test_a_file_that_has_gone_is_named(tmp_path: Path) -> None:
     assert EmbeddingReader(tmp_path).count == 15
 
 
+def test_a_file_that_was_added_is_seen_by_a_plain_open_alone(tmp_path: Path) -> None:
+    for number in (0, 2):
+        np.save(tmp_path / f"{number}.npy", ROWS + number)
+    EmbeddingReader(tmp_path).save_manifest()
+    np.save(tmp_path / "1.npy", ROWS + 1)
+    again = EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+    np.testing.assert_array_equal(again.to_dask_array().compute(), np.concatenate([ROWS, ROWS + 2]))
+    plain = EmbeddingReader(tmp_path).to_dask_array().compute()
+    np.testing.assert_array_equal(plain, np.concatenate([ROWS, ROWS + 1, ROWS + 2]))
+
+
 def test_other_columns_than_those_saved(tmp_path: Path) -> None:
     collection = write_collection(tmp_path, "parquet-list", columns=["id", "caption", "day"])
     collection.open(meta_columns=["id", "caption"]).save_manifest()
@@ -315,8 +326,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 
 
 def test_no_secret_is_saved(tmp_path: Path) -> None:
-    if not servers.s3_available:
-        pytest.skip("moto is not installed")
+    servers.require(servers.s3_available, "moto")
     with servers.s3() as server:
         url = f"s3://{server.bucket}/emb"
         frame = pd.DataFrame({"id": np.arange(20)})
@@ -334,6 +344,29 @@ def test_no_secret_is_saved(tmp_path: Path) -> None:
         reader.save_manifest(tmp_path / "m.parquet")
         local = EmbeddingReader.from_manifest(tmp_path / "m.parquet", url, storage_options=options)
         np.testing.assert_array_equal(local.to_dask_array().compute(), ROWS)
+
+
+def test_objects_that_were_replaced_deleted_or_added_since(tmp_path: Path) -> None:
+    servers.require(servers.s3_available, "moto")
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", ROWS + number)
+    with servers.s3() as server:
+        url, options = server.put_folder(tmp_path, "emb"), server.storage_options
+        EmbeddingReader(url, storage_options=options).save_manifest()
+        server.put("emb/1.npy", (tmp_path / "2.npy").read_bytes())  # of the same size: its etag tells
+        server.put("emb/4.npy", (tmp_path / "0.npy").read_bytes())
+        rows = np.concatenate([ROWS, ROWS + 2, ROWS + 2, ROWS + 3, ROWS])
+        np.testing.assert_array_equal(EmbeddingReader(url, storage_options=options).to_dask_array().compute(), rows)
+        fsspec.filesystem("s3", **options).rm_file(f"{url}/2.npy")
+        x = EmbeddingReader.from_manifest(f"{url}/_manifest.parquet", storage_options=options).to_dask_array()
+        assert len(x) == 4 * len(ROWS)
+        np.testing.assert_array_equal(x[:20].compute(), ROWS)
+        with pytest.raises(FileChangedError, match=r"/1\.npy: the file changed since"):
+            x[20:40].compute()
+        with pytest.raises(FileChangedError, match=r"/2\.npy: the file has gone since"):
+            x[40:60].compute()
+        with pytest.raises(FileChangedError, match=r"1 of the 4 files .* have gone: .*/2\.npy; restore them"):
+            EmbeddingReader(url, storage_options=options)
 
 
 def test_files_on_a_web_server_that_lists_nothing(tmp_path: Path) -> None:

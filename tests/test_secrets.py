@@ -53,8 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["signed URL", "password in URL", "headers", "s3"])
 def running_place(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
     if request.param == "s3":
-        if not servers.s3_available:
-            pytest.skip("moto is not installed")
+        servers.require(servers.s3_available, "moto")
         with servers.s3() as s3, faulty(s3.endpoint) as proxy:
             url = s3.put_folder(folder, "emb")
             client = {"endpoint_url": proxy.url, "region_name": "us-east-1"}

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests import servers
 from tests.support import (
     COLUMNS,
     FORMATS,
@@ -90,3 +91,13 @@ def test_expected_column_keeps_values_that_float64_cannot() -> None:
     assert expected_column(column).tolist() == [2**53 + 1, pd.NA]
     assert expected_column(column.slice(0, 1), nullable=True).dtype == pd.Int64Dtype()
     assert expected_column(column.slice(0, 1)).dtype == np.dtype("int64")
+
+
+def test_what_lacks_a_server_is_skipped_and_fails_where_all_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers.require(True, "nginx")
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="nginx is not installed: `make servers` does it"):
+        servers.require(False, "nginx")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="nginx is not installed"):
+        servers.require(False, "nginx")

@@ -507,8 +507,7 @@ def test_a_batch_that_fails_loses_nothing_that_was_read(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[servers.S3Server]:
-    if not servers.s3_available:
-        pytest.skip("moto is not installed")
+    servers.require(servers.s3_available, "moto")
     with servers.s3() as server:
         yield server
 
@@ -568,8 +567,7 @@ def test_s3_without_a_bucket_or_a_connection(s3: servers.S3Server, monkeypatch: 
 @pytest.mark.parametrize("store", ["gcs", "azure"])
 def test_other_object_stores(tmp_path: Path, store: str) -> None:
     clouds: Any = pytest.importorskip("tests.clouds")
-    if not getattr(clouds, f"{store}_available"):
-        pytest.skip(f"the server of {store} is not installed")
+    servers.require(getattr(clouds, f"{store}_available"), f"the server of {store}")
     collection = write_collection(tmp_path, "parquet_npy", columns=["id", "caption"])
     with getattr(clouds, store)() as server:
         url, options = f"{server.root}/out", server.storage_options

@@ -19,6 +19,7 @@ from dask.sizeof import sizeof
 from dask.system import CPU_COUNT
 
 from dask_embedding_reader.buffers import Buffers, used_again
+from dask_embedding_reader.stopping import stoppable_pool
 from dask_embedding_reader.streaming.schedule import Graph, Key, Schedule, depth_first, literals
 
 if TYPE_CHECKING:
@@ -77,11 +78,11 @@ class Threads:
         self._graph, self._outputs = graph, outputs
         # Reductions hold what they combine: fewer at a time where chunks are large.
         self._parallel_globals = max(1, min(self.parallel, limit_nbytes // max(1, inner_nbytes)))
-        self._pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="embedding-reader")
+        self._closed = threading.Event()
+        self._pool = stoppable_pool(self.parallel, self._closed)
         self._globals: dict[Key, Any] = {}
         self._loans: dict[tuple[Key, int], _Loan] = {}
         self._lock = threading.Lock()
-        self._closed = False
         self._held_nbytes = 0
         self._buffers = Buffers(limit_nbytes // 8)
         self.schedule: Schedule
@@ -96,7 +97,7 @@ class Threads:
         for keys in levels:
             graph = {key: self._graph[key] for key in depth_first(self._graph, keys, self._globals)}
             graph |= literals(self._globals)
-            pool = ThreadPoolExecutor(self._parallel_globals, thread_name_prefix="embedding-reader")
+            pool = stoppable_pool(self._parallel_globals, self._closed)
             try:
                 values = dask.threaded.get(graph, list(keys), pool=pool)
             finally:
@@ -144,7 +145,7 @@ class Threads:
             return self._loans[key, schedule.lender(key, unit)].result.result()
 
         for key in tasks:
-            if self._closed:
+            if self._closed.is_set():
                 raise CancelledError
             node = graph[key]
             value = node({dep: value_of(dep) for dep in node.dependencies})
@@ -174,7 +175,7 @@ class Threads:
 
     def close(self) -> None:
         """Start nothing more; a task that runs is the last one of its thread."""
-        self._closed = True
+        self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._buffers.close()
 

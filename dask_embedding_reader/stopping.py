@@ -1,0 +1,78 @@
+"""Threads that end soon after nobody waits for their results any more.
+
+What they are about to do is cancelled as usual. But a thread that is asking a storage may have to ask again, after
+pauses that grow: it looks here before it does. So does a program that ends, however it ends: it waits for all threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+_own = threading.local()
+_all: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+
+
+def stoppable_pool(threads: int, stopped: threading.Event) -> ThreadPoolExecutor:
+    """Return threads that give up what they do once the event is set."""
+    _all.add(stopped)
+    return ThreadPoolExecutor(
+        threads, thread_name_prefix="embedding-reader", initializer=_stop_with, initargs=(stopped,)
+    )
+
+
+@contextmanager
+def threads_at_once(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Give threads to a block; when it fails or is interrupted, they stop."""
+    stopped = threading.Event()
+    pool = stoppable_pool(threads, stopped)
+    try:
+        yield pool
+    except BaseException as error:
+        stopped.set()
+        # Somebody who presses ctrl-C does not want to wait for a server that does not answer.
+        pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def may_stop() -> bool:
+    """Tell whether this thread is one that may be stopped."""
+    return _event() is not None
+
+
+def is_stopped() -> bool:
+    """Tell whether nobody waits for what this thread does."""
+    stopped = _event()
+    return stopped is not None and stopped.is_set()
+
+
+def pause(seconds: float) -> None:
+    """Wait, but not when nobody waits for what this thread does."""
+    stopped = _event()
+    if stopped is None:
+        time.sleep(seconds)
+    else:
+        stopped.wait(seconds)
+
+
+def _event() -> threading.Event | None:
+    return getattr(_own, "stopped", None)
+
+
+def _stop_with(stopped: threading.Event) -> None:
+    _own.stopped = stopped
+
+
+def _stop_all() -> None:
+    for stopped in list(_all):
+        stopped.set()
+
+
+if hasattr(threading, "_register_atexit"):
+    # Called before the threads of pools are waited for; atexit would be too late.
+    threading._register_atexit(_stop_all)
