@@ -95,9 +95,8 @@ def find_place(filesystem: FileSystem, path: str) -> Place | None:
 
 def leave_to_fsspec(filesystem: FileSystem, place: Place) -> None:
     """Read no more from a store by obstore, as fsspec's client has got what obstore has not."""
-    if not place.store.has_answered:
-        logger.debug("%s is read by fsspec's client, as obstore cannot", place.store.name)
-        filesystem.__dict__[_STORES][place.store.name] = None
+    logger.debug("%s is read by fsspec's client from now on: obstore cannot", place.store.name)
+    filesystem.__dict__[_STORES][place.store.name] = None
 
 
 def get(place: Place, start: int, stop: int, put: Callable[[bytes], object]) -> Mapping[str, Any]:
@@ -148,7 +147,7 @@ def _translated(error: Exception, place: Place) -> Exception:
             return FileNotFoundError(place.key)
         if status in (401, 403) and found:
             return PermissionError(f"{status}{found.group(2)}")
-        if "error sending request" in str(error):
+        if re.search(r"error sending request|Requested [\d.]+, got ", str(error)):
             return (TimeoutError if _timed_out(error) else ConnectionError)(_first_line(error))
     return UnusualAnswer()
 
