@@ -16,7 +16,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from importlib import import_module
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -119,6 +119,8 @@ def get(place: Place, start: int, stop: int, put: Callable[[bytes], object]) -> 
         answer = import_module("obstore").get(place.store.store, place.key, options=options)
     except Exception as error:  # noqa: BLE001 - translated
         raise _translated(error, place) from None
+    if place.store.name.startswith("http") and answer.attributes.get("Content-Encoding", "identity") != "identity":
+        raise UnusualAnswer  # aiohttp knows how to unpack it
     place.store.has_answered = True
     try:
         for block in answer.stream(min_chunk_size=_BLOCK_NBYTES):
@@ -310,12 +312,13 @@ def _s3_signing(filesystem: FileSystem, client: Any, authorization: str) -> tupl
 
     def provide() -> dict[str, Any]:
         keys = sync(filesystem.loop, credentials.get_frozen_credentials)
+        expiry = getattr(credentials, "_expiry_time", None)
         return {
             "access_key_id": keys.access_key,
             "secret_access_key": keys.secret_key,
             "token": keys.token,
             # botocore renews them in time, when asked.
-            "expires_at": getattr(credentials, "_expiry_time", None),
+            "expires_at": expiry and datetime.fromtimestamp(expiry.timestamp(), timezone.utc),
         }
 
     if provide()["access_key_id"] != used:
