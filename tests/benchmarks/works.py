@@ -123,8 +123,8 @@ LIMITED_SHARE = 8
 def remote_works() -> list[Work]:
     """Passes over a collection on a server on this machine, 16 pieces in flight."""
     files = Source("npy float32", "remote")
-    fast = (Faster(REFERENCE, 2.3), Faster(CAT_FILE, 0.95))
-    scales = (Scales(ONE_CONNECTION, LIMITED_SHARE, 12),)
+    fast: tuple[Floor, ...] = (Faster(REFERENCE, 2.3), Faster(CAT_FILE, 0.95))
+    scales: tuple[Floor, ...] = (Scales(ONE_CONNECTION, LIMITED_SHARE, 12),)
     titles = {
         "remote-s3": ("npy float32 over S3", fast),
         "remote-http": ("npy float32 over HTTP", fast),
