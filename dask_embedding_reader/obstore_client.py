@@ -1,4 +1,4 @@
-"""Byte ranges from S3 and over HTTP by ``obstore``, where it is installed: half the processor time of fsspec's clients.
+"""Byte ranges from S3 and over HTTP by ``obstore``, where it is installed: it needs less of the processor than s3fs.
 
 It takes the part of a client only where it would ask for the same in the same name: what s3fs sends is looked at, not
 guessed from its options. Whatever is out of the ordinary is left to fsspec's client, which also has the last word when
