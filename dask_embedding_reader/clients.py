@@ -2,7 +2,7 @@
 
 fsspec's ``cat_file`` returns bytes alone; whether they belong to the file that was planned takes a second request. The
 clients of S3, HTTP, GCS and Azure hand out the head of the answer too, so each has one function here. All others are
-read through ``cat_file``.
+read through ``cat_file``. Where ``obstore`` is installed, it takes the part of those of S3 and HTTP.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from fsspec.asyn import sync
 
+from dask_embedding_reader import obstore_client
 from dask_embedding_reader.connections import STALL_SECONDS, FileSystem, connected, exclusive, protocols, reconnect, run
 from dask_embedding_reader.errors import ReadError
 
@@ -22,6 +24,9 @@ Told: TypeAlias = Mapping[str, Any]
 """What an answer says of the whole file, in the words of ``FileSystem.info``: ``size``, and etag or time."""
 
 _BLOCK_NBYTES = 2**18
+_THREADS = 16
+"""Ranges of one file that obstore is asked for at once."""
+
 _SLOWEST_NBYTES = 100_000
 """Bytes a second below which a client of unknown kind counts as stalled."""
 
@@ -37,8 +42,12 @@ class Wanted(NamedTuple):
     """Takes the bytes, block by block, in order."""
 
 
-def request(filesystem: FileSystem, path: str, ranges: Sequence[Wanted]) -> list[Told | BaseException | None]:
+def request(
+    filesystem: FileSystem, path: str, ranges: Sequence[Wanted], *, again: bool = False
+) -> list[Told | BaseException | None]:
     """Ask for byte ranges of a file, all at once where the client can; nothing is tried twice.
+
+    ``again`` says that it has failed before: fsspec's own clients tell more of what goes wrong.
 
     Returns
     -------
@@ -46,6 +55,36 @@ def request(filesystem: FileSystem, path: str, ranges: Sequence[Wanted]) -> list
         For each range what the answer told of the file, None where it told nothing, or the exception.
     """
     live = connected(filesystem)
+    place = None if again else obstore_client.find_place(live, path)
+    if place is None:
+        return _request_of_fsspec(filesystem, live, path, ranges)
+    answers = _request_of_obstore(place, ranges)
+    unusual = [k for k, answer in enumerate(answers) if isinstance(answer, obstore_client.UnusualAnswer)]
+    if unusual:
+        others = _request_of_fsspec(filesystem, live, path, [ranges[k] for k in unusual])
+        if not all(isinstance(answer, BaseException) for answer in others):
+            obstore_client.leave_to_fsspec(live, place)
+        for k, answer in zip(unusual, others, strict=True):
+            answers[k] = answer
+    return answers
+
+
+def _request_of_obstore(place: obstore_client.Place, ranges: Sequence[Wanted]) -> list[Told | BaseException | None]:
+    def get(wanted: Wanted) -> Told | BaseException:
+        try:
+            return obstore_client.get(place, *wanted)
+        except Exception as error:  # noqa: BLE001 - the caller decides
+            return error
+
+    if len(ranges) == 1:
+        return [get(ranges[0])]
+    with ThreadPoolExecutor(min(_THREADS, len(ranges))) as pool:
+        return list(pool.map(get, ranges))
+
+
+def _request_of_fsspec(
+    filesystem: FileSystem, live: FileSystem, path: str, ranges: Sequence[Wanted]
+) -> list[Told | BaseException | None]:
     get = _CLIENTS.get(_kind(live))
     if get is None:
         return _request_plainly(filesystem, live, path, ranges)

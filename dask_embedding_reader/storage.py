@@ -311,7 +311,7 @@ def _finish(
             answer, count = outcomes.pop()
         else:
             wanted, count = _wanted(start, buffers)
-            (answer,) = request(file.filesystem, file.path, [wanted])
+            (answer,) = request(file.filesystem, file.path, [wanted], again=True)
         if isinstance(answer, BaseException):
             raise answer
         same = None if answer is None else _is_same(file, answer)

@@ -192,7 +192,9 @@ def test_a_listing_of_many_names_is_one_request_a_page(tmp_path: Path) -> None:
         with nginx.counting() as requests:
             assert EmbeddingReader("s3://bucket/emb", storage_options=options).count == len(ROWS)
     assert len(listings(requests)) == 3
-    assert len(requests) == 4
+    # rclone answers ranges with status 200, which obstore, where it is installed, leaves to s3fs.
+    assert {file_of(r) for r in requests[3:]} == {"z.npy"}
+    assert len(requests) <= 5
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -195,9 +195,9 @@ def probes() -> list[int]:
 
 
 def make_remote(path: Path, rows: int) -> None:
-    """48 files, each of them the size of a piece; two of three are further names of the one before them."""
+    """48 files of 8 MB, three times as many as are in flight; two of three are further names of the one before them."""
     for number in range(0, 48, 3):
-        write_npy_f32(path, number, max(1, rows // 12))
+        write_npy_f32(path, number, max(1, rows // 24))
         for copy in (1, 2):
             os.link(path / f"{number:04}.npy", path / f"{number + copy:04}.npy")
 
