@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -246,14 +247,20 @@ def _list_folder(filesystem: FileSystem, folder: str) -> list[dict[str, Any]]:
     def attempt() -> list[dict[str, Any]]:
         with exclusive(filesystem):
             try:
-                return list(connected(filesystem).ls(folder, detail=True))
+                entries = list(connected(filesystem).ls(folder, detail=True))
             except (FileNotFoundError, NotADirectoryError):
                 return []  # the folder that was asked for is looked up later; one below it has gone by now
             except Exception:
                 reconnect(filesystem)
                 raise
+        return [entry for entry in entries if not _leads_out(filesystem, entry["name"])]
 
     return with_retries(attempt, f"listing {shown_url(filesystem, folder)}")
+
+
+def _leads_out(filesystem: FileSystem, name: str) -> bool:
+    """Tell whether a page of links, which anybody may have written, names what is not below its folder."""
+    return "http" in protocols(filesystem) and ".." in re.split(r"[/\\]", urllib.parse.unquote(name))
 
 
 def _walk(folder: str) -> Iterator[dict[str, Any]]:
@@ -291,7 +298,7 @@ def _glob(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
         listing = with_retries(
             lambda: connected(filesystem).glob(pattern, detail=True), f"listing {hide_secrets(pattern)}"
         )
-    matches = [{**info, "name": path} for path, info in listing.items()]
+    matches = [{**info, "name": path} for path, info in listing.items() if not _leads_out(filesystem, path)]
     infos = {info["name"]: info for info in matches if info["type"] != "directory"}
     if "**" not in pattern:
         for folder in (info["name"] for info in matches if info["type"] == "directory"):

@@ -34,6 +34,9 @@ DECODER_NBYTES = 48 * 2**20
 _DECODE_NBYTES = 2 * 2**20
 """Vectors are decoded in steps of this many bytes: as fast as whole row groups, in a tenth of the memory."""
 
+_BUFFER_NBYTES = 2**20
+"""What pyarrow reads at a time of a column chunk that is larger than this."""
+
 _DECODE_ROWS = 8_192
 """Metadata is decoded in steps of this many rows."""
 
@@ -120,6 +123,8 @@ def iter_tables(
             skip, keep = max(0, start - row), min(batch.num_rows, stop - row)
             row += batch.num_rows
             check_local(header.file)
+            # Text that is no UTF-8 and offsets that lead elsewhere would show when the values are used, or never.
+            batch.validate(full=True)
             if skip < keep:
                 # By name: pyarrow also takes the columns `a.b` for `a`, and keeps the order of the file.
                 yield batch.select(list(names)).slice(skip, keep - skip)
@@ -291,15 +296,18 @@ def _bad_vector(header: FileHeader, columns: Columns, row: int, what: str) -> No
 
 def _open(file: StoredFile, groups: Sequence[int], names: Sequence[str]) -> pq.ParquetFile:
     source: Any
+    footer = _footer(file)
     if is_local(file.filesystem):
         source = local_input(file)
     else:
-        footer = _footer(file)
         # Like pyarrow, which also takes the column `a.b` for a part of `a`.
         paths = enumerate(footer.schema.paths)
         leaves = [leaf for leaf, path in paths if any(f"{path}.".startswith(f"{name}.") for name in names)]
         source = _ChunkFile(file, [footer.chunks[group][leaf][:2] for group in groups for leaf in leaves])
-    return pq.ParquetFile(source, metadata=_metadata(file), buffer_size=2**20, pre_buffer=False)
+    # Small chunks are read whole: with a buffer, a damaged page that claims 2 GB would be given 2 GB.
+    largest = max((chunk.stop - chunk.start for group in groups for chunk in footer.chunks[group]), default=0)
+    buffer_size = _BUFFER_NBYTES if largest > _BUFFER_NBYTES else 0
+    return pq.ParquetFile(source, metadata=_metadata(file), buffer_size=buffer_size, pre_buffer=False)
 
 
 class _ChunkFile(io.RawIOBase):
