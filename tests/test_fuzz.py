@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 
+from dask_embedding_reader.errors import FormatError
+from dask_embedding_reader.formats.metadata import MetaField, make_frame
 from tests.fuzz.guard import guarded
 from tests.fuzz.run import feed, fuzz, load_corpus, unpack
 from tests.fuzz.targets import TARGETS
@@ -60,3 +64,10 @@ def test_what_once_found_a_fault_finds_none_now(run: Any, entry: dict[str, str])
 @pytest.mark.timeout(7200)
 def test_a_million_inputs_find_no_fault() -> None:
     assert [found.what for found in fuzz(1_000_000, 0)] == []
+
+
+def test_nulls_that_the_statistics_deny_are_no_floats() -> None:
+    """A damaged page found this: integers came back as floating-point numbers."""
+    table = pa.table({"id": pa.array([1, None, 3], pa.int64())})
+    with pytest.raises(FormatError, match=r"'id' holds nulls, but the statistics .* none"):
+        make_frame([MetaField("id", pa.int64(), has_nulls=False)], table, pd.RangeIndex(3))

@@ -85,8 +85,8 @@ def npy(rng: Random, seeds: list[bytes]) -> bytes:
     length = len(header) if rng.random() < 0.9 else rng.choice(_ODD_NUMBERS)
     width = 2 if version == 1 else 4
     body = seed[-ROW_NBYTES:] if rng.random() < 0.5 else rng.randbytes(rng.choice((0, 60, 240, 480)))
-    prefix: bytes = b"\x93NUMPY" + bytes([version, 0])
-    return prefix + (length % 2 ** (8 * width)).to_bytes(width, "little") + header + body
+    length %= 2 ** (8 * width)
+    return b"\x93NUMPY" + bytes([version, 0]) + int(length).to_bytes(width, "little") + header + body
 
 
 ROW_NBYTES = 240
