@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -274,7 +275,7 @@ def _list_folder(filesystem: FileSystem, root: str, folder: str) -> list[dict[st
     def attempt() -> list[dict[str, Any]]:
         with exclusive(filesystem):
             try:
-                return list(connected(filesystem).ls(folder, detail=True))
+                entries = list(connected(filesystem).ls(folder, detail=True))
             except (FileNotFoundError, NotADirectoryError) as error:
                 # Whether there is a folder of the name that was given is looked up later.
                 if folder == root or _is_litter(folder, root):
@@ -283,6 +284,7 @@ def _list_folder(filesystem: FileSystem, root: str, folder: str) -> list[dict[st
             except Exception:
                 reconnect(filesystem)
                 raise
+        return [entry for entry in entries if not _leads_out(filesystem, entry["name"])]
 
     return with_retries(attempt, f"listing {shown_url(filesystem, folder)}")
 
@@ -293,6 +295,11 @@ def _vanished(url: str) -> FileChangedError:
         f"{url}: this folder was listed, but then it could not be found: it was removed or renamed in the meantime, or "
         "the client of this storage does not find it by its name; open again, or rename the folder"
     )
+
+
+def _leads_out(filesystem: FileSystem, name: str) -> bool:
+    """Tell whether a page of links, which anybody may have written, names what is not below its folder."""
+    return "http" in protocols(filesystem) and ".." in re.split(r"[/\\]", urllib.parse.unquote(name))
 
 
 def _walk(folder: str) -> Iterator[dict[str, Any]]:

@@ -101,6 +101,7 @@ def make_plan(files: FileTable, start: int, stop: int, max_rows: int) -> ReadPla
 
     Pieces end where files end and, in files of row groups, where row groups end: small groups are read together.
     """
+    max_rows = min(max_rows, files.count + 1)  # what no integer of numpy can hold means as much
     cuts = _file_bounds(files)
     if files.has_groups:
         cuts = _merge_groups(_group_bounds(files), cuts, max_rows)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dask_embedding_reader.connections import FileSystem
-from dask_embedding_reader.errors import ArgumentError, ColumnError, NoFilesError
+from dask_embedding_reader.errors import ArgumentError, ColumnError, FormatError, NoFilesError
 from dask_embedding_reader.finding import Source, resolve
 from dask_embedding_reader.formats import MetaColumn, get_format
 from dask_embedding_reader.manifest import FileTable, Headers, Manifest, make_manifest
@@ -142,6 +142,8 @@ def reopen_manifest(
         return chosen, [root for _, root in roots]
 
     vectors = headers(VECTORS, roots)
+    if not vectors[0]:
+        raise FormatError(f"{url}: not a usable manifest: it names no file of vectors; remove it, and save it again")
     metadata = headers(METADATA, metadata_roots or roots)
     layout = get_format(saved.file_format)
     columns = saved.columns._replace(meta=names)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_embedding_reader.errors import MismatchError
+from dask_embedding_reader.errors import FormatError, MismatchError
 from dask_embedding_reader.formats import MetaColumn
 
 ROW_NUMBER = "i"
@@ -137,6 +137,11 @@ def make_frame(fields: Sequence[MetaField], table: pa.Table, index: pd.Index) ->
 
 def _values(field: MetaField, values: pa.ChunkedArray) -> Any:
     dtype = field.dtype
+    if values.null_count and not field.has_nulls:
+        raise FormatError(
+            f"the metadata column {field.name!r} holds nulls, but the statistics of its files promise that there is "
+            "none; write the files again, or leave the column out of meta_columns"
+        )
     if hasattr(dtype, "__from_arrow__"):
         return dtype.__from_arrow__(values)
     if dtype.kind in "mM":

@@ -93,7 +93,7 @@ def _parse(file: StoredFile) -> tuple[_Parsed, int]:
 
 @lru_cache(maxsize=256)  # the shards of a collection mostly have equal headers, and numpy takes 40 us to parse one
 def _parse_header(head: bytes) -> _Parsed:
-    stripped = head.rstrip()  # numpy refuses long headers, and padding is what makes them long
+    stripped = head.rstrip(b" \n")  # numpy refuses long headers, and padding is what makes them long
     width, read = (2, np.lib.format.read_array_header_1_0) if head[6] == 1 else (4, np.lib.format.read_array_header_2_0)
     text = stripped[8 + width :] + b"\n"
     return _Parsed(*read(io.BytesIO(len(text).to_bytes(width, "little") + text)))

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats import Array, Columns, FileHeader, MetaColumn, RowReader
 from dask_embedding_reader.formats.cast import cast_into
+from dask_embedding_reader.formats.parquet_footer import Footer, parse_footer
 from dask_embedding_reader.retries import describe
 from dask_embedding_reader.storage import StoredFile, check_local, is_local, local_input, read_range, read_ranges
 
@@ -32,6 +33,9 @@ DECODER_NBYTES = 48 * 2**20
 
 _DECODE_NBYTES = 2 * 2**20
 """Vectors are decoded in steps of this many bytes: as fast as whole row groups, in a tenth of the memory."""
+
+_BUFFER_NBYTES = 2**20
+"""What pyarrow reads at a time of a column chunk that is larger than this."""
 
 _DECODE_ROWS = 8_192
 """Metadata is decoded in steps of this many rows."""
@@ -45,19 +49,12 @@ class _Parquet:
 
     def read_header(self, file: StoredFile, columns: Columns) -> FileHeader:
         """Read the footer of a parquet file: rows, row groups, and what the wanted columns hold."""
-        metadata = _footer(file)
-        try:
-            schema = metadata.schema.to_arrow_schema()
-            group_rows = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
-            dimension, dtype = 0, np.dtype(np.float32)
-            if columns.embedding is not None:
-                dtype, dimension = _vector_type(file, schema, metadata, columns)
-            meta = tuple(_meta_column(file, schema, metadata, name) for name in columns.meta)
-        except EmbeddingReaderError:
-            raise
-        except Exception as error:
-            raise FormatError(f"{file.url}: its parquet footer cannot be read: {describe(error)}") from error
-        return FileHeader(file, sum(group_rows), dimension, dtype, group_rows=group_rows, meta=meta)
+        footer = _footer(file)
+        dimension, dtype = 0, np.dtype(np.float32)
+        if columns.embedding is not None:
+            dtype, dimension = _vector_type(file, footer, columns)
+        meta = tuple(_meta_column(file, footer, name) for name in columns.meta)
+        return FileHeader(file, sum(footer.group_rows), dimension, dtype, group_rows=footer.group_rows, meta=meta)
 
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that decodes the next vectors into arrays, each row group once however many it fills."""
@@ -132,6 +129,8 @@ def iter_tables(
             check_local(header.file)
             if count % _STEPS_BETWEEN_RELEASES == 0:
                 pa.default_memory_pool().release_unused()
+            # Text that is no UTF-8 and offsets that lead elsewhere would show when the values are used, or never.
+            batch.validate(full=True)
             if skip < keep:
                 # By name: pyarrow also takes the columns `a.b` for `a`, and keeps the order of the file.
                 yield batch.select(list(names)).slice(skip, keep - skip)
@@ -157,11 +156,11 @@ def iter_tables(
 
 def column_names(file: StoredFile) -> list[str]:
     """Return the names of all columns of a file."""
-    return list(_footer(file).schema.to_arrow_schema().names)
+    return list(_footer(file).schema.arrow.names)
 
 
 @lru_cache(maxsize=128)  # a pass opens each file once a row group; and a footer may take as long to fetch as the data
-def _footer(file: StoredFile) -> pq.FileMetaData:
+def _footer(file: StoredFile) -> Footer:
     if 0 <= file.size < 12:
         raise FormatError(f"{file.url}: not a parquet file: it has only {file.size} bytes")
     if file.size < 0:
@@ -175,40 +174,23 @@ def _footer(file: StoredFile) -> pq.FileMetaData:
         raise FormatError(f"{file.url}: damaged: its footer claims {nbytes:,} bytes of the file's {file.size:,}")
     if nbytes > len(tail):
         tail = read_range(file, file.size - nbytes, file.size - len(tail)) + tail
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(tail))
-    except (pa.ArrowException, OSError) as error:
-        raise FormatError(f"{file.url}: its parquet footer cannot be read: {describe(error)}") from error
-    for group in range(metadata.num_row_groups):
-        for start, stop in _chunk_ranges(metadata, group, range(metadata.num_columns)):
-            if not 0 <= start <= stop <= file.size - nbytes:
-                raise FormatError(
-                    f"{file.url}: damaged: row group {group} is said to be at bytes {start:,} to {stop:,}, but the "
-                    f"data of the file ends at {file.size - nbytes:,}; write the file again"
-                )
-    return metadata
+    return parse_footer(file.url, tail[-nbytes:], file.size - nbytes)
 
 
-def _chunk_ranges(metadata: pq.FileMetaData, group: int, leaves: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the byte ranges of some column chunks of a row group."""
-    ranges = []
-    for leaf in leaves:
-        chunk = metadata.row_group(group).column(leaf)
-        # Some old writers put 0 for "no dictionary page".
-        start = min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset)
-        ranges.append((start, start + chunk.total_compressed_size))
-    return ranges
+@lru_cache(maxsize=128)
+def _metadata(file: StoredFile) -> pq.FileMetaData:
+    """Return a footer as pyarrow takes it; nothing is asked of it here, see ``parquet_footer``."""
+    return pq.read_metadata(pa.BufferReader(_footer(file).data))
 
 
-def _field(file: StoredFile, schema: pa.Schema, name: str) -> tuple[pa.Field, range]:
+def _field(file: StoredFile, footer: Footer, name: str) -> tuple[pa.Field, range]:
     """Return the field of a column and the indices of its leaves in the footer."""
+    schema = footer.schema.arrow
     indices = schema.get_all_field_indices(name)
     if len(indices) != 1:
         what = f"has {len(indices)} columns named {name!r}" if indices else f"has no column {name!r}"
         raise ColumnError(f"{file.url}: {what}; its columns are {', '.join(map(repr, _nearest(name, schema.names)))}")
-    counts = [_count_leaves(field.type) for field in schema]
-    first = sum(counts[: indices[0]])
-    return schema.field(indices[0]), range(first, first + counts[indices[0]])
+    return schema.field(indices[0]), footer.schema.leaves[indices[0]]
 
 
 def _nearest(name: str, names: Sequence[str]) -> list[str]:
@@ -216,21 +198,13 @@ def _nearest(name: str, names: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda other: -difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio())
 
 
-def _count_leaves(kind: pa.DataType) -> int:
-    if isinstance(kind, pa.BaseExtensionType):
-        return _count_leaves(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return 1
-    return sum(_count_leaves(kind.field(index).type) for index in range(kind.num_fields)) if kind.num_fields else 1
-
-
-def _meta_column(file: StoredFile, schema: pa.Schema, metadata: pq.FileMetaData, name: str) -> MetaColumn:
-    field, leaves = _field(file, schema, name)
+def _meta_column(file: StoredFile, footer: Footer, name: str) -> MetaColumn:
+    field, leaves = _field(file, footer, name)
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     has_nulls = field.nullable and any(
-        not (stats := metadata.row_group(group).column(leaf).statistics) or not stats.has_null_count or stats.null_count
-        for group in range(metadata.num_row_groups)
-        if metadata.row_group(group).num_rows  # a group of no rows has no statistics either
+        chunks[leaf].nulls != 0
+        for rows, chunks in zip(footer.group_rows, footer.chunks, strict=True)
+        if rows  # a group of no rows has no statistics either
         for leaf in leaves
     )
     return MetaColumn(kind, has_nulls)
@@ -240,11 +214,9 @@ def _meta_column(file: StoredFile, schema: pa.Schema, metadata: pq.FileMetaData,
 # Vectors
 
 
-def _vector_type(
-    file: StoredFile, schema: pa.Schema, metadata: pq.FileMetaData, columns: Columns
-) -> tuple[np.dtype[Any], int]:
+def _vector_type(file: StoredFile, footer: Footer, columns: Columns) -> tuple[np.dtype[Any], int]:
     """Return the dtype and dimension of the vector column, told by the footer alone."""
-    field, leaves = _field(file, schema, columns.embedding or "")
+    field, leaves = _field(file, footer, columns.embedding or "")
     kind, where = field.type, f"{file.url}: column {field.name!r}"
     if pa.types.is_fixed_size_binary(kind):
         return _binary_type(where, kind.byte_width, columns.embedding_dtype)
@@ -264,7 +236,7 @@ def _vector_type(
         raise FormatError(f"{where} is {kind}, not a list of numbers; {remedy} (embedding_column=...)")
     if not (pa.types.is_floating(item) or pa.types.is_integer(item)):
         raise FormatError(f"{where} is {kind}; its items must be integers or floating-point numbers")
-    return np.dtype(item.to_pandas_dtype()), _dimension(where, metadata, leaves[0], dimension)
+    return np.dtype(item.to_pandas_dtype()), _dimension(where, footer, leaves[0], dimension)
 
 
 def _binary_type(where: str, width: int, dtype: np.dtype[Any] | None) -> tuple[np.dtype[Any], int]:
@@ -275,19 +247,16 @@ def _binary_type(where: str, width: int, dtype: np.dtype[Any] | None) -> tuple[n
     return dtype, width // dtype.itemsize
 
 
-def _dimension(where: str, metadata: pq.FileMetaData, leaf: int, dimension: int | None) -> int:
+def _dimension(where: str, footer: Footer, leaf: int, dimension: int | None) -> int:
     """Return how many items each vector has, from the counts of items and rows; ragged vectors mostly show here."""
     first_row = 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        rows, chunk = group.num_rows, group.column(leaf)
+    for rows, chunks in zip(footer.group_rows, footer.chunks, strict=True):
+        chunk = chunks[leaf]
         if rows:
             if dimension is None:
-                dimension = chunk.num_values // rows
-            stats = chunk.statistics
-            nulls = stats is not None and stats.has_null_count and stats.null_count
-            if nulls or chunk.num_values != rows * dimension:
-                found = f"{stats.null_count:,} nulls" if nulls else f"{chunk.num_values:,} items"
+                dimension = chunk.values // rows
+            if chunk.nulls or chunk.values != rows * dimension:
+                found = f"{chunk.nulls:,} nulls" if chunk.nulls else f"{chunk.values:,} items"
                 raise FormatError(
                     f"{where}, rows {first_row:,} to {first_row + rows:,}: {found} in {rows:,} rows where vectors of "
                     f"{dimension} items were expected: some vectors are null or of another length; drop or repair them"
@@ -332,16 +301,19 @@ def _bad_vector(header: FileHeader, columns: Columns, row: int, what: str) -> No
 
 
 def _open(file: StoredFile, groups: Sequence[int], names: Sequence[str]) -> pq.ParquetFile:
-    metadata = _footer(file)
     source: Any
+    footer = _footer(file)
     if is_local(file.filesystem):
         source = local_input(file)
     else:
-        paths = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)]
         # Like pyarrow, which also takes the column `a.b` for a part of `a`.
-        leaves = [leaf for leaf, path in enumerate(paths) if any(f"{path}.".startswith(f"{name}.") for name in names)]
-        source = _ChunkFile(file, [r for group in groups for r in _chunk_ranges(metadata, group, leaves)])
-    return pq.ParquetFile(source, metadata=metadata, buffer_size=2**20, pre_buffer=False)
+        paths = enumerate(footer.schema.paths)
+        leaves = [leaf for leaf, path in paths if any(f"{path}.".startswith(f"{name}.") for name in names)]
+        source = _ChunkFile(file, [footer.chunks[group][leaf][:2] for group in groups for leaf in leaves])
+    # Small chunks are read whole: with a buffer, a damaged page that claims 2 GB would be given 2 GB.
+    largest = max((chunk.stop - chunk.start for group in groups for chunk in footer.chunks[group]), default=0)
+    buffer_size = _BUFFER_NBYTES if largest > _BUFFER_NBYTES else 0
+    return pq.ParquetFile(source, metadata=_metadata(file), buffer_size=buffer_size, pre_buffer=False)
 
 
 class _ChunkFile(io.RawIOBase):

@@ -1,0 +1,60 @@
+"""Valid files, made from code: small, and of every kind that the library reads."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from tests.support import random_rows, random_table, vectors_as
+
+COLUMNS = ("id", "rank", "caption", "kind", "tags", "posted")
+"""The metadata columns of each parquet seed."""
+
+ROWS, DIMENSION = 20, 3
+
+
+def npy_bytes(rows: np.ndarray[Any, Any], version: tuple[int, int] = (1, 0)) -> bytes:
+    sink = io.BytesIO()
+    np.lib.format.write_array(sink, rows, version=version)
+    return sink.getvalue()
+
+
+def parquet_bytes(storage: str | None, **options: Any) -> bytes:
+    """A parquet file of vectors, stored in one of Arrow's ways, and metadata; or of metadata alone."""
+    rng = np.random.default_rng(1)
+    table = random_table(rng, ROWS, COLUMNS)
+    if storage:
+        rows = random_rows(rng, ROWS, DIMENSION, np.float32)
+        table = table.append_column("embedding", vectors_as(rows, storage))
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=8, **options)
+    return sink.getvalue()
+
+
+@cache
+def npy_seeds() -> list[bytes]:
+    rng = np.random.default_rng(0)
+    rows = [random_rows(rng, ROWS, DIMENSION, dtype) for dtype in ("<f4", "<f2", "<f8", "i1", "<i8", "<u2")]
+    rows += [rows[0].astype(">f4"), np.asfortranarray(rows[0]), np.empty((0, DIMENSION), "<f4")]
+    return [npy_bytes(each) for each in rows] + [npy_bytes(rows[0], (2, 0)), npy_bytes(rows[0], (3, 0))]
+
+
+@cache
+def parquet_seeds() -> list[bytes]:
+    return [
+        parquet_bytes("list"),
+        parquet_bytes("fixed_size_list", compression="zstd", write_page_index=True),
+        parquet_bytes("large_list", compression="none", use_dictionary=False),
+        parquet_bytes("tensor", data_page_version="2.0", compression="gzip"),
+        parquet_bytes("list", store_schema=False, write_statistics=False, version="1.0"),
+        parquet_bytes("fixed_size_list", write_page_checksum=True, compression="lz4"),
+    ]
+
+
+@cache
+def metadata_seeds() -> list[bytes]:
+    return [parquet_bytes(None), parquet_bytes(None, compression="none")]

@@ -1,0 +1,366 @@
+"""What is fed: each target makes an input, reads it, and compares what came with numpy or pyarrow.
+
+``read(data)`` returns whether anything was read; a refusal is an exception of the library, everything else is a fault.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from random import Random
+from typing import Any, NamedTuple
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader.formats import Columns, parquet, read_rows
+from dask_embedding_reader.formats.metadata import make_frame, merge_columns
+from dask_embedding_reader.formats.npy import NPY
+from dask_embedding_reader.saved_manifest import decode_manifest
+from dask_embedding_reader.storage import StoredFile
+from tests.fuzz import mutate, seeds
+from tests.fuzz.guard import Fault
+
+META = Columns(meta=seeds.COLUMNS)
+MOST_NBYTES = 2**22
+"""Arrays up to this size are read; a header may rightly claim more where the size of the file is not known."""
+
+
+class Target(NamedTuple):
+    """One way in."""
+
+    make: Callable[[Random], bytes]
+    """Makes an input."""
+    read: Callable[[bytes], bool]
+    """Reads it."""
+    weight: int
+    """Of a hundred inputs how many go here."""
+
+
+class OneFile(AbstractFileSystem):  # type: ignore[misc]
+    """A storage of files in memory, without anything between them and the library."""
+
+    protocol = "onefile"
+    cachable = False
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__()
+        self.files = files
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        return {"name": path, "size": len(self.files[path]), "type": "file"}
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        return self.files[path][start:end]
+
+
+def stored(name: str, data: bytes) -> StoredFile:
+    # Each input is another file: what is kept of one shall not answer for the next.
+    return StoredFile(OneFile({name: data}), name, len(data), str(len(data)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def read_npy(data: bytes) -> bool:
+    header = NPY.read_header(stored("0.npy", data), Columns())
+    if not header.rows:
+        return False
+    rows = read_rows(NPY, header, Columns(), 0, header.rows)
+    expected = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False, max_header_size=2**20)
+    same(rows.shape, expected.shape, "shape")
+    same(rows.tobytes(), expected.astype(expected.dtype.newbyteorder("=")).tobytes(), "rows")
+    return True
+
+
+def read_parquet(data: bytes, embedding: str | None = "embedding") -> bool:
+    """Vectors and metadata of one file; each may be refused alone."""
+    file = stored("0.parquet", data)
+    header = parquet.PARQUET.read_header(file, Columns(embedding, None, seeds.COLUMNS))
+    if not header.rows or header.rows * max(header.dimension, 1) > MOST_NBYTES:
+        return False
+    table = pa.Table.from_batches(list(parquet.iter_tables(header, seeds.COLUMNS, 0, header.rows)))
+    fields = merge_columns(seeds.COLUMNS, [file.url], [header.meta])
+    frame = make_frame(fields, table, pd.RangeIndex(header.rows))
+    same([frame[f.name].dtype for f in fields], [f.dtype for f in fields], "dtypes")
+    rows = read_rows(parquet.PARQUET, header, Columns(embedding), 0, header.rows) if embedding else None
+    try:
+        expected = pq.read_table(
+            io.BytesIO(data), columns=[*seeds.COLUMNS, *([embedding] if embedding else [])], use_threads=False
+        )
+    except (pa.ArrowException, OSError):  # it looks at more than is needed, such as the types that chunks repeat
+        return True
+    same(expected.num_rows, header.rows, "number of rows")
+    for name in seeds.COLUMNS:
+        if not _decoded(table[name]).equals(_decoded(expected[name])):
+            raise Fault(f"column {name} is not what pyarrow reads")
+    if rows is not None and embedding:
+        lists = expected[embedding].combine_chunks()
+        items = (lists.storage if isinstance(lists, pa.ExtensionArray) else lists).flatten()
+        same(rows.tobytes(), items.to_numpy(zero_copy_only=False).tobytes(), embedding)
+    return True
+
+
+def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Without dictionaries, of which each side makes its own."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def same(found: Any, expected: Any, what: str) -> None:
+    # NaN is no reason to differ: the texts are compared then.
+    if found != expected and repr(found) != repr(expected):
+        raise Fault(f"{what}: {str(found)[:200]} where {str(expected)[:200]} was expected")
+
+
+def read_pair(data: bytes) -> bool:
+    (length,) = struct.unpack("<I", data[:4])
+    with in_memory({"e/0.npy": data[4 : 4 + length], "e/0.parquet": data[4 + length :]}) as root:
+        reader = EmbeddingReader(f"{root}/e", "parquet_npy", meta_columns=list(seeds.COLUMNS))
+        if reader.total_size > MOST_NBYTES:
+            return False
+        rows, frame = next(reader(reader.count, dtype=None, show_progress=False))
+        expected = np.lib.format.read_array(io.BytesIO(data[4 : 4 + length]), allow_pickle=False, max_header_size=2**20)
+        same(rows.tobytes(), expected.astype(expected.dtype.newbyteorder("=")).tobytes(), "rows")
+        same(len(frame), len(rows), "rows of metadata")
+    return True
+
+
+def make_pair(rng: Random) -> bytes:
+    vectors, metadata = seeds.npy_seeds()[0], rng.choice(seeds.metadata_seeds())
+    if rng.random() < 0.5:
+        vectors = mutate.npy(rng, [vectors])
+    if rng.random() < 0.7:
+        metadata = rng.choice((mutate.parquet_footer, mutate.parquet_pages))(rng, [metadata])
+    return struct.pack("<I", len(vectors)) + vectors + metadata
+
+
+@contextmanager
+def in_memory(files: dict[str, bytes]) -> Iterator[str]:
+    """Put files into fsspec's memory, where nothing else is."""
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    for name, data in files.items():
+        memory.pipe_file(f"/fuzz/{name}", data)
+    try:
+        yield "memory://fuzz"
+    finally:
+        memory.store.clear()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Manifests
+
+
+@cache
+def manifests() -> list[bytes]:
+    """Saved manifests of an npy and of a parquet collection, both of two files."""
+    found = []
+    for file_format, seed in (("npy", seeds.npy_seeds()[0]), ("parquet", seeds.parquet_seeds()[0])):
+        with in_memory({f"e/{n}.{file_format}": seed for n in range(2)}) as root:
+            meta = list(seeds.COLUMNS) if file_format == "parquet" else None
+            EmbeddingReader(f"{root}/e", file_format, meta_columns=meta).save_manifest()
+            table = pq.read_table(io.BytesIO(fsspec.filesystem("memory").cat_file("/fuzz/e/_manifest.parquet")))
+            # The time of the copies that are read is another one.
+            sizes = pa.array([str(size) for size in table["size"].to_pylist()])
+            table = table.set_column(table.schema.get_field_index("fingerprint"), "fingerprint", sizes)
+            sink = io.BytesIO()
+            pq.write_table(table, sink)
+            found.append(sink.getvalue())
+    return found
+
+
+def make_manifest(rng: Random) -> bytes:
+    seed = rng.choice(manifests())
+    if rng.random() < 0.5:
+        return rng.choice((mutate.parquet_footer, mutate.parquet_pages))(rng, [seed])
+    table = pq.read_table(pa.BufferReader(seed))
+    facts = json.loads(table.schema.metadata[b"dask_embedding_reader"])
+    columns = table.to_pydict()
+    for _ in range(rng.choice((1, 1, 2))):
+        if rng.random() < 0.3:
+            facts[rng.choice(list(facts))] = mutate.odd_value(rng)
+        else:
+            values = columns[rng.choice(list(columns))]
+            values[rng.randrange(len(values))] = mutate.odd_value(rng)
+    if rng.random() < 0.3:
+        columns["path"] = [mutate.odd_path(rng) for _ in columns["path"]]
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = pa.array(values, table.schema.field(name).type)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            try:
+                arrays[name] = pa.array([str(value) for value in values])
+            except UnicodeEncodeError:
+                arrays[name] = pa.nulls(len(values))
+    text = json.dumps(facts)
+    sink = io.BytesIO()
+    pq.write_table(pa.table(arrays).replace_schema_metadata({"dask_embedding_reader": text}), sink)
+    return sink.getvalue()
+
+
+def read_saved(data: bytes) -> bool:
+    asked: list[str] = []
+
+    def locate(source: int, path: str) -> tuple[AbstractFileSystem, str]:
+        asked.append(path)
+        return fsspec.filesystem("memory"), f"/fuzz/e/{path}"
+
+    decode_manifest(data, "m.parquet", locate)
+    for path in asked:
+        inside = posixpath.normpath(f"/fuzz/e/{path}")
+        if not f"{inside}/".startswith("/fuzz/e/") or "://" in path:
+            raise Fault(f"the manifest leads to {path!r}")
+    npy, pq_file = seeds.npy_seeds()[0], seeds.parquet_seeds()[0]
+    files = {"e/0.npy": npy, "e/1.npy": npy, "e/0.parquet": pq_file, "e/1.parquet": pq_file, "0.npy": npy}
+    with in_memory({**files, "e/_manifest.parquet": data}) as root:
+        reader = EmbeddingReader.from_manifest(f"{root}/e/_manifest.parquet")
+        if reader.total_size > MOST_NBYTES:
+            return False
+        for first in range(0, reader.count, 1000):
+            if next(reader(1000, first, dtype=None, show_progress=False))[0].shape[1] != reader.dimension:
+                raise Fault("another dimension than that of the reader")
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+
+_STARTS = (
+    *(
+        "memory://fuzz/e",
+        "memory://",
+        "memory://fuzz/e/*.npy",
+        "e",
+        "e/*.npy",
+        "e/**",
+        "e/[0-9].npy",
+        "file://e",
+        "./e",
+    ),
+    *("zip://0.npy::memory://fuzz/e/0.npy", "simplecache::memory://fuzz/e", "reference::memory://fuzz/e/0.npy"),
+    *(
+        "dir::memory://fuzz/e",
+        "tar://x::memory://fuzz/e/0.npy",
+        "data:,x",
+        "data:application/x;base64,AAAA",
+        "nonsense://x",
+    ),
+    *("filecache::memory://fuzz/e", "blockcache::memory://fuzz/e/0.npy", "generic://memory://fuzz/e", "asynclocal://e"),
+)
+_ENDS = (
+    "",
+    "",
+    "/",
+    "//",
+    "?",
+    "*",
+    "**",
+    "[",
+    "]",
+    "[!",
+    "{a,b}",
+    "::",
+    "\0",
+    "%2e%2e",
+    " ",
+    "#",
+    "\ud800",
+    "é",
+    "x" * 300,
+    "[a",
+    "\n",
+)
+_NUMBERS: tuple[Any, ...] = (
+    0,
+    1,
+    -1,
+    20,
+    19,
+    21,
+    1.5,
+    1e5,
+    1e400,
+    float("nan"),
+    2**63,
+    -(2**63),
+    10**30,
+    True,
+    None,
+    "1",
+    b"1",
+    [],
+    "x",
+    3,
+)
+_NAMES = ("embedding", "id", "i", "", "\0", None, 3, ["id"], ["id", "id"], [None], {"a": 1}, "é", b"id", [["id"]])
+
+
+def make_arguments(rng: Random) -> bytes:
+    return str(rng.getrandbits(60)).encode()
+
+
+def read_arguments(data: bytes) -> bool:
+    """The input is the seed of the arguments: not all of these can be spelled as bytes."""
+    rng = Random(data)
+    source: Any = rng.choice(_STARTS) + rng.choice(_ENDS) + rng.choice(_ENDS)
+    if rng.random() < 0.5:
+        source = "memory://fuzz/e"
+    elif rng.random() < 0.2:
+        source = rng.choice(
+            ([source, source], [], [None], None, 3, b"e", {"e": 1}, "", " ", [""], ("memory://fuzz/e",))
+        )
+    npy, file = seeds.npy_seeds()[0], seeds.parquet_seeds()[0]
+    with in_memory({"e/0.npy": npy, "e/1.npy": npy, "e/0.parquet": file, "e/1.parquet": file}):
+        file_format: Any = rng.choice(("npy", "npy", "parquet", "parquet_npy", "pickle", None, 3))
+        options: dict[str, Any] = {}
+        for name, values in (
+            ("embedding_column", _NAMES),
+            ("meta_columns", _NAMES),
+            ("metadata_folder", ("memory://fuzz/e", "memory://none", 3, "")),
+            ("embedding_dtype", ("float32", "O", "x", 3, "f4,f4")),
+            ("storage_options", ({}, {"auto_mkdir": True}, {"x": 1}, {3: 4}, "x", None)),
+        ):
+            if rng.random() < 0.15:
+                options[name] = rng.choice(values)
+        reader = EmbeddingReader(source, file_format, **options)
+        batches: dict[str, Any] = {
+            name: rng.choice(_NUMBERS)
+            for name in ("start", "end", "max_piece_size", "parallel_pieces")
+            if rng.random() < 0.3
+        }
+        if rng.random() < 0.2:
+            batches["dtype"] = rng.choice((None, "f2", "O", "x", int, "S3", "c8"))
+        size: Any = rng.choice((*_NUMBERS, 3, 3, 3))
+        rows = [each for each, _ in reader(size, show_progress=False, **batches)]
+        first, last = int(batches.get("start") or 0), batches.get("end")
+        stop = reader.count if last is None else min(int(last), reader.count)
+        same(sum(map(len, rows)), max(0, stop - first), "rows of batches")
+        if rng.random() < 0.2:
+            same(len(reader.to_dask_array(first, last).compute(scheduler="sync")), max(0, stop - first), "rows")
+    return True
+
+
+def _parquet(mutator: Callable[[Random, list[bytes]], bytes]) -> Callable[[Random], bytes]:
+    return lambda rng: mutator(rng, seeds.parquet_seeds())
+
+
+TARGETS = {
+    "npy": Target(lambda rng: mutate.npy(rng, seeds.npy_seeds()), read_npy, 52),
+    "parquet footer": Target(_parquet(mutate.parquet_footer), read_parquet, 30),
+    "parquet pages": Target(_parquet(mutate.parquet_pages), read_parquet, 10),
+    "pair": Target(make_pair, read_pair, 2),
+    "manifest": Target(make_manifest, read_saved, 4),
+    "arguments": Target(make_arguments, read_arguments, 2),
+}

@@ -1,0 +1,73 @@
+"""Damaged and hostile input: only right data or an exception of the library may come of it (see ``tests.fuzz``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from dask_embedding_reader.errors import FormatError
+from dask_embedding_reader.formats.metadata import MetaField, make_frame
+from tests.fuzz.guard import guarded
+from tests.fuzz.run import feed, fuzz, load_corpus, unpack
+from tests.fuzz.targets import TARGETS
+
+pytestmark = [
+    # Some damaged headers look like those of Python 2, which numpy reads with a warning.
+    pytest.mark.filterwarnings("ignore:Reading `.npy`:UserWarning"),
+    pytest.mark.filterwarnings("ignore::SyntaxWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def small_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths among the arguments shall lead to nothing large."""
+    (tmp_path / "a" / "e").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a")
+
+
+@pytest.fixture
+def run() -> Iterator[Any]:
+    with guarded() as run:
+        yield run
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_undamaged_input_is_read(run: Any, target: str) -> None:
+    from tests.fuzz import seeds, targets
+
+    inputs = {
+        "npy": seeds.npy_seeds()[:1],
+        "parquet footer": seeds.parquet_seeds(),
+        "manifest": targets.manifests(),
+    }
+    for data in inputs.get(target, []):
+        assert feed(run, target, data) == "read"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_few_hundred_inputs_find_no_fault(target: str) -> None:
+    count = {"npy": 1_000, "parquet footer": 500}.get(target, 100)
+    assert [found.what for found in fuzz(count, 7, target)] == []
+
+
+@pytest.mark.parametrize("entry", load_corpus(), ids=lambda entry: entry["what"][:60])
+def test_what_once_found_a_fault_finds_none_now(run: Any, entry: dict[str, str]) -> None:
+    assert not feed(run, entry["target"], unpack(entry)).startswith("fault")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_million_inputs_find_no_fault() -> None:
+    assert [found.what for found in fuzz(1_000_000, 0)] == []
+
+
+def test_nulls_that_the_statistics_deny_are_no_floats() -> None:
+    """A damaged page found this: integers came back as floating-point numbers."""
+    table = pa.table({"id": pa.array([1, None, 3], pa.int64())})
+    with pytest.raises(FormatError, match=r"'id' holds nulls, but the statistics .* none"):
+        make_frame([MetaField("id", pa.int64(), has_nulls=False)], table, pd.RangeIndex(3))

@@ -1,0 +1,226 @@
+"""What a hostile file, manifest or server cannot do: lead elsewhere, run code, end the process, exhaust memory."""
+
+from __future__ import annotations
+
+import http.server
+import io
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader.errors import FormatError, NoFilesError
+from dask_embedding_reader.formats.parquet_footer import parse_footer
+from tests.fuzz.seeds import npy_bytes, parquet_bytes
+
+ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+class Tripwire:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+def with_footer(data: bytes, footer: bytes) -> bytes:
+    nbytes = int.from_bytes(data[-8:-4], "little")
+    return data[: -8 - nbytes] + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
+def footer_of(data: bytes) -> bytes:
+    return data[-8 - int.from_bytes(data[-8:-4], "little") : -8]
+
+
+def test_no_damaged_byte_of_a_footer_ends_the_process(tmp_path: Path) -> None:
+    """Every seventh byte in turn, in a process of its own: what pyarrow does to one cannot be caught in it."""
+    data = parquet_bytes("fixed_size_list", compression="none")
+    (tmp_path / "seed").write_bytes(data)
+    program = """
+import sys
+from pathlib import Path
+from dask_embedding_reader.errors import EmbeddingReaderError
+from tests.fuzz.targets import read_parquet
+data = Path(sys.argv[1]).read_bytes()
+start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+for place in range(start, len(data) - 8, 7):
+    for value in (0, data[place] ^ 1):
+        try:
+            read_parquet(data[:place] + bytes([value]) + data[place + 1 :])
+        except EmbeddingReaderError:
+            pass
+print("survived")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "seed"], capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.stdout == "survived\n", done.stderr[-500:]
+
+
+@pytest.mark.parametrize(
+    ("footer", "says"),
+    [
+        (b"\x19\xfc\xff\xff\xff\xff\x0f", "claims a list of"),
+        (b"\x1c" * 5_000, "nested deeper|cannot be read"),
+        (b"\x19" * 5_000, "nested deeper|list"),
+        (b"\x15" + b"\xff" * 50, "more than 64 bits|cannot be read"),
+        (b"", "cannot be read"),
+        (b"\x00", "cannot be read"),
+        (b"\x18\xff\xff\xff\xff\x0f", "cannot be read"),
+    ],
+)
+def test_footers_that_claim_the_world_are_refused(footer: bytes, says: str) -> None:
+    whole = footer + len(footer).to_bytes(4, "little") + b"PAR1"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FormatError, match=says):
+        parse_footer("odd.parquet", whole, 100)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+def test_a_schema_nested_without_end_is_refused(tmp_path: Path) -> None:
+    node = b"\x35\x00\x18\x01a\x15\x02\x00"  # required, "a", one child
+    footer = b"\x15\x02\x19" + b"\xfc\xa0\x9c\x01" + node * 20_000 + b"\x16\x00\x19\x0c\x00"
+    (tmp_path / "0.parquet").write_bytes(with_footer(parquet_bytes("list"), footer))
+    with pytest.raises(FormatError, match="nested deeper than 64 levels"):
+        EmbeddingReader(tmp_path, "parquet")
+
+
+def test_a_column_chunk_in_another_file_is_refused(tmp_path: Path) -> None:
+    data = parquet_bytes("list")
+    footer = footer_of(data)
+    # The first column chunk: field 2, file_offset, now comes after field 1, file_path.
+    place = footer.index(b"\x19\x7c\x26") + 2
+    (tmp_path / "0.parquet").write_bytes(with_footer(data, footer[:place] + b"\x18\x04/etc\x16" + footer[place + 1 :]))
+    with pytest.raises(FormatError, match=r"row group 0 is said to be in another file, b'/etc'"):
+        EmbeddingReader(tmp_path, "parquet")
+
+
+@pytest.mark.parametrize("name", [b"arrow.py_extension_type", b"pandas.period", b"no.such.extension"])
+def test_extension_types_run_no_code(tmp_path: Path, name: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    trip = tmp_path / "tripped"
+    pickled = pickle.dumps(Tripwire(str(trip)))
+    field = pa.field("embedding", pa.list_(pa.float32())).with_metadata(
+        {b"ARROW:extension:name": name, b"ARROW:extension:metadata": pickled}
+    )
+    table = pa.table([pa.array(ROWS.tolist(), pa.list_(pa.float32()))], schema=pa.schema([field]))
+    table = table.replace_schema_metadata({"pandas": "[" * 10_000, "PANDAS_ATTRS": pickled})
+    folder = tmp_path / "emb"
+    folder.mkdir()
+    pq.write_table(table, folder / "0.parquet")
+    try:
+        np.testing.assert_array_equal(EmbeddingReader(folder, "parquet").to_dask_array().compute(), ROWS)
+    except FormatError:
+        assert name == b"pandas.period"
+    assert not trip.exists()
+
+
+def test_a_million_columns_are_opened_or_refused_in_little_memory(tmp_path: Path) -> None:
+    leaf = b"\x15\x02\x25\x00\x18\x01a\x00"
+    footer = b"\x15\x02\x19\xfc\xc1\x84\x3d\x48\x01r\x15\x80\x89\x7a\x00" + leaf * 1_000_000 + b"\x16\x00\x19\x0c\x00"
+    whole = footer + len(footer).to_bytes(4, "little") + b"PAR1"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with suppress(FormatError):  # pyarrow has a limit of its own
+        assert len(parse_footer("odd.parquet", whole, 100).schema.paths) == 1_000_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * len(whole) / 1024
+
+
+def test_a_page_that_claims_two_gigabytes_is_given_none(tmp_path: Path) -> None:
+    data = parquet_bytes("list", compression="none", use_dictionary=False)
+    footer = footer_of(data)
+    start = parse_footer("x", data[-8 - len(footer) :], len(data) - 8 - len(footer)).chunks[0][-1].start
+    # The head of the page: its type, then the sizes of its content before and after compression.
+    assert data[start : start + 3] == b"\x15\x00\x15"
+    rest = data[start + 2 :].split(b"\x15", 3)[3]
+    claim = b"\x15\xfe\xff\xff\xff\x0f"
+    (tmp_path / "0.parquet").write_bytes(data[: start + 2] + claim + claim + b"\x15" + rest)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FormatError):
+        EmbeddingReader(tmp_path, "parquet").to_dask_array().compute(scheduler="sync")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Listings
+
+
+class _Listing(http.server.BaseHTTPRequestHandler):
+    """A server whose page of links was written by somebody hostile."""
+
+    links: ClassVar[list[str]] = []
+    asked: ClassVar[list[str]] = []
+
+    def log_message(self, *args: Any, **kwargs: Any) -> None:
+        """Tests have better use for stderr."""
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if "*" in self.path:
+            self.send_error(404)
+            return
+        page = "".join(f'<a href="{link}">x</a>' for link in self.links).encode()
+        body = npy_bytes(ROWS) if self.path.endswith(".npy") else page
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x" if self.path.endswith(".npy") else "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815 - the name that the server asks for
+
+
+@pytest.fixture
+def listing() -> Iterator[str]:
+    _Listing.asked.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Listing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/data/"
+    server.shutdown()
+    server.server_close()
+
+
+HOSTILE = ["../secret.npy", "%2e%2e/secret.npy", "a/../../secret.npy", "/secret.npy", "//other.invalid/secret.npy"]
+
+
+@pytest.mark.parametrize("pattern", ["", "*.npy"])
+def test_links_that_lead_elsewhere_are_not_followed(listing: str, pattern: str) -> None:
+    _Listing.links = [
+        *HOSTILE,
+        "http://other.invalid/secret.npy",
+        "https://u:p@other.invalid/data/secret.npy",
+        "../",
+        "0.npy",
+    ]
+    reader = EmbeddingReader(listing + pattern)
+    assert [path.rpartition("/data/")[2] for path in reader.manifest.vectors.paths] == ["0.npy"]
+    assert not [path for path in _Listing.asked if "secret" in path]
+
+
+def test_a_listing_of_nothing_but_such_links_is_empty(listing: str) -> None:
+    _Listing.links = HOSTILE[:3]
+    with pytest.raises(NoFilesError):
+        EmbeddingReader(listing)
+
+
+def test_an_npy_file_that_would_have_to_be_unpickled_is_refused(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    np.save(sink, np.array([[Tripwire(str(tmp_path / "tripped"))] * 2] * 2, dtype=object), allow_pickle=True)
+    (tmp_path / "0.npy").write_bytes(sink.getvalue())
+    with pytest.raises(FormatError, match="Python objects"):
+        EmbeddingReader(tmp_path)
+    assert not (tmp_path / "tripped").exists()
