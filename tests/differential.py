@@ -23,6 +23,7 @@ import dask
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from dask.base import compute
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, verify_embeddings, write_embeddings
 from tests.support import (
@@ -184,7 +185,7 @@ def _check_lazy(trial: Trial, collection: Collection, reader: EmbeddingReader) -
     computed = x.compute(scheduler="threads")
     assert_same_rows(computed, expected)
     assert_same_bits(computed, expected)
-    partitions = dask.compute(*meta.to_delayed(), scheduler="threads")
+    partitions = compute(*meta.to_delayed(), scheduler="threads")
     assert tuple(map(len, partitions)) == x.chunks[0]
     assert_same_frame(pd.concat(partitions) if len(partitions) > 1 else partitions[0], collection.frame(*part))
     if len(expected):
@@ -258,7 +259,7 @@ def _reference_is_right(trial: Trial) -> bool:
 
 
 def _check_reference(trial: Trial, collection: Collection) -> None:
-    from embedding_reader import EmbeddingReader as Reference  # noqa: PLC0415 - not with the lowest versions
+    from embedding_reader import EmbeddingReader as Reference
 
     options = {**collection.options, "metadata_folder": str(collection.metadata_folder or collection.folder)}
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be silenced

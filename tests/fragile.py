@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,7 +118,7 @@ def calls_of(work: Callable[[], Any]) -> list[tuple[str, str]]:
 @contextmanager
 def broken_at(number: int, fault: Fault, for_good: bool = False) -> Iterator[None]:
     """Let the call of this number, and all later ones if wanted, go wrong within the block."""
-    global _fault  # noqa: PLW0603 - fsspec makes the file systems, not the test
+    global _fault
     _calls.clear()
     _fault = lambda call: fault(call) if call.number == number or (for_good and call.number > number) else call.run()  # noqa: E731
     try:
@@ -145,6 +144,12 @@ def _lost_answer(call: Call) -> Any:
     raise ConnectionResetError(errno.ECONNRESET, "reset by peer", call.path)
 
 
+def _gone(call: Call) -> Any:
+    if call.method == "rm_file":
+        call.run()
+    raise FileNotFoundError(call.path)
+
+
 def _short(call: Call) -> Any:
     """Half of what was asked for."""
     answer = call.run()
@@ -160,23 +165,18 @@ FAULTS: dict[str, Fault] = {
     "error": _raise(lambda path: OSError(errno.EIO, "input/output error", path)),
     "error of a client": _raise(ClientError),
     "refused": _raise(lambda path: PermissionError(errno.EACCES, "permission denied", path)),
-    "gone": _raise(FileNotFoundError),
+    "gone": _gone,
     "lost answer": _lost_answer,
     "short": _short,
     "late": _late,
 }
 
 
-def changing(path: str, contents: Iterator[bytes]) -> Fault:
+def changing(path: str, content: bytes) -> Fault:
     """Another file appears in the place of one, before a call."""
 
     def change(call: Call) -> Any:
-        BUCKET.put(path, next(contents))
+        BUCKET.put(path, content)
         return call.run()
 
     return change
-
-
-def content_of(path: str) -> Iterator[bytes]:
-    """The same content again and again."""
-    return itertools.repeat(BUCKET.objects[path].content)

@@ -1,4 +1,4 @@
-"""Random collections, read in all the ways there are: each equals numpy and pandas, and the reference where it is right.
+"""Random collections, read in all the ways there are: each equals numpy, pandas and, where it is right, the reference.
 
 A trial that fails names its seed: ``python -m tests.differential SEED SEED+1`` runs it alone.
 """
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.differential import check, make_trial
-
 
 
 @pytest.mark.parametrize("seed", range(40))

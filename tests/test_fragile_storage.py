@@ -6,9 +6,9 @@ And nothing is left behind: no thread, no open file, no temporary file, no claim
 from __future__ import annotations
 
 import gc
-import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, retries, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError
-from tests.fragile import FAULTS, Fault, broken_at, calls_of, changing
+from dask_embedding_reader.write import claim
+from tests.fragile import FAULTS, Call, Fault, broken_at, calls_of, changing
 from tests.stores import BUCKET, emptied_bucket
 from tests.support import finishes, open_descriptors, wait_until
 
@@ -56,6 +57,12 @@ def computed(reader: EmbeddingReader) -> tuple[Any, Any]:
     return x.compute(), meta.compute().reset_index()
 
 
+def void(work: Callable[[], None], result: Any) -> Any:
+    """Do something first."""
+    work()
+    return result
+
+
 def out(url: str) -> str:
     return f"{url.rpartition('/')[0]}/out"
 
@@ -69,20 +76,20 @@ OPERATIONS = {
     "open": Operation(lambda url: rows_of(open_(url)(5, **QUIET))),
     "open again": Operation(
         lambda url: rows_of(EmbeddingReader.from_manifest(f"{url}/_manifest.parquet")(5, **QUIET)),
-        lambda url: (open_(url).save_manifest(), url)[1],
+        lambda url: void(open_(url).save_manifest, url),
     ),
     "batches": Operation(lambda reader: rows_of(reader(5, max_piece_size=3, **QUIET)), open_),
     "array and frame": Operation(computed, open_),
     "batches of an array": Operation(
-        lambda r: rows_of(iter_batches(r.to_dask_array(max_piece_size=4), r.to_dask_dataframe(max_piece_size=4), batch_size=5)),
+        lambda r: rows_of(
+            iter_batches(r.to_dask_array(max_piece_size=4), r.to_dask_dataframe(max_piece_size=4), batch_size=5)
+        ),
         open_,
     ),
-    "save the manifest": Operation(lambda reader: (reader.save_manifest(), rows_of(reader(5, **QUIET)))[1], open_),
-    "verify": Operation(lambda url: verify_embeddings(out(url)), lambda url: (write(ROWS, url, META), url)[1]),
+    "save the manifest": Operation(lambda reader: rows_of(void(reader.save_manifest, reader)(5, **QUIET)), open_),
+    "verify": Operation(lambda url: verify_embeddings(out(url)), lambda url: void(lambda: write(ROWS, url, META), url)),
     "write": Operation(lambda url: write(ROWS, url, META), writes=True),
-    "write lazily": Operation(
-        lambda url: write(da.from_array(ROWS, chunks=(4, 4)), url, META), writes=True
-    ),
+    "write lazily": Operation(lambda url: write(da.from_array(ROWS, chunks=(4, 4)), url, META), writes=True),
     "convert": Operation(lambda reader: write(reader, reader.embeddings_folder), open_, writes=True),
 }
 
@@ -101,25 +108,25 @@ def fill(url: str) -> None:
     BUCKET.objects.pop(f"{url.partition('://')[2]}/_manifest.parquet")
 
 
-def check_result(found: Any) -> None:
+def check_result(found: Any, accepted: Sequence[Any] = (ROWS,)) -> None:
     """What was read is exactly what was stored."""
     if isinstance(found, tuple):
-        np.testing.assert_array_equal(found[0], ROWS)
+        assert any(np.array_equal(found[0], rows) for rows in accepted), found[0]
         assert found[1]["id"].tolist() == META["id"].tolist()
         assert found[1]["word"].tolist() == META["word"].tolist()
         assert found[1]["i"].tolist() == list(range(12))
 
 
-def check_written(operation: Operation, subject: Any, url: str) -> None:
+def check_written(operation: Operation, subject: Any, url: str, failed: bool) -> None:
     """A reader sees all of it or an error; once the writing is done again, all, and nothing that does not belong."""
-    try:
-        check_result(rows_of(open_at(url)(5, **QUIET)))
-    except EmbeddingReaderError:
+    if failed:
+        with suppress(EmbeddingReaderError):
+            check_result(rows_of(open_at(url)(5, **QUIET)))
         operation.run(subject)
-        check_result(rows_of(open_at(url)(5, **QUIET)))
+    check_result(rows_of(open_at(url)(5, **QUIET)))
     assert verify_embeddings(out(url)).empty
-    litter = [name for name in BUCKET.objects if ".tmp" in name or "_writing" in name]
-    assert not litter
+    # A claim that could not be taken back may stay: the next writer removes it.
+    assert not [name for name in BUCKET.objects if ".tmp" in name or ("_writing/" in name and "/writer-" not in name)]
 
 
 def open_at(url: str) -> EmbeddingReader:
@@ -137,8 +144,10 @@ class Left:
         assert wait_until(lambda: len(open_descriptors()) <= self.files)
 
 
-def outcomes(name: str, url: str, fault: Fault, for_good: bool = False) -> Iterator[tuple[str, Any]]:
-    """Let one call after the other go wrong; yield each, and what came of it: checked rows, or an error of ours."""
+def outcomes(
+    name: str, url: str, fault: Fault, *, for_good: bool = False, every: int = 1, accepted: Sequence[Any] = (ROWS,)
+) -> Iterator[tuple[str, Any]]:
+    """Let one call after the other go wrong; yield each, and what came of it: a result that is right, or our error."""
     operation = OPERATIONS[name]
     fill(url)
     subject = operation.prepare(url)
@@ -146,7 +155,7 @@ def outcomes(name: str, url: str, fault: Fault, for_good: bool = False) -> Itera
     prepared = dict(BUCKET.objects)
     calls = calls_of(lambda: operation.run(subject))
     assert calls
-    for number in range(1, len(calls) + 1):
+    for number in range(1, len(calls) + 1, every):
         BUCKET.objects = dict(prepared)
         left = Left()
         where = f"{name}, call {number} of {len(calls)}: {calls[number - 1]}"
@@ -160,18 +169,75 @@ def outcomes(name: str, url: str, fault: Fault, for_good: bool = False) -> Itera
         yield where, found
         try:
             if not isinstance(found, EmbeddingReaderError):
-                check_result(found)
+                check_result(found, accepted)
             if operation.writes:
-                check_written(operation, subject, url)
+                check_written(operation, subject, url, isinstance(found, EmbeddingReaderError))
             left.check()
         except BaseException as error:
             raise AssertionError(f"{where}; it gave {found!r}") from error
 
 
-@pytest.mark.parametrize("storage", ["fragile", "fragile-store"])
+#: What a second attempt puts right. Small files that come short are not asked for again: they cannot be made sense of.
+PASSING = ("error", "error of a client", "late")
+
+
 @pytest.mark.parametrize("fault", list(FAULTS))
 @pytest.mark.parametrize("name", list(OPERATIONS))
-def test_a_call_that_goes_wrong_once(name: str, fault: str, storage: str) -> None:
-    for where, found in outcomes(name, f"{storage}://in/pairs", FAULTS[fault]):
-        if fault in ("late", "error", "error of a client", "short"):
-            assert not isinstance(found, EmbeddingReaderError), where
+def test_some_call_goes_wrong(name: str, fault: str) -> None:
+    for where, found in outcomes(name, "fragile://in/pairs", FAULTS[fault], every=7):
+        assert fault not in PASSING or not isinstance(found, EmbeddingReaderError), where
+        assert fault != "short" or not isinstance(found, EmbeddingReaderError) or ".npy" not in str(found), where
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("url", ["fragile://in/pairs", "fragile-store://in/pairs", "fragile-store://in/tables"])
+@pytest.mark.parametrize("fault", list(FAULTS))
+@pytest.mark.parametrize("name", list(OPERATIONS))
+def test_each_call_goes_wrong(name: str, fault: str, url: str) -> None:
+    for where, found in outcomes(name, url, FAULTS[fault]):
+        assert fault not in PASSING or not isinstance(found, EmbeddingReaderError), where
+        assert fault != "short" or not isinstance(found, EmbeddingReaderError) or ".npy" not in str(found), where
+
+
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("name", list(OPERATIONS))
+def test_a_storage_that_stays_away_is_an_error_and_no_hang(name: str, every: int) -> None:
+    for where, found in outcomes(name, "fragile://in/pairs", FAULTS["error"], for_good=True, every=every):
+        late = "_writing/writer-" in where  # the last thing to be done is to take back the claim, which nobody needs
+        assert isinstance(found, EmbeddingReaderError) or late, where
+
+
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["open", "batches", "array and frame", "batches of an array"])
+def test_a_file_that_is_replaced_before_a_call_is_never_mixed_in(name: str, every: int) -> None:
+    url, path = "fragile://in/pairs", "in/pairs/00000001.npy"
+    fill(url)
+    new = np.concatenate([ROWS[:6], ROWS[6:] + 100])
+    content = BUCKET.objects[path].content[:-96] + new[6:].tobytes()
+    # Whoever opened it before must not get the new rows.
+    accepted = (ROWS, new) if name == "open" else (ROWS,)
+    seen = {type(found) for _, found in outcomes(name, url, changing(path, content), every=every, accepted=accepted)}
+    assert seen <= {FileChangedError, tuple}
+
+
+@pytest.mark.parametrize("storage", ["fragile", "fragile-store"])
+def test_a_claim_outlives_a_storage_that_fails_for_a_while(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "_BEAT_SECONDS", 0.001)
+    url = f"{storage}://in/pairs"
+    beats: list[Call] = []
+
+    def failing(call: Call) -> Any:
+        if threading.current_thread().name == "embedding-writer-claim" and len(beats) < 20:
+            beats.append(call)
+            raise OSError("away")
+        return call.run()
+
+    def batches() -> Iterator[Any]:
+        yield ROWS[:5], META[:5]
+        assert wait_until(lambda: len(beats) == 20)
+        yield ROWS[5:], META[5:]
+
+    with broken_at(1, failing, for_good=True):
+        write(batches(), url)
+    check_result(rows_of(open_at(url)(5, **QUIET)))
