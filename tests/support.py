@@ -173,6 +173,8 @@ class Part:
     table: pa.Table
     #: Rows of one parquet row group, None for a single group.
     row_group_rows: int | None = None
+    #: How pyarrow writes parquet: pages, compression.
+    parquet_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -250,7 +252,8 @@ def _npy_mixed(root: Path, part: Part) -> Path:
 def _parquet_part(root: Path, part: Part, *, storage: str) -> Path:
     path = root / "embeddings" / f"{part.name}.parquet"
     # The vectors are not the first column: position must not matter.
-    write_parquet(path, _with_column(part.table, "embedding", vectors_as(part.rows, storage)), part.row_group_rows)
+    table = _with_column(part.table, "embedding", vectors_as(part.rows, storage))
+    write_parquet(path, table, part.row_group_rows, **part.parquet_options)
     return path
 
 
@@ -261,7 +264,7 @@ def _pair_part(root: Path, part: Part, *, metadata: str = "metadata", names: tup
     # A table of no columns would lose its rows in the file, so there is always one more column than is asked for.
     table = _with_column(part.table, "_row", pa.array(np.arange(len(part.rows)), pa.int64()))
     name = f"{names[1]}{part.number}" if names != ("", "") else part.name
-    write_parquet(root / metadata / f"{name}.parquet", table, part.row_group_rows)
+    write_parquet(root / metadata / f"{name}.parquet", table, part.row_group_rows, **part.parquet_options)
     return path
 
 
@@ -383,12 +386,15 @@ def write_collection(
     columns: Sequence[str] | None = None,
     tables: Sequence[pa.Table] | None = None,
     row_group_rows: int | None = None,
+    parquet_options: Mapping[str, Any] | None = None,
+    vectors: Callable[[np.random.Generator, int, int, npt.DTypeLike], Rows] = random_rows,
     seed: int = 0,
 ) -> Collection:
     """Write a random collection under ``root`` and return it with its oracle.
 
     ``columns`` names makers of ``COLUMNS`` (all of them by default, none where the format holds no metadata);
-    ``tables`` gives the metadata of each file instead.
+    ``tables`` gives the metadata of each file instead. ``vectors`` makes the vectors of a file; ``parquet_options`` go
+    to pyarrow.
     """
     kind = FORMATS[format_name]
     rng = np.random.default_rng(seed)
@@ -398,9 +404,10 @@ def write_collection(
     parts = [
         Part(
             number,
-            random_rows(rng, count, dimension, dtype),
+            vectors(rng, count, dimension, dtype),
             random_table(rng, count, names) if tables is None else tables[number],
             row_group_rows,
+            parquet_options or {},
         )
         for number, count in enumerate(file_rows)
     ]

@@ -34,6 +34,10 @@ _BEAT_SECONDS = 30.0
 _SILENCE_SECONDS = 300.0
 """After so long without a sign of life, a writer on another machine is taken for dead."""
 
+_held: set[str] = set()
+"""Names of the claims that this process holds. Others that bear its number are of writers that could not take them back
+when the storage failed."""
+
 _ATTEMPTS = 4
 """Two that start in the same moment both step back: so often."""
 
@@ -49,11 +53,10 @@ def claimed(filesystem: FileSystem, folder: str) -> Iterator[Callable[[], None]]
     WriteError
         If nothing can be written there at all.
     """
-    path = f"{folder}/{_PREFIX}{uuid.uuid4().hex}.json"
-    _claim(filesystem, folder, path)
+    name = f"{_PREFIX}{uuid.uuid4().hex}.json"
+    path = f"{folder}/{name}"
     ended = threading.Event()
     thread = threading.Thread(target=_beat, args=(filesystem, path, ended), name="embedding-writer-claim", daemon=True)
-    thread.start()
 
     def check() -> None:
         if get_file(filesystem, path) is None:
@@ -62,11 +65,16 @@ def claimed(filesystem: FileSystem, folder: str) -> Iterator[Callable[[], None]]
                 "damaged: look whether it is done, and run this again if not"
             )
 
+    _held.add(name)
     try:
+        _claim(filesystem, folder, path)
+        thread.start()
         yield check
     finally:
         ended.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
+        _held.remove(name)
         with suppress(Exception):
             remove_files(filesystem, [path])
             remove_empty_folder(filesystem, folder)
@@ -127,8 +135,14 @@ def _others(filesystem: FileSystem, folder: str, own: str) -> list[dict[str, Any
         content = get_file(filesystem, path)
         if content is None:  # taken back since the listing
             continue
-        claim = json.loads(content)
-        if _is_alive(claim):
+        try:
+            claim = json.loads(content)
+        except ValueError as error:
+            raise DestinationError(
+                f"{shown_url(filesystem, path)}: this claim of a writer cannot be read ({describe(error)}); run this "
+                "again, and if that does not help, remove it once no other writer is at work"
+            ) from error
+        if _is_alive(claim, name):
             age = time.time() - claim["alive_at"]
             living.append({**claim, "path": path, "waited": age > 1.0})
         else:
@@ -137,9 +151,11 @@ def _others(filesystem: FileSystem, folder: str, own: str) -> list[dict[str, Any
     return living
 
 
-def _is_alive(claim: dict[str, Any]) -> bool:
+def _is_alive(claim: dict[str, Any], name: str) -> bool:
     if claim["machine"] != _machine():
         return bool(time.time() - claim["alive_at"] < _SILENCE_SECONDS)
+    if claim["pid"] == os.getpid():
+        return name in _held
     try:
         process = psutil.Process(claim["pid"])
         same = bool(abs(process.create_time() - claim["process_started"]) < 1)
@@ -159,9 +175,9 @@ def _occupied(filesystem: FileSystem, folder: str, other: dict[str, Any]) -> str
 
 def _beat(filesystem: FileSystem, path: str, ended: threading.Event) -> None:
     while not ended.wait(_BEAT_SECONDS):
-        if get_file(filesystem, path) is None:
-            return  # another writer took over: its claim must not meet this one
         try:
+            if get_file(filesystem, path) is None:
+                return  # another writer took over: its claim must not meet this one
             put_file(filesystem, path, [_content()])
         except Exception as error:  # noqa: BLE001 - one missed beat does no harm
             logger.warning("%s: cannot be renewed: %s", path, describe(error))

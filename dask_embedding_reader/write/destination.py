@@ -22,6 +22,7 @@ from dask_embedding_reader.formats import Columns, get_format
 from dask_embedding_reader.formats.metadata import merge_columns
 from dask_embedding_reader.manifest import FileTable, Manifest, read_manifest
 from dask_embedding_reader.reopen import save_manifest
+from dask_embedding_reader.retries import describe
 from dask_embedding_reader.saved_manifest import SavedManifest, decode_manifest
 from dask_embedding_reader.storage import shown_url
 from dask_embedding_reader.write.claim import is_claim
@@ -121,7 +122,7 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool) -> Prepared:
         complete(folder)
         listing = list_files(folder.filesystem, folder.path)
     data = [name for name in listing if name.endswith(_SUFFIXES) and not _is_hidden(name)]
-    job = json.loads(get_file(folder.filesystem, folder.at(_JOB)) or b"null") if _JOB in listing else None
+    job = _read_note(folder, _JOB) if _JOB in listing else None
     if job is not None and job["settings"] == _spelled(settings):
         if job["replaces"] and not overwrite:
             raise DestinationError(_occupied(folder, data))
@@ -146,6 +147,21 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool) -> Prepared:
     return Prepared(Destination(folder, settings, bool(data), overwrite), {}, tuple(data))
 
 
+def _read_note(folder: Folder, name: str) -> dict[str, Any]:
+    """Return what this or an interrupted run noted."""
+    content = get_file(folder.filesystem, folder.at(name))
+    try:
+        if content is not None:
+            return dict(json.loads(content))
+        problem = "has gone while it was needed"
+    except (ValueError, TypeError) as error:
+        problem = f"is damaged ({describe(error)})"
+    raise DestinationError(
+        f"{folder.shown}/{name}: {problem}; run this again, and if that does not help, remove "
+        f"{folder.shown}/{_WRITING} and pass overwrite=True to begin anew"
+    )
+
+
 def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "_")) for part in name.split("/"))
 
@@ -167,7 +183,10 @@ def _records(folder: Folder, job: Mapping[str, Any], listing: Mapping[str, int])
     for name, content in zip(names, contents, strict=True):
         if content is None:
             continue
-        record = Record.from_json(content)
+        try:
+            record = Record.from_json(content)
+        except ValueError:  # cut short by a loss of power: the part is written again
+            continue
         if all(listing.get(place + file) == size for file, (size, _) in record.files.items()):
             records[int(name.rpartition("/")[2].partition(".")[0])] = record
     return records
@@ -235,9 +254,15 @@ def begin(prepared: Prepared) -> None:
     destination = prepared.destination
     folder = destination.folder
     if not destination.staged:
-        put_file(folder.filesystem, folder.at(INCOMPLETE_NAME), [b"This collection is being written.\n"])
+        _mark_incomplete(folder)
     job = {"settings": _spelled(destination.settings), "replaces": prepared.replaces}
     put_file(folder.filesystem, folder.at(_JOB), [json.dumps(job).encode()], folder.work)
+
+
+def _mark_incomplete(folder: Folder) -> None:
+    """Keep readers off. A mark that is there stays: where files are not replaced at once, there would be a gap."""
+    if get_file(folder.filesystem, folder.at(INCOMPLETE_NAME)) is None:
+        put_file(folder.filesystem, folder.at(INCOMPLETE_NAME), [b"This collection is being written.\n"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -316,7 +341,7 @@ def finish(destination: Destination, records: Mapping[int, Record], check_claim:
         raise MismatchError(f"{rows:,} rows were written where {destination.settings.rows:,} were expected")
     files = {name: facts for record in records.values() for name, facts in record.files.items()}
     flush_files(folder.filesystem, [folder.at(destination.place + name) for name in files])
-    job = json.loads(get_file(folder.filesystem, folder.at(_JOB)) or b"{}")
+    job = _read_note(folder, _JOB)
     own = [name for name in list_files(folder.filesystem, folder.path) if _OWN_NAME.fullmatch(name)]
     commit = {
         "settings": _spelled(destination.settings),
@@ -328,7 +353,7 @@ def finish(destination: Destination, records: Mapping[int, Record], check_claim:
         "rows": rows,
     }
     check_claim()
-    put_file(folder.filesystem, folder.at(INCOMPLETE_NAME), [b"This collection is being replaced.\n"])
+    _mark_incomplete(folder)
     put_file(folder.filesystem, folder.at(_COMMIT), [json.dumps(commit).encode()], folder.work)
     complete(folder)
 
@@ -336,7 +361,7 @@ def finish(destination: Destination, records: Mapping[int, Record], check_claim:
 def complete(folder: Folder) -> None:
     """Put new files in the place of old ones, write the manifest, tidy up. May be interrupted and done again."""
     filesystem = folder.filesystem
-    commit = json.loads(get_file(filesystem, folder.at(_COMMIT)) or b"{}")
+    commit = _read_note(folder, _COMMIT)
     settings = Settings(**commit["settings"])
     staged = {name for name in list_files(filesystem, folder.at(_STAGED)) if not _is_hidden(name)}
     if staged:  # what is found without a manifest is read as it is; with one, it would be missed
@@ -347,9 +372,10 @@ def complete(folder: Folder) -> None:
     remove_files(filesystem, [folder.at(name) for name in commit["remove"]])
     manifest = _open_written(folder, settings, commit)
     save_manifest(manifest, filesystem, folder.at(MANIFEST_NAME), _spelled(settings), folder.work)
-    names = [name for name in list_files(filesystem, folder.work) if not is_claim(name)]
-    last = _COMMIT.rpartition("/")[2]  # it says how to go on, should this be the moment to be killed
-    remove_files(filesystem, [f"{folder.work}/{name}" for name in names if name != last])
+    # By their names too: should a listing miss the mark, nobody could read what is complete.
+    names = {folder.at(f"{_WRITING}/{name}") for name in list_files(filesystem, folder.work) if not is_claim(name)}
+    last = folder.at(_COMMIT)  # it says how to go on, should this be the moment to be killed
+    remove_files(filesystem, sorted({*names, folder.at(INCOMPLETE_NAME), folder.at(_JOB)} - {last}))
     remove_folder(filesystem, folder.at(_DONE))
     remove_folder(filesystem, folder.at(_STAGED))
     remove_files(filesystem, [folder.at(_COMMIT)])
