@@ -2,6 +2,7 @@
 # Another interpreter: make PYTHON=/usr/bin/python3.12 ... (it is used when .venv is made: `make clean` first).
 
 PYTHON ?= python3
+PYTHONS ?= 3.10 3.12 3.13 3.14
 VENV := .venv
 BIN := $(VENV)/bin
 SERVERS := $(VENV)/servers
@@ -16,15 +17,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A .venv whose interpreter is gone (Python was upgraded or removed) is of no use: start afresh.
 $(shell [ -x $(BIN)/python ] || rm -rf $(VENV))
 
-.PHONY: help demo test test-slow test-hdfs test-min lint format bench notebooks docs clean
+.PHONY: help demo test coverage test-slow test-hdfs test-min test-pythons lint format bench notebooks docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-10s  %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s  %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.with-plot ## show the main job on real embeddings
 	@$(BIN)/python notebooks/demo.py
 
-test: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the tests, with coverage
+test: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the tests
+	$(BIN)/python -m pytest -m "not slow and not hdfs"
+
+coverage: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the tests and count which lines they reach
 	$(BIN)/python -m pytest -m "not slow and not hdfs" --cov
 
 test-slow: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the slow tests
@@ -37,6 +41,15 @@ test-hdfs: $(VENV)/.with-test $(VENV)/.with-hdfs ## run the tests on a real HDFS
 
 test-min: .venv-min/.with-test servers ## run the tests on the lowest supported versions
 	.venv-min/bin/python -m pytest -m "not slow and not hdfs"
+
+test-pythons: servers ## run the tests on other Pythons: PYTHONS="3.10 3.12 3.13 3.14"
+	@for version in $(PYTHONS); do \
+	    if python=$$($(call find_python,$$version)); then \
+	        $(MAKE) --no-print-directory VENV=.venv-$$version PYTHON="$$python" .venv-$$version/.with-test \
+	            .venv-$$version/.with-reference; \
+	        .venv-$$version/bin/python -m pytest -m "not slow and not hdfs"; \
+	    else echo "Python $$version cannot be had: left out" >&2; fi; \
+	done
 
 lint: $(VENV)/.with-lint ## check style, types and the direction of imports
 	$(BIN)/ruff check
@@ -61,7 +74,7 @@ docs: $(VENV)/.with-docs ## build the documentation
 	@echo "The documentation is in build/docs/index.html"
 
 clean: ## remove the environments and everything generated
-	rm -rf .venv .venv-min dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf .bench .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -112,6 +125,14 @@ $(BIN)/uv:
 	@$(call install,.venv-min,--requirements .venv-min/lowest.txt)
 	@$(call install,.venv-min,--no-deps --editable .)
 	@touch $@
+
+# $(call find_python,VERSION): prints where an interpreter is, and downloads one if there is none. pyenv hides all but one.
+define find_python
+if command -v pyenv >/dev/null; then PYENV_VERSION="$$(pyenv version-name):$$(pyenv versions --bare | paste -sd:)"; \
+    export PYENV_VERSION; fi; \
+$(BIN)/uv python find $(1) 2>/dev/null || \
+    { $(BIN)/uv python install --quiet $(1) 2>/dev/null && $(BIN)/uv python find $(1) 2>/dev/null; }
+endef
 
 # $(call make_venv,FOLDER): a new virtual environment that holds pip and uv. Debian keeps ensurepip, without which there is
 # no environment, in a package of its own.

@@ -6,6 +6,7 @@ tree, and folder by folder where it cannot.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import re
@@ -48,6 +49,14 @@ INCOMPLETE_NAME = "_writing/incomplete"
 """What this library keeps in a collection beside the data: what is known of it, a mark while it is being written."""
 
 _OWN_FILES = (f"/{MANIFEST_NAME}", f"/{INCOMPLETE_NAME}")
+
+_EXTRAS = {
+    "azure": {"az", "abfs", "abfss"},
+    "gcs": {"gs", "gcs"},
+    "hdfs": {"hdfs", "webhdfs"},
+    "http": {"http", "https"},
+}
+"""Which protocols each extra of this library installs the client of."""
 
 _LITTER = re.compile(r"(?:^|/)[._]")
 
@@ -128,12 +137,13 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
     text = os.fspath(source)
     if "://" not in text and os.path.lexists(text):
         # Taken literally: fsspec would read a `::` in a name as a chain of file systems.
-        return fsspec.filesystem("file", **dict(storage_options or {})), os.path.abspath(text)
+        return fsspec.filesystem("file", **dict(storage_options or {})), _with_slashes(os.path.abspath(text))
     try:
         filesystem, path = url_to_fs(text, **dict(storage_options or {}))
     except (ImportError, ValueError, LookupError, TypeError) as error:
+        remedy = _install(text) if isinstance(error, ImportError) else ""
         raise ArgumentError(
-            f"cannot open {hide_secrets(text)!r}: {describe(error)}; check the URL and storage_options"
+            f"cannot open {hide_secrets(text)!r}: {describe(error)}; {remedy or 'check the URL and storage_options'}"
         ) from shown_cause(error)
     except FileNotFoundError as error:
         shown = hide_secrets(text)
@@ -141,7 +151,10 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
             f"{shown!r} does not exist ({describe(error)}); check the spelling of the path"
         ) from shown_cause(error)
     except Exception as error:  # noqa: BLE001 - such as of a client that looks for credentials
-        raise ReadError(f"{hide_secrets(text)!r} cannot be opened: {describe(error)}") from shown_cause(error)
+        message = f"{hide_secrets(text)!r} cannot be opened: {describe(error)}"
+        if text.startswith("hdfs:") and importlib.util.find_spec("hdfs_native") is None:
+            message += f"; {_install(text)}"  # pyarrow, which fsspec turns to instead, needs a Java machine
+        raise ReadError(message) from shown_cause(error)
     if cuts_paths(filesystem):
         path = path_within(text)
     elif (inner := re.search(r"::(?:web)?hdfs://[^/]*(.*)", text)) and not {"#", "?", ";"}.isdisjoint(inner[1]):
@@ -151,6 +164,18 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         )
     # A web server may know a folder by one of the two spellings only.
     return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
+
+
+def _install(url: str) -> str:
+    """Say which extras of this library install what a URL needs; nothing where none does."""
+    needed = set(re.findall(r"(?:^|::)(\w+)(?=::|:/)", url))
+    extras = [extra for extra, installed in _EXTRAS.items() if needed & installed]
+    return f'pip install "dask-embedding-reader[{",".join(extras)}]"' if extras else ""
+
+
+def _with_slashes(path: str) -> str:
+    """Spell a local path as fsspec does, on Windows too."""
+    return path.replace(os.sep, "/")
 
 
 def _known(filesystem: FileSystem, info: dict[str, Any]) -> dict[str, Any]:
@@ -322,7 +347,7 @@ def _walk(folder: str) -> Iterator[dict[str, Any]]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        yield from (_local_info(os.path.join(current, name)) for name in names)
+        yield from (_local_info(_with_slashes(os.path.join(current, name))) for name in names)
 
 
 def _local_info(path: str) -> dict[str, Any]:

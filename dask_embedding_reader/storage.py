@@ -31,7 +31,9 @@ from dask_embedding_reader.retries import (
     with_retries,
 )
 
-_IOV_MAX = 1024  # what Linux and macOS take in one preadv call
+_IOV_MAX = 1024  # buffers that Linux and macOS fill in one preadv call
+_CALL_NBYTES = 2**30  # bytes in one call: macOS refuses 2 GiB
+_COPY_NBYTES = 2**24  # where there is no preadv, each byte passes through new memory
 
 _MARKS = (
     *("ETag", "etag", "CRC", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "modified"),
@@ -381,7 +383,7 @@ def _read_local(file: StoredFile, start: int, buffers: list[memoryview]) -> None
         raise ReadError(f"{file.path}: cannot be read: {error}") from error
     try:
         while buffers:
-            count = _scatter(descriptor, buffers[:_IOV_MAX], start)
+            count = _scatter(descriptor, _for_one_call(buffers), start)
             if count == 0:
                 raise FileChangedError(
                     f"{file.path}: ends at byte {start:,}, but {sum(b.nbytes for b in buffers):,} more were expected; "
@@ -402,9 +404,22 @@ def _scatter(descriptor: int, buffers: Sequence[memoryview], start: int) -> int:
     """Fill buffers from a file position in one system call; return how many bytes came."""
     if hasattr(os, "preadv"):
         return os.preadv(descriptor, buffers, start)
-    data = os.pread(descriptor, buffers[0].nbytes, start)
+    # Windows has neither preadv nor pread; nobody else moves the position of this descriptor.
+    os.lseek(descriptor, start, os.SEEK_SET)
+    data = os.read(descriptor, min(buffers[0].nbytes, _COPY_NBYTES))
     buffers[0][: len(data)] = data
     return len(data)
+
+
+def _for_one_call(buffers: Sequence[memoryview]) -> list[memoryview]:
+    """Return of a list of buffers as much as the operating system fills at once."""
+    taken, room = [], _CALL_NBYTES
+    for buffer in buffers[:_IOV_MAX]:
+        taken.append(buffer[:room])
+        room -= taken[-1].nbytes
+        if room == 0:
+            break
+    return taken
 
 
 def _drop_bytes(buffers: list[memoryview], count: int) -> list[memoryview]:

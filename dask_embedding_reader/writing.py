@@ -191,7 +191,7 @@ def flush_files(filesystem: FileSystem, paths: Sequence[str]) -> None:
 
 
 def _flush(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR)  # Windows flushes only what may be written
     try:
         os.fsync(descriptor)
     finally:

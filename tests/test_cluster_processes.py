@@ -153,7 +153,9 @@ CONSUMERS: dict[str, Callable[[da.Array], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["compute", "batches", pytest.param("few batches at a time", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["batches", *(pytest.param(name, marks=pytest.mark.slow) for name in ("compute", "few batches at a time"))]
+)
 def test_a_killed_worker_costs_a_recomputation_and_not_the_result(
     client: Client, workers: Workers, tmp_path: Path, name: str
 ) -> None:

@@ -124,7 +124,7 @@ def test_a_reader_works_in_a_spawned_process(open_reader: Callable[[], Embedding
     process = context.Process(target=read_and_tell, args=(there, pickle.dumps(reader)))
     process.start()
     try:
-        assert here.poll(60), "the spawned process hangs"
+        assert here.poll(100), "the spawned process hangs"
         assert here.recv()
     finally:
         process.kill()
