@@ -6,6 +6,7 @@ parquet stores, never as one object a row, and decoded a few MB at a time: a row
 
 from __future__ import annotations
 
+import base64
 import difflib
 import io
 from bisect import bisect_right
@@ -44,7 +45,7 @@ class _Parquet:
         """Read the footer of a parquet file: rows, row groups, and what the wanted columns hold."""
         metadata = _footer(file)
         try:
-            schema = metadata.schema.to_arrow_schema()
+            schema = arrow_schema(metadata)
             group_rows = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
             dimension, dtype = 0, np.dtype(np.float32)
             if columns.embedding is not None:
@@ -147,6 +148,29 @@ def iter_tables(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The footer
+
+
+def arrow_schema(metadata: pq.FileMetaData) -> pa.Schema:
+    """Return the columns of a file as they were when it was written.
+
+    Parquet has no seconds: pyarrow stores milliseconds, notes in the footer what it was given, and does not heed that.
+    """
+    schema = metadata.schema.to_arrow_schema()
+    noted = (metadata.metadata or {}).get(b"ARROW:schema")
+    if noted is None or not any(_in_seconds(field.type) for field in schema):
+        return schema
+    given = {field.name: field.type for field in pa.ipc.read_schema(pa.py_buffer(base64.b64decode(noted)))}
+    restored = [
+        kind if (kind := _in_seconds(field.type)) and given.get(field.name) == kind else field.type for field in schema
+    ]
+    return pa.schema([field.with_type(kind) for field, kind in zip(schema, restored, strict=True)])
+
+
+def _in_seconds(kind: pa.DataType) -> pa.DataType | None:
+    """Return what milliseconds may have been before they were stored; None for other types."""
+    if pa.types.is_timestamp(kind) and kind.unit == "ms":
+        return pa.timestamp("s", kind.tz)
+    return pa.time32("s") if kind == pa.time32("ms") else None
 
 
 def column_names(file: StoredFile) -> list[str]:

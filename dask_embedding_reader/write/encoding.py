@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from dask_embedding_reader.errors import ColumnError, MismatchError
 from dask_embedding_reader.formats import Array, MetaColumn
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
+from dask_embedding_reader.formats.parquet import arrow_schema
 from dask_embedding_reader.plan import default_piece_rows
 from dask_embedding_reader.retries import describe
 
@@ -154,22 +156,41 @@ def _without_row_numbers(frame: pd.DataFrame) -> pd.DataFrame:
 def _column(values: pd.Series[Any], name: str, first_row: int) -> tuple[pa.Field, pa.Array]:
     dtype = values.dtype
     try:
+        if isinstance(dtype, pd.PeriodDtype | pd.IntervalDtype):
+            raise TypeError("only pandas knows this type, and readers would find other values")
         if isinstance(dtype, np.dtype) and dtype.kind != "O":
             # NaN is a value of its own, and no null.
-            column = pa.array(values.to_numpy(), from_pandas=False)
+            column = pa.array(values.to_numpy().astype(dtype.newbyteorder("="), copy=False), from_pandas=False)
         else:
             column = pa.array(values, from_pandas=True)
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+        if pa.types.is_dictionary(column.type):  # parquet makes its own, and readers get plain values
+            column = column.dictionary_decode()
+        _check_type(column)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ColumnError(
             f"the metadata column {name!r} ({dtype}) cannot be stored, in rows {first_row:,} to "
             f"{first_row + len(values):,}: {describe(error)}; convert it to one type that parquet knows"
         ) from error
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    if pa.types.is_dictionary(column.type):  # parquet makes its own, and readers get plain values
-        column = column.dictionary_decode()
     masked = isinstance(dtype, pd.api.extensions.ExtensionDtype) and dtype.kind in "biuf" and not column.null_count
     return pa.field(name, column.type, metadata={_MASKED: b""} if masked else None), column
+
+
+def _check_type(column: pa.Array) -> None:
+    """Raise an error where values would come back as another type, or not at all."""
+    if (stored := _stored_type(column.type)) != column.type:
+        raise TypeError(f"parquet holds {column.type} as {stored}")
+    if pa.types.is_timestamp(column.type) and column.type.unit == "s":
+        column.cast(pa.timestamp("ms", column.type.tz))  # as it is stored: far years do not fit
+
+
+@lru_cache(maxsize=1_000)
+def _stored_type(kind: pa.DataType) -> pa.DataType:
+    """Return as what readers find a column of a type."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.schema([("column", kind)]).empty_table(), sink)
+    return arrow_schema(pq.read_metadata(pa.BufferReader(sink.getvalue()))).field(0).type
 
 
 def join_tables(tables: Sequence[pa.Table | None]) -> pa.Table | None:
