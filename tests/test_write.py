@@ -450,7 +450,7 @@ def test_a_full_disk(tmp_path: Path, lazy: bool) -> None:
     rows = np.ones((300, 1000), np.float32)  # 1.2 MB
     array = da.from_array(rows, chunks=(30, -1)) if lazy else rows
     with small_disk(tmp_path / "disk", "1m"):
-        with pytest.raises(WriteError, match=r"No space left.*no room for its 120,128 bytes.*running the same again"):
+        with pytest.raises(WriteError, match=r"No space left.*make room.*running the same again"):
             write_embeddings(array, tmp_path / "disk" / "out", rows_per_file=30)
         written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "disk" / "out").glob("*.npy")}
         assert len(written) > 3
