@@ -25,6 +25,9 @@ from dask_embedding_reader.storage import is_local, shown_url
 _ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
 """Storages in which an object is there as a whole or not at all."""
 
+_LARGEST_PUT_NBYTES = 5 * 2**30
+"""S3 takes so much in one request."""
+
 _THREADS = 16
 
 Buffer = bytes | memoryview
@@ -74,7 +77,7 @@ def _put(filesystem: FileSystem, path: str, content: Callable[[Write], T], scrat
         result = content(sink.write)
         data = sink.getvalue()
         if protocols(filesystem) & _ATOMIC_PUT:
-            _retry(filesystem, path, lambda connection: connection.pipe_file(path, data))
+            _retry(filesystem, path, lambda connection: _upload(connection, path, data))
         else:
             _retry(filesystem, path, lambda connection: _put_and_rename(connection, path, data, temporary))
         return result
@@ -100,6 +103,12 @@ def _put_local(path: str, content: Callable[[Write], T], temporary: str, durable
             os.remove(temporary)
         raise
     return result
+
+
+def _upload(filesystem: FileSystem, path: str, data: bytes) -> None:
+    # What S3 has of an upload in parts that was broken off is kept, and charged for, until somebody looks for it.
+    whole = {"chunksize": _LARGEST_PUT_NBYTES} if protocols(filesystem) & {"s3", "s3a"} else {}
+    filesystem.pipe_file(path, data, **whole)
 
 
 def _put_and_rename(filesystem: FileSystem, path: str, data: bytes, temporary: str) -> None:
@@ -242,7 +251,7 @@ def _remedy(error: Exception) -> str:
         return f"make room, or name a folder on another storage; {kept}"
     if isinstance(error, FileNotFoundError):
         return f"make the bucket first, or check the spelling; {kept}"
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return f"get the permission to write there, or name another folder; {kept}"
     if isinstance(error, NotImplementedError | ValueError | TypeError):
         return "this kind of storage cannot be written to in this way; name a folder on another one"

@@ -75,8 +75,9 @@ def columns(draw: st.DrawFn, rows: int) -> pd.Series[Any]:
     if kind == "masked":
         name = draw(st.sampled_from([*INTEGERS, "float32", "float64"]))
         numbers = st.floats(width=32, allow_nan=False) if name.startswith("f") else numbers_of(name)
-        dtype = {"uint": "UInt", "int": "Int", "float": "Float"}[name.rstrip("0123456789")]
-        return pd.Series(pd.array(values(st.none() | numbers), dtype=dtype + name.lstrip("uintfloa")))
+        word = name.rstrip("0123456789")
+        dtype: Any = {"uint": "UInt", "int": "Int", "float": "Float"}[word] + name[len(word) :]
+        return pd.Series(pd.array(values(st.none() | numbers), dtype=dtype))
     if kind == "text":
         return pd.Series(pd.array(values(st.none() | TEXT), dtype=pd.StringDtype("pyarrow")))
     if kind == "arrow":
@@ -164,7 +165,10 @@ DAY = dt.date(2020, 1, 1)
         (pd.Series([decimal.Decimal("1.50"), None, None], dtype=object), "decimal128(3, 2)[pyarrow]"),
         (pd.Series([b"x", None, b""], dtype=object), "binary[pyarrow]"),
         (pd.Series(np.array([1, 2, 3], ">i4")), "int32"),
-        (pd.Series(pd.array([1.0, None, 2.0], dtype=pd.ArrowDtype(pa.float16()))), "halffloat[pyarrow]"),
+        (
+            pd.Series(pd.arrays.ArrowExtensionArray(pa.array([np.float16(1), None, np.float16(2)], pa.float16()))),
+            "halffloat[pyarrow]",
+        ),
     ],
 )
 def test_what_other_dtypes_become(tmp_path: Path, values: pd.Series[Any], dtype: str) -> None:
