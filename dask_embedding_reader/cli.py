@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,9 +50,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("DASK_EMBEDDING_READER_TRACEBACK"):
             raise
         known = isinstance(error, EmbeddingReaderError | ImportError)
-        click.echo(f"Error: {error}" if known else f"Error: {type(error).__name__}: {error}", err=True)
+        message = _as_options(str(error))
+        click.echo(f"Error: {message}" if known else f"Error: {type(error).__name__}: {message}", err=True)
         sys.exit(2 if isinstance(error, ArgumentError | ArgumentTypeError) else 1)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _as_options(message: str) -> str:
+    """Spell the arguments that a message names as the options of the command."""
+    names = "overwrite|scale|dtype|embedding_column|embedding_dtype|metadata_folder|storage_options"
+    # After a blank or a bracket: folders may be called `dtype=float16`.
+    named = re.sub(
+        rf"(?<![^ (])(rows_per_file\b|({names})(?==))", lambda found: "--" + found[0].replace("_", "-"), message
+    )
+    named = re.sub(r"(?<![^ (])(--[a-z-]+)=(True\b|\.\.\.|(?=[,;)]|$))", r"\1", named)
+    named = re.sub(r'(?<= write )file_format="(\w+)"', r"--to \1", named)
+    return re.sub(r'(?<![^ (])file_format="(\w+)"', r"--file-format \1", named)
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:

@@ -52,7 +52,7 @@ def save_manifest(
         written,
         files,
     )
-    put_file(filesystem, path, [encode_manifest(saved)], scratch)
+    put_file(filesystem, path, encode_manifest(saved), scratch)
 
 
 def _saved_files(kind: str, table: FileTable, first_source: int, meta: tuple[MetaColumn, ...]) -> Iterator[SavedFile]:

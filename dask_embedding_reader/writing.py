@@ -7,6 +7,7 @@ to a temporary file, which is then renamed.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import posixpath
 import shutil
@@ -14,23 +15,30 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from dask_embedding_reader.connections import FileSystem, connected, exclusive, protocols
-from dask_embedding_reader.errors import WriteError
+from dask_embedding_reader.errors import ColumnError, WriteError
 from dask_embedding_reader.retries import describe, shown_cause, with_retries
 from dask_embedding_reader.storage import is_local, shown_url
 
 _ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
 """Storages in which an object is there as a whole or not at all."""
 
+_LARGEST_PUT_NBYTES = 5 * 2**30
+"""S3 takes so much in one request."""
+
 _THREADS = 16
 
 Buffer = bytes | memoryview
+Write = Callable[[Buffer], object]
+Content = Callable[[Write], Any]
+"""Writes all that a file holds, with the function that it is given."""
+T = TypeVar("T")
 
 
-def put_file(filesystem: FileSystem, path: str, buffers: Sequence[Buffer], scratch: str | None = None) -> None:
-    """Write a file, replacing one that is there; readers see the old one or the whole new one.
+def put_file(filesystem: FileSystem, path: str, data: bytes, scratch: str | None = None) -> None:
+    """Write a small file, replacing one that is there; readers see the old one or the whole new one.
 
     Parameters
     ----------
@@ -38,7 +46,7 @@ def put_file(filesystem: FileSystem, path: str, buffers: Sequence[Buffer], scrat
         Where to.
     path
         The path within it. Its folder is made.
-    buffers
+    data
         The content.
     scratch
         A folder on the same storage for the temporary file; by default that of ``path``.
@@ -48,33 +56,59 @@ def put_file(filesystem: FileSystem, path: str, buffers: Sequence[Buffer], scrat
     WriteError
         If the storage does not take it. Nothing is left of it then.
     """
+    _put(filesystem, path, lambda write: write(data), scratch, durable=False)
+
+
+def stream_file(filesystem: FileSystem, path: str, content: Callable[[Write], T], scratch: str | None = None) -> T:
+    """Write a file as :func:`put_file` does, while its content is made; return what that returns.
+
+    On a local disk it is never in memory as a whole, and survives a loss of power once this returns.
+    """
+    return _put(filesystem, path, content, scratch, durable=True)
+
+
+def _put(filesystem: FileSystem, path: str, content: Callable[[Write], T], scratch: str | None, durable: bool) -> T:
     folder, name = posixpath.split(path)
     temporary = f"{scratch or folder}/.{name}.{uuid.uuid4().hex}.tmp"
-    with _explained(filesystem, path, sum(memoryview(buffer).nbytes for buffer in buffers)):
+    with _explained(filesystem, path):
         if is_local(filesystem):
-            _put_local(path, buffers, temporary)
-        elif protocols(filesystem) & _ATOMIC_PUT:
-            data = _joined(buffers)
-            _retry(filesystem, path, lambda connection: connection.pipe_file(path, data))
+            return _put_local(path, content, temporary, durable)
+        sink = io.BytesIO()
+        result = content(sink.write)
+        data = sink.getvalue()
+        if protocols(filesystem) & _ATOMIC_PUT:
+            _retry(filesystem, path, lambda connection: _upload(connection, path, data))
         else:
-            data = _joined(buffers)
             _retry(filesystem, path, lambda connection: _put_and_rename(connection, path, data, temporary))
+        return result
 
 
-def _put_local(path: str, buffers: Sequence[Buffer], temporary: str) -> None:
+def _put_local(path: str, content: Callable[[Write], T], temporary: str, durable: bool) -> T:
     for folder in {os.path.dirname(path), os.path.dirname(temporary)}:
         os.makedirs(folder, exist_ok=True)
     try:
         with open(temporary, "xb", buffering=0) as file:
-            for buffer in buffers:
+
+            def write(buffer: Buffer) -> None:
                 rest = memoryview(buffer).cast("B")
                 while rest.nbytes:
                     rest = rest[file.write(rest) :]
+
+            result = content(write)
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.remove(temporary)
         raise
+    return result
+
+
+def _upload(filesystem: FileSystem, path: str, data: bytes) -> None:
+    # What S3 has of an upload in parts that was broken off is kept, and charged for, until somebody looks for it.
+    whole = {"chunksize": _LARGEST_PUT_NBYTES} if protocols(filesystem) & {"s3", "s3a"} else {}
+    filesystem.pipe_file(path, data, **whole)
 
 
 def _put_and_rename(filesystem: FileSystem, path: str, data: bytes, temporary: str) -> None:
@@ -93,11 +127,6 @@ def _rename(filesystem: FileSystem, source: str, target: str) -> None:
     if filesystem.exists(target):  # some storages refuse to replace a file
         filesystem.rm_file(target)
     filesystem.mv(source, target)
-
-
-def _joined(buffers: Sequence[Buffer]) -> bytes:
-    first = buffers[0]
-    return first if len(buffers) == 1 and isinstance(first, bytes) else b"".join(buffers)
 
 
 def move_file(filesystem: FileSystem, source: str, target: str) -> None:
@@ -184,20 +213,6 @@ def get_file(filesystem: FileSystem, path: str) -> bytes | None:
             return None
 
 
-def flush_files(filesystem: FileSystem, paths: Sequence[str]) -> None:
-    """Wait until the content of files survives a loss of power; storages elsewhere see to that themselves."""
-    if is_local(filesystem):
-        in_threads(_flush, paths)
-
-
-def _flush(path: str) -> None:
-    descriptor = os.open(path, os.O_RDWR)  # Windows flushes only what may be written
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def in_threads(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """Do something for many items at once; return the results in order."""
     if not items:
@@ -217,26 +232,26 @@ def _retry(filesystem: FileSystem, path: str, attempt: Callable[[FileSystem], An
 
 
 @contextmanager
-def _explained(filesystem: FileSystem, path: str, nbytes: int = 0, action: str = "written") -> Iterator[None]:
+def _explained(filesystem: FileSystem, path: str, action: str = "written") -> Iterator[None]:
     """Turn whatever a storage raises into an error that names the file, the cause and the remedy."""
     try:
         yield
-    except WriteError:
+    except (ColumnError, WriteError):
         raise
     except Exception as error:
         if isinstance(error, FileNotFoundError) and action != "written":
             raise
         what = f"{shown_url(filesystem, path)}: cannot be {action}: {describe(error)}"
-        raise WriteError(f"{what}; {_remedy(error, nbytes)}") from shown_cause(error)
+        raise WriteError(f"{what}; {_remedy(error)}") from shown_cause(error)
 
 
-def _remedy(error: Exception, nbytes: int) -> str:
+def _remedy(error: Exception) -> str:
     kept = "what is finished is kept, and running the same again goes on from there"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no room for its {nbytes:,} bytes: make room; {kept}"
+        return f"make room, or name a folder on another storage; {kept}"
     if isinstance(error, FileNotFoundError):
         return f"make the bucket first, or check the spelling; {kept}"
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return f"get the permission to write there, or name another folder; {kept}"
     if isinstance(error, NotImplementedError | ValueError | TypeError):
         return "this kind of storage cannot be written to in this way; name a folder on another one"

@@ -63,6 +63,8 @@ class Proxy:
     ranges: bool = True
     #: Header fields that it leaves out of answers, such as ``etag``.
     silent_about: frozenset[str] = frozenset()
+    #: Called with the path of each upload and its first bytes when half of it is here: True cuts it off there.
+    halfway: Callable[[str], bool] | None = None
     #: Called with each request before it is answered.
     before: Callable[[Asked], object] | None = None
     requests: list[Asked] = field(default_factory=list)
@@ -75,7 +77,7 @@ class Proxy:
         """Answer as the healthy server does, and forget what was asked."""
         self.every = self.healthy = None
         self.faults, self.share, self.latency = [], 0.0, 0.0
-        self.ranges, self.silent_about, self.before = True, frozenset(), None
+        self.ranges, self.silent_about, self.before, self.halfway = True, frozenset(), None, None
         self.random.seed(0)
         self.requests.clear()
 
@@ -106,6 +108,10 @@ class Proxy:
         return [asked for asked in self.requests if asked.fault is not None]
 
 
+#: Smaller bodies are questions, not files.
+_UPLOAD_NBYTES = 2_000
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     proxy: Proxy
@@ -115,7 +121,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         proxy = self.proxy
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length // 2)
+        if proxy.halfway is not None and length > _UPLOAD_NBYTES and proxy.halfway(f"{self.path} {body[:400]!r}"):
+            proxy.requests.append(Asked(self.command, self.path, None, "cut", len(body)))
+            self.hang_up(reset=True)
+            return
+        body += self.rfile.read(length - len(body))
         asked_range = self.headers.get("Range")
         fault = proxy.choose(self.command, self.path, asked_range is not None)
         asked = Asked(self.command, self.path, asked_range, fault)

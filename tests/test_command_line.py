@@ -285,8 +285,25 @@ def test_convert_says_what_npy_files_cannot_hold(run: Run, shards: Path, tmp_pat
     code, _, err = run("convert", shards, tmp_path / "out", "--to", "npy")
     assert code == 1
     assert "holds 1 files of other data already" in err
+    assert "pass --overwrite to replace them" in err
     assert run("convert", shards, tmp_path / "out", "--to", "npy", "--overwrite")[0] == 0
     assert EmbeddingReader(tmp_path / "out").dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dtype", "int8"], "--dtype=int8 cannot hold vectors of float32; give --scale, the value that a step"),
+        (["--to", "npy", "--dtype", "int8", "--scale", "-1"], "--scale=-1.0 must be a positive number"),
+        (["--to", "parquet", "--dtype", "float128"], "give --dtype, or write --to npy"),
+    ],
+)
+def test_what_is_refused_is_explained_in_options(
+    run: Run, shards: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    code, _, err = run("convert", shards, tmp_path / "dtype=float32", "-f", "parquet_npy", *options)
+    assert code in (1, 2)
+    assert message in err
 
 
 def test_verify_names_damaged_files_and_fails(run: Run, shards: Path, tmp_path: Path) -> None:

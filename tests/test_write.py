@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
+import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -450,7 +453,7 @@ def test_a_full_disk(tmp_path: Path, lazy: bool) -> None:
     rows = np.ones((300, 1000), np.float32)  # 1.2 MB
     array = da.from_array(rows, chunks=(30, -1)) if lazy else rows
     with small_disk(tmp_path / "disk", "1m"):
-        with pytest.raises(WriteError, match=r"No space left.*no room for its 120,128 bytes.*running the same again"):
+        with pytest.raises(WriteError, match=r"No space left.*make room.*running the same again"):
             write_embeddings(array, tmp_path / "disk" / "out", rows_per_file=30)
         written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "disk" / "out").glob("*.npy")}
         assert len(written) > 3
@@ -462,23 +465,47 @@ def test_a_full_disk(tmp_path: Path, lazy: bool) -> None:
         np.testing.assert_array_equal(EmbeddingReader(tmp_path / "disk" / "out").to_dask_array().compute(), rows)
 
 
-def test_a_disk_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "out").mkdir()
-    plain = open
+DENIED = """
+import os, sys
+import numpy as np
+from dask_embedding_reader import write_embeddings
+rows = np.arange(60, dtype=np.float32).reshape(20, 3)
+write_embeddings(rows, sys.argv[1] + "/first", rows_per_file=5)  # imports all that is needed
+os.chmod(sys.argv[1], 0o555)
+if os.geteuid() == 0:  # root may write anywhere, nobody may not
+    os.setuid(65534)
+write_embeddings(rows, sys.argv[1] + "/out", rows_per_file=5)
+"""
 
-    def denied(path: Any, *args: Any, **kwargs: Any) -> Any:  # root may do everything, so permissions cannot be tried
-        if str(path).startswith(str(tmp_path / "out")) and args[:1] == ("xb",):
-            raise PermissionError(errno.EACCES, "Permission denied", path)
-        return plain(path, *args, **kwargs)
 
-    from dask_embedding_reader import writing
+def test_a_disk_without_permission() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        done = subprocess.run([sys.executable, "-c", DENIED, name], capture_output=True, text=True, timeout=100)
+        message = done.stderr.strip().rpartition("\n")[2]
+        assert re.search(r"WriteError: .*cannot be written: .*Permission denied.*get the permission", message)
+        assert [path.name for path in folder.iterdir()] == ["first"]
+        folder.chmod(0o755)
+        assert_goes_on(folder / "out")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(writing, "open", denied, raising=False)
-        with pytest.raises(WriteError, match=r"Permission denied.*get the permission"):
-            write_embeddings(ROWS, tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.npy"))
-    assert_goes_on(tmp_path / "out")
+
+def test_a_disk_that_is_only_read(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a disk needs the rights of root")
+    with small_disk(tmp_path / "disk", "3m"):
+        write_embeddings(list(batches_of_rows(2)), tmp_path / "disk", rows_per_file=5)
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "disk")], check=True)
+        with pytest.raises(WriteError, match=r"Read-only file system.*get the permission"):
+            write_embeddings(ROWS, tmp_path / "disk", rows_per_file=5, overwrite=True)
+        np.testing.assert_array_equal(EmbeddingReader(tmp_path / "disk").to_dask_array().compute(), ROWS[:10])
+        subprocess.run(["mount", "-o", "remount,rw", str(tmp_path / "disk")], check=True)
+        write_embeddings(ROWS, tmp_path / "disk", rows_per_file=5, overwrite=True)
+        np.testing.assert_array_equal(EmbeddingReader(tmp_path / "disk").to_dask_array().compute(), ROWS)
+
+
+def batches_of_rows(count: int) -> Iterator[tuple[Any, None]]:
+    return ((ROWS[number * 5 : number * 5 + 5], None) for number in range(count))
 
 
 def test_a_file_where_the_folder_should_be_and_storages_that_are_only_read(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ class MetaField(NamedTuple):
             return pd.StringDtype("pyarrow")
         if kind in _MASKED:
             return _MASKED[kind] if self.has_nulls else np.dtype(kind.to_pandas_dtype())
+        if pa.types.is_float16(kind) and not self.has_nulls:  # pandas has no masked one
+            return np.dtype(np.float16)
         if pa.types.is_timestamp(kind):
             return np.dtype(f"M8[{kind.unit}]") if kind.tz is None else pd.DatetimeTZDtype(kind.unit, kind.tz)
         if pa.types.is_duration(kind):
@@ -104,12 +106,13 @@ def _distinct(urls: Sequence[str], columns: Sequence[MetaColumn]) -> list[tuple[
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_string(kind) or kind in _VIEWS:
+    if pa.types.is_string(kind) or kind == _STRING_VIEW:
         return pa.large_string()
-    return kind
+    return pa.large_binary() if kind == _BINARY_VIEW else kind
 
 
-_VIEWS = {pa.string_view()} if hasattr(pa, "string_view") else set()
+_STRING_VIEW, _BINARY_VIEW = (pa.string_view(), pa.binary_view()) if hasattr(pa, "string_view") else (None, None)
+"""pyarrow cannot take rows of these."""
 
 
 def _common_type(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
@@ -120,6 +123,11 @@ def _common_type(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
     for same_kind in (pa.types.is_signed_integer, pa.types.is_unsigned_integer, pa.types.is_floating):
         if same_kind(left) and same_kind(right):
             return max(left, right, key=lambda kind: kind.bit_width)
+    for coarse, fine in ((left, right), (right, left)):  # parquet has no seconds, but some files tell of them
+        if pa.types.is_timestamp(coarse) and (coarse.unit, fine) == ("s", pa.timestamp("ms", coarse.tz)):
+            return fine
+        if (coarse, fine) == (pa.time32("s"), pa.time32("ms")):
+            return fine
     return None
 
 

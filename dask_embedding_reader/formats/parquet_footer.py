@@ -7,6 +7,7 @@ all files that have the same, and sees whole footers only when it decodes rows, 
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -139,10 +140,33 @@ def _schema(elements: bytes, key_values: bytes, created_by: bytes) -> Schema:
         footer += (b"\x18" if key_values else b"\x28") + _spell_length(len(created_by)) + created_by
     footer += b"\0"
     tail = b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
-    arrow = pq.read_metadata(pa.BufferReader(tail)).schema.to_arrow_schema()
+    arrow = arrow_schema(pq.read_metadata(pa.BufferReader(tail)))
     if len(arrow.names) != len(leaves):
         raise _DamagedError(f"its schema has {len(leaves)} columns, but {len(arrow.names)} as Arrow types")
     return Schema(arrow, paths, leaves)
+
+
+def arrow_schema(metadata: pq.FileMetaData) -> pa.Schema:
+    """Return the columns of a file as they were when it was written.
+
+    Parquet has no seconds: pyarrow stores milliseconds, notes in the footer what it was given, and does not heed that.
+    """
+    schema = metadata.schema.to_arrow_schema()
+    noted = (metadata.metadata or {}).get(b"ARROW:schema")
+    if noted is None or not any(_in_seconds(field.type) for field in schema):
+        return schema
+    given = {field.name: field.type for field in pa.ipc.read_schema(pa.py_buffer(base64.b64decode(noted)))}
+    restored = [
+        kind if (kind := _in_seconds(field.type)) and given.get(field.name) == kind else field.type for field in schema
+    ]
+    return pa.schema([field.with_type(kind) for field, kind in zip(schema, restored, strict=True)])
+
+
+def _in_seconds(kind: pa.DataType) -> pa.DataType | None:
+    """Return what milliseconds may have been before they were stored; None for other types."""
+    if pa.types.is_timestamp(kind) and kind.unit == "ms":
+        return pa.timestamp("s", kind.tz)
+    return pa.time32("s") if kind == pa.time32("ms") else None
 
 
 def _walk(nodes: Sequence[Mapping[int, Any]]) -> tuple[tuple[str, ...], tuple[range, ...]]:

@@ -89,9 +89,9 @@ def iter_batches(
     [[2.0, 2.0], [4.0, 4.0]] [3, 4]
     """
     request = Request(
-        array=_checked_array(array),
-        frame=_checked_frame(frame),
-        frame_rows=_frame_rows(array, frame),
+        array=checked_array(array),
+        frame=checked_frame(frame),
+        frame_rows=rows_of_partitions(array, frame),
         inner_nbytes=2 * _largest_inner_chunk(array),
         batch_rows=check_positive("batch_size", batch_size),
         limit_nbytes=check_positive("max_ram_usage_in_bytes", max_ram_usage_in_bytes),
@@ -117,7 +117,8 @@ def _warn_if_too_large(request: Request) -> None:
         )
 
 
-def _checked_array(array: Any) -> da.Array:
+def checked_array(array: Any) -> da.Array:
+    """Return an array whose chunks can be computed one after the other; raise an error for others."""
     if not isinstance(array, da.Array):
         raise ArgumentTypeError(
             f"array must be a dask.array.Array, not {type(array).__name__}; da.from_array makes one of a numpy array"
@@ -138,7 +139,8 @@ def _checked_array(array: Any) -> da.Array:
     return array
 
 
-def _checked_frame(frame: Any) -> Any:
+def checked_frame(frame: Any) -> Any:
+    """Return a frame that may go beside an array, or None; raise an error for anything else."""
     if frame is None:
         return None
     if not isinstance(frame, dd.DataFrame | pd.DataFrame):
@@ -148,7 +150,7 @@ def _checked_frame(frame: Any) -> Any:
     return frame
 
 
-def _frame_rows(array: da.Array, frame: Any) -> tuple[int, ...]:
+def rows_of_partitions(array: da.Array, frame: Any) -> tuple[int, ...]:
     """Return how many rows each partition of the frame has to have."""
     rows = int(array.shape[0])
     if frame is None:

@@ -93,7 +93,7 @@ def check_unclaimed(filesystem: FileSystem, folder: str) -> None:
 
 def _claim(filesystem: FileSystem, folder: str, path: str) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
-        put_file(filesystem, path, [_content()])
+        put_file(filesystem, path, _content())
         others = _others(filesystem, folder, path)
         if not others:
             return
@@ -178,6 +178,6 @@ def _beat(filesystem: FileSystem, path: str, ended: threading.Event) -> None:
         try:
             if get_file(filesystem, path) is None:
                 return  # another writer took over: its claim must not meet this one
-            put_file(filesystem, path, [_content()])
+            put_file(filesystem, path, _content())
         except Exception as error:  # noqa: BLE001 - one missed beat does no harm
             logger.warning("%s: cannot be renewed: %s", path, describe(error))

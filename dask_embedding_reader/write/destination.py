@@ -13,6 +13,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from dask_embedding_reader.connections import FileSystem
@@ -27,9 +28,8 @@ from dask_embedding_reader.saved_manifest import SavedManifest, decode_manifest
 from dask_embedding_reader.storage import shown_url
 from dask_embedding_reader.write.claim import is_claim
 from dask_embedding_reader.write.encoding import meta_columns
-from dask_embedding_reader.write.parts import Part, Record, Settings, encode_part, part_names
+from dask_embedding_reader.write.parts import Part, Record, Settings, encode_part, measure, part_names
 from dask_embedding_reader.writing import (
-    flush_files,
     get_file,
     in_threads,
     list_files,
@@ -38,6 +38,7 @@ from dask_embedding_reader.writing import (
     remove_empty_folder,
     remove_files,
     remove_folder,
+    stream_file,
 )
 
 _WRITING = "_writing"
@@ -256,13 +257,13 @@ def begin(prepared: Prepared) -> None:
     if not destination.staged:
         _mark_incomplete(folder)
     job = {"settings": _spelled(destination.settings), "replaces": prepared.replaces}
-    put_file(folder.filesystem, folder.at(_JOB), [json.dumps(job).encode()], folder.work)
+    put_file(folder.filesystem, folder.at(_JOB), json.dumps(job).encode(), folder.work)
 
 
 def _mark_incomplete(folder: Folder) -> None:
     """Keep readers off. A mark that is there stays: where files are not replaced at once, there would be a gap."""
     if get_file(folder.filesystem, folder.at(INCOMPLETE_NAME)) is None:
-        put_file(folder.filesystem, folder.at(INCOMPLETE_NAME), [b"This collection is being written.\n"])
+        put_file(folder.filesystem, folder.at(INCOMPLETE_NAME), b"This collection is being written.\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -280,16 +281,22 @@ def write_part(destination: Destination, part: Part, known: Record | None = None
     folder = destination.folder
     record, contents = encode_part(destination.settings, part)
     if known is not None:
-        if known.files == record.files:
-            return record
+        files = {name: measure(content) for name, content in contents.items()}
+        if known.files == files:
+            return record._replace(files=files)
         if not destination.overwrite:
             raise DestinationError(
                 f"{folder.shown}: rows {part.first_row:,} to {part.first_row + record.rows:,} were written before with "
                 "other values: this is other data; name another folder, or pass overwrite=True to replace it"
             )
-    for name, content in zip(record.files, contents, strict=True):
-        put_file(folder.filesystem, folder.at(destination.place + name), content, folder.work)
-    put_file(folder.filesystem, folder.at(f"{_DONE}/{part.number:08d}.json"), [record.to_json()], folder.work)
+    files = {
+        name: stream_file(
+            folder.filesystem, folder.at(destination.place + name), partial(measure, content), folder.work
+        )
+        for name, content in contents.items()
+    }
+    record = record._replace(files=files)
+    put_file(folder.filesystem, folder.at(f"{_DONE}/{part.number:08d}.json"), record.to_json(), folder.work)
     return record
 
 
@@ -340,7 +347,6 @@ def finish(destination: Destination, records: Mapping[int, Record], check_claim:
     if destination.settings.rows not in (None, rows) or sorted(records) != list(range(len(records))):
         raise MismatchError(f"{rows:,} rows were written where {destination.settings.rows:,} were expected")
     files = {name: facts for record in records.values() for name, facts in record.files.items()}
-    flush_files(folder.filesystem, [folder.at(destination.place + name) for name in files])
     job = _read_note(folder, _JOB)
     own = [name for name in list_files(folder.filesystem, folder.path) if _OWN_NAME.fullmatch(name)]
     commit = {
@@ -354,7 +360,7 @@ def finish(destination: Destination, records: Mapping[int, Record], check_claim:
     }
     check_claim()
     _mark_incomplete(folder)
-    put_file(folder.filesystem, folder.at(_COMMIT), [json.dumps(commit).encode()], folder.work)
+    put_file(folder.filesystem, folder.at(_COMMIT), json.dumps(commit).encode(), folder.work)
     complete(folder)
 
 

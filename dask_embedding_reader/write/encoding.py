@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,37 +18,52 @@ import pyarrow.parquet as pq
 from dask_embedding_reader.errors import ColumnError, MismatchError
 from dask_embedding_reader.formats import Array, MetaColumn
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
+from dask_embedding_reader.formats.parquet_footer import arrow_schema
 from dask_embedding_reader.plan import default_piece_rows
 from dask_embedding_reader.retries import describe
+from dask_embedding_reader.writing import Write
 
 _GROUP_NBYTES = 50_000_000
 """The size of a row group of vectors: what readers decode at once, enough of them to decode several at a time."""
+
+_BLOCK_NBYTES = 2**20
+"""Vectors are handed on in blocks that stay in the processor's cache while they are measured and written."""
 
 _METADATA_GROUP_ROWS = 100_000
 """Rows of a row group of a file of metadata alone."""
 
 
-def encode_npy(array: Array) -> list[bytes | memoryview]:
-    """Return the content of an npy file of a C-contiguous array."""
+def write_npy(write: Write, array: Array) -> None:
+    """Write the content of an npy file of a C-contiguous array."""
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
-    return [head.getvalue(), array.reshape(-1).view(np.uint8).data]
+    write(head.getvalue())
+    data = array.reshape(-1).view(np.uint8).data
+    for start in range(0, len(data), _BLOCK_NBYTES):
+        write(data[start : start + _BLOCK_NBYTES])
 
 
-def encode_parquet(table: pa.Table | None, array: Array | None = None, embedding_column: str = "") -> memoryview:
-    """Return the content of a parquet file.
+def write_parquet(write: Write, table: pa.Table | None, array: Array | None = None, embedding_column: str = "") -> None:
+    """Write the content of a parquet file, a page at a time.
 
     Vectors are neither compressed nor in a dictionary, nor is any of them null: pyarrow then decodes them in less than
     half the time. Row groups are what readers decode as a whole, and hold about 50 MB.
 
     Parameters
     ----------
+    write
+        Where to.
     table
         The metadata, one row for each vector; None where there is none.
     array
         The vectors, in C order; None for a file of metadata alone.
     embedding_column
         The name of their column, the first one.
+
+    Raises
+    ------
+    ColumnError
+        If parquet cannot hold what is in the metadata.
     """
     group_rows = _METADATA_GROUP_ROWS
     metadata = pa.schema([]) if table is None else table.schema
@@ -57,20 +73,37 @@ def encode_parquet(table: pa.Table | None, array: Array | None = None, embedding
         columns = [] if table is None else table.columns
         table = pa.Table.from_arrays([vectors, *columns], schema=pa.schema([field, *metadata]))
     assert table is not None
-    sink = pa.BufferOutputStream()
     names = _leaves(metadata)
     # A masked pandas column without a null would come back as a numpy one: without statistics nothing proves it.
     known = [path for path, name in names.items() if not _is_masked(metadata.field(name))]
-    pq.write_table(
-        table.replace_schema_metadata(None),
-        sink,
-        row_group_size=group_rows,
-        compression=dict.fromkeys(names, "zstd") if names else "none",
-        use_dictionary=list(names) or False,
-        write_statistics=known or False,
-        write_page_index=True,
-    )
-    return memoryview(sink.getvalue())
+    try:
+        pq.write_table(
+            table.replace_schema_metadata(None),
+            _Sink(write),
+            row_group_size=group_rows,
+            compression=dict.fromkeys(names, "zstd") if names else "none",
+            use_dictionary=list(names) or False,
+            write_statistics=known or False,
+            write_page_index=True,
+        )
+    except pa.ArrowException as error:
+        raise ColumnError(
+            f"the metadata columns {metadata.names} cannot be stored: {describe(error)}; convert them"
+        ) from error
+
+
+class _Sink(io.RawIOBase):
+    """What pyarrow takes for a file."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._write(data)
+        return len(data)
 
 
 def _vector_column(array: Array, name: str) -> tuple[pa.Field, pa.Array]:
@@ -154,22 +187,41 @@ def _without_row_numbers(frame: pd.DataFrame) -> pd.DataFrame:
 def _column(values: pd.Series[Any], name: str, first_row: int) -> tuple[pa.Field, pa.Array]:
     dtype = values.dtype
     try:
+        if isinstance(dtype, pd.PeriodDtype | pd.IntervalDtype):
+            raise TypeError("only pandas knows this type, and readers would find other values")
         if isinstance(dtype, np.dtype) and dtype.kind != "O":
             # NaN is a value of its own, and no null.
-            column = pa.array(values.to_numpy(), from_pandas=False)
+            column = pa.array(values.to_numpy().astype(dtype.newbyteorder("="), copy=False), from_pandas=False)
         else:
             column = pa.array(values, from_pandas=True)
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+        if pa.types.is_dictionary(column.type):  # parquet makes its own, and readers get plain values
+            column = column.dictionary_decode()
+        _check_type(column)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ColumnError(
             f"the metadata column {name!r} ({dtype}) cannot be stored, in rows {first_row:,} to "
             f"{first_row + len(values):,}: {describe(error)}; convert it to one type that parquet knows"
         ) from error
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    if pa.types.is_dictionary(column.type):  # parquet makes its own, and readers get plain values
-        column = column.dictionary_decode()
     masked = isinstance(dtype, pd.api.extensions.ExtensionDtype) and dtype.kind in "biuf" and not column.null_count
     return pa.field(name, column.type, metadata={_MASKED: b""} if masked else None), column
+
+
+def _check_type(column: pa.Array) -> None:
+    """Raise an error where values would come back as another type, or not at all."""
+    if (stored := _stored_type(column.type)) != column.type:
+        raise TypeError(f"parquet holds {column.type} as {stored}")
+    if pa.types.is_timestamp(column.type) and column.type.unit == "s":
+        column.cast(pa.timestamp("ms", column.type.tz))  # as it is stored: far years do not fit
+
+
+@lru_cache(maxsize=1_000)
+def _stored_type(kind: pa.DataType) -> pa.DataType:
+    """Return as what readers find a column of a type."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.schema([("column", kind)]).empty_table(), sink)
+    return arrow_schema(pq.read_metadata(pa.BufferReader(sink.getvalue()))).field(0).type
 
 
 def join_tables(tables: Sequence[pa.Table | None]) -> pa.Table | None:

@@ -6,7 +6,8 @@ import base64
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,8 @@ import pyarrow as pa
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats import Array
 from dask_embedding_reader.write.casting import Casting, cast
-from dask_embedding_reader.write.encoding import described, encode_npy, encode_parquet
-from dask_embedding_reader.writing import Buffer
+from dask_embedding_reader.write.encoding import described, write_npy, write_parquet
+from dask_embedding_reader.writing import Buffer, Content, Write
 
 
 class Settings(NamedTuple):
@@ -93,8 +94,8 @@ def part_names(settings: Settings, number: int) -> list[str]:
     return [f"{number:08d}.{suffix}" for suffix in suffixes]
 
 
-def encode_part(settings: Settings, part: Part) -> tuple[Record, list[Sequence[Buffer]]]:
-    """Return the content of the files of a part.
+def encode_part(settings: Settings, part: Part) -> tuple[Record, dict[str, Content]]:
+    """Return the record of a part, which does not know its files yet, and the content of these by name.
 
     Raises
     ------
@@ -111,24 +112,34 @@ def encode_part(settings: Settings, part: Part) -> tuple[Record, list[Sequence[B
             f"{part.array.shape}, where {len(part.array):,} vectors of {settings.dimension} items were expected"
         )
     array, not_finite = cast(part.array, Casting(np.dtype(settings.dtype), settings.scale), part.first_row)
-    names = part_names(settings, part.number)
-    contents: list[Sequence[Buffer]]
+    contents: list[Content]
     if settings.file_format == "npy":
-        contents = [encode_npy(array)]
+        contents = [partial(write_npy, array=array)]
     elif settings.file_format == "parquet":
-        contents = [[encode_parquet(part.table, array, settings.embedding_column)]]
+        contents = [partial(write_parquet, table=part.table, array=array, embedding_column=settings.embedding_column)]
     else:
-        contents = [[encode_parquet(part.table)], encode_npy(array)]
-    files = {name: _measure(content) for name, content in zip(names, contents, strict=True)}
+        contents = [partial(write_parquet, table=part.table), partial(write_npy, array=array)]
     columns = base64.b64encode(described(part.table).serialize()).decode()
-    return Record(len(array), not_finite, files, columns), contents
+    record = Record(len(array), not_finite, {}, columns)
+    return record, dict(zip(part_names(settings, part.number), contents, strict=True))
 
 
-def _measure(content: Sequence[Buffer]) -> tuple[int, str]:
-    digest = hashlib.sha256()
-    for buffer in content:
+def _drop(_: Buffer) -> None:
+    """Write nothing."""
+
+
+def measure(content: Content, write: Write = _drop) -> tuple[int, str]:
+    """Return the size and the SHA-256 of the content of a file, while it is written somewhere."""
+    digest, nbytes = hashlib.sha256(), 0
+
+    def take(buffer: Buffer) -> None:
+        nonlocal nbytes
         digest.update(buffer)
-    return sum(memoryview(buffer).nbytes for buffer in content), digest.hexdigest()
+        nbytes += len(buffer)
+        write(buffer)
+
+    content(take)
+    return nbytes, digest.hexdigest()
 
 
 def warn_of_not_finite(records: Mapping[int, Record]) -> None:

@@ -24,7 +24,7 @@ from dask.system import CPU_COUNT
 from dask_embedding_reader.errors import ArgumentError, MismatchError
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.progress import progress_bar
-from dask_embedding_reader.streaming import _checked_array, _checked_frame, _frame_rows
+from dask_embedding_reader.streaming import checked_array, checked_frame, rows_of_partitions
 from dask_embedding_reader.write.claim import check_unclaimed, claimed
 from dask_embedding_reader.write.destination import (
     Destination,
@@ -69,10 +69,10 @@ class _Pieces(NamedTuple):
 
 def write_array(array: da.Array, meta: Any, request: Request, *, compute: bool) -> Delayed | None:
     """Write a Dask array with its frame; or return what does it when it is computed."""
-    array, frame = _checked_array(array), _checked_frame(meta)
+    array, frame = checked_array(array), checked_frame(meta)
     if array.ndim != 2:
         raise ArgumentError(f"array has the shape {array.shape}; embeddings are 2-D: (rows, dimension)")
-    frame_rows = _frame_rows(array, frame)
+    frame_rows = rows_of_partitions(array, frame)
     array = array.rechunk({1: -1}) if array.numblocks[1] > 1 else array
     rows, dimension = map(int, array.shape)
     step = _align(choose_rows_per_file(request, rows, dimension, array.dtype), array.chunks[0], request)
