@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -24,9 +23,6 @@ Told: TypeAlias = Mapping[str, Any]
 """What an answer says of the whole file, in the words of ``FileSystem.info``: ``size``, and etag or time."""
 
 _BLOCK_NBYTES = 2**18
-_THREADS = 16
-"""Ranges of one file that obstore is asked for at once."""
-
 _SLOWEST_NBYTES = 100_000
 """Bytes a second below which a client of unknown kind counts as stalled."""
 
@@ -58,7 +54,7 @@ def request(
     place = None if again else obstore_client.find_place(live, path)
     if place is None:
         return _request_of_fsspec(filesystem, live, path, ranges)
-    answers = _request_of_obstore(place, ranges)
+    answers = _request_at_once(live, [partial(obstore_client.get, place, *wanted) for wanted in ranges])
     unusual = [k for k, answer in enumerate(answers) if isinstance(answer, obstore_client.UnusualAnswer)]
     if unusual:
         others = _request_of_fsspec(filesystem, live, path, [ranges[k] for k in unusual])
@@ -69,28 +65,20 @@ def request(
     return answers
 
 
-def _request_of_obstore(place: obstore_client.Place, ranges: Sequence[Wanted]) -> list[Told | BaseException | None]:
-    def get(wanted: Wanted) -> Told | BaseException:
-        try:
-            return obstore_client.get(place, *wanted)
-        except Exception as error:  # noqa: BLE001 - the caller decides
-            return error
-
-    if len(ranges) == 1:
-        return [get(ranges[0])]
-    with ThreadPoolExecutor(min(_THREADS, len(ranges))) as pool:
-        return list(pool.map(get, ranges))
-
-
 def _request_of_fsspec(
     filesystem: FileSystem, live: FileSystem, path: str, ranges: Sequence[Wanted]
 ) -> list[Told | BaseException | None]:
     get = _CLIENTS.get(_kind(live))
     if get is None:
         return _request_plainly(filesystem, live, path, ranges)
+    return _request_at_once(live, [partial(get, live, path, wanted) for wanted in ranges])
 
+
+def _request_at_once(
+    live: FileSystem, requests: Sequence[Callable[[], Awaitable[Told | None]]]
+) -> list[Told | BaseException | None]:
     async def request_all() -> list[Told | BaseException | None]:
-        return await asyncio.gather(*(get(live, path, wanted) for wanted in ranges), return_exceptions=True)
+        return await asyncio.gather(*(request() for request in requests), return_exceptions=True)
 
     return run(live.loop, request_all)
 

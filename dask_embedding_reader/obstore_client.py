@@ -99,7 +99,7 @@ def leave_to_fsspec(filesystem: FileSystem, place: Place) -> None:
     filesystem.__dict__[_STORES][place.store.name] = None
 
 
-def get(place: Place, start: int, stop: int, put: Callable[[bytes], object]) -> Mapping[str, Any]:
+async def get(place: Place, start: int, stop: int, put: Callable[[bytes], object]) -> Mapping[str, Any]:
     """Ask for the bytes ``[start, stop)`` of a file, and put them block by block.
 
     Returns
@@ -116,14 +116,14 @@ def get(place: Place, start: int, stop: int, put: Callable[[bytes], object]) -> 
     """
     options = {"range": (start, stop), **({"version": place.version} if place.version else {})}
     try:
-        answer = import_module("obstore").get(place.store.store, place.key, options=options)
+        answer = await import_module("obstore").get_async(place.store.store, place.key, options=options)
     except Exception as error:  # noqa: BLE001 - translated
         raise _translated(error, place) from None
     if place.store.name.startswith("http") and answer.attributes.get("Content-Encoding", "identity") != "identity":
         raise UnusualAnswer  # aiohttp knows how to unpack it
     place.store.has_answered = True
     try:
-        for block in answer.stream(min_chunk_size=_BLOCK_NBYTES):
+        async for block in answer.stream(min_chunk_size=_BLOCK_NBYTES):
             put(block)
     except Exception as error:
         if not type(error).__module__.startswith("obstore"):

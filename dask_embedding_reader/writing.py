@@ -106,9 +106,13 @@ def _put_local(path: str, content: Callable[[Write], T], temporary: str, durable
 
 
 def _upload(filesystem: FileSystem, path: str, data: bytes) -> None:
-    # What S3 has of an upload in parts that was broken off is kept, and charged for, until somebody looks for it.
-    whole = {"chunksize": _LARGEST_PUT_NBYTES} if protocols(filesystem) & {"s3", "s3a"} else {}
-    filesystem.pipe_file(path, data, **whole)
+    names, options = protocols(filesystem), {}
+    if names & {"s3", "s3a"}:
+        # What S3 has of an upload in parts that was broken off is kept, and charged for, until somebody looks for it.
+        options = {"chunksize": _LARGEST_PUT_NBYTES}
+    elif names & {"az", "abfs", "abfss"}:
+        options = {"retry_total": 0}  # its retries would multiply with ours: a minute for each
+    filesystem.pipe_file(path, data, **options)
 
 
 def _put_and_rename(filesystem: FileSystem, path: str, data: bytes, temporary: str) -> None:
