@@ -191,9 +191,17 @@ def test_column_chunks_are_fetched_again_one_by_one(place: Place) -> None:
     assert place.proxy.faults == []
 
 
-@pytest.mark.usefixtures("client")
-@pytest.mark.parametrize("file_format", ["npy", "parquet"])
-def test_a_full_read_is_right_where_one_request_in_twenty_fails(place: Place, file_format: str) -> None:
+@pytest.mark.parametrize(
+    ("client", "file_format"),
+    [
+        ("obstore", "npy"),
+        ("fsspec", "parquet"),
+        pytest.param("obstore", "parquet", marks=pytest.mark.slow),
+        pytest.param("fsspec", "npy", marks=pytest.mark.slow),
+    ],
+    indirect=["client"],
+)
+def test_a_full_read_is_right_where_one_request_in_twenty_fails(place: Place, client: None, file_format: str) -> None:
     place.proxy.share = 0.05
     failed: set[str | None] = set()
     passes = 0

@@ -189,6 +189,12 @@ def test_an_upload_that_is_cut_off_is_tried_again(cloud: Cloud, monkeypatch: pyt
     assert_finished(url, cloud.server.storage_options)
 
 
+@pytest.mark.parametrize(
+    "cloud",
+    # gcsfs tries six times by itself, for half a minute, and cannot be told not to.
+    ["s3", "azure", pytest.param("gcs", marks=[pytest.mark.slow, pytest.mark.timeout(300)])],
+    indirect=True,
+)
 def test_a_connection_that_is_lost_in_the_middle_of_an_upload(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dask_embedding_reader.retries.FIRST_PAUSE_SECONDS", 0.001)
     url, direct = cloud.new_url(), cloud.server.storage_options
@@ -218,7 +224,7 @@ write_embeddings(batches, sys.argv[1], rows_per_file=8, overwrite=True, storage_
 """
 
 
-@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("existing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_writer_that_is_killed_in_the_middle_of_an_upload(cloud: Cloud, existing: bool) -> None:
     url, direct = cloud.new_url(), cloud.server.storage_options
     if existing:

@@ -1,15 +1,10 @@
-"""One contender at one work, measured in this process; the outcome goes to stdout as one line of JSON.
-
-Used as `python -m tests.benchmarks.child WORK CONTENDER FOLDER ROWS`.
-"""
+"""One contender at one work, measured in this process, which does nothing else."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
-from pathlib import Path
+from multiprocessing.connection import Connection
 
 from . import lazy, remote  # noqa: F401 - they enter their contenders
 from .contenders import REGISTRY
@@ -39,16 +34,15 @@ def measure(work_name: str, contender: str, data: Data) -> Run:
     )
 
 
-def main() -> None:
-    """Print the run, or why there is none."""
-    work, contender, folder, rows = sys.argv[1:]
+def run(work: str, contender: str, data: Data, answers: Connection) -> None:
+    """Send the run, or why there is none; end the process."""
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
     try:
-        outcome = {"run": measure(work, contender, Data(Path(folder), int(rows)))._asdict()}
+        answers.send({"run": measure(work, contender, data)._asdict()})
     except ImportError as error:
-        outcome = {"missing": str(error)}  # type: ignore[dict-item]
-    print(json.dumps(outcome), flush=True)
+        answers.send({"missing": str(error)})
+    except Exception as error:
+        answers.send({"fault": f"{type(error).__name__}: {error}"})
     os._exit(0)  # the reference leaves threads that never end when an iterator is left early
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .data import DIMENSION, LARGE_ROWS, Data, probes
+from .data import DIMENSION, FILES, LARGE_ROWS, Data, probes
 from .floors import BY_HAND, DASK_ALONE, DELAYED, OURS, PYARROW, RAW, REFERENCE
 from .memory import status
 from .works import WORKS, Work
@@ -141,7 +141,7 @@ def our_pass(work: Work, data: Data) -> Job:
     return whole_pass("dask_embedding_reader", work, data)
 
 
-@contends(REFERENCE, "npy-f32-*", "npy-f16-to-f32", "parquet*", "memory-*-256MB")
+@contends(REFERENCE, "npy-f32-*", "npy-f16-to-f32", "parquet*")
 def reference_pass(work: Work, data: Data) -> Job:
     """Every batch."""
     return whole_pass("embedding_reader", work, data)
@@ -395,7 +395,7 @@ def raw_mean(work: Work, data: Data) -> Job:
             total += part.sum(axis=0)
         return total
 
-    return lambda: {"sum": float(np.sum(in_threads(add, data, work.data))) / data.total_rows}
+    return lambda: {"sum": float(np.sum(in_threads(add, data, work.data))) / (data.rows * FILES)}
 
 
 @contends(RAW, "first-npy")

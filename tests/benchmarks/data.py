@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 DIMENSION = 512
-FILES = 10
+FILES = 6
+PARQUET_FILES = 10
+"""More, as what others hold in memory grows with them."""
 MANY = 10_000
 LARGE_ROWS = 4_000_000
 SPARSE_ROWS = 2**20
@@ -63,11 +65,6 @@ class Data:
         """The files of the data set, in reading order."""
         return sorted(path for path in self.folder(name).iterdir() if path.is_file())
 
-    @property
-    def total_rows(self) -> int:
-        """Rows of a large data set."""
-        return self.rows * FILES
-
     def make(self, names: Iterable[str]) -> None:
         """Make the data sets that are not there yet; "a+b" names two of them."""
         missing = sorted({part for name in names for part in name.split("+") if not self.folder(part).exists()})
@@ -83,8 +80,9 @@ class Data:
 
     def disk_nbytes(self, name: str) -> int:
         """About the room that the data set takes on disk."""
-        vectors = self.total_rows * DIMENSION
-        return {"npy-f32": vectors * 4, "npy-f16": vectors * 2, "parquet": vectors * 5}.get(name, 2**28)
+        items = self.rows * DIMENSION
+        large = {"npy-f32": 4 * FILES, "npy-f16": 2 * FILES, "parquet": 5 * PARQUET_FILES}
+        return items * large[name] if name in large else 2**28
 
     def warm(self, name: str) -> None:
         """Bring the data set into the page cache; sparse files need none of it."""
@@ -153,12 +151,12 @@ def save_frame(path: Path, number: int, columns: dict[str, Any]) -> None:
     import_module("pandas").DataFrame(columns).to_parquet(path / f"{number:04}.parquet")
 
 
-def in_parallel(write: Callable[[Path, int, int], None]) -> Callable[[Path, int], None]:
+def in_parallel(write: Callable[[Path, int, int], None], files: int = FILES) -> Callable[[Path, int], None]:
     """Make all the files of a data set, two processes at a time."""
 
     def make(path: Path, rows: int) -> None:
         with ProcessPoolExecutor(2) as pool:
-            list(pool.map(write, [path] * FILES, range(FILES), [rows] * FILES))
+            list(pool.map(write, [path] * files, range(files), [rows] * files))
 
     return make
 
@@ -216,7 +214,7 @@ def make_links(links: int) -> Callable[[Path, int], None]:
 MAKERS: dict[str, Callable[[Path, int], None]] = {
     "npy-f32": in_parallel(write_npy_f32),
     "npy-f16": in_parallel(write_npy_f16),
-    "parquet": in_parallel(write_parquet),
+    "parquet": in_parallel(write_parquet, PARQUET_FILES),
     "metadata": in_parallel(write_metadata),
     "many": make_many,
     "large": make_large,

@@ -112,7 +112,15 @@ def other_works() -> list[Work]:
         Work("sum", "lazy x.sum(), npy float32", NPY, floors=(Faster(DELAYED, 1),)),
         Work("mean", "lazy x.mean(axis=0), npy float32", NPY, floors=(Faster(DELAYED, 1),)),
         Work("row", "one random row of a large npy", large, 1, repeats=PROBES, floors=(call,)),
-        Work("row-lazy", "one random row of a large npy, x[i].compute()", large, 1, repeats=PROBES, floors=(lazy,)),
+        Work(
+            "row-lazy",
+            "one random row of a large npy, x[i].compute()",
+            large,
+            1,
+            repeats=PROBES,
+            rounds=2,
+            floors=(lazy,),
+        ),
     ]
 
 
@@ -151,21 +159,19 @@ def lazy_works() -> list[Work]:
             rounds=2,  # to compute the whole array takes its time
             floors=(Faster(COMPUTE, 1),),
         ),
-        Work("iter-part-1000", "iter_batches(x), 100,000 rows by 1,000", NPY, 1000, rounds=2, floors=plain),
-        Work(
-            "iter-unit-1000", "iter_batches(unit vectors), 100,000 rows by 1,000", NPY, 1000, rounds=2, floors=derived
-        ),
+        Work("iter-part-1000", "iter_batches(x), 50,000 rows by 1,000", NPY, 1000, rounds=2, floors=plain),
+        Work("iter-unit-1000", "iter_batches(unit vectors), 50,000 rows by 1,000", NPY, 1000, rounds=2, floors=derived),
         Work(
             "iter-standardised",
-            "iter_batches(standardised), 200,000 rows by 10,000",
+            "iter_batches(standardised), 100,000 rows by 5,000",
             NPY,
-            10_000,
+            5_000,
             rounds=2,
             floors=(apart,),
         ),
         Work(
             "iter-cluster",
-            "two workers, 400,000 rows by 10,000",
+            "two workers, 200,000 rows by 10,000",
             NPY,
             10_000,
             rounds=2,
