@@ -6,7 +6,8 @@ Columns, not a list of objects: a collection may have a million files.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,10 @@ Int64s = npt.NDArray[np.int64]
 _LOCAL_THREADS = 8
 _REMOTE_THREADS = 64
 """Headers are waited for, not computed: remote ones above all."""
+
+_MUCH_WAITING = 3
+"""Local headers come from memory, mostly: then threads, which take turns, only cost time. From a disk that lets us wait
+for so many times as long as we compute, many are read at once."""
 
 _BLOCK_FILES = 64
 """Files that a thread takes at a time: handing over each one alone costs more than reading a local header."""
@@ -295,11 +300,20 @@ def _read_headers(
         return [vectors.read_header(file, columns) for file in block]
 
     headers: list[FileHeader] = []
-    progress = progress_bar(show_progress, len(files), "opening", " files")
-    with progress, threads_at_once(min(len(blocks), _LOCAL_THREADS if local else _REMOTE_THREADS)) as pool:
-        for block in pool.map(read_block, blocks):
+    rest = deque(blocks)
+    with progress_bar(show_progress, len(files), "opening", " files") as progress:
+        waits = not local
+        while rest and not waits:
+            began, worked = time.perf_counter(), time.thread_time()
+            block = read_block(rest.popleft())
+            waits = time.perf_counter() - began > _MUCH_WAITING * (time.thread_time() - worked)
             headers += block
             progress.update(len(block))
+        if rest:
+            with threads_at_once(min(len(rest), _LOCAL_THREADS if local else _REMOTE_THREADS)) as pool:
+                for block in pool.map(read_block, rest):
+                    headers += block
+                    progress.update(len(block))
     return headers
 
 

@@ -56,7 +56,7 @@ def header(number):
     path = f"/data/collection/embeddings/shard-{number // 1000:05}/part-{number:08}.npy"
     return FileHeader(StoredFile(storage, path, 15_488, f"15488-{1.7e9 + number}"), 10, 768, dtype, 128)
 
-files = _table([header(number) for number in range(1_000_000)])
+files = _table([header(number) for number in range(1_000_000)], ["/data/collection"])
 manifest = Manifest(get_format("npy"), Columns(), files, None, (), dtype)
 x = make_array(manifest, 0, manifest.count, 32_000, dtype)
 meta = make_metadata_frame(manifest, 0, manifest.count, 32_000)

@@ -40,7 +40,7 @@ _BUFFER_NBYTES = 2**20
 _DECODE_ROWS = 8_192
 """Metadata is decoded in steps of this many rows."""
 
-_STEPS_BETWEEN_RELEASES = 16
+_STEPS_BETWEEN_RELEASES = 8
 """After so many steps pyarrow's allocator gives back what it keeps: 30 MB less are held, at no cost that shows."""
 
 

@@ -34,8 +34,9 @@ def measure(work_name: str, contender: str, data: Data) -> Run:
     )
 
 
-def run(work: str, contender: str, data: Data, answers: Connection) -> None:
+def run(work: str, contender: str, data: Data, answers: Connection, environment: dict[str, str]) -> None:
     """Send the run, or why there is none; end the process."""
+    os.environ.update(environment)  # a fork has that of when the first was made
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(silence, stream)

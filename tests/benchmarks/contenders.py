@@ -250,18 +250,6 @@ def pyarrow_pass(work: Work, data: Data) -> Job:
     return lambda: {"rows": consume(scan(work, data))["rows"]}
 
 
-@contends(PYARROW, "first-parquet")
-def pyarrow_first_batch(work: Work, data: Data) -> Job:
-    """The first batch."""
-    import_libraries(work)
-
-    def job() -> Answer:
-        KEPT.append(scan(work, data))
-        return {"sum": float(next(KEPT[0])[0].sum())}
-
-    return job
-
-
 # What a user writes by hand
 
 

@@ -147,7 +147,7 @@ def lazy_works() -> list[Work]:
     passes = Faster(SUM, 1 / 1.3)
     loop = Faster(LOOP, 20)
     # xbatcher slices our array: such slices reach into the read, so that it reads no more than it hands out.
-    plain, derived = (loop, Faster(XBATCHER, 5)), (loop, Faster(XBATCHER, 20))
+    plain, derived = (loop, Faster(XBATCHER, 5)), (loop, Faster(XBATCHER, 10))
     apart = Faster(LOOP, 5)  # the loop takes as many passes as there are batches, here twenty; ours takes two
     return [
         Work("iter-1000", "iter_batches(x, batch_size=1,000), npy float32", NPY, 1000, floors=(passes,)),
