@@ -71,7 +71,11 @@ class Buffers:
 
 
 class _Lease:
-    """Lends memory to an array. numpy keeps it alive as long as the array or any view of it lives."""
+    """Lends memory to an array. numpy keeps it alive as long as the array or any view of it lives.
+
+    A Ctrl-C that arrives while ``__del__`` runs is dropped by Python, and the memory is then not used again; a second
+    one ends the program. A weak reference whose callback is ``SimpleQueue.put`` would run no Python code there.
+    """
 
     __slots__ = ("__array_interface__", "_buffer", "_buffers")
 
