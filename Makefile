@@ -63,7 +63,7 @@ format: $(VENV)/.with-lint ## format the code and repair what can be repaired
 
 bench: $(VENV)/.with-bench $(VENV)/.with-reference ## measure against the alternatives
 	$(call apt_install,nginx,nginx-light)
-	$(BIN)/python -m tests.benchmarks
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m tests.benchmarks # its processes would compile all that they import
 	$(BIN)/python -m tests.benchmarks.chunk_costs
 
 notebooks: $(VENV)/.with-notebooks $(VENV)/.with-test ## execute the notebooks
