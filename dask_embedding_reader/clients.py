@@ -16,7 +16,16 @@ from typing import Any, NamedTuple, TypeAlias
 from fsspec.asyn import sync
 
 from dask_embedding_reader import obstore_client
-from dask_embedding_reader.connections import STALL_SECONDS, FileSystem, connected, exclusive, protocols, reconnect, run
+from dask_embedding_reader.connections import (
+    STALL_SECONDS,
+    FileSystem,
+    class_name,
+    connected,
+    exclusive,
+    protocols,
+    reconnect,
+    run,
+)
 from dask_embedding_reader.errors import ReadError
 
 Told: TypeAlias = Mapping[str, Any]
@@ -68,7 +77,7 @@ def request(
 def _request_of_fsspec(
     filesystem: FileSystem, live: FileSystem, path: str, ranges: Sequence[Wanted]
 ) -> list[Told | BaseException | None]:
-    get = _CLIENTS.get(_kind(live))
+    get = _CLIENTS.get(class_name(live))
     if get is None:
         return _request_plainly(filesystem, live, path, ranges)
     return _request_at_once(live, [partial(get, live, path, wanted) for wanted in ranges])
@@ -91,16 +100,12 @@ def ask_info(filesystem: FileSystem, path: str) -> dict[str, Any]:
         live.invalidate_cache(live._parent(path))  # some remember the listing of the folder alone
         try:
             # A client of these may be stopped while it waits.
-            return dict(run(live.loop, partial(live._info, path)) if _kind(live) in _CLIENTS else live.info(path))
+            return dict(run(live.loop, partial(live._info, path)) if class_name(live) in _CLIENTS else live.info(path))
         except FileNotFoundError:
             raise
         except Exception:
             reconnect(filesystem)
             raise
-
-
-def _kind(filesystem: FileSystem) -> str:
-    return f"{type(filesystem).__module__}.{type(filesystem).__qualname__}"
 
 
 def _request_plainly(

@@ -97,6 +97,11 @@ def protocols(filesystem: FileSystem) -> frozenset[str]:
     return frozenset((protocol,) if isinstance(protocol, str) else protocol)
 
 
+def class_name(filesystem: FileSystem) -> str:
+    """Return the full name of the class of a file system: told by it, none has to be installed."""
+    return f"{type(filesystem).__module__}.{type(filesystem).__qualname__}"
+
+
 def _link(filesystem: FileSystem) -> _Link:
     attributes, pid = _own_attributes(filesystem), os.getpid()
     link: _Link | None = attributes.get(_LINK)

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from fsspec.asyn import sync
 
-from dask_embedding_reader.connections import STALL_SECONDS, FileSystem
+from dask_embedding_reader.connections import STALL_SECONDS, FileSystem, class_name
 
 logger = logging.getLogger("dask_embedding_reader")
 
@@ -77,7 +77,7 @@ class _Store:
 
 def find_place(filesystem: FileSystem, path: str) -> Place | None:
     """Return where obstore finds a file of a connected file system; None where fsspec's client has to read it."""
-    find = _FINDERS.get(f"{type(filesystem).__module__}.{type(filesystem).__qualname__}")
+    find = _FINDERS.get(class_name(filesystem))
     if find is None or _useless:
         return None
     name, key, version, make = find(filesystem, path)

@@ -125,18 +125,9 @@ def convert(source: Path, target: Path) -> None:
     assert not ended.value.code
 
 
-some = pytest.mark.slow  # each starts a program, which takes seconds
-
-
-@pytest.mark.parametrize(
-    ("activity", "number"),
-    [
-        # Not settled: about one Ctrl-C in ten is lost, also while Dask computes, and the program goes on.
-        pytest.param(activity, number, marks=some)
-        for activity in ("reading", "computing", "iterating over an array", "iterating on a cluster")
-        for number in SIGNALS
-    ],
-)
+@pytest.mark.slow  # not settled: about one Ctrl-C in ten is lost, also while Dask computes, and the program goes on
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("activity", ["reading", "computing", "iterating over an array", "iterating on a cluster"])
 def test_reading_ends_at_once(activity: str, number: signal.Signals, source: Path, tmp_path: Path) -> None:
     code, said = interrupted(activity, number, source, tmp_path / "out")
     assert code == expected_code(activity, number)
@@ -145,12 +136,15 @@ def test_reading_ends_at_once(activity: str, number: signal.Signals, source: Pat
         assert said.count("Traceback") == 1 or "cluster" in activity, said
 
 
+FAST = [("writing", signal.SIGINT), ("converting", signal.SIGTERM)]  # the others start a program each, for seconds
+
+
 @pytest.mark.parametrize(
     ("activity", "number"),
     [
-        ("writing", signal.SIGINT),
-        ("converting", signal.SIGTERM),
-        *(pytest.param(activity, number, marks=some) for activity in ("writing", "converting") for number in SIGNALS),
+        pytest.param(activity, number, marks=[] if (activity, number) in FAST else pytest.mark.slow)
+        for activity in ("writing", "converting")
+        for number in SIGNALS
     ],
 )
 def test_what_was_interrupted_while_writing_goes_on(
