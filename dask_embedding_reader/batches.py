@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -232,16 +233,16 @@ class _Window:
         self.started.append((job, job.lane.submit(wanted)))
         self.next = next(self._jobs, None)
 
-    def has_unfinished(self, stop: int) -> bool:
-        """Tell whether rows before ``stop`` are still to be waited for."""
-        return bool(self.started) and self.started[0][0].start < stop
-
-    def finish_first(self) -> tuple[_Job, Any]:
-        """Wait for the job that was started first."""
-        job, future = self.started[0]
-        result = future.result()
-        self.started.popleft()
-        return job, result
+    def finish(self, stop: int) -> list[tuple[_Job, Any]]:
+        """Wait for the rows before ``stop``; return what was read of them."""
+        wanted = list(takewhile(lambda started: started[0].start < stop, self.started))
+        if wanted:
+            # For the last one first: to wake up for each of them takes the cores from those who read.
+            wanted[-1][1].exception()
+        results = [(job, future.result()) for job, future in wanted]
+        for _ in wanted:
+            self.started.popleft()
+        return results
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -304,19 +305,15 @@ class _Reading:
         self._start_jobs(stop)
         if self._large:
             self._make_memory(stop)
-        while self._vectors.has_unfinished(stop) or self._metadata.has_unfinished(stop):
-            if self._vectors.has_unfinished(stop):
-                self._vectors.finish_first()
-            if self._metadata.has_unfinished(stop):
-                job, (frame, nbytes) = self._metadata.finish_first()
-                self._frames.append((job.start, frame))
-                self._metadata_row_nbytes = max(self._metadata_row_nbytes, 2 * nbytes // len(frame))
-            self._start_jobs(stop)
+        self._vectors.finish(stop)
+        for job, (frame, nbytes) in self._metadata.finish(stop):
+            self._frames.append((job.start, frame))
+            self._metadata_row_nbytes = max(self._metadata_row_nbytes, 2 * nbytes // len(frame))
 
     def _make_memory(self, stop: int) -> None:
         """See that the batch that is asked for need not wait for memory."""
         slot = self._slots[self._batch_of(stop - 1)]
-        if slot.lacks_memory:
+        if slot.lacks_memory():
             self._most_batches = None  # the caller keeps batches: there is nothing to wait for
         slot.make()
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -28,68 +30,112 @@ class Buffers:
     def __init__(self, kept_nbytes: int) -> None:
         self._kept_nbytes = kept_nbytes
         self._free: list[Array] = []
-        self.free_nbytes = 0
-        self.lent_nbytes = 0
-        # Re-entrant: a batch may be collected as garbage anywhere, in the midst of this class too.
-        self.changed = threading.Condition(threading.RLock())
+        self._free_nbytes = 0
+        self._lent: dict[weakref.ref[_Lease], Array] = {}
+        self._lent_nbytes = 0
+        # The last reference to an array may go anywhere, while somebody presses Ctrl-C too: Python drops what is
+        # raised in a finalizer. So what ends is put in a queue, by C, in which no Ctrl-C can arrive.
+        self._ended: SimpleQueue[weakref.ref[_Lease] | None] = SimpleQueue()
+        # Re-entrant: an iterator that is collected as garbage closes this, perhaps from the midst of it.
+        self.lock = threading.RLock()
+        self._waiting = threading.Lock()
+
+    @property
+    def free_nbytes(self) -> int:
+        """Bytes kept for arrays to come."""
+        with self.lock:
+            self._collect()
+            return self._free_nbytes
+
+    @property
+    def lent_nbytes(self) -> int:
+        """Bytes of arrays that are alive."""
+        with self.lock:
+            self._collect()
+            return self._lent_nbytes
 
     def has_free(self, nbytes: int) -> bool:
         """Tell whether memory of about this size is there: a small array must not keep a large buffer alive."""
-        return self._find(nbytes) is not None
+        with self.lock:
+            self._collect()
+            return self._find(nbytes) is not None
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return an array of undefined content."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        with self.lock:
+            self._collect()
+            place = self._find(nbytes)
+            buffer = np.empty(nbytes, np.uint8) if place is None else self._free.pop(place)
+            self._free_nbytes -= 0 if place is None else buffer.nbytes
+            lease = _Lease(buffer, shape, dtype)
+            if self._kept_nbytes >= 0:
+                self._lent[weakref.ref(lease, self._ended.put)] = buffer
+                self._lent_nbytes += buffer.nbytes
+        return np.asarray(lease)
+
+    def wait_while(self, lacking: Callable[[], bool], seconds: float) -> None:
+        """Wait as long as something is lacking, but not for ever. One thread at a time waits for what comes back."""
+        if lacking() and self._waiting.acquire(timeout=seconds):
+            try:
+                if lacking():
+                    with suppress(Empty):
+                        self._keep(self._ended.get(timeout=seconds))
+            finally:
+                self._waiting.release()
+
+    def wake(self) -> None:
+        """Have those who wait look again."""
+        if self._waiting.locked():
+            self._ended.put(None)
+
+    def close(self) -> None:
+        """Let go of all memory, and keep none from now on."""
+        with self.lock:
+            self._kept_nbytes = -1
+            self._free.clear()
+            self._lent.clear()
+            self._free_nbytes = self._lent_nbytes = 0
+            self.wake()
 
     def _find(self, nbytes: int) -> int | None:
         fitting = (place for place, free in enumerate(self._free) if nbytes <= free.nbytes <= nbytes + nbytes // 8)
         return next(fitting, None)
 
-    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Return an array of undefined content."""
-        nbytes = math.prod(shape) * dtype.itemsize
-        with self.changed:
-            place = self._find(nbytes)
-            buffer = None if place is None else self._free.pop(place)
-            self.free_nbytes -= 0 if buffer is None else buffer.nbytes
-            self.lent_nbytes += nbytes if buffer is None else buffer.nbytes
-        return np.asarray(_Lease(self, np.empty(nbytes, np.uint8) if buffer is None else buffer, shape, dtype))
+    def _collect(self) -> None:
+        """Keep the memory of all that has ended meanwhile."""
+        if not self._ended.empty():
+            with suppress(Empty):
+                while True:
+                    self._keep(self._ended.get_nowait())
+            self.wake()
 
-    def give_back(self, buffer: Array) -> None:
+    def _keep(self, ended: weakref.ref[_Lease] | None) -> None:
         """Keep memory for the next array, rather than what has not been used for long."""
-        with self.changed:
-            self.lent_nbytes -= buffer.nbytes
+        with self.lock:
+            buffer = None if ended is None else self._lent.pop(ended, None)
+            if buffer is None:  # woken, or closed meanwhile
+                return
+            self._lent_nbytes -= buffer.nbytes
             self._free.append(buffer)
-            self.free_nbytes += buffer.nbytes
-            while self._free and self.free_nbytes > self._kept_nbytes:
-                self.free_nbytes -= self._free.pop(0).nbytes
-            self.changed.notify_all()
-
-    def close(self) -> None:
-        """Let go of all memory, and keep none from now on."""
-        with self.changed:
-            self._kept_nbytes = -1
-            self._free.clear()
-            self.free_nbytes = 0
-            self.changed.notify_all()
+            self._free_nbytes += buffer.nbytes
+            while self._free_nbytes > self._kept_nbytes:
+                self._free_nbytes -= self._free.pop(0).nbytes
 
 
 class _Lease:
-    """Lends memory to an array. numpy keeps it alive as long as the array or any view of it lives.
+    """Lends memory to an array. numpy keeps it alive as long as the array or any view of it lives."""
 
-    A Ctrl-C that arrives while ``__del__`` runs is dropped by Python, and the memory is then not used again; a second
-    one ends the program. A weak reference whose callback is ``SimpleQueue.put`` would run no Python code there.
-    """
+    __slots__ = ("__array_interface__", "__weakref__", "_buffer")
 
-    __slots__ = ("__array_interface__", "_buffer", "_buffers")
-
-    def __init__(self, buffers: Buffers, buffer: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._buffers, self._buffer = buffers, buffer
+    def __init__(self, buffer: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._buffer = buffer
         self.__array_interface__ = {
             "shape": shape,
             "typestr": dtype.str,
             "data": (buffer.ctypes.data, False),
             "version": 3,
         }
-
-    def __del__(self) -> None:
-        self._buffers.give_back(self._buffer)
 
 
 def has_own_memory(array: Array) -> bool:
@@ -126,31 +172,26 @@ class Slot:
 
     def make(self) -> Array:
         """Return the batch, in new memory if there is no other."""
-        with self._buffers.changed:
+        with self._buffers.lock:
             if self._array is None:
                 self._array = self._buffers.take(self._shape, self._dtype)
-                self._buffers.changed.notify_all()
+                self._buffers.wake()
             return self._array
 
     def wait(self) -> Array | None:
         """Return the batch; None if there is no memory for it even after a while."""
-        with self._buffers.changed:
-            if self._must_wait():
-                self._buffers.changed.wait(_WAIT_SECONDS)
-            return None if self._must_wait() else self.make()
+        self._buffers.wait_while(self.lacks_memory, _WAIT_SECONDS)
+        with self._buffers.lock:
+            return None if self.lacks_memory() else self.make()
 
-    def _must_wait(self) -> bool:
-        if self._array is not None or self._most_nbytes is None or self._buffers.has_free(self.nbytes):
-            return False
-        return self._buffers.lent_nbytes + self.nbytes > self._most_nbytes
+    def lacks_memory(self) -> bool:
+        """Tell whether the caller holds on to more batches than expected."""
+        with self._buffers.lock:
+            if self._array is not None or self._most_nbytes is None or self._buffers.has_free(self.nbytes):
+                return False
+            return self._buffers.lent_nbytes + self.nbytes > self._most_nbytes
 
     @property
     def nbytes(self) -> int:
         """The size of the batch."""
         return math.prod(self._shape) * self._dtype.itemsize
-
-    @property
-    def lacks_memory(self) -> bool:
-        """Whether the caller holds on to more batches than expected."""
-        with self._buffers.changed:
-            return self._must_wait()

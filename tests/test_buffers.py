@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import numpy.typing as npt
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches
-from dask_embedding_reader.buffers import Buffers, has_own_memory, new_array, used_again
+from dask_embedding_reader.buffers import Buffers, Slot, has_own_memory, new_array, used_again
+from tests.support import wait_until
 
 FLOAT32 = np.dtype(np.float32)
 LARGE = 1_000 * 64 * 4
@@ -65,6 +67,41 @@ def test_closed_buffers_keep_nothing(buffers: Buffers) -> None:
     array[:] = 1
     del array
     assert (buffers.lent_nbytes, buffers.free_nbytes) == (0, 0)
+
+
+def test_no_python_runs_when_an_array_ends(buffers: Buffers) -> None:
+    """Python drops a Ctrl-C that arrives in a finalizer: the program would go on as if it had not been pressed."""
+    array = buffers.take((1_000, 64), FLOAT32)
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_qualname) if event == "call" else None)
+    try:
+        del array
+    finally:
+        sys.setprofile(None)
+    assert called == []
+    assert buffers.free_nbytes == LARGE
+
+
+@pytest.mark.parametrize("change", ["an array ends", "another thread makes the batch", "all is closed"])
+def test_who_waits_for_memory_goes_on_when_it_is_there(buffers: Buffers, change: str) -> None:
+    arrays = [buffers.take((1_000, 64), FLOAT32)]
+    slot = Slot(buffers, (1_000, 64), FLOAT32, most_nbytes=LARGE)
+    threads = [threading.Thread(target=buffers.wait_while, args=(slot.lacks_memory, 60)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert slot.lacks_memory()
+    assert slot.wait() is None
+    if change == "an array ends":
+        place = address(arrays.pop())
+        assert wait_until(lambda: not slot.lacks_memory(), 30)
+        assert address(slot.make()) == place
+    elif change == "another thread makes the batch":
+        slot.make()
+    else:
+        buffers.close()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_only_the_thread_that_asked_for_it_uses_memory_again(buffers: Buffers) -> None:
