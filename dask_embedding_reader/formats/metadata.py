@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from dask_embedding_reader.errors import FormatError, MismatchError
 from dask_embedding_reader.formats import MetaColumn
+from dask_embedding_reader.retries import describe
 
 ROW_NUMBER = "i"
 """The name of the global row number: a column of batches, the index of the lazy frame."""
@@ -78,6 +79,8 @@ def merge_columns(names: Sequence[str], urls: Sequence[str], files: Sequence[Seq
     ------
     MismatchError
         If two files hold what no common type can hold exactly, such as integers and floating-point numbers.
+    FormatError
+        If pandas has no type for a column, as for times of an unknown zone.
     """
     fields = []
     for position, name in enumerate(names):
@@ -93,8 +96,20 @@ def merge_columns(names: Sequence[str], urls: Sequence[str], files: Sequence[Seq
                 )
             if common != merged:
                 merged, origin = common, url
-        fields.append(MetaField(name, merged, has_nulls))
+        fields.append(_checked(MetaField(name, merged, has_nulls), origin))
     return fields
+
+
+def _checked(field: MetaField, url: str) -> MetaField:
+    """Return a column if pandas has a type for it; the time zone may be unknown here, or damaged."""
+    try:
+        assert field.dtype is not None
+    except Exception as error:
+        raise FormatError(
+            f"{url}: column {field.name!r} is {field.type}, for which there is no pandas type here: {describe(error)}; "
+            "a newer tzdata may know its time zone (pip install tzdata), else leave the column out of meta_columns"
+        ) from error
+    return field
 
 
 def _distinct(urls: Sequence[str], columns: Sequence[MetaColumn]) -> list[tuple[MetaColumn, str]]:

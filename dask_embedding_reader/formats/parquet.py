@@ -119,21 +119,29 @@ def iter_tables(
     first, last = bisect_right(bounds, start) - 1, bisect_right(bounds, stop - 1) - 1
     groups = [header.first_group + group for group in range(first, last + 1) if header.group_rows[group]]
     row = bounds[first]
+    count = 0
     try:
-        batches = _open(header.file, groups, names).iter_batches(
-            batch_size=step, row_groups=groups, columns=list(names), use_threads=False
-        )
-        for count, batch in enumerate(batches, 1):
-            skip, keep = max(0, start - row), min(batch.num_rows, stop - row)
-            row += batch.num_rows
-            check_local(header.file)
-            if count % _STEPS_BETWEEN_RELEASES == 0:
-                pa.default_memory_pool().release_unused()
-            # Text that is no UTF-8 and offsets that lead elsewhere would show when the values are used, or never.
-            batch.validate(full=True)
-            if skip < keep:
-                # By name: pyarrow also takes the columns `a.b` for `a`, and keeps the order of the file.
-                yield batch.select(list(names)).slice(skip, keep - skip)
+        file = _open(header.file, groups, names)
+        # Group by group: where a page holds more rows than its group should, all later ones would be shifted.
+        for group in groups:
+            group_stop = row + header.group_rows[group - header.first_group]
+            for batch in file.iter_batches(batch_size=step, row_groups=[group], columns=list(names), use_threads=False):
+                skip, keep = max(0, start - row), min(batch.num_rows, stop - row)
+                row += batch.num_rows
+                check_local(header.file)
+                count += 1
+                if count % _STEPS_BETWEEN_RELEASES == 0:
+                    pa.default_memory_pool().release_unused()
+                # Text that is no UTF-8 and offsets that lead elsewhere would show when the values are used, or never.
+                batch.validate(full=True)
+                if skip < keep:
+                    # By name: pyarrow also takes the columns `a.b` for `a`, and keeps the order of the file.
+                    yield batch.select(list(names)).slice(skip, keep - skip)
+            if row != group_stop:
+                raise FormatError(
+                    f"{header.file.url}: a row group ends after row {row:,} where the footer promises {group_stop:,}; "
+                    "write the file again"
+                )
     except ReadError as error:
         raise type(error)(f"rows {max(start, row):,} to {stop:,}: {error}") from error
     except EmbeddingReaderError:
@@ -144,10 +152,6 @@ def iter_tables(
         raise kind(
             f"{header.file.url}, rows {max(start, row):,} to {stop:,}: cannot be decoded: {describe(error)}"
         ) from error
-    if row < stop:
-        raise FormatError(
-            f"{header.file.url}: ends after row {row:,} where its footer promises {header.rows:,}; write the file again"
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

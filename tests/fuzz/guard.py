@@ -7,6 +7,7 @@ import pickle
 import resource
 import signal
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,6 +77,7 @@ def _run(work: Callable[[], Any], nbytes: int, traced: bool) -> Any:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         if traced:
+            _wait_for_threads()  # Python crashes where one of them allocates while tracing stops
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
     if traced and peak > PYTHON_NBYTES + 20 * nbytes:
@@ -84,6 +86,12 @@ def _run(work: Callable[[], Any], nbytes: int, traced: bool) -> Any:
     if grown > RESIDENT_NBYTES + 20 * nbytes:
         raise Fault(f"the process grew by {grown:,} bytes for an input of {nbytes:,}")
     return result
+
+
+def _wait_for_threads() -> None:
+    for thread in threading.enumerate():
+        if thread.name.startswith("embedding-reader"):
+            thread.join(SECONDS)
 
 
 def _most_resident_nbytes() -> int:
