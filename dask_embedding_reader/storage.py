@@ -142,8 +142,7 @@ def _parse_date(text: str) -> datetime | str:
 
 def _is_same(file: StoredFile, info: Mapping[str, Any]) -> bool | None:
     """Tell whether what a storage says now is the version that was found; None where it does not say enough."""
-    size, *mark = file.fingerprint.split(" ", 2)
-    kind, value = mark or ("", "")
+    size, kind, value = [*file.fingerprint.split(" ", 2), "", ""][:3]
     marks, now = _marks(info), info.get("size")
     if kind == "etag" and kind in marks:  # says it all: the size that a faulty answer tells may be its own
         return marks[kind] == value

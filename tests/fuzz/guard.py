@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,9 +90,11 @@ def _run(work: Callable[[], Any], nbytes: int, traced: bool) -> Any:
 
 
 def _wait_for_threads() -> None:
+    """Wait until the threads of abandoned iterators are gone, and what the system does after their end."""
     for thread in threading.enumerate():
         if thread.name.startswith("embedding-reader"):
             thread.join(SECONDS)
+    time.sleep(0.02)
 
 
 def _most_resident_nbytes() -> int:
