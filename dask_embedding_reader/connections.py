@@ -10,10 +10,11 @@ import asyncio
 import os
 import re
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import fsspec
@@ -31,6 +32,12 @@ option (S3: ``config_kwargs={"read_timeout": ...}``, 15 s by default; HTTP: ``ti
 
 _LOOK_SECONDS = 0.2
 """How often a thread that waits for an answer looks whether it still needs it."""
+
+_END_SECONDS = 0.5
+"""How long those are waited for that have been told to end; they look whenever bytes arrive."""
+
+_IDLE_SECONDS = 1.0
+"""How long a thread waits for another question before it ends."""
 
 POOL_CONNECTIONS = 64
 """What one process may have open to S3; botocore's own default of 10 would be the limit of every read."""
@@ -89,6 +96,80 @@ def run(loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, A
             future.cancel()
             raise ReadError("nobody waits for the answer any more")
     return future.result()
+
+
+def run_apart(calls: Sequence[Callable[[Asked], T]]) -> list[T | BaseException]:
+    """Wait for functions that cannot be cancelled, each in a thread of its own; return what they return or raise.
+
+    When nobody waits for what this thread does, they are told to end as soon as they can. One that waits for a silent
+    server cannot, and is left to itself until it gives up.
+    """
+    asked, answers = Asked(), SimpleQueue[tuple[int, Any]]()
+    results: dict[int, Any] = {}
+    for number, call in enumerate(calls):
+        _hand_over(partial(_answer, call, asked, number, answers))
+    try:
+        while len(results) < len(calls):
+            with suppress(Empty):
+                results.update([answers.get(timeout=_LOOK_SECONDS)])
+            if is_stopped():
+                raise ReadError("nobody waits for the answer any more")
+    finally:
+        asked.given_up = True
+        # One that is about to return to Python while that ends would end the program with an error.
+        with suppress(Empty):
+            while len(results) < len(calls):
+                results.update([answers.get(timeout=_END_SECONDS)])
+    return [results[number] for number in range(len(calls))]
+
+
+class Asked:
+    """A question to a storage."""
+
+    __slots__ = ("given_up",)
+
+    def __init__(self) -> None:
+        self.given_up = False
+        """Whether nobody waits for the answer any more."""
+
+
+def _answer(call: Callable[[Asked], Any], asked: Asked, number: int, answers: SimpleQueue[tuple[int, Any]]) -> None:
+    try:
+        answers.put((number, call(asked)))
+    except BaseException as error:  # noqa: BLE001 - the caller decides
+        answers.put((number, error))
+
+
+class _Threads:
+    """Threads that wait for something to do, and end when nothing comes; to start one costs as much as a request."""
+
+    def __init__(self) -> None:
+        self.tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.idle = threading.Semaphore(0)
+
+
+_threads = _Threads()
+
+
+def _hand_over(task: Callable[[], None]) -> None:
+    threads = _threads
+    if not threads.idle.acquire(blocking=False):
+        # A daemon: no program waits for it when it ends.
+        threading.Thread(target=_work, args=(threads,), name="asking-storage", daemon=True).start()
+    threads.tasks.put(task)
+
+
+def _work(threads: _Threads) -> None:
+    while True:
+        try:
+            task = threads.tasks.get(timeout=_IDLE_SECONDS)
+        except Empty:
+            if threads.idle.acquire(blocking=False):
+                return
+            continue  # a task is on its way to this thread
+        task()
+        del task  # while it waits, it must not keep memory alive
+        threads.idle.release()
 
 
 def protocols(filesystem: FileSystem) -> frozenset[str]:
@@ -160,8 +241,8 @@ def path_within(url: str) -> str:
 
 def _start_afresh() -> None:
     """Forget locks that a thread of the parent may hold, and fsspec's thread, which no fork copies."""
-    global _linking  # noqa: PLW0603 - nobody else is there yet
-    _linking = threading.Lock()
+    global _linking, _threads
+    _linking, _threads = threading.Lock(), _Threads()
     fsspec.asyn.reset_lock()
 
 

@@ -66,6 +66,11 @@ class Place(NamedTuple):
     version: str | None
     """The version that was named in the path, if any."""
 
+    @property
+    def is_web(self) -> bool:
+        """Whether it is on a web server, not in a bucket."""
+        return self.store.name.startswith("http")
+
 
 class _Store:
     """A bucket or web server, and whether it ever answered: if it did, so far all options were understood."""
@@ -99,8 +104,11 @@ def leave_to_fsspec(filesystem: FileSystem, place: Place) -> None:
     filesystem.__dict__[_STORES][place.store.name] = None
 
 
-async def get(place: Place, start: int, stop: int, put: Callable[[bytes], object]) -> Mapping[str, Any]:
+def get(place: Place, start: int, stop: int, put: Callable[[bytes], object]) -> Mapping[str, Any]:
     """Ask for the bytes ``[start, stop)`` of a file, and put them block by block.
+
+    It waits here rather than in an event loop: to hand over each block there costs more than to receive it, and threads
+    of obstore, which then call Python, abort a program that ends at that moment.
 
     Returns
     -------
@@ -116,20 +124,28 @@ async def get(place: Place, start: int, stop: int, put: Callable[[bytes], object
     """
     options = {"range": (start, stop), **({"version": place.version} if place.version else {})}
     try:
-        answer = await import_module("obstore").get_async(place.store.store, place.key, options=options)
+        answer = import_module("obstore").get(place.store.store, place.key, options=options)
     except Exception as error:  # noqa: BLE001 - translated
         raise _translated(error, place) from None
-    if place.store.name.startswith("http") and answer.attributes.get("Content-Encoding", "identity") != "identity":
+    if place.is_web and answer.attributes.get("Content-Encoding", "identity") != "identity":
         raise UnusualAnswer  # aiohttp knows how to unpack it
     place.store.has_answered = True
     try:
-        async for block in answer.stream(min_chunk_size=_BLOCK_NBYTES):
+        for block in answer.stream(min_chunk_size=_BLOCK_NBYTES):
             put(block)
     except Exception as error:
         if not type(error).__module__.startswith("obstore"):
             raise  # the caller's own
         raise (TimeoutError if _timed_out(error) else ConnectionError)(_first_line(error)) from None
-    meta = answer.meta
+    return _told(answer.meta)
+
+
+def head(place: Place) -> Mapping[str, Any]:
+    """Ask what a file is, in the words of ``FileSystem.info``; whatever is raised is for fsspec's client to explain."""
+    return _told(import_module("obstore").head(place.store.store, place.key))
+
+
+def _told(meta: Mapping[str, Any]) -> dict[str, Any]:
     told = {"size": meta["size"]}
     if meta["e_tag"]:
         told["ETag"] = meta["e_tag"]

@@ -336,9 +336,6 @@ def _finish(
 
 def _wanted(start: int, buffers: Sequence[memoryview]) -> tuple[Wanted, Callable[[], int]]:
     """Return what to ask for to fill buffers, and a function that counts the bytes that came."""
-    for buffer in buffers:
-        # New memory costs as much as reading: it is taken here, in many threads, not in the one in which bytes arrive.
-        np.frombuffer(buffer, np.uint8)[:: mmap.PAGESIZE] = 0
     rest = list(buffers)
     count, nbytes = 0, sum(buffer.nbytes for buffer in buffers)
 
@@ -353,7 +350,11 @@ def _wanted(start: int, buffers: Sequence[memoryview]) -> tuple[Wanted, Callable
             rest[0][:taken] = view[:taken]
             view, rest = view[taken:], _drop_bytes(rest, taken)
 
-    return Wanted(start, start + nbytes, put), lambda: count
+    def take_memory() -> None:
+        for buffer in buffers:
+            np.frombuffer(buffer, np.uint8)[:: mmap.PAGESIZE] = 0
+
+    return Wanted(start, start + nbytes, put, take_memory), lambda: count
 
 
 def _check_remote(file: StoredFile) -> None:

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, retries
+from dask_embedding_reader.connections import STALL_SECONDS
 from dask_embedding_reader.errors import FormatError
 from tests import servers
-from tests.faults import BUSY, Proxy, faulty
+from tests.faults import BUSY, Asked, Proxy, faulty
 from tests.support import finishes, wait_until
 
 FILES = 6
@@ -160,3 +161,31 @@ def test_a_program_ends_although_its_reads_would_go_on(place: Place, last: str, 
     program = [sys.executable, "-c", PROGRAM.replace("LAST", last), place.proxy.upstream]
     done = subprocess.run(program, capture_output=True, text=True, timeout=100)
     assert done.returncode in (code, 130 if code < 0 else code), done.stderr
+
+
+SILENCED = """
+import sys, urllib.error, urllib.request
+from dask_embedding_reader import EmbeddingReader
+
+reader = EmbeddingReader([f"{sys.argv[1]}/{k}.npy" for k in range(6)])
+try:
+    urllib.request.urlopen(f"{sys.argv[1]}/from-now-on")
+except urllib.error.HTTPError:
+    pass
+batches = reader(10, max_piece_size=10, parallel_pieces=4)
+next(batches)
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("fault", ["stalled", "stalled halfway"])
+def test_a_program_ends_although_its_server_keeps_silent(place: Place, fault: str) -> None:
+    def fall_silent(asked: Asked) -> None:
+        if asked.path == "/from-now-on":
+            place.proxy.every, place.proxy.healthy = fault, "/0.npy"
+
+    place.proxy.before = fall_silent
+    program = [sys.executable, "-c", SILENCED, place.proxy.url]
+    # Sooner than the silence is given up.
+    done = subprocess.run(program, capture_output=True, text=True, timeout=STALL_SECONDS - 2)
+    assert (done.returncode, done.stderr) == (3, ""), done.stderr
