@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, iter_batches, retries
+from dask_embedding_reader import EmbeddingReader, iter_batches, retries, stopping
 from dask_embedding_reader.errors import FormatError
+from dask_embedding_reader.stopping import stoppable_pool
 from tests import servers
 from tests.faults import BUSY, Proxy, faulty
 from tests.support import finishes, wait_until
@@ -160,3 +161,22 @@ def test_a_program_ends_although_its_reads_would_go_on(place: Place, last: str, 
     program = [sys.executable, "-c", PROGRAM.replace("LAST", last), place.proxy.upstream]
     done = subprocess.run(program, capture_output=True, text=True, timeout=100)
     assert done.returncode in (code, 130 if code < 0 else code), done.stderr
+
+
+def test_no_python_runs_when_an_event_dies() -> None:
+    """Python drops a Ctrl-C that arrives in the callback of a weak reference."""
+    stopped = threading.Event()
+    stoppable_pool(1, stopped).shutdown()
+    called: list[str] = []
+    sys.setprofile(lambda frame, what, _: called.append(frame.f_code.co_name) if what == "call" else None)
+    try:
+        del stopped
+    finally:
+        sys.setprofile(None)
+    assert called == []
+
+
+def test_events_that_have_died_are_forgotten() -> None:
+    for _ in range(3):
+        stoppable_pool(1, threading.Event()).shutdown()
+    assert sum(known() is None for known in stopping._all) <= 1
