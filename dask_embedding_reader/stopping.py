@@ -72,7 +72,7 @@ def _stop_with(stopped: threading.Event) -> None:
 
 
 def _stop_all() -> None:
-    for known in list(_all):
+    for known in _all.copy():
         if (stopped := known()) is not None:
             stopped.set()
 
