@@ -50,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("DASK_EMBEDDING_READER_TRACEBACK"):
             raise
         known = isinstance(error, EmbeddingReaderError | ImportError)
-        message = _as_options(str(error))
-        click.echo(f"Error: {message}" if known else f"Error: {type(error).__name__}: {message}", err=True)
+        from dask_embedding_reader.retries import describe  # noqa: PLC0415 - help needs none of it
+
+        click.echo(f"Error: {_as_options(str(error) if known else describe(error))}", err=True)
         sys.exit(2 if isinstance(error, ArgumentError | ArgumentTypeError) else 1)
     sys.exit(result if isinstance(result, int) else 0)
 

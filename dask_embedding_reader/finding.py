@@ -6,10 +6,12 @@ tree, and folder by folder where it cannot.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import math
 import os
 import re
+import stat
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -255,7 +257,7 @@ def _find(filesystem: FileSystem, path: str, root: str | None = None) -> list[di
     # The listing is taken anew: a stale one, kept by fsspec from earlier in the process, would hide changed files.
     filesystem.invalidate_cache(path)
     if _walks(filesystem):
-        return [entry for entry in _walk_remote(filesystem, path, root=root) if entry["type"] == "file"]
+        return [entry for entry in _walk_levels(filesystem, path, root=root) if entry["type"] == "file"]
     with exclusive(filesystem):
         listing = with_retries(
             lambda: connected(filesystem).find(path, detail=True), f"listing {shown_url(filesystem, path)}"
@@ -269,7 +271,7 @@ def _walks(filesystem: FileSystem) -> bool:
     return getattr(find, "__func__", None) in (AbstractFileSystem.find, AsyncFileSystem._find)
 
 
-def _walk_remote(
+def _walk_levels(
     filesystem: FileSystem, top: str, leads_on: Callable[[str, int], bool] | None = None, root: str | None = None
 ) -> list[dict[str, Any]]:
     """List the files and folders below a folder, level by level, the folders of a level at once.
@@ -336,8 +338,7 @@ def _walk(folder: str) -> Iterator[dict[str, Any]]:
         if not _is_litter(error.filename, folder):
             raise _vanished(error.filename) from error
 
-    if not os.path.isdir(folder):
-        os.stat(folder)  # says that it does not exist, as listing would
+    if not stat.S_ISDIR(os.stat(folder).st_mode):  # or says that it does not exist, as listing would
         yield _local_info(folder)
         return
     seen = set()
@@ -353,7 +354,10 @@ def _walk(folder: str) -> Iterator[dict[str, Any]]:
 def _local_info(path: str) -> dict[str, Any]:
     try:
         status = os.stat(path)
-    except OSError:  # a link to nothing or to itself: like a file of zero bytes, which is passed over
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise  # its rows would be missing, in silence
+        # A link to nothing or to itself: like a file of zero bytes, which is passed over.
         return {"name": path, "type": "file", "size": 0}
     return {"name": path, "type": "file", "size": status.st_size, "mtime": status.st_mtime_ns}
 
@@ -361,8 +365,8 @@ def _local_info(path: str) -> dict[str, Any]:
 def _glob(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
     """List what a pattern matches; folders that it names are searched as if they had been given themselves."""
     filesystem.invalidate_cache()
-    if _walks(filesystem) and not is_local(filesystem):
-        matches = _glob_remote(filesystem, pattern)
+    if _walks(filesystem):
+        matches = _glob_walking(filesystem, pattern)
     else:
         with exclusive(filesystem):
             listing = with_retries(
@@ -376,7 +380,7 @@ def _glob(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
     return list(infos.values())
 
 
-def _glob_remote(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
+def _glob_walking(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
     """List what a pattern matches where fsspec would walk, passing over folders that fail to be listed."""
     root = _glob_root(pattern)
     parts = pattern[len(root) :].strip("/").split("/")
@@ -392,7 +396,7 @@ def _glob_remote(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
         return level < deepest and (level > any_depth or matches(name, level))
 
     start = "/" if not root and pattern.startswith("/") else root
-    return [entry for entry in _walk_remote(filesystem, start, leads_on) if matches(entry["name"], len(parts))]
+    return [entry for entry in _walk_levels(filesystem, start, leads_on) if matches(entry["name"], len(parts))]
 
 
 def _glob_root(pattern: str) -> str:

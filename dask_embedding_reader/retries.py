@@ -149,6 +149,13 @@ def is_secret(name: str) -> bool:
 
 
 def shown_cause(error: BaseException) -> BaseException | None:
-    """Return the cause to raise an error from: none where a traceback would show a secret of it."""
+    """Return the cause to raise an error from: none where a traceback, or its ``repr``, would show a secret of it."""
     contexts = {id(e): e for cause in _chain(error) for e in (cause, cause.__context__) if e is not None}
-    return error if all(hide_secrets(str(e)) == str(e) for e in contexts.values()) else None
+    return None if any(map(_tells_secrets, contexts.values())) else error
+
+
+def _tells_secrets(error: BaseException) -> bool:
+    # aiohttp's exceptions keep the headers that were sent.
+    headers = getattr(getattr(error, "request_info", None), "headers", None) or ()
+    named = any(is_secret(name) for name in headers if name.lower() != "user-agent")
+    return named or hide_secrets(str(error)) != str(error)

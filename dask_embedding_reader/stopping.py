@@ -18,12 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 _own = threading.local()
-_all: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+# No WeakSet: it runs Python when an event goes, and Python drops a Ctrl-C that arrives there.
+_all: list[weakref.ref[threading.Event]] = []
+_adding = threading.Lock()
 
 
 def stoppable_pool(threads: int, stopped: threading.Event) -> ThreadPoolExecutor:
     """Return threads that give up what they do once the event is set."""
-    _all.add(stopped)
+    with _adding:
+        _all[:] = [*(known for known in _all if known() is not None), weakref.ref(stopped)]
     return ThreadPoolExecutor(
         threads, thread_name_prefix="embedding-reader", initializer=_stop_with, initargs=(stopped,)
     )
@@ -73,8 +76,9 @@ def _stop_with(stopped: threading.Event) -> None:
 
 
 def _stop_all() -> None:
-    for stopped in list(_all):
-        stopped.set()
+    for known in _all.copy():
+        if (stopped := known()) is not None:
+            stopped.set()
 
 
 if hasattr(threading, "_register_atexit"):

@@ -258,6 +258,8 @@ def check_local(file: StoredFile, descriptor: int | None = None) -> None:
     ------
     FileChangedError
         If its size or modification time differs, or it has gone.
+    ReadError
+        If the operating system cannot tell.
     """
     if not is_local(file.filesystem):
         return
@@ -265,6 +267,8 @@ def check_local(file: StoredFile, descriptor: int | None = None) -> None:
         status = os.stat(file.path if descriptor is None else descriptor)
     except FileNotFoundError as error:
         raise _gone(file) from error
+    except OSError as error:
+        raise ReadError(f"{file.path}: cannot be looked up: {error}") from error
     _compare(file, {"size": status.st_size, "mtime": status.st_mtime_ns})
 
 
@@ -392,7 +396,7 @@ def _read_local(file: StoredFile, start: int, buffers: list[memoryview]) -> None
             start += count
             buffers = _drop_bytes(buffers, count)
         check_local(file, descriptor)
-    except FileChangedError:
+    except ReadError:
         raise
     except OSError as error:
         raise ReadError(f"{file.path}: reading from byte {start:,} on failed: {error}") from error

@@ -177,9 +177,9 @@ def remove_empty_folder(filesystem: FileSystem, folder: str) -> None:
 
 def list_files(filesystem: FileSystem, folder: str) -> dict[str, int]:
     """Return the paths of all files below a folder, relative to it, with their sizes; none if there is no folder."""
-    if is_local(filesystem):
-        return dict(_walk(folder))
     with _explained(filesystem, folder, action="listed"):
+        if is_local(filesystem):
+            return dict(_walk(folder))
         try:
             found = _retry(filesystem, folder, lambda connection: _find(connection, folder))
         except FileNotFoundError:
@@ -198,7 +198,11 @@ def _find(filesystem: FileSystem, folder: str) -> dict[str, dict[str, Any]]:
 
 
 def _walk(folder: str) -> Iterator[tuple[str, int]]:
-    for current, _, names in os.walk(folder):
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error  # what is there would seem not to be
+
+    for current, _, names in os.walk(folder, onerror=refuse):
         for name in names:
             path = os.path.join(current, name)
             with suppress(FileNotFoundError):  # somebody else's temporary file

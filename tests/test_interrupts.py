@@ -1,7 +1,14 @@
-"""Ctrl-C, SIGTERM and ``kill -9`` in the midst of everything: the process ends at once, and nothing worse is left."""
+"""Ctrl-C, SIGTERM and ``kill -9`` in the midst of everything: the process ends at once, and nothing worse is left.
+
+One Ctrl-C ends it, unless it arrives where Python runs a callback of its own because something died: of a thread that
+was the last to go (``threading._dangling``), of a pool of threads (``concurrent.futures``), of an expression (Dask's
+``WeakValueDictionary``). Python prints ``Exception ignored in`` then and goes on; people press again, and so do these
+tests. No code of this package may be where that happens: it runs none when something dies.
+"""
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -92,8 +99,8 @@ def interrupted(activity: str, number: signal.Signals, *arguments: Any) -> tuple
         assert process.stdout.readline() == "ready\n", process.communicate()[1]
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
-        # As people do: Python drops a Ctrl-C that arrives in the midst of a finalizer (see ``buffers._Lease``).
-        for patience in (10, 20):
+        # With patience: to end takes a second of processor time, which is ten seconds where others use the processor.
+        for patience in (20, 30):
             try:
                 said = process.communicate(timeout=patience)[1]
                 break
@@ -125,15 +132,26 @@ def convert(source: Path, target: Path) -> None:
     assert not ended.value.code
 
 
-@pytest.mark.slow  # not settled: about one Ctrl-C in ten is lost, also while Dask computes, and the program goes on
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("activity", ["reading", "computing", "iterating over an array", "iterating on a cluster"])
+READING = ["reading", "computing", "iterating over an array", "iterating on a cluster"]
+
+
+@pytest.mark.parametrize(
+    ("activity", "number"),
+    [
+        # The others start a program each, for seconds.
+        pytest.param(activity, number, marks=[] if number == signal.SIGINT else pytest.mark.slow)
+        for activity in READING
+        for number in SIGNALS
+    ],
+)
 def test_reading_ends_at_once(activity: str, number: signal.Signals, source: Path, tmp_path: Path) -> None:
     code, said = interrupted(activity, number, source, tmp_path / "out")
-    assert code == expected_code(activity, number)
+    assert code == expected_code(activity, number), said
     if number == signal.SIGINT:
         assert said.rstrip().endswith("KeyboardInterrupt")
-        assert said.count("Traceback") == 1 or "cluster" in activity, said
+        dropped = re.findall("Exception ignored in.*?KeyboardInterrupt", said, re.DOTALL)
+        assert not any("dask_embedding_reader" in text for text in dropped), said
+        assert "Exception in thread" not in said or "cluster" in activity, said
 
 
 FAST = [("writing", signal.SIGINT), ("converting", signal.SIGTERM)]  # the others start a program each, for seconds

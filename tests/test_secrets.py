@@ -6,6 +6,7 @@ library hands out, prints, logs or raises, tracebacks with all their causes incl
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import traceback
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from dask.base import tokenize
 
-from dask_embedding_reader import EmbeddingReader, retries
+from dask_embedding_reader import EmbeddingReader, retries, write_embeddings
+from dask_embedding_reader.cli import main
 from dask_embedding_reader.errors import EmbeddingReaderError
 from tests import servers
 from tests.faults import FAULTS, REFUSALS, Proxy, faulty
@@ -81,12 +84,19 @@ def place(running_place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     return running_place
 
 
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and all that tracebacks and debuggers show with it, suppressed contexts left out."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
 def text_of_failure(work: Callable[[], Any]) -> str:
     """What a user sees of an error, with everything that caused it."""
     try:
         work()
     except EmbeddingReaderError as error:
-        return "".join(traceback.format_exception(error))
+        return "".join(traceback.format_exception(error)) + "".join(map(repr, chain_of(error)))
     pytest.fail("nothing went wrong")
 
 
@@ -99,6 +109,49 @@ def test_what_is_handed_out_holds_no_secret(place: Place) -> None:
     texts = [*map(repr, seen), *map(str, seen), *map(str, graph), *map(repr, graph.values())]
     texts += [x.name, tokenize(x), tokenize(frame)]
     assert [text for text in texts if place.secret in text] == []
+
+
+def test_what_is_kept_holds_no_secret(place: Place, tmp_path: Path) -> None:
+    """Manifests, and the keys of tasks, which dashboards and logs of a cluster show."""
+    reader = place.open()
+    path = tmp_path / "kept.parquet"
+    reader.save_manifest(path)
+    table = pq.read_table(path)
+    assert place.secret.encode() not in path.read_bytes()
+    assert place.secret not in f"{table.to_pydict()} {table.schema.metadata}"
+    write_embeddings(reader, tmp_path / "written", rows_per_file=20)
+    for kept in (tmp_path / "written").rglob("*"):
+        assert kept.is_dir() or place.secret.encode() not in kept.read_bytes(), kept
+    table = pq.read_table(tmp_path / "written" / "_manifest.parquet")
+    assert place.secret not in f"{table.to_pydict()} {table.schema.metadata}"
+    x, frame = reader.to_dask_array(max_piece_size=7), reader.to_dask_dataframe(max_piece_size=7)
+    keys = [*x.__dask_graph__(), *frame.__dask_graph__()]
+    assert place.secret.encode() not in pickle.dumps(keys)
+    assert place.secret not in repr(keys)
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+@pytest.mark.parametrize("command", ["info", "head", "plan", "stats", "verify", "convert"])
+@pytest.mark.parametrize("fault", [None, "403"])
+def test_commands_print_no_secret(
+    place: Place,
+    command: str,
+    extra: list[str],
+    fault: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    place.proxy.every = fault
+    options = {key: value for key, value in place.options.items() if key not in ("timeout", "config_kwargs")}
+    target = [str(tmp_path / "out")] if command == "convert" else []
+    if command in ("convert", "verify"):
+        extra = []
+    with caplog.at_level(logging.DEBUG, "dask_embedding_reader"), pytest.raises(SystemExit) as ended:
+        main([command, place.url("0.npy"), *target, *extra, "--storage-options", json.dumps(options)])
+    printed = capsys.readouterr()
+    assert (not ended.value.code) == (fault is None and command != "verify"), printed.err
+    assert place.secret not in printed.out + printed.err + caplog.text
 
 
 def test_pickles_work_although_nobody_sees_the_secret(place: Place) -> None:

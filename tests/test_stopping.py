@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, iter_batches, retries
+from dask_embedding_reader import EmbeddingReader, iter_batches, retries, stopping
 from dask_embedding_reader.connections import STALL_SECONDS
 from dask_embedding_reader.errors import FormatError
+from dask_embedding_reader.stopping import stoppable_pool
 from tests import servers
 from tests.faults import BUSY, Asked, Proxy, faulty
 from tests.support import finishes, wait_until
@@ -189,3 +190,22 @@ def test_a_program_ends_although_its_server_keeps_silent(place: Place, fault: st
     # Sooner than the silence is given up.
     done = subprocess.run(program, capture_output=True, text=True, timeout=STALL_SECONDS - 2)
     assert (done.returncode, done.stderr) == (3, ""), done.stderr
+
+
+def test_no_python_runs_when_an_event_dies() -> None:
+    """Python drops a Ctrl-C that arrives in the callback of a weak reference."""
+    stopped = threading.Event()
+    stoppable_pool(1, stopped).shutdown()
+    called: list[str] = []
+    sys.setprofile(lambda frame, what, _: called.append(frame.f_code.co_name) if what == "call" else None)
+    try:
+        del stopped
+    finally:
+        sys.setprofile(None)
+    assert called == []
+
+
+def test_events_that_have_died_are_forgotten() -> None:
+    for _ in range(3):
+        stoppable_pool(1, threading.Event()).shutdown()
+    assert sum(known() is None for known in stopping._all) <= 1
