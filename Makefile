@@ -13,6 +13,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Let Python keep its bytecode: uv installs none, and the tests start some hundred processes, each of which would compile
+# all that it imports, for seven seconds.
+export PYTHONDONTWRITEBYTECODE :=
 
 # A .venv whose interpreter is gone (Python was upgraded or removed) is of no use: start afresh.
 $(shell [ -x $(BIN)/python ] || rm -rf $(VENV))
@@ -63,7 +66,7 @@ format: $(VENV)/.with-lint ## format the code and repair what can be repaired
 
 bench: $(VENV)/.with-bench $(VENV)/.with-reference ## measure against the alternatives
 	$(call apt_install,nginx,nginx-light)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m tests.benchmarks # its processes would compile all that they import
+	$(BIN)/python -m tests.benchmarks
 	$(BIN)/python -m tests.benchmarks.chunk_costs
 
 notebooks: $(VENV)/.with-notebooks $(VENV)/.with-test ## execute the notebooks

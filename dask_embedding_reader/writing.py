@@ -155,7 +155,14 @@ def _remove(filesystem: FileSystem, path: str) -> None:
         if is_local(filesystem):
             os.remove(path)
         else:
-            _retry(filesystem, path, lambda connection: connection.rm_file(path))
+            _retry(filesystem, path, lambda connection: _rm_file(connection, path))
+
+
+def _rm_file(connection: FileSystem, path: str) -> None:
+    try:
+        connection.rm_file(path)
+    except NotImplementedError:  # earlier releases of adlfs know only the general way
+        connection.rm(path)
 
 
 def remove_folder(filesystem: FileSystem, folder: str) -> None:

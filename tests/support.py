@@ -17,6 +17,8 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import gc
+import itertools
+import operator
 import os
 import struct
 import threading
@@ -462,15 +464,16 @@ def assert_same_frame(actual: Any, expected: pd.DataFrame) -> None:
     assert actual.index.dtype == expected.index.dtype
     np.testing.assert_array_equal(actual.index.to_numpy(), expected.index.to_numpy())
     for name in expected.columns:
-        got, want = actual[name], expected[name]
-        assert got.isna().tolist() == want.isna().tolist(), name
-        known = ~want.isna()
+        got, want = actual[name].array, expected[name].array
+        nulls = want.isna().tolist()
+        assert got.isna().tolist() == nulls, name
         # Python objects: neither rounding nor a common dtype can make different values equal.
-        assert _python_values(got[known]) == _python_values(want[known]), name
+        assert _python_values(got, nulls) == _python_values(want, nulls), name
 
 
-def _python_values(column: pd.Series[Any]) -> list[Any]:
-    return [value.tolist() if isinstance(value, np.ndarray) else value for value in column.tolist()]
+def _python_values(column: Any, nulls: list[bool]) -> list[Any]:
+    known = itertools.compress(column.tolist(), map(operator.not_, nulls))
+    return [value.tolist() if isinstance(value, np.ndarray) else value for value in known]
 
 
 def assert_batches(

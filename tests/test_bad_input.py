@@ -86,8 +86,9 @@ every_way = pytest.mark.parametrize("way", list(WAYS))
 
 
 @pytest.fixture
-def bucket() -> Iterator[Bucket]:
-    """An object store that does what a test tells it."""
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """An object store that does what a test tells it, and is asked again at once."""
+    monkeypatch.setattr("dask_embedding_reader.retries.FIRST_PAUSE_SECONDS", 0.001)
     with emptied_bucket() as store:
         yield store
 

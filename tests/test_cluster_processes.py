@@ -185,7 +185,7 @@ def test_a_worker_of_another_version_is_told_from_this_one(client: Client, worke
     (tmp_path / "old.py").write_text("import dask_embedding_reader\ndask_embedding_reader.__version__ = '0.0.9'\n")
     reader = write(tmp_path, "parquet-list").open()
     known = set(client.nthreads())
-    with workers.start(client, "--preload", str(tmp_path / "old.py")):
+    with workers.start(client, "--no-nanny", "--preload", str(tmp_path / "old.py")):
         (old,) = set(client.nthreads()) - known
         for lazy in (reader.to_dask_array(), reader.to_dask_dataframe()):
             future = client.compute(lazy, workers=[old])
@@ -204,7 +204,7 @@ def test_workers_that_come_while_iterating_are_used(client: Client, workers: Wor
     batches = iter_batches(x, batch_size=1, max_ram_usage_in_bytes=1_000)
     next(batches)
     known = set(client.nthreads())
-    with workers.start(client):
+    with workers.start(client, "--no-nanny"):
         (added,) = set(client.nthreads()) - known
         assert sum(len(rows) for rows, _ in batches) == 199
         assert (tmp_path / added.rpartition(":")[2]).exists()

@@ -347,7 +347,7 @@ def test_ctrl_c_ends_it_at_once_and_says_so(tmp_path: Path) -> None:
 
 
 def test_a_conversion_that_ctrl_c_ended_goes_on(run: Run, tmp_path: Path) -> None:
-    rows = np.arange(3_000, dtype=np.float32).reshape(1_500, 2)
+    rows = np.arange(1_500, dtype=np.float32).reshape(750, 2)
     np.save(tmp_path / "0.npy", rows)
     target = tmp_path / "out"
     arguments = ["convert", tmp_path / "0.npy", target, "--rows-per-file", 1]
@@ -361,7 +361,7 @@ def test_a_conversion_that_ctrl_c_ended_goes_on(run: Run, tmp_path: Path) -> Non
     assert run("head", target)[0] == 1, "what is half written is not opened"
     assert run(*arguments)[0] == 0
     assert run("verify", target)[0] == 0
-    [(vectors, _)] = EmbeddingReader(target)(1_500, show_progress=False)
+    [(vectors, _)] = EmbeddingReader(target)(750, show_progress=False)
     np.testing.assert_array_equal(vectors, rows)
 
 

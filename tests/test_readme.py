@@ -23,8 +23,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", README, re.DOTALL | re.MULTILINE)
 
 
-def test_every_python_block_prints_the_text_block_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_python_block_prints_the_text_block_after_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # for the folders that the blocks make
     blocks = [(code, expected) for language, code, expected in BLOCKS if language == "python"]
     assert len(blocks) >= 3
     names: dict[str, object] = {}

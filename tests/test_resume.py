@@ -36,8 +36,8 @@ def run_killing(*arguments: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("source", "existing", "every"),
     [
-        ("dask", "new", 13),
-        ("reader", "existing", 13),
+        ("dask", "new", 29),
+        ("reader", "existing", 29),
         *(pytest.param(*which, 1, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for which in CASES),
     ],
 )

@@ -129,13 +129,13 @@ def test_extension_types_run_no_code(tmp_path: Path, name: bytes, monkeypatch: p
     assert not trip.exists()
 
 
-def test_a_million_columns_are_opened_or_refused_in_little_memory(tmp_path: Path) -> None:
+def test_very_many_columns_are_opened_or_refused_in_little_memory(tmp_path: Path) -> None:
     leaf = b"\x15\x02\x25\x00\x18\x01a\x00"
-    footer = b"\x15\x02\x19\xfc\xc1\x84\x3d\x48\x01r\x15\x80\x89\x7a\x00" + leaf * 1_000_000 + b"\x16\x00\x19\x0c\x00"
+    footer = b"\x15\x02\x19\xfc\x91\xa1\x0f\x48\x01r\x15\xa0\xc2\x1e\x00" + leaf * 250_000 + b"\x16\x00\x19\x0c\x00"
     whole = footer + len(footer).to_bytes(4, "little") + b"PAR1"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with suppress(FormatError):  # pyarrow has a limit of its own
-        assert len(parse_footer("odd.parquet", whole, 100).schema.paths) == 1_000_000
+        assert len(parse_footer("odd.parquet", whole, 100).schema.paths) == 250_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * len(whole) / 1024
 
 

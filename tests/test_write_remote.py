@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
+import fsspec.core
 import numpy as np
 import pytest
 
@@ -50,7 +50,7 @@ def cloud(request: pytest.FixtureRequest) -> Cloud:
 
 
 def names_in(url: str, options: dict[str, Any]) -> set[str]:
-    filesystem, path = fsspec.url_to_fs(url, **options)
+    filesystem, path = fsspec.core.url_to_fs(url, **options)
     filesystem.invalidate_cache()
     return {name[len(path) + 1 :] for name in filesystem.find(path)}
 
