@@ -97,6 +97,43 @@ def parse_footer(url: str, data: bytes, data_nbytes: int) -> Footer:
     return Footer(data, schema, group_rows, chunks)
 
 
+class Spelling(NamedTuple):
+    """How the values of a column chunk are stored."""
+
+    kind: int
+    """The physical type, by its number in ``parquet.thrift``."""
+    codec: int
+    """How pages are compressed; 0 for not at all."""
+
+
+class PageHeader(NamedTuple):
+    """What a data page without compression says of itself."""
+
+    nbytes: int
+    """Its size, without this header."""
+    values: int
+    """The items in it, nulls included."""
+    encoding: int
+    """How they are encoded; 0 for plainly."""
+
+
+def spellings(footer: Footer) -> list[list[Spelling]]:
+    """Return for each row group how its column chunks are stored; of a footer that has been read before."""
+    facts, _ = _read_struct(footer.data, 0, {4: {1: {3: {1: {}, 4: {}}}}}, 0)
+    return [[Spelling(column[3][1], column[3][4]) for column in group[1]] for group in facts.get(4, [])]
+
+
+def page_header(data: bytes) -> tuple[PageHeader, int] | None:
+    """Read the header of a page, and how long it is; None if this is no data page of the first version."""
+    try:
+        facts, nbytes = _read_struct(data, 0, {1: {}, 2: {}, 3: {}, 5: {1: {}, 2: {}}}, 0)
+        if facts[1] != 0 or facts[2] != facts[3]:
+            return None
+        return PageHeader(facts[3], facts[5][1], facts[5][2]), nbytes
+    except (_DamagedError, KeyError, IndexError):
+        return None
+
+
 def _chunks(group: Mapping[int, Any], index: int, leaves: int, data_nbytes: int) -> tuple[Chunk, ...]:
     columns = group[1]
     if len(columns) != leaves:
@@ -259,7 +296,7 @@ def _read_struct(data: bytes, pos: int, wanted: _Wanted, depth: int) -> tuple[di
             else:
                 fields[number], pos = _read_integer(data, pos)
         elif kind == _BINARY:
-            length, pos = _read_length(data, pos)
+            length, pos = read_length(data, pos)
             fields[number] = data[pos : pos + length]
             pos += length
         elif kind == _STRUCT:
@@ -290,7 +327,7 @@ def _read_list_head(data: bytes, pos: int) -> tuple[int, int, int]:
     count, kind = data[pos] >> 4, data[pos] & 15
     pos += 1
     if count == 15:
-        count, pos = _read_length(data, pos)
+        count, pos = read_length(data, pos)
     if count > len(data) - pos:  # each item takes a byte
         raise _DamagedError(f"its footer claims a list of {count:,} items, more than it has bytes")
     return count, kind, pos
@@ -331,12 +368,12 @@ def _skip_value(data: bytes, pos: int, kind: int, depth: int) -> int:
     if kind in _LISTS:
         return _skip_list(data, pos, depth + 1)
     if kind == _BINARY:
-        length, pos = _read_length(data, pos)
+        length, pos = read_length(data, pos)
         return pos + length
     if kind == _STRUCT:
         return _skip_struct(data, pos, depth + 1)
     if kind in _INTEGERS:
-        return _read_length(data, pos)[1]
+        return read_length(data, pos)[1]
     if kind == _BYTE:
         return pos + 1
     if kind == _DOUBLE:
@@ -345,11 +382,12 @@ def _skip_value(data: bytes, pos: int, kind: int, depth: int) -> int:
 
 
 def _read_integer(data: bytes, pos: int) -> tuple[int, int]:
-    value, pos = _read_length(data, pos)
+    value, pos = read_length(data, pos)
     return (value >> 1) ^ -(value & 1), pos
 
 
-def _read_length(data: bytes, pos: int) -> tuple[int, int]:
+def read_length(data: bytes, pos: int) -> tuple[int, int]:
+    """Read a number that is not negative, seven bits a byte; return it and the place after it."""
     value, shift = 0, 0
     while (byte := data[pos]) > 127:
         value |= (byte & 127) << shift
