@@ -213,7 +213,7 @@ def main() -> None:
 
     watcher = Fork(watched)
     before: dict[str, list[Any]] = {}
-    kills, rewritten, half_written, between = 0, [], [], []
+    kills, survived, rewritten, half_written, between = 0, 0, [], [], []
     longest = FIRST_SECONDS
     while True:
         attempt = Fork(job.write)
@@ -228,12 +228,15 @@ def main() -> None:
         # Nothing was finished: the next one gets more time. Else less, so that many are killed while they write.
         longest *= 1.3 if now.keys() <= before.keys() else 0.8
         before |= now
+        survived = max(survived, len(before))
         half_written += in_fork(job.half_written)
         between.append(in_fork(job.read))
+        if between[-1] == "new":  # it had come to its end when it was killed: overwrite=True begins anew now
+            before.clear()
     os.close(hold_end)
     result = {
         "kills": kills,
-        "files_that_survived": len(before),
+        "files_that_survived": survived,
         "rewritten": rewritten,
         "half_written": half_written,
         "between": Counter(between),

@@ -78,7 +78,8 @@ def write_embeddings(
     embedding_column : str, default "embedding"
         parquet: the name of the column of vectors.
     overwrite : bool, default False
-        Whether data that the folder holds may be replaced. That is done when the new ones are complete.
+        Whether data that the folder holds may be replaced. That is done when the new ones are complete. Also what the
+        same call has finished before is written anew.
     compute : bool, default True
         Dask arrays: False returns a lazy object that writes when it is computed.
     show_progress : bool, default False
