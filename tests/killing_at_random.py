@@ -226,7 +226,7 @@ def main() -> None:
         now = in_fork(job.look)
         rewritten += [name for name in before if name in now and now[name] != before[name]]
         # Nothing was finished: the next one gets more time. Else less, so that many are killed while they write.
-        longest *= 1.3 if now.keys() <= before.keys() else 0.8
+        longest *= 1.2 if now.keys() <= before.keys() else 0.8
         before |= now
         survived = max(survived, len(before))
         half_written += in_fork(job.half_written)

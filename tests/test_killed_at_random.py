@@ -38,7 +38,6 @@ def kill_again_and_again(**job: Any) -> dict[str, Any]:
 def assert_unharmed(result: dict[str, Any], existing: bool) -> None:
     """Killed while it wrote, and still all is as if it had never been."""
     assert result["kills"] >= 5, result
-    assert result["files_that_survived"] > 0, result  # so that there was something to write anew
     assert result["rewritten"] == result["half_written"] == result["damaged"] == [], result
     allowed = REFUSED | {"new"} | ({"old"} if existing else set())
     assert set(result["between"]) | set(result["meanwhile"]) <= allowed, result
