@@ -171,11 +171,13 @@ def page_header(data: bytes) -> tuple[PageHeader, int] | None:
     """Read the header of a page, and how long it is; None if this is no data page of the first version."""
     try:
         facts, nbytes = _read_struct(data, 0, {1: {}, 2: {}, 3: {}, 5: {1: {}, 2: {}}}, 0)
-        if facts[1] != 0 or facts[2] != facts[3]:
-            return None
-        return PageHeader(facts[3], facts[5][1], facts[5][2]), nbytes
-    except (_DamagedError, KeyError, IndexError):
+        kind, plain_nbytes, stored_nbytes, values, encoding = facts[1], facts[2], facts[3], facts[5][1], facts[5][2]
+    except (_DamagedError, KeyError, IndexError, TypeError):
         return None
+    numbers = kind, plain_nbytes, stored_nbytes, values, encoding
+    if not all(isinstance(number, int) and number >= 0 for number in numbers) or kind or plain_nbytes != stored_nbytes:
+        return None
+    return PageHeader(stored_nbytes, values, encoding), nbytes
 
 
 def _chunks(group: Mapping[int, Any], index: int, leaves: int, data_nbytes: int) -> tuple[Chunk, ...]:
