@@ -29,7 +29,7 @@ CASES = [(source, existing) for source in ("numpy", "batches", "dask", "reader")
 def run_killing(*arguments: Any) -> list[str]:
     command = [sys.executable, "-m", "tests.killing", *map(str, arguments)]
     root = Path(__file__).parent.parent
-    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, timeout=300).stdout.split("\n")
+    return subprocess.run(command, cwd=root, check=True, capture_output=True, text=True, timeout=590).stdout.split("\n")
 
 
 @needs_fork

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats import Array, Columns, FileHeader, MetaColumn, RowReader
 from dask_embedding_reader.formats.cast import cast_into
-from dask_embedding_reader.formats.parquet_footer import Footer, parse_footer
+from dask_embedding_reader.formats.parquet_footer import Footer, Spelling, parse_footer, spellings
+from dask_embedding_reader.formats.plain_pages import Place, iter_plain
 from dask_embedding_reader.retries import describe
 from dask_embedding_reader.storage import StoredFile, check_local, is_local, local_input, read_range, read_ranges
 
@@ -39,6 +40,9 @@ _BUFFER_NBYTES = 2**20
 
 _DECODE_ROWS = 8_192
 """Metadata is decoded in steps of this many rows."""
+
+_PLAIN_TYPES = {1: ("<i4", "<u4"), 2: ("<i8", "<u8"), 4: ("<f4",), 5: ("<f8",), 7: ("<f2",)}
+"""What parquet's types are in memory, by their numbers; narrow integers are stored as wide ones."""
 
 _STEPS_BETWEEN_RELEASES = 8
 """After so many steps pyarrow's allocator gives back what it keeps: 30 MB less are held, at no cost that shows."""
@@ -58,22 +62,19 @@ class _Parquet:
 
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that decodes the next vectors into arrays, each row group once however many it fills."""
-        name = columns.embedding or ""
-        step = max(1, _DECODE_NBYTES // (header.dimension * header.dtype.itemsize))
-        decoded = iter_tables(header, (name,), start, stop, step)
+        decoded = _iter_vectors(header, columns, start, stop)
         vectors = np.empty((0, header.dimension), header.dtype)
 
         def read(outs: Sequence[Array]) -> None:
-            nonlocal start, vectors
+            nonlocal vectors
             for out in outs:
                 filled = 0
                 while filled < len(out):
                     if not len(vectors):
-                        vectors = _vectors(header, columns, start, next(decoded).column(0))
+                        vectors = next(decoded)
                     count = min(len(vectors), len(out) - filled)
                     cast_into(out[filled : filled + count], vectors[:count])
                     vectors = vectors[count:]
-                    start += count
                     filled += count
 
         return read
@@ -187,6 +188,11 @@ def _metadata(file: StoredFile) -> pq.FileMetaData:
     return pq.read_metadata(pa.BufferReader(_footer(file).data))
 
 
+@lru_cache(maxsize=128)
+def _spellings(file: StoredFile) -> list[list[Spelling]]:
+    return spellings(_footer(file))
+
+
 def _field(file: StoredFile, footer: Footer, name: str) -> tuple[pa.Field, range]:
     """Return the field of a column and the indices of its leaves in the footer."""
     schema = footer.schema.arrow
@@ -269,6 +275,52 @@ def _dimension(where: str, footer: Footer, leaf: int, dimension: int | None) -> 
     if dimension == 0 and first_row:
         raise FormatError(f"{where} holds vectors of no items")
     return dimension or 0
+
+
+def _iter_vectors(header: FileHeader, columns: Columns, start: int, stop: int) -> Iterator[Array]:
+    """Yield the vectors ``[start, stop)``, a few MB at a time: as they lie there, or decoded where they must be."""
+    step = max(1, _DECODE_NBYTES // (header.dimension * header.dtype.itemsize))
+    try:
+        for vectors in _iter_plain_vectors(header, columns, start, stop, step):
+            yield vectors
+            start += len(vectors)
+    except FileNotFoundError:
+        check_local(header.file)
+        raise
+    except OSError as error:
+        if isinstance(error, EmbeddingReaderError):
+            raise
+        raise ReadError(f"{header.file.url}, rows {start:,} to {stop:,}: cannot be read: {describe(error)}") from error
+    if start < stop:
+        for table in iter_tables(header, (columns.embedding or "",), start, stop, step):
+            yield _vectors(header, columns, start, table.column(0))
+            start += table.num_rows
+
+
+def _iter_plain_vectors(header: FileHeader, columns: Columns, start: int, stop: int, step: int) -> Iterator[Array]:
+    """Yield vectors from ``start`` on, as long as there is nothing to decode."""
+    file = header.file
+    if not is_local(file.filesystem):
+        return
+    footer = _footer(file)
+    field, leaves = _field(file, footer, columns.embedding or "")
+    is_list = not pa.types.is_fixed_size_binary(field.type)
+    group_start = header.first_group_row
+    for group, rows in enumerate(header.group_rows, header.first_group):
+        skip, wanted = max(0, start - group_start), min(group_start + rows, stop) - max(group_start, start)
+        group_start += rows
+        if wanted <= 0:
+            continue
+        kind, codec = _spellings(file)[group][leaves[0]]
+        if codec or (is_list and header.dtype.str not in _PLAIN_TYPES.get(kind, ())):
+            return
+        chunk = footer.chunks[group][leaves[0]]
+        place = Place(chunk.start, chunk.stop, is_list, is_list or field.nullable)
+        for vectors in iter_plain(file, place, header.dimension, header.dtype, skip, wanted, step):
+            yield vectors
+            wanted -= len(vectors)
+        if wanted:
+            return
 
 
 def _vectors(header: FileHeader, columns: Columns, start: int, column: pa.Array) -> Array:

@@ -97,6 +97,89 @@ def parse_footer(url: str, data: bytes, data_nbytes: int) -> Footer:
     return Footer(data, schema, group_rows, chunks)
 
 
+class Spelling(NamedTuple):
+    """How the values of a column chunk are stored."""
+
+    kind: int
+    """The physical type, by its number in ``parquet.thrift``."""
+    codec: int
+    """How pages are compressed; 0 for not at all."""
+
+
+class RawGroup(NamedTuple):
+    """A row group as it is spelled."""
+
+    columns: bytes
+    """The list of its column chunks."""
+    nbytes: int
+    """Their size before compression."""
+    compressed_nbytes: int
+    """Their size."""
+
+    def split_columns(self) -> tuple[int, bytes]:
+        """Return how many column chunks there are, and how they are spelled, one after the other."""
+        count, _, position = _read_list_head(self.columns, 0)
+        return count, self.columns[position:]
+
+
+class RawFooter(NamedTuple):
+    """A footer whose parts are left as they are spelled."""
+
+    start: int
+    """Its first byte in the file."""
+    version: int
+    """The version of the format."""
+    schema: bytes
+    """The list of schema elements."""
+    key_values: bytes
+    """The list of notes, empty if there is none."""
+    created_by: bytes
+    """Who wrote it."""
+    column_orders: bytes
+    """The list of these, empty if there is none."""
+    groups: list[RawGroup]
+    """The row groups."""
+
+
+class PageHeader(NamedTuple):
+    """What a data page without compression says of itself."""
+
+    nbytes: int
+    """Its size, without this header."""
+    values: int
+    """The items in it, nulls included."""
+    encoding: int
+    """How they are encoded; 0 for plainly."""
+
+
+def spellings(footer: Footer) -> list[list[Spelling]]:
+    """Return for each row group how its column chunks are stored; of a footer that has been read before."""
+    facts, _ = _read_struct(footer.data, 0, {4: {1: {3: {1: {}, 4: {}}}}}, 0)
+    return [[Spelling(column[3][1], column[3][4]) for column in group[1]] for group in facts.get(4, [])]
+
+
+def read_raw_footer(file: bytes) -> RawFooter:
+    """Read the footer of a whole file that was written by pyarrow just now."""
+    start = len(file) - 8 - int.from_bytes(file[-8:-4], "little")
+    wanted: _Wanted = {1: {}, 2: _RAW, 4: {1: _RAW, 2: {}, 6: {}}, 5: _RAW, 6: {}, 7: _RAW}
+    facts, _ = _read_struct(file, start, wanted, 0)
+    groups = [RawGroup(group[1], group[2], group.get(6, group[2])) for group in facts.get(4, [])]
+    return RawFooter(start, facts[1], facts[2], facts.get(5, b""), facts[6], facts.get(7, b""), groups)
+
+
+def page_header(data: bytes) -> tuple[PageHeader, int] | None:
+    """Read the header of a page, and how long it is; None if this is no data page of the first version."""
+    try:
+        facts, nbytes = _read_struct(data, 0, {1: {}, 2: {}, 3: {}, 5: {1: {}, 2: {}}}, 0)
+        kind, plain_nbytes, stored_nbytes, values, encoding = facts[1], facts[2], facts[3], facts[5][1], facts[5][2]
+    except (_DamagedError, KeyError, IndexError, TypeError):
+        return None
+    numbers = kind, plain_nbytes, stored_nbytes, values, encoding
+    if not all(isinstance(number, int) and number >= 0 for number in numbers) or kind or plain_nbytes != stored_nbytes:
+        return None
+    return PageHeader(stored_nbytes, values, encoding), nbytes
+
+
 def _chunks(group: Mapping[int, Any], index: int, leaves: int, data_nbytes: int) -> tuple[Chunk, ...]:
     columns = group[1]
     if len(columns) != leaves:
@@ -137,7 +220,7 @@ def _schema(elements: bytes, key_values: bytes, created_by: bytes) -> Schema:
     footer = b"\x15\x04\x19" + elements + b"\x16\x00\x19\x0c"
     footer += b"\x19" + key_values if key_values else b""
     if created_by:
-        footer += (b"\x18" if key_values else b"\x28") + _spell_length(len(created_by)) + created_by
+        footer += (b"\x18" if key_values else b"\x28") + spell_length(len(created_by)) + created_by
     footer += b"\0"
     tail = b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
     arrow = arrow_schema(pq.read_metadata(pa.BufferReader(tail)))
@@ -259,7 +342,7 @@ def _read_struct(data: bytes, pos: int, wanted: _Wanted, depth: int) -> tuple[di
             else:
                 fields[number], pos = _read_integer(data, pos)
         elif kind == _BINARY:
-            length, pos = _read_length(data, pos)
+            length, pos = read_length(data, pos)
             fields[number] = data[pos : pos + length]
             pos += length
         elif kind == _STRUCT:
@@ -290,7 +373,7 @@ def _read_list_head(data: bytes, pos: int) -> tuple[int, int, int]:
     count, kind = data[pos] >> 4, data[pos] & 15
     pos += 1
     if count == 15:
-        count, pos = _read_length(data, pos)
+        count, pos = read_length(data, pos)
     if count > len(data) - pos:  # each item takes a byte
         raise _DamagedError(f"its footer claims a list of {count:,} items, more than it has bytes")
     return count, kind, pos
@@ -331,12 +414,12 @@ def _skip_value(data: bytes, pos: int, kind: int, depth: int) -> int:
     if kind in _LISTS:
         return _skip_list(data, pos, depth + 1)
     if kind == _BINARY:
-        length, pos = _read_length(data, pos)
+        length, pos = read_length(data, pos)
         return pos + length
     if kind == _STRUCT:
         return _skip_struct(data, pos, depth + 1)
     if kind in _INTEGERS:
-        return _read_length(data, pos)[1]
+        return read_length(data, pos)[1]
     if kind == _BYTE:
         return pos + 1
     if kind == _DOUBLE:
@@ -345,11 +428,12 @@ def _skip_value(data: bytes, pos: int, kind: int, depth: int) -> int:
 
 
 def _read_integer(data: bytes, pos: int) -> tuple[int, int]:
-    value, pos = _read_length(data, pos)
+    value, pos = read_length(data, pos)
     return (value >> 1) ^ -(value & 1), pos
 
 
-def _read_length(data: bytes, pos: int) -> tuple[int, int]:
+def read_length(data: bytes, pos: int) -> tuple[int, int]:
+    """Read a number that is not negative, seven bits a byte; return it and the place after it."""
     value, shift = 0, 0
     while (byte := data[pos]) > 127:
         value |= (byte & 127) << shift
@@ -360,7 +444,8 @@ def _read_length(data: bytes, pos: int) -> tuple[int, int]:
     return value | byte << shift, pos + 1
 
 
-def _spell_length(value: int) -> bytes:
+def spell_length(value: int) -> bytes:
+    """Spell a number that is not negative."""
     spelled = bytearray()
     while value > 127:
         spelled.append(value & 127 | 128)

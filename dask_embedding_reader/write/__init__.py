@@ -63,7 +63,10 @@ def write_embeddings(
         Files of vectors alone, parquet files with vectors and metadata, or npy files with parquet metadata beside them.
     meta : pandas.DataFrame or dask.dataframe.DataFrame, optional
         Metadata of an array, row for row. A Dask frame needs a Dask array, and partitions that match its chunks, or
-        divisions that number the rows. Row numbers (``i``) are not stored; readers make them anew.
+        divisions that number the rows. Row numbers (``i``) are not stored; readers make them anew. Values and nulls
+        come back as they were, in the dtypes that readers have for them: numbers, booleans and times in those that
+        were given, text (``object``, ``str``, ``category``) as ``string``, and other Python objects (dates, decimals,
+        lists) as Arrow types.
     rows_per_file : int, optional
         Rows in each file; the last one may have fewer. By default as many as are about 200 MB, or some number of whole
         chunks near that.
@@ -75,7 +78,8 @@ def write_embeddings(
     embedding_column : str, default "embedding"
         parquet: the name of the column of vectors.
     overwrite : bool, default False
-        Whether data that the folder holds may be replaced. That is done when the new ones are complete.
+        Whether data that the folder holds may be replaced. That is done when the new ones are complete. Also what the
+        same call has finished before is written anew.
     compute : bool, default True
         Dask arrays: False returns a lazy object that writes when it is computed.
     show_progress : bool, default False
