@@ -14,7 +14,7 @@ import re
 import stat
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -253,7 +253,7 @@ def _info(filesystem: FileSystem, path: str) -> dict[str, Any] | None:
 
 def _find(filesystem: FileSystem, path: str, root: str | None = None) -> list[dict[str, Any]]:
     if is_local(filesystem):
-        return list(_walk(path))
+        return _find_local(path)
     # The listing is taken anew: a stale one, kept by fsspec from earlier in the process, would hide changed files.
     filesystem.invalidate_cache(path)
     if _walks(filesystem):
@@ -329,8 +329,22 @@ def _leads_out(filesystem: FileSystem, name: str) -> bool:
     return "http" in protocols(filesystem) and ".." in re.split(r"[/\\]", urllib.parse.unquote(name))
 
 
-def _walk(folder: str) -> Iterator[dict[str, Any]]:
-    """List the files below a local folder, through symbolic links too (fsspec passes linked folders over)."""
+def _find_local(folder: str) -> list[dict[str, Any]]:
+    """List the files below a local folder; anew where a writer may have come to its end behind our back.
+
+    What it wrote after its folder had been looked at would be missing, and its mark would be gone already.
+    """
+    found, is_written_to = _walk(folder)
+    while is_written_to and not any(info["name"].endswith(f"/{INCOMPLETE_NAME}") for info in found):
+        before = found
+        found, is_written_to = _walk(folder)
+        if found == before:
+            break
+    return found
+
+
+def _walk(folder: str) -> tuple[list[dict[str, Any]], bool]:
+    """List files, through links too (fsspec passes linked folders over), and tell whether a writer was seen."""
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
@@ -339,16 +353,22 @@ def _walk(folder: str) -> Iterator[dict[str, Any]]:
             raise _vanished(error.filename) from error
 
     if not stat.S_ISDIR(os.stat(folder).st_mode):  # or says that it does not exist, as listing would
-        yield _local_info(folder)
-        return
+        return [_local_info(folder)], False
+    found, is_written_to = [], False
     seen = set()
     for current, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        status = os.stat(current)
+        try:
+            status = os.stat(current)
+        except FileNotFoundError as error:  # gone since it was listed
+            refuse(error)
+            continue
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        yield from (_local_info(_with_slashes(os.path.join(current, name))) for name in names)
+        is_written_to |= os.path.dirname(INCOMPLETE_NAME) in folders
+        found += [_local_info(_with_slashes(os.path.join(current, name))) for name in names]
+    return found, is_written_to
 
 
 def _local_info(path: str) -> dict[str, Any]:

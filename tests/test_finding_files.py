@@ -599,3 +599,26 @@ def test_get_file_list_takes_a_list_and_any_format(folder: Path) -> None:
 def test_get_file_list_of_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(NoFilesError):
         get_file_list(str(tmp_path / "missing"), "npy")
+
+
+def test_a_writer_that_ends_while_its_folder_is_listed_leaves_nothing_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(folder, {"_writing/incomplete": 0})
+    walk = os.walk
+
+    def end_of_the_job(top: str, **options: Any) -> Iterator[Any]:
+        for number, found in enumerate(walk(top, **options)):
+            yield found
+            if not number and (folder / "_writing").exists():
+                plant(folder, {"d.npy": 4})
+                (folder / "_writing/incomplete").unlink()
+                (folder / "_writing").rmdir()
+
+    monkeypatch.setattr(os, "walk", end_of_the_job)
+    assert numbers(folder) == [1, 2, 4, 3]
+
+
+def test_what_a_killed_writer_left_beside_whole_files_is_passed_over(folder: Path) -> None:
+    plant(folder, {"_writing/files/a.npy": 9})
+    assert numbers(folder) == [1, 2, 3]
