@@ -27,7 +27,7 @@ from dask_embedding_reader.connections import STALL_SECONDS, FileSystem, class_n
 
 logger = logging.getLogger("dask_embedding_reader")
 
-_BLOCK_NBYTES = 2**18
+_BLOCK_NBYTES = 2**19
 """Bodies are copied in blocks of this size, which the processor's cache still holds."""
 
 _NO_LIMIT = timedelta(days=365)
