@@ -202,11 +202,11 @@ class _Lane:
                     return
                 future, wanted = self._waiting[0]
             try:
-                target = wanted()
+                target = None
+                while target is None and not self._pool.closed.is_set():
+                    target = wanted()
                 if target is None:
-                    # Through the pool, which refuses when the program ends: nothing would end the waiting then.
-                    self._pool.submit(self._work)
-                    return
+                    continue
                 if self._reader is None:
                     self._reader = self._open_reader()
                 future.set_result(self._reader(target))

@@ -37,33 +37,33 @@ class Buffers:
         # raised in a finalizer. So what ends is put in a queue, by C, in which no Ctrl-C can arrive.
         self._ended: SimpleQueue[weakref.ref[_Lease] | None] = SimpleQueue()
         # Re-entrant: an iterator that is collected as garbage closes this, perhaps from the midst of it.
-        self.lock = threading.RLock()
-        self._waiting = threading.Lock()
+        self.changed = threading.Condition(threading.RLock())
+        self._is_watched = False
 
     @property
     def free_nbytes(self) -> int:
         """Bytes kept for arrays to come."""
-        with self.lock:
+        with self.changed:
             self._collect()
             return self._free_nbytes
 
     @property
     def lent_nbytes(self) -> int:
         """Bytes of arrays that are alive."""
-        with self.lock:
+        with self.changed:
             self._collect()
             return self._lent_nbytes
 
     def has_free(self, nbytes: int) -> bool:
         """Tell whether memory of about this size is there: a small array must not keep a large buffer alive."""
-        with self.lock:
+        with self.changed:
             self._collect()
             return self._find(nbytes) is not None
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an array of undefined content."""
         nbytes = math.prod(shape) * dtype.itemsize
-        with self.lock:
+        with self.changed:
             self._collect()
             place = self._find(nbytes)
             buffer = np.empty(nbytes, np.uint8) if place is None else self._free.pop(place)
@@ -75,23 +75,35 @@ class Buffers:
         return np.asarray(lease)
 
     def wait_while(self, lacking: Callable[[], bool], seconds: float) -> None:
-        """Wait as long as something is lacking, but not for ever. One thread at a time waits for what comes back."""
-        if lacking() and self._waiting.acquire(timeout=seconds):
-            try:
-                if lacking():
-                    with suppress(Empty):
-                        self._keep(self._ended.get(timeout=seconds))
-            finally:
-                self._waiting.release()
+        """Wait until anything has changed if something is lacking, but not for ever."""
+        with self.changed:
+            if not lacking():
+                return
+            if self._is_watched:
+                self.changed.wait(seconds)
+                return
+            self._is_watched = True
+        # Of those who wait, one watches what ends, and tells the others.
+        ended = None
+        try:
+            with suppress(Empty):
+                ended = self._ended.get(timeout=seconds)
+        finally:
+            with self.changed:
+                self._is_watched = False
+                self._keep(ended)
+                self.changed.notify_all()
 
     def wake(self) -> None:
         """Have those who wait look again."""
-        if self._waiting.locked():
-            self._ended.put(None)
+        with self.changed:
+            if self._is_watched:
+                self._ended.put(None)
+            self.changed.notify_all()
 
     def close(self) -> None:
         """Let go of all memory, and keep none from now on."""
-        with self.lock:
+        with self.changed:
             self._kept_nbytes = -1
             self._free.clear()
             self._lent.clear()
@@ -112,7 +124,7 @@ class Buffers:
 
     def _keep(self, ended: weakref.ref[_Lease] | None) -> None:
         """Keep memory for the next array, rather than what has not been used for long."""
-        with self.lock:
+        with self.changed:
             buffer = None if ended is None else self._lent.pop(ended, None)
             if buffer is None:  # woken, or closed meanwhile
                 return
@@ -172,7 +184,7 @@ class Slot:
 
     def make(self) -> Array:
         """Return the batch, in new memory if there is no other."""
-        with self._buffers.lock:
+        with self._buffers.changed:
             if self._array is None:
                 self._array = self._buffers.take(self._shape, self._dtype)
                 self._buffers.wake()
@@ -181,12 +193,12 @@ class Slot:
     def wait(self) -> Array | None:
         """Return the batch; None if there is no memory for it even after a while."""
         self._buffers.wait_while(self.lacks_memory, _WAIT_SECONDS)
-        with self._buffers.lock:
+        with self._buffers.changed:
             return None if self.lacks_memory() else self.make()
 
     def lacks_memory(self) -> bool:
         """Tell whether the caller holds on to more batches than expected."""
-        with self._buffers.lock:
+        with self._buffers.changed:
             if self._array is not None or self._most_nbytes is None or self._buffers.has_free(self.nbytes):
                 return False
             return self._buffers.lent_nbytes + self.nbytes > self._most_nbytes
