@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, iter_batches
+from dask_embedding_reader import EmbeddingReader, batches, iter_batches
 from dask_embedding_reader.buffers import Buffers, Slot, has_own_memory, new_array, used_again
 from tests.support import wait_until
 
@@ -133,3 +133,18 @@ def test_chunks_are_read_into_the_memory_of_earlier_ones(tmp_path: Path) -> None
     for number, (batch, _) in enumerate(iter_batches(x, batch_size=500, max_ram_usage_in_bytes=2**24)):
         np.testing.assert_array_equal(batch, rows[500 * number : 500 * (number + 1)])
     assert len(places) < x.numblocks[0] / 2
+
+
+def test_a_piece_that_waits_for_memory_is_not_overtaken() -> None:
+    """Those read meanwhile could only wait too: for the batch that the loop holds until the overtaken one is there."""
+    pool = batches._Pool(threads=1)
+    read: list[int] = []
+    first, second = (batches._Lane(pool, lambda: read.append) for _ in range(2))
+    both_wait = threading.Event()
+    memory = iter([None, None, 1])
+    pieces = [first.submit(lambda: next(memory) if both_wait.wait(60) else None), second.submit(lambda: 2)]
+    both_wait.set()
+    for piece in pieces:
+        piece.result(60)
+    pool.close()
+    assert read == [1, 2]
