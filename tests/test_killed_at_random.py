@@ -45,7 +45,7 @@ def assert_unharmed(result: dict[str, Any], existing: bool) -> None:
     assert result["same"]
 
 
-@pytest.mark.parametrize(("source", "file_format", "existing"), product(SOURCES, FORMATS, (False, True)))
+@pytest.mark.parametrize(("source", "file_format", "existing"), list(product(SOURCES, FORMATS, (False, True))))
 def test_killed_at_random(tmp_path: Path, source: str, file_format: str, existing: bool) -> None:
     folder = str(tmp_path / "out")
     result = kill_again_and_again(
