@@ -124,15 +124,14 @@ class Buffers:
 
     def _keep(self, ended: weakref.ref[_Lease] | None) -> None:
         """Keep memory for the next array, rather than what has not been used for long."""
-        with self.changed:
-            buffer = None if ended is None else self._lent.pop(ended, None)
-            if buffer is None:  # woken, or closed meanwhile
-                return
-            self._lent_nbytes -= buffer.nbytes
-            self._free.append(buffer)
-            self._free_nbytes += buffer.nbytes
-            while self._free_nbytes > self._kept_nbytes:
-                self._free_nbytes -= self._free.pop(0).nbytes
+        buffer = None if ended is None else self._lent.pop(ended, None)
+        if buffer is None:  # woken, or closed meanwhile
+            return
+        self._lent_nbytes -= buffer.nbytes
+        self._free.append(buffer)
+        self._free_nbytes += buffer.nbytes
+        while self._free_nbytes > self._kept_nbytes:
+            self._free_nbytes -= self._free.pop(0).nbytes
 
 
 class _Lease:

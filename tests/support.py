@@ -21,6 +21,7 @@ import itertools
 import operator
 import os
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -502,6 +503,17 @@ def assert_batches(
 
 # --------------------------------------------------------------------------------------------------------------------
 # Bounded waits
+
+
+def python_calls(work: Callable[[], object]) -> list[str]:
+    """Run something in C; return the names of the functions written in Python that it calls in this thread."""
+    called: list[str] = []
+    sys.setprofile(lambda frame, what, _: called.append(frame.f_code.co_name) if what == "call" else None)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return called
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, batches, iter_batches
 from dask_embedding_reader.buffers import Buffers, Slot, has_own_memory, new_array, used_again
-from tests.support import wait_until
+from tests.support import python_calls, wait_until
 
 FLOAT32 = np.dtype(np.float32)
 LARGE = 1_000 * 64 * 4
@@ -71,14 +70,8 @@ def test_closed_buffers_keep_nothing(buffers: Buffers) -> None:
 
 def test_no_python_runs_when_an_array_ends(buffers: Buffers) -> None:
     """Python drops a Ctrl-C that arrives in a finalizer: the program would go on as if it had not been pressed."""
-    array = buffers.take((1_000, 64), FLOAT32)
-    called: list[str] = []
-    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_qualname) if event == "call" else None)
-    try:
-        del array
-    finally:
-        sys.setprofile(None)
-    assert called == []
+    arrays = [buffers.take((1_000, 64), FLOAT32)]
+    assert python_calls(arrays.clear) == []
     assert buffers.free_nbytes == LARGE
 
 

@@ -24,7 +24,7 @@ from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.stopping import stoppable_pool
 from tests import servers
 from tests.faults import BUSY, Asked, Proxy, faulty
-from tests.support import finishes, wait_until
+from tests.support import finishes, python_calls, wait_until
 
 FILES = 6
 ROWS = np.zeros((30, 4), np.float32)
@@ -194,15 +194,9 @@ def test_a_program_ends_although_its_server_keeps_silent(place: Place, fault: st
 
 def test_no_python_runs_when_an_event_dies() -> None:
     """Python drops a Ctrl-C that arrives in the callback of a weak reference."""
-    stopped = threading.Event()
-    stoppable_pool(1, stopped).shutdown()
-    called: list[str] = []
-    sys.setprofile(lambda frame, what, _: called.append(frame.f_code.co_name) if what == "call" else None)
-    try:
-        del stopped
-    finally:
-        sys.setprofile(None)
-    assert called == []
+    events = [threading.Event()]
+    stoppable_pool(1, events[0]).shutdown()
+    assert python_calls(events.clear) == []
 
 
 def test_events_that_have_died_are_forgotten() -> None:

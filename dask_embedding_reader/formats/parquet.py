@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats import Array, Columns, FileHeader, MetaColumn, RowReader
 from dask_embedding_reader.formats.cast import cast_into
-from dask_embedding_reader.formats.parquet_footer import Footer, Spelling, parse_footer, spellings
+from dask_embedding_reader.formats.parquet_footer import Footer, parse_footer
 from dask_embedding_reader.formats.plain_pages import Place, iter_plain
 from dask_embedding_reader.retries import describe
 from dask_embedding_reader.storage import StoredFile, check_local, is_local, local_input, read_range, read_ranges
@@ -188,11 +188,6 @@ def _metadata(file: StoredFile) -> pq.FileMetaData:
     return pq.read_metadata(pa.BufferReader(_footer(file).data))
 
 
-@lru_cache(maxsize=128)
-def _spellings(file: StoredFile) -> list[list[Spelling]]:
-    return spellings(_footer(file))
-
-
 def _field(file: StoredFile, footer: Footer, name: str) -> tuple[pa.Field, range]:
     """Return the field of a column and the indices of its leaves in the footer."""
     schema = footer.schema.arrow
@@ -311,10 +306,9 @@ def _iter_plain_vectors(header: FileHeader, columns: Columns, start: int, stop: 
         group_start += rows
         if wanted <= 0:
             continue
-        kind, codec = _spellings(file)[group][leaves[0]]
-        if codec or (is_list and header.dtype.str not in _PLAIN_TYPES.get(kind, ())):
-            return
         chunk = footer.chunks[group][leaves[0]]
+        if chunk.codec != 0 or (is_list and header.dtype.str not in _PLAIN_TYPES.get(chunk.kind or 0, ())):
+            return
         place = Place(chunk.start, chunk.stop, is_list, is_list or field.nullable)
         for vectors in iter_plain(file, place, header.dimension, header.dtype, skip, wanted, step):
             yield vectors

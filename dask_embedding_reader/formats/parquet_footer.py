@@ -34,6 +34,10 @@ class Chunk(NamedTuple):
     """The items in it, nulls and empty lists included."""
     nulls: int | None
     """How many of these are null; None where the writer did not say."""
+    kind: int | None
+    """Their physical type, by its number in ``parquet.thrift``."""
+    codec: int | None
+    """How its pages are compressed; 0 for not at all."""
 
 
 class Schema(NamedTuple):
@@ -97,15 +101,6 @@ def parse_footer(url: str, data: bytes, data_nbytes: int) -> Footer:
     return Footer(data, schema, group_rows, chunks)
 
 
-class Spelling(NamedTuple):
-    """How the values of a column chunk are stored."""
-
-    kind: int
-    """The physical type, by its number in ``parquet.thrift``."""
-    codec: int
-    """How pages are compressed; 0 for not at all."""
-
-
 class PageHeader(NamedTuple):
     """What a data page without compression says of itself."""
 
@@ -115,12 +110,6 @@ class PageHeader(NamedTuple):
     """The items in it, nulls included."""
     encoding: int
     """How they are encoded; 0 for plainly."""
-
-
-def spellings(footer: Footer) -> list[list[Spelling]]:
-    """Return for each row group how its column chunks are stored; of a footer that has been read before."""
-    facts, _ = _read_struct(footer.data, 0, {4: {1: {3: {1: {}, 4: {}}}}}, 0)
-    return [[Spelling(column[3][1], column[3][4]) for column in group[1]] for group in facts.get(4, [])]
 
 
 def page_header(data: bytes) -> tuple[PageHeader, int] | None:
@@ -160,7 +149,7 @@ def _chunk(column: Mapping[int, Any], index: int, data_nbytes: int) -> Chunk:
     nulls = facts[12].get(3) if 12 in facts else None
     if not (values >= 0 and 0 <= (nulls or 0) <= values):
         raise _DamagedError(f"a column of row group {index} is said to hold {nulls} nulls in {values} values")
-    return Chunk(start, start + nbytes, values, nulls)
+    return Chunk(start, start + nbytes, values, nulls, facts.get(1), facts.get(4))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -245,7 +234,7 @@ _RAW: _Wanted = {-1: None}
 
 _ELEMENT: _Wanted = {1: {}, 4: {}, 5: {}}
 _STATISTICS: _Wanted = {3: {}}
-_CHUNK_FACTS: _Wanted = {5: {}, 7: {}, 9: {}, 11: {}, 12: _STATISTICS}
+_CHUNK_FACTS: _Wanted = {1: {}, 4: {}, 5: {}, 7: {}, 9: {}, 11: {}, 12: _STATISTICS}
 _CHUNK: _Wanted = {1: {}, 3: _CHUNK_FACTS}
 _GROUP: _Wanted = {1: _CHUNK, 3: {}}
 _FILE: _Wanted = {2: _RAW, 3: {}, 4: _GROUP, 5: _RAW, 6: {}}
@@ -253,7 +242,7 @@ _FILE: _Wanted = {2: _RAW, 3: {}, 4: _GROUP, 5: _RAW, 6: {}}
 
 * schema, num_rows, row_groups, key_value_metadata, created_by;
 * of a row group: columns, num_rows;
-* of a column chunk: file_path, meta_data; of this: num_values, total_compressed_size, data_page_offset,
+* of a column chunk: file_path, meta_data; of this: type, codec, num_values, total_compressed_size, data_page_offset,
   dictionary_page_offset, statistics; of these: null_count;
 * of a schema element: type, name, num_children.
 """
