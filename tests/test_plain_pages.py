@@ -156,3 +156,15 @@ def test_damage_is_an_error_or_changes_numbers_alone(tmp_path: Path, seed: int) 
         np.testing.assert_array_equal(rows.reshape(-1), expected)
     assert rows.shape == array.shape
     assert (rows != array).sum() <= 3  # flipped bits in numbers cannot be told
+
+
+def test_levels_that_call_a_value_null_are_heeded_though_it_is_there(tmp_path: Path) -> None:
+    """A damaged page found this: its numbers were handed out, where pyarrow sees nulls."""
+    path = tmp_path / "a.parquet"
+    write(path, vectors(50, 4, "f4"), "fixed", nullable=True)
+    data = path.read_bytes()
+    no_nulls = b"\x90\x03\x03"  # a run of 200 times level 3
+    assert data.count(no_nulls) == 1
+    path.write_bytes(data.replace(no_nulls, b"\x90\x03\x02"))
+    with pytest.raises(FormatError, match=r"null|decoded"):
+        list(EmbeddingReader(tmp_path, "parquet")(100, show_progress=False))

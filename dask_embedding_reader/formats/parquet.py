@@ -292,6 +292,12 @@ def _iter_vectors(header: FileHeader, columns: Columns, start: int, stop: int) -
             start += table.num_rows
 
 
+def _definition(field: pa.Field) -> int:
+    """Return the level of definition of an item that is not null: one for each thing that may be null or repeated."""
+    kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
+    return int(field.nullable) + (0 if pa.types.is_fixed_size_binary(kind) else 1 + int(kind.value_field.nullable))
+
+
 def _iter_plain_vectors(header: FileHeader, columns: Columns, start: int, stop: int, step: int) -> Iterator[Array]:
     """Yield vectors from ``start`` on, as long as there is nothing to decode."""
     file = header.file
@@ -309,7 +315,7 @@ def _iter_plain_vectors(header: FileHeader, columns: Columns, start: int, stop: 
         chunk = footer.chunks[group][leaves[0]]
         if chunk.codec != 0 or (is_list and header.dtype.str not in _PLAIN_TYPES.get(chunk.kind or 0, ())):
             return
-        place = Place(chunk.start, chunk.stop, is_list, is_list or field.nullable)
+        place = Place(chunk.start, chunk.stop, is_list, _definition(field))
         for vectors in iter_plain(file, place, header.dimension, header.dtype, skip, wanted, step):
             yield vectors
             wanted -= len(vectors)

@@ -34,8 +34,8 @@ class Place(NamedTuple):
     """The byte after its last one."""
     is_list: bool
     """Whether items are counted one by one, with levels of repetition; else a vector is one value."""
-    has_definition: bool
-    """Whether there are levels of definition."""
+    definition: int
+    """The level of definition of what is not null; 0 where nothing can be."""
 
 
 class _Page(NamedTuple):
@@ -108,11 +108,23 @@ def _next_page(opened: io.FileIO, place: Place, position: int, dimension: int, r
     if place.is_list:
         nbytes = 4 + int.from_bytes(spelled[:4], "little")
         repetition, spelled = spelled[4:nbytes], spelled[nbytes:]
-    definition = 4 + int.from_bytes(spelled[:4], "little") if place.has_definition else 0
-    # Only values that are there take room, so that none is null where there is room for all of them.
-    if len(spelled) != definition or (place.is_list and not _is_regular(repetition, rows, dimension)):
+    if not _is_defined(spelled, values, place.definition):
+        return None
+    if place.is_list and not _is_regular(repetition, rows, dimension):
         return None
     return _Page(rows, stop - rows * row_nbytes, stop)
+
+
+def _is_defined(levels: bytes, values: int, most: int) -> bool:
+    """Tell whether levels of definition, with their length before them, are one run that says that nothing is null."""
+    if not most:
+        return not levels
+    try:
+        head, position = read_length(levels, 4)
+    except IndexError:
+        return False
+    length = int.from_bytes(levels[:4], "little")
+    return head == values << 1 and levels[position:] == bytes([most]) and len(levels) == 4 + length
 
 
 @lru_cache(maxsize=64)  # pages of as many rows mostly have the same levels
