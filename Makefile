@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 PYTHONS ?= 3.10 3.12 3.13 3.14
+# Of test-min and test-pythons: files of tests, instead of all.
+TESTS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 SERVERS := $(VENV)/servers
@@ -43,14 +45,14 @@ test-hdfs: $(VENV)/.with-test $(VENV)/.with-hdfs ## run the tests on a real HDFS
 	$(BIN)/python -m pytest -m hdfs
 
 test-min: .venv-min/.with-test servers ## run the tests on the lowest supported versions
-	.venv-min/bin/python -m pytest -m "not slow and not hdfs"
+	.venv-min/bin/python -m pytest -m "not slow and not hdfs" $(TESTS)
 
 test-pythons: servers ## run the tests on other Pythons: PYTHONS="3.10 3.12 3.13 3.14"
 	@for version in $(PYTHONS); do \
 	    if python=$$($(call find_python,$$version)); then \
 	        $(MAKE) --no-print-directory VENV=.venv-$$version PYTHON="$$python" .venv-$$version/.with-test \
 	            .venv-$$version/.with-reference; \
-	        .venv-$$version/bin/python -m pytest -m "not slow and not hdfs"; \
+	        .venv-$$version/bin/python -m pytest -m "not slow and not hdfs" $(TESTS); \
 	    else echo "Python $$version cannot be had: left out" >&2; fi; \
 	done
 

@@ -116,10 +116,17 @@ class Buffers:
 
     def _collect(self) -> None:
         """Keep the memory of all that has ended meanwhile."""
-        if not self._ended.empty():
+        if self._is_watched:
+            # Who watches may have taken from the queue what has ended, and not come to keep it.
+            ended: list[weakref.ref[_Lease] | None] = [lease for lease in list(self._lent) if lease() is None]
+        else:
+            ended = []
             with suppress(Empty):
-                while True:
-                    self._keep(self._ended.get_nowait())
+                while not self._ended.empty():
+                    ended.append(self._ended.get_nowait())
+        for lease in ended:
+            self._keep(lease)
+        if ended:
             self.wake()
 
     def _keep(self, ended: weakref.ref[_Lease] | None) -> None:
@@ -144,7 +151,7 @@ class _Lease:
         self.__array_interface__ = {
             "shape": shape,
             "typestr": dtype.str,
-            "data": (buffer.ctypes.data, False),
+            "data": (buffer.__array_interface__["data"][0], False),
             "version": 3,
         }
 
@@ -186,11 +193,20 @@ class Slot:
         with self._buffers.changed:
             if self._array is None:
                 self._array = self._buffers.take(self._shape, self._dtype)
-                self._buffers.wake()
+                if self._most_nbytes is not None:
+                    self._buffers.wake()
             return self._array
+
+    def hand_over(self) -> Array:
+        """Return the batch, and keep nothing of it."""
+        array = self.make()
+        self._array = None
+        return array
 
     def wait(self) -> Array | None:
         """Return the batch; None if there is no memory for it even after a while."""
+        if self._most_nbytes is None:
+            return self.make()
         self._buffers.wait_while(self.lacks_memory, _WAIT_SECONDS)
         with self._buffers.changed:
             return None if self.lacks_memory() else self.make()

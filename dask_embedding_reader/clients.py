@@ -2,23 +2,21 @@
 
 fsspec's ``cat_file`` returns bytes alone; whether they belong to the file that was planned takes a second request. The
 clients of S3, HTTP, GCS and Azure hand out the head of the answer too, so each has one function here. All others are
-read through ``cat_file``. Where ``obstore`` is installed, it takes the part of those of S3 and HTTP.
+read through ``cat_file``. S3 and web servers are mostly asked without their clients (``direct``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from fsspec.asyn import sync
 
-from dask_embedding_reader import obstore_client
+from dask_embedding_reader import direct
 from dask_embedding_reader.connections import (
     STALL_SECONDS,
-    Asked,
     FileSystem,
     class_name,
     connected,
@@ -28,7 +26,7 @@ from dask_embedding_reader.connections import (
     run,
     run_apart,
 )
-from dask_embedding_reader.errors import ReadError
+from dask_embedding_reader.ranges import Wanted, only, part
 
 Told: TypeAlias = Mapping[str, Any]
 """What an answer says of the whole file, in the words of ``FileSystem.info``: ``size``, and etag or time."""
@@ -36,19 +34,6 @@ Told: TypeAlias = Mapping[str, Any]
 _BLOCK_NBYTES = 2**18
 _SLOWEST_NBYTES = 100_000
 """Bytes a second below which a client of unknown kind counts as stalled."""
-
-
-class Wanted(NamedTuple):
-    """A byte range ``[start, stop)``."""
-
-    start: int
-    """The first byte."""
-    stop: int
-    """The byte after the last one."""
-    put: Callable[[bytes], object]
-    """Takes the bytes, block by block, in order."""
-    take_memory: Callable[[], object]
-    """Has the system provide the memory for them, which costs as much as reading."""
 
 
 def request(
@@ -64,29 +49,18 @@ def request(
         For each range what the answer told of the file, None where it told nothing, or the exception.
     """
     live = connected(filesystem)
-    place = None if again else obstore_client.find_place(live, path)
+    place = None if again else direct.find_place(live, path)
     if place is None:
         return _request_of_fsspec(filesystem, live, path, ranges)
-    answers: list[Told | BaseException | None] = [
-        *run_apart([partial(_get_by_obstore, place, wanted) for wanted in ranges])
-    ]
-    unusual = [k for k, answer in enumerate(answers) if isinstance(answer, obstore_client.UnusualAnswer)]
+    answers: list[Told | BaseException | None] = [*run_apart([partial(direct.get, place, wanted) for wanted in ranges])]
+    unusual = [k for k, answer in enumerate(answers) if isinstance(answer, direct.UnusualAnswer)]
     if unusual:
         others = _request_of_fsspec(filesystem, live, path, [ranges[k] for k in unusual])
         if not all(isinstance(answer, BaseException) for answer in others):
-            obstore_client.leave_to_fsspec(live, place)
+            direct.leave_to_fsspec(live, place)
         for k, answer in zip(unusual, others, strict=True):
             answers[k] = answer
     return answers
-
-
-def _get_by_obstore(place: obstore_client.Place, wanted: Wanted, asked: Asked) -> Told:
-    def put(block: bytes) -> None:
-        if asked.given_up:
-            raise ReadError("nobody waits for the answer any more")
-        wanted.put(block)
-
-    return obstore_client.get(place, wanted.start, wanted.stop, put)
 
 
 def _request_of_fsspec(
@@ -109,16 +83,23 @@ def _request_at_once(
     return run(live.loop, request_all)
 
 
-def ask_info(filesystem: FileSystem, path: str) -> dict[str, Any]:
-    """Ask a storage about a file, past everything that the file system remembers."""
+def ask_info(filesystem: FileSystem, path: str, first_nbytes: int = 0) -> dict[str, Any]:
+    """Ask a storage about a file, past everything that the file system remembers.
+
+    Some tell its first bytes too if they are wanted, in the same answer: ``head``.
+    """
     with exclusive(filesystem):
         live = connected(filesystem)
         live.invalidate_cache(path)
         live.invalidate_cache(live._parent(path))  # some remember the listing of the folder alone
-        if (place := obstore_client.find_place(live, path)) is not None and place.is_web:
+        if (place := direct.find_place(live, path)) is not None and place.is_web:
             # Many are asked for where a listing tells only names, and aiohttp takes several times the processor time.
-            (told,) = run_apart([lambda _: obstore_client.head(place)])
+            (told,) = run_apart([partial(direct.look, place, first_nbytes)])
+            if isinstance(told, direct.AnswerError):
+                raise told
             if not isinstance(told, BaseException):
+                if first_nbytes and told["size"] and "head" not in told:
+                    direct.leave_to_fsspec(live, place)
                 return {"name": path, "type": "file", **told}
         try:
             # A client of these may be stopped while it waits.
@@ -182,13 +163,13 @@ async def _get_s3(filesystem: FileSystem, path: str, wanted: Wanted) -> Told:
         "get_object",
         Bucket=bucket,
         Key=key,
-        Range=_range(wanted),
+        Range=wanted.header,
         **filesystem.req_kw,
         **({"VersionId": version} if version else {}),
     )
-    first, size = _part(answer.get("ContentRange"), answer.get("ContentLength"))
+    first, size = part(answer.get("ContentRange"), answer.get("ContentLength"))
     body = answer["Body"]
-    put = _only(wanted, first)
+    put = only(wanted, first)
     try:
         while block := await body.read(_BLOCK_NBYTES):
             if put(block):
@@ -237,12 +218,12 @@ async def _get_azure(filesystem: FileSystem, path: str, wanted: Wanted) -> Told:
                 max_concurrency=1,
                 **options,
             )
-            _only(wanted, wanted.start)(await stream.readall())
+            only(wanted, wanted.start)(await stream.readall())
         except Exception as error:
             if getattr(error, "status_code", None) == 404:
                 raise FileNotFoundError(path) from error
             raise
-    _, size = _part(stream.properties.content_range, None)
+    _, size = part(stream.properties.content_range, None)
     return {"size": size, "etag": stream.properties.etag, "last_modified": stream.properties.last_modified}
 
 
@@ -260,16 +241,16 @@ async def _get_web(
     session: Any, url: Any, headers: Mapping[str, str], options: Mapping[str, Any], wanted: Wanted
 ) -> Told:
     # Compressed on the way, a file has other bytes at these positions.
-    headers = {**headers, "Range": _range(wanted), "Accept-Encoding": "identity"}
+    headers = {**headers, "Range": wanted.header, "Accept-Encoding": "identity"}
     async with session.get(url, headers=headers, **options) as answer:
         if answer.status in (404, 410):
             raise FileNotFoundError(str(url))
         if answer.status in (401, 403):
             raise PermissionError(f"{answer.status} {answer.reason}")
-        first, size = _part(answer.headers.get("Content-Range"), answer.headers.get("Content-Length"))
+        first, size = part(answer.headers.get("Content-Range"), answer.headers.get("Content-Length"))
         if answer.status != 416:  # the file is shorter than it was, as its size tells
             answer.raise_for_status()
-            put = _only(wanted, first)
+            put = only(wanted, first)
             async for block in answer.content.iter_any():
                 if put(block):
                     break
@@ -284,39 +265,3 @@ def _stall_timeout() -> Any:
     import aiohttp  # noqa: PLC0415 - who reads local files need not wait for it
 
     return aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
-
-
-def _range(wanted: Wanted) -> str:
-    return f"bytes={wanted.start}-{wanted.stop - 1}"
-
-
-def _part(content_range: str | None, content_length: str | int | None) -> tuple[int, int | None]:
-    """Return at which byte of the file a body starts, and how long the file is, where the answer says so."""
-    if content_range is None:  # a server that knows no ranges sends the whole file
-        return 0, None if content_length is None else int(content_length)
-    found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", content_range.strip())
-    if found is None:
-        raise ReadError(f"an answer came with the malformed Content-Range {content_range!r}")
-    first, size = found.groups()
-    return int(first or 0), None if size == "*" else int(size)
-
-
-def _only(wanted: Wanted, first: int) -> Callable[[bytes], bool]:
-    """Return what takes a body that starts at byte ``first``, keeps what is wanted, and tells when it has had enough.
-
-    A body of exactly the range is read to its end, so that one that is too long is noticed.
-    """
-    if first > wanted.start:
-        raise ReadError(f"the bytes from {first:,} on came where those from {wanted.start:,} on were asked for")
-    position, exact = first, first == wanted.start and wanted.start > 0
-
-    def put(block: bytes) -> bool:
-        nonlocal position
-        skip = max(0, wanted.start - position)
-        stop = len(block) if exact else max(0, wanted.stop - position)
-        if skip < len(block) and stop > skip:
-            wanted.put(block if skip == 0 and stop >= len(block) else block[skip:stop])
-        position += len(block)
-        return not exact and position >= wanted.stop
-
-    return put

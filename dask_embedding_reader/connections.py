@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import socket
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import wait
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -94,16 +95,21 @@ def run(loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, A
     while not wait([future], _LOOK_SECONDS).done:
         if is_stopped():
             future.cancel()
-            raise ReadError("nobody waits for the answer any more")
+            raise _given_up()
     return future.result()
 
 
 def run_apart(calls: Sequence[Callable[[Asked], T]]) -> list[T | BaseException]:
-    """Wait for functions that cannot be cancelled, each in a thread of its own; return what they return or raise.
+    """Wait for functions that wait for answers, each in a thread of its own; return what they return or raise.
 
-    When nobody waits for what this thread does, they are told to end as soon as they can. One that waits for a silent
-    server cannot, and is left to itself until it gives up.
+    When nobody waits for what this thread does, they are told to end. One that waits for a connection or an address
+    cannot, and is left to itself until it gives up.
     """
+    if len(calls) == 1 and not may_stop():
+        try:
+            return [calls[0](Asked())]
+        except Exception as error:  # noqa: BLE001 - the caller decides
+            return [error]
     asked, answers = Asked(), SimpleQueue[tuple[int, Any]]()
     results: dict[int, Any] = {}
     for number, call in enumerate(calls):
@@ -113,9 +119,9 @@ def run_apart(calls: Sequence[Callable[[Asked], T]]) -> list[T | BaseException]:
             with suppress(Empty):
                 results.update([answers.get(timeout=_LOOK_SECONDS)])
             if is_stopped():
-                raise ReadError("nobody waits for the answer any more")
+                raise _given_up()
     finally:
-        asked.given_up = True
+        asked.give_up()
         # One that is about to return to Python while that ends would end the program with an error.
         with suppress(Empty):
             while len(results) < len(calls):
@@ -123,14 +129,41 @@ def run_apart(calls: Sequence[Callable[[Asked], T]]) -> list[T | BaseException]:
     return [results[number] for number in range(len(calls))]
 
 
+def _given_up() -> ReadError:
+    return ReadError("nobody waits for the answer any more")
+
+
 class Asked:
     """A question to a storage."""
 
-    __slots__ = ("given_up",)
+    __slots__ = ("_sockets", "given_up")
 
     def __init__(self) -> None:
         self.given_up = False
         """Whether nobody waits for the answer any more."""
+        self._sockets: set[socket.socket] = set()
+
+    @contextmanager
+    def wakes(self, waiting: socket.socket) -> Iterator[None]:
+        """End what waits for a socket in this block when the question is given up."""
+        self._sockets.add(waiting)
+        try:
+            self.check()
+            yield
+        finally:
+            self._sockets.discard(waiting)
+
+    def check(self) -> None:
+        """Raise an error if the question has been given up."""
+        if self.given_up:
+            raise _given_up()
+
+    def give_up(self) -> None:
+        """Wait no longer."""
+        self.given_up = True
+        for waiting in list(self._sockets):
+            with suppress(OSError):
+                socket.socket.shutdown(waiting, socket.SHUT_RDWR)  # beneath TLS
 
 
 def _answer(call: Callable[[Asked], Any], asked: Asked, number: int, answers: SimpleQueue[tuple[int, Any]]) -> None:

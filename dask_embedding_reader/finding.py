@@ -69,6 +69,9 @@ def find_files(
     storage_options: Mapping[str, Any] | None = None,
     noticed: list[StoredFile] | None = None,
     roots: list[str] | None = None,
+    shared: dict[tuple[Any, ...], FileSystem] | None = None,
+    first_nbytes: int = 0,
+    heads: dict[StoredFile, bytes] | None = None,
 ) -> list[StoredFile]:
     """Find the files with a suffix in folders, globs and lists of these.
 
@@ -86,6 +89,11 @@ def find_files(
         (``MANIFEST_NAME``, ``INCOMPLETE_NAME``).
     roots
         If given, the paths of the sources within their file systems are added to it.
+    shared
+        If given, the file systems by how they are made: those in it are used again, new ones are added to it.
+    first_nbytes, heads
+        If given, the first bytes of files that had to be asked for one by one, where they came in the same answer, are
+        added to ``heads``.
 
     Returns
     -------
@@ -98,12 +106,12 @@ def find_files(
     NoFilesError
         If a source does not exist, or nothing in it matches.
     """
-    resolved = _share(resolve(source, storage_options) for source in sources)
+    resolved = _share((resolve(source, storage_options) for source in sources), {} if shared is None else shared)
     if roots is not None:
         roots += [path for _, path in resolved]
 
     def list_source(source: Source, where: tuple[FileSystem, str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        return _list_source(*where, suffix, source)
+        return _list_source(*where, suffix, source, first_nbytes)
 
     remote = not all(is_local(filesystem) for filesystem, _ in resolved)
     listings = _map_at_once(list_source, sources, resolved) if remote else list(map(list_source, sources, resolved))
@@ -113,14 +121,22 @@ def find_files(
             noticed += [_stored_file(filesystem, _known(filesystem, info)) for info in own]
         wanted = [info for info in infos if _has_suffix(filesystem, info["name"], suffix) and info.get("size") != 0]
         if not wanted:
+            if any(info["name"].endswith(f"/{INCOMPLETE_NAME}") for info in own):
+                raise NoFilesError(_nothing_written(source, suffix))
             raise NoFilesError(_nothing_found(source, suffix, [info["name"] for info in infos]))
         for info in wanted:
             found.setdefault((filesystem, info["name"]), info)
     # An HTTP listing tells names only.
     unknown = [key for key, info in found.items() if info.get("size") is None and not is_local(key[0])]
-    for key, info in zip(unknown, _map_at_once(lambda key: _info(*key) or {}, unknown), strict=True):
-        found[key] = {**found[key], **info, "name": key[1]}
-    files = [_stored_file(filesystem, info) for (filesystem, _), info in found.items() if info.get("size") != 0]
+    looked_up = _map_at_once(lambda where: _info(where[0], where[1], first_nbytes) or {}, unknown)
+    for where, info in zip(unknown, looked_up, strict=True):
+        found[where] = {**found[where], **info, "name": where[1]}
+    files = []
+    for (filesystem, _), info in found.items():
+        if info.get("size") != 0:
+            files.append(_stored_file(filesystem, info))
+            if heads is not None and "head" in info:
+                heads[files[-1]] = info["head"]
     if not files:
         raise NoFilesError(_nothing_found(sources[0], suffix, [path for _, path in found]))
     return files
@@ -185,9 +201,13 @@ def _known(filesystem: FileSystem, info: dict[str, Any]) -> dict[str, Any]:
     return info if info.get("size") is not None else {**info, **(_info(filesystem, info["name"]) or {})}
 
 
-def _share(resolved: Iterable[tuple[FileSystem, str]]) -> list[tuple[FileSystem, str]]:
-    """Use one file system for all that are made alike: fsspec makes one for each URL of some kinds, such as FTP."""
-    shared: dict[tuple[Any, ...], FileSystem] = {}
+def _share(
+    resolved: Iterable[tuple[FileSystem, str]], shared: dict[tuple[Any, ...], FileSystem]
+) -> list[tuple[FileSystem, str]]:
+    """Use one file system for all that are made alike: fsspec makes one for each URL of some kinds, such as FTP.
+
+    In a forked process, releases of fsspec up to 2026.7 make one, then another one that they call unequal.
+    """
     return [
         (shared.setdefault((type(fs), repr(fs.storage_args), repr(fs.storage_options)), fs), path)
         for fs, path in resolved
@@ -195,12 +215,13 @@ def _share(resolved: Iterable[tuple[FileSystem, str]]) -> list[tuple[FileSystem,
 
 
 def _list_source(
-    filesystem: FileSystem, path: str, suffix: str, source: Source
+    filesystem: FileSystem, path: str, suffix: str, source: Source, first_nbytes: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """List the files of one source, ordered by path, litter left out; and of the litter, our own files."""
     shown = hide_secrets(os.fspath(source))
     try:
-        if _has_suffix(filesystem, path, suffix) and (info := _info(filesystem, path)) and info["type"] != "directory":
+        info = _info(filesystem, path, first_nbytes) if _has_suffix(filesystem, path, suffix) else None
+        if info and info["type"] != "directory":
             return [{**info, "name": path}], []  # a file that is named is wanted, whatever its name starts with
         if _GLOB_CHARACTERS.isdisjoint(path) or _exists(filesystem, path):
             infos = _find(filesystem, path)
@@ -244,9 +265,11 @@ def _exists(filesystem: FileSystem, path: str) -> bool:
         return bool(connected(filesystem).exists(path))
 
 
-def _info(filesystem: FileSystem, path: str) -> dict[str, Any] | None:
+def _info(filesystem: FileSystem, path: str, first_nbytes: int = 0) -> dict[str, Any] | None:
     try:
-        return with_retries(lambda: ask_info(filesystem, path), f"looking up {shown_url(filesystem, path)}")
+        return with_retries(
+            lambda: ask_info(filesystem, path, first_nbytes), f"looking up {shown_url(filesystem, path)}"
+        )
     except FileNotFoundError:
         return None
 
@@ -426,9 +449,20 @@ def _glob_root(pattern: str) -> str:
 
 def _stored_file(filesystem: FileSystem, info: Mapping[str, Any]) -> StoredFile:
     if is_local(filesystem) and type(info.get("mtime")) is float:  # from fsspec: of a link, and less than exact
-        info = _local_info(info["name"])
+        try:
+            info = _local_info(info["name"])
+        except OSError as error:
+            raise ReadError(f"{info['name']}: cannot be looked up: {describe(error)}") from error
     size = info.get("size")
     return StoredFile(filesystem, info["name"], -1 if size is None else int(size), fingerprint(info))
+
+
+def _nothing_written(source: Source, suffix: str) -> str:
+    where = repr(hide_secrets(os.fspath(source)))
+    return (
+        f"no {suffix} file found: {where} is being written, or its writing was interrupted or failed before a file was "
+        "complete; wait, or run the writing again to finish it"
+    )
 
 
 def _nothing_found(source: Source, suffix: str, passed_over: Sequence[str]) -> str:

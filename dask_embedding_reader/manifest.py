@@ -10,13 +10,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dask_embedding_reader.beside import check_finished, read_saved_headers
+from dask_embedding_reader.cached_property import cached_property
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import ColumnError, MismatchError, NoFilesError
 from dask_embedding_reader.finding import Source, find_files
@@ -228,18 +229,21 @@ def read_manifest(
     in_same_file = file_format.metadata == "same"
     noticed: list[StoredFile] = []
     roots: list[str] = []
-    files = find_files(sources, file_format.vectors.suffix, storage_options, noticed, roots)
+    shared: dict[tuple[Any, ...], FileSystem] = {}
+    vectors = file_format.vectors
+    heads: dict[StoredFile, bytes] = {}
+    files = find_files(sources, vectors.suffix, storage_options, noticed, roots, shared, vectors.first_nbytes, heads)
     if not unfinished:
         check_finished(noticed)
     known = read_saved_headers(noticed, files, columns)
     own_columns = columns if in_same_file else Columns()
-    headers = _read_headers(file_format.vectors, files, own_columns, show_progress, known)
+    headers = _read_headers(vectors, files, own_columns, show_progress, known, heads)
     partners, partner_roots = None, roots
     if file_format.metadata == "beside":
         beside = sources if metadata_sources is None else metadata_sources
         options = storage_options if metadata_storage_options is None else metadata_storage_options
         partner_roots = []
-        paired = pair_files(files, find_files(beside, PARQUET.suffix, options, roots=partner_roots))
+        paired = pair_files(files, find_files(beside, PARQUET.suffix, options, roots=partner_roots, shared=shared))
         known = read_saved_headers(noticed, paired, Columns(meta=columns.meta))
         partners = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known)
     return make_manifest(
@@ -286,18 +290,19 @@ def _read_headers(
     columns: Columns,
     show_progress: bool,
     known: Mapping[StoredFile, FileHeader],
+    heads: Mapping[StoredFile, bytes] = MappingProxyType({}),
 ) -> list[FileHeader]:
     """Read the headers of many files at once, in order; those that are known already are taken as they are."""
     if known:
         unknown = [file for file in files if file not in known]
-        read = iter(_read_headers(vectors, unknown, columns, show_progress, {}) if unknown else ())
+        read = iter(_read_headers(vectors, unknown, columns, show_progress, {}, heads) if unknown else ())
         return [known.get(file) or next(read) for file in files]
     local = all(is_local(file.filesystem) for file in files)
     per_block = _BLOCK_FILES if local else 1
     blocks = [files[first : first + per_block] for first in range(0, len(files), per_block)]
 
     def read_block(block: Sequence[StoredFile]) -> list[FileHeader]:
-        return [vectors.read_header(file, columns) for file in block]
+        return [vectors.read_header(file, columns, heads.get(file, b"")) for file in block]
 
     headers: list[FileHeader] = []
     rest = deque(blocks)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
+from dask_embedding_reader.cached_property import cached_property
 from dask_embedding_reader.manifest import FileTable, Int64s
 
 DEFAULT_PIECE_NBYTES = 32_000_000

@@ -218,6 +218,8 @@ class EmbeddingReader:
             If it is damaged, or names files outside of the folder.
         ColumnError
             If it does not know a column.
+        ReadError
+            If the storage does not deliver it.
         ArgumentError, ArgumentTypeError
             If an argument makes no sense.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dask_embedding_reader.connections import FileSystem
-from dask_embedding_reader.errors import ArgumentError, ColumnError, FormatError, NoFilesError
+from dask_embedding_reader.errors import ArgumentError, ColumnError, FormatError, NoFilesError, ReadError
 from dask_embedding_reader.finding import Source, resolve
 from dask_embedding_reader.formats import MetaColumn, get_format
 from dask_embedding_reader.manifest import FileTable, Headers, Manifest, make_manifest
@@ -99,10 +99,12 @@ def reopen_manifest(
         If its files lie in more folders than are named.
     ColumnError
         If it does not know a column.
+    ReadError
+        If the storage does not deliver it.
     """
     filesystem, path = where
     url = shown_url(filesystem, path)
-    data = get_file(filesystem, path)
+    data = get_file(filesystem, path, ReadError)
     if data is None:
         raise NoFilesError(f"{url} does not exist; EmbeddingReader.save_manifest writes such a file")
     if sources is None:

@@ -67,11 +67,16 @@ def may_pass(error: BaseException) -> bool:
     if isinstance(error, _CANNOT_HELP):
         return False
     if status := http_status(error):
-        return status in (408, 425, 429) or (status >= 500 and status not in (501, 505))
+        return status_may_pass(status)
     if isinstance(error, FileNotFoundError):
         # fsspec says of every file that it could not ask for over HTTP that it does not exist.
         return error.__cause__ is not None and may_pass(error.__cause__)
     return not isinstance(error, _FAULTS_OF_A_PROGRAM) and type(error).__name__ not in _NO_CREDENTIALS
+
+
+def status_may_pass(status: int) -> bool:
+    """Tell whether a server that answers with this status may answer otherwise next time."""
+    return status in (408, 425, 429) or (status >= 500 and status not in (501, 505))
 
 
 def http_status(error: BaseException) -> int:

@@ -3,9 +3,9 @@
 What they are about to do is cancelled as usual. But a thread that is asking a storage may have to ask again, after
 pauses that grow: it looks here before it does. So does a program that ends, however it ends: it waits for all threads.
 
-What asks in fsspec's event loop is cancelled at once (``connections.run``); ``obstore``, which blocks, is left alone
-(``connections.run_apart``). Listings, and clients that are not asynchronous (HDFS, FTP, SFTP), cannot be cancelled
-while they wait for an answer: their threads end when it comes, or when the client gives up.
+What asks in fsspec's event loop, or directly, is cancelled at once (``connections.run``, ``connections.run_apart``).
+Listings, and clients that are not asynchronous (HDFS, FTP, SFTP), cannot be cancelled while they wait for an answer:
+their threads end when it comes, or when the client gives up.
 """
 
 from __future__ import annotations

@@ -8,20 +8,19 @@ for; it is tried again where that can help. Local files are read by the operatin
 from __future__ import annotations
 
 import json
-import mmap
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from dask_embedding_reader.clients import Told, Wanted, ask_info, request
+from dask_embedding_reader.clients import Told, ask_info, request
 from dask_embedding_reader.connections import FileSystem, connected, cuts_paths
 from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError, ReadError
+from dask_embedding_reader.ranges import Wanted, drop_bytes
 from dask_embedding_reader.retries import (
     describe,
     hide_secrets,
@@ -287,9 +286,9 @@ def _read_remote(file: StoredFile, ranges: Sequence[tuple[int, Sequence[memoryvi
     ranges = [(start, buffers) for start, buffers in ranges if any(buffer.nbytes for buffer in buffers)]
     if not ranges:
         return True
-    wanted = [_wanted(start, buffers) for start, buffers in ranges]
-    answers = request(file.filesystem, file.path, [asked for asked, _ in wanted])
-    firsts = zip(answers, (count for _, count in wanted), strict=True)
+    wanted = [Wanted(start, buffers) for start, buffers in ranges]
+    answers = request(file.filesystem, file.path, wanted)
+    firsts = zip(wanted, answers, strict=True)
     proofs = [_finish(file, *span, first) for span, first in zip(ranges, firsts, strict=True)]
     return all(proofs)
 
@@ -304,7 +303,7 @@ def _finish(
     file: StoredFile,
     start: int,
     buffers: Sequence[memoryview],
-    first: tuple[Told | BaseException | None, Callable[[], int]],
+    first: tuple[Wanted, Told | BaseException | None],
 ) -> bool:
     """Take the answer for a range, or read it again, with pauses; return whether it proves the version of the file."""
     stop = start + sum(buffer.nbytes for buffer in buffers)
@@ -313,17 +312,17 @@ def _finish(
 
     def attempt() -> bool:
         if outcomes:
-            answer, count = outcomes.pop()
+            wanted, answer = outcomes.pop()
         else:
-            wanted, count = _wanted(start, buffers)
+            wanted = Wanted(start, buffers)
             (answer,) = request(file.filesystem, file.path, [wanted], again=True)
         if isinstance(answer, BaseException):
             raise answer
         same = None if answer is None else _is_same(file, answer)
         if answer is not None and same is False:
             raise _changed(file, answer)
-        if count() != stop - start:
-            raise ReadError(f"{count():,} bytes came where {stop - start:,} were asked for")
+        if wanted.count != stop - start:
+            raise ReadError(f"{wanted.count:,} bytes came where {stop - start:,} were asked for")
         return same is True
 
     try:
@@ -336,29 +335,6 @@ def _finish(
         if http_status(error) == 416:  # a range past the end: the file may have become shorter
             _check_remote(file)
         raise ReadError(f"{where}: reading failed: {describe(error)}") from shown_cause(error)
-
-
-def _wanted(start: int, buffers: Sequence[memoryview]) -> tuple[Wanted, Callable[[], int]]:
-    """Return what to ask for to fill buffers, and a function that counts the bytes that came."""
-    rest = list(buffers)
-    count, nbytes = 0, sum(buffer.nbytes for buffer in buffers)
-
-    def put(block: bytes) -> None:
-        nonlocal count, rest
-        count += len(block)
-        if count > nbytes:
-            raise ReadError(f"more than the {nbytes:,} bytes came that were asked for")
-        view = memoryview(block)
-        while view.nbytes:
-            taken = min(view.nbytes, rest[0].nbytes)
-            rest[0][:taken] = view[:taken]
-            view, rest = view[taken:], _drop_bytes(rest, taken)
-
-    def take_memory() -> None:
-        for buffer in buffers:
-            np.frombuffer(buffer, np.uint8)[:: mmap.PAGESIZE] = 0
-
-    return Wanted(start, start + nbytes, put, take_memory), lambda: count
 
 
 def _check_remote(file: StoredFile) -> None:
@@ -394,7 +370,7 @@ def _read_local(file: StoredFile, start: int, buffers: list[memoryview]) -> None
                     "the file was cut short while it was read: open the reader again"
                 )
             start += count
-            buffers = _drop_bytes(buffers, count)
+            buffers = drop_bytes(buffers, count)
         check_local(file, descriptor)
     except ReadError:
         raise
@@ -424,12 +400,3 @@ def _for_one_call(buffers: Sequence[memoryview]) -> list[memoryview]:
         if room == 0:
             break
     return taken
-
-
-def _drop_bytes(buffers: list[memoryview], count: int) -> list[memoryview]:
-    """Leave out the first ``count`` bytes of a list of buffers."""
-    for position, buffer in enumerate(buffers):
-        if count < buffer.nbytes:
-            return [buffer[count:], *buffers[position + 1 :]]
-        count -= buffer.nbytes
-    return []

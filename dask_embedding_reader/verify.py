@@ -68,7 +68,7 @@ def verify_embeddings(
     """
     filesystem, path = resolve(check_sources("folder", folder)[0], check_options("storage_options", storage_options))
     where = f"{path}/{MANIFEST_NAME}"
-    data = get_file(filesystem, where)
+    data = get_file(filesystem, where, ReadError)
     if data is None:
         raise NoFilesError(
             f"{shown_url(filesystem, path)} has no {MANIFEST_NAME}, so there is nothing to compare with: it was not "
@@ -76,7 +76,7 @@ def verify_embeddings(
         )
     saved = decode_manifest(data, shown_url(filesystem, where), lambda _, below: (filesystem, f"{path}/{below}"))
     headers = {file.path: file.header for file in saved.files}
-    listing = list_files(filesystem, path)
+    listing = list_files(filesystem, path, ReadError)
     suffixes = tuple({os.path.splitext(name)[1] for name in headers})
     extra = [name for name in listing if name.endswith(suffixes) and name not in headers and not _is_hidden(name)]
     problems = list(_problems(filesystem, headers, listing, show_progress))

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from dask_embedding_reader.connections import FileSystem, connected, exclusive, protocols
-from dask_embedding_reader.errors import ColumnError, WriteError
+from dask_embedding_reader.errors import ColumnError, ReadError, WriteError
 from dask_embedding_reader.retries import describe, shown_cause, with_retries
 from dask_embedding_reader.storage import is_local, shown_url
 
@@ -28,12 +28,16 @@ _ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl",
 _LARGEST_PUT_NBYTES = 5 * 2**30
 """S3 takes so much in one request."""
 
+_FLUSH_NBYTES = 8 * 2**20
+"""After so many bytes the disk begins to write a file: else it would idle until the file is complete."""
+
 _THREADS = 16
 
 Buffer = bytes | memoryview
 Write = Callable[[Buffer], object]
 Content = Callable[[Write], Any]
 """Writes all that a file holds, with the function that it is given."""
+ErrorKind = type[ReadError] | type[WriteError]
 T = TypeVar("T")
 
 
@@ -88,11 +92,17 @@ def _put_local(path: str, content: Callable[[Write], T], temporary: str, durable
         os.makedirs(folder, exist_ok=True)
     try:
         with open(temporary, "xb", buffering=0) as file:
+            flushed = written = 0
 
             def write(buffer: Buffer) -> None:
+                nonlocal flushed, written
                 rest = memoryview(buffer).cast("B")
+                written += rest.nbytes
                 while rest.nbytes:
                     rest = rest[file.write(rest) :]
+                if written - flushed >= _FLUSH_NBYTES:
+                    _begin_flush(file.fileno(), flushed, written)
+                    flushed = written
 
             result = content(write)
             if durable:
@@ -103,6 +113,13 @@ def _put_local(path: str, content: Callable[[Write], T], temporary: str, durable
             os.remove(temporary)
         raise
     return result
+
+
+def _begin_flush(descriptor: int, start: int, stop: int) -> None:
+    """Have the disk write what the system holds of a file, without waiting for it; ``fsync`` then has less to do."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # it is but an advice
+            os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
 
 
 def _upload(filesystem: FileSystem, path: str, data: bytes) -> None:
@@ -182,9 +199,15 @@ def remove_empty_folder(filesystem: FileSystem, folder: str) -> None:
             os.rmdir(folder)
 
 
-def list_files(filesystem: FileSystem, folder: str) -> dict[str, int]:
-    """Return the paths of all files below a folder, relative to it, with their sizes; none if there is no folder."""
-    with _explained(filesystem, folder, action="listed"):
+def list_files(filesystem: FileSystem, folder: str, kind: ErrorKind = WriteError) -> dict[str, int]:
+    """Return the paths of all files below a folder, relative to it, with their sizes; none if there is no folder.
+
+    Raises
+    ------
+    WriteError
+        If the storage fails; or what is given as ``kind`` by who only reads.
+    """
+    with _explained(filesystem, folder, "listed", kind):
         if is_local(filesystem):
             return dict(_walk(folder))
         try:
@@ -216,9 +239,9 @@ def _walk(folder: str) -> Iterator[tuple[str, int]]:
                 yield os.path.relpath(path, folder).replace(os.sep, "/"), os.stat(path, follow_symlinks=False).st_size
 
 
-def get_file(filesystem: FileSystem, path: str) -> bytes | None:
-    """Return the content of a small file; None if it is not there."""
-    with _explained(filesystem, path, action="read"):
+def get_file(filesystem: FileSystem, path: str, kind: ErrorKind = WriteError) -> bytes | None:
+    """Return the content of a small file; None if it is not there. Raises what :func:`list_files` does."""
+    with _explained(filesystem, path, "read", kind):
         try:
             if is_local(filesystem):
                 with open(path, "rb") as file:
@@ -247,7 +270,9 @@ def _retry(filesystem: FileSystem, path: str, attempt: Callable[[FileSystem], An
 
 
 @contextmanager
-def _explained(filesystem: FileSystem, path: str, action: str = "written") -> Iterator[None]:
+def _explained(
+    filesystem: FileSystem, path: str, action: str = "written", kind: ErrorKind = WriteError
+) -> Iterator[None]:
     """Turn whatever a storage raises into an error that names the file, the cause and the remedy."""
     try:
         yield
@@ -257,7 +282,8 @@ def _explained(filesystem: FileSystem, path: str, action: str = "written") -> It
         if isinstance(error, FileNotFoundError) and action != "written":
             raise
         what = f"{shown_url(filesystem, path)}: cannot be {action}: {describe(error)}"
-        raise WriteError(f"{what}; {_remedy(error)}") from shown_cause(error)
+        remedy = _remedy(error) if kind is WriteError else "check the storage, the connection and your permissions"
+        raise kind(f"{what}; {remedy}") from shown_cause(error)
 
 
 def _remedy(error: Exception) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from unittest import mock
 
 import pytest
+import s3fs
 from hypothesis import HealthCheck, settings
 
 from tests import clouds, hadoop, servers
@@ -48,6 +49,9 @@ class _DoctestFolders:
 def pytest_configure(config: pytest.Config) -> None:
     """Let it see the examples too: hooks of this file itself are asked about the tests beside it only."""
     config.pluginmanager.register(_DoctestFolders())
+    if s3fs.__version__ < "2025.3.1":
+        # It closes no session outside of an event loop, but leaves it to the garbage collector, at any time.
+        config.addinivalue_line("filterwarnings", "ignore:Unclosed:ResourceWarning")
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """Kill a writer again and again, at random moments: ``python -m tests.killing_at_random`` with a JSON job.
 
 Each attempt is a fork of this process, which has imported everything already and started no thread. It is killed
-(``SIGKILL``) from outside after a random time, and another one goes on with what it left, until one comes to its end.
-All the while another process opens the collection, and between the attempts a third one looks at what is there.
-Prints what was seen, as JSON.
+(``SIGKILL``) from outside after a random time, and another one goes on with what it left, until one comes to its end by
+chance, or is let to. All the while another process opens the collection, and between the attempts a third one looks at
+what is there. Prints what was seen, as JSON.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ VECTORS = np.random.default_rng(0).standard_normal((ROWS, DIMENSION)).astype(np.
 OLD = VECTORS[:450] + 1
 META = pd.DataFrame({"id": np.arange(ROWS), "word": [f"word {k}" for k in range(ROWS)]})
 COLUMNS = list(META.columns)
-FIRST_SECONDS = 0.05
-"""The first attempts are killed within this time."""
+FIRST_SECONDS = {False: 0.05, True: 0.5}
+"""The first attempts are killed within this time, on a local disk and elsewhere."""
+MOST_KILLS = 25
+"""The next attempt comes to its end: on a busy machine chance alone might never let one."""
 
 
 class Job:
@@ -92,9 +94,11 @@ class Job:
     def look(self) -> dict[str, list[Any]]:
         """What tells whether a finished file was written anew, once it is recorded as complete."""
         files = self.files()
+        # A disk renames a file, which stays the same; on an object store the one that is moved is another.
+        shown = str if self.options else os.path.basename
         done = {name.rpartition("/")[2].partition(".")[0] for name in files if name.startswith("_writing/done/0")}
         return {
-            name.rpartition("/")[2]: [str(info.get(key)) for key in ("ino", "mtime", "ETag", "LastModified")]
+            shown(name): [str(info.get(key)) for key in ("ino", "mtime", "ETag", "LastModified")]
             for name, info in files.items()
             if name.rpartition("/")[2].partition(".")[0] in done
             and name.endswith((".npy", ".parquet"))
@@ -149,8 +153,8 @@ class Fork:
             os._exit(0)
         os.close(write_end)
 
-    def ends_within(self, seconds: float) -> bool:
-        """Wait for its end, so long at most."""
+    def ends_within(self, seconds: float | None) -> bool:
+        """Wait for its end, so long at most; for ever if that is None."""
         return bool(select.select([self._told], [], [], seconds)[0])
 
     def kill(self) -> None:
@@ -213,11 +217,12 @@ def main() -> None:
 
     watcher = Fork(watched)
     before: dict[str, list[Any]] = {}
+    finished: set[str] = set()
     kills, survived, rewritten, half_written, between = 0, 0, [], [], []
-    longest = FIRST_SECONDS
+    longest = FIRST_SECONDS[what["options"] is not None]
     while True:
         attempt = Fork(job.write)
-        if attempt.ends_within(chance.uniform(0, longest)):
+        if attempt.ends_within(chance.uniform(0, longest) if kills < MOST_KILLS else None):
             attempt.result()
             break
         attempt.kill()
@@ -225,8 +230,11 @@ def main() -> None:
         kills += 1
         now = in_fork(job.look)
         rewritten += [name for name in before if name in now and now[name] != before[name]]
-        # Nothing was finished: the next one gets more time. Else less, so that many are killed while they write.
-        longest *= 1.2 if now.keys() <= before.keys() else 0.8
+        # Nothing was finished: the next gets more time. Else less, so that many are killed while they write. What was
+        # there after the attempt before counts, not ``before``: that is emptied where all is written anew, and attempts
+        # that did nothing got less and less time, for ever.
+        longest *= 1.2 if now.keys() <= finished else 0.8
+        finished = set(now)
         before |= now
         survived = max(survived, len(before))
         half_written += in_fork(job.half_written)

@@ -12,7 +12,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, batches, iter_batches
 from dask_embedding_reader.buffers import Buffers, Slot, has_own_memory, new_array, used_again
-from tests.support import python_calls, wait_until
+from tests.support import finishes, python_calls, wait_until
 
 FLOAT32 = np.dtype(np.float32)
 LARGE = 1_000 * 64 * 4
@@ -97,6 +97,16 @@ def test_who_waits_for_memory_goes_on_when_it_is_there(buffers: Buffers, change:
     assert not any(thread.is_alive() for thread in threads)
 
 
+def test_memory_is_there_before_the_thread_that_watches_has_said_so(buffers: Buffers) -> None:
+    array = buffers.take((1_000, 64), FLOAT32)
+    place = address(array)
+    buffers._is_watched = True
+    del array
+    buffers._ended.get_nowait()  # as the thread that watches does, which then waits for its turn
+    assert buffers.lent_nbytes == 0
+    assert address(buffers.take((1_000, 64), FLOAT32)) == place
+
+
 def test_only_the_thread_that_asked_for_it_uses_memory_again(buffers: Buffers) -> None:
     with used_again(buffers):
         ours = new_array((3, 4), FLOAT32)
@@ -141,3 +151,16 @@ def test_a_piece_that_waits_for_memory_is_not_overtaken() -> None:
         piece.result(60)
     pool.close()
     assert read == [1, 2]
+
+
+def test_no_piece_waits_until_its_time_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wait for memory ends because there is some; where only the clock ended it, a loop took 20 times as long."""
+    monkeypatch.setattr("dask_embedding_reader.buffers._WAIT_SECONDS", 100.0)
+    rows = 400_000
+    np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.float32, (rows, 64)).flush()
+    reader = EmbeddingReader(tmp_path)
+
+    def read() -> int:
+        return sum(len(batch) for batch, _ in reader(4_000, max_piece_size=500, show_progress=False))
+
+    assert finishes(read, 50) == rows

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
-from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
+from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings, writing
 from dask_embedding_reader.errors import EmbeddingReaderError
+from tests import servers
+from tests.faults import faulty
 from tests.killing import content
 
 ROWS = np.arange(120, dtype=np.float32).reshape(40, 3)
@@ -25,7 +28,7 @@ ROWS = np.arange(120, dtype=np.float32).reshape(40, 3)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     """Two workers, each a process that is started again by its nanny when it dies."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as started:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as started:
         yield started
 
 
@@ -64,7 +67,9 @@ def test_a_worker_that_dies_costs_its_file_and_not_the_collection(client: Client
     assert verify_embeddings(tmp_path / "out").empty
 
 
+# Five workers start one after the other, and each imports everything: minutes on a busy machine.
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_workers_that_die_again_and_again_leave_what_can_be_resumed(client: Client, tmp_path: Path) -> None:
     write_embeddings(ROWS, tmp_path / "whole", rows_per_file=4)
     with pytest.raises(Exception, match="worker"):
@@ -75,6 +80,69 @@ def test_workers_that_die_again_and_again_leave_what_can_be_resumed(client: Clie
     write_embeddings(cured, tmp_path / "out", rows_per_file=4)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     assert verify_embeddings(tmp_path / "out").empty
+
+
+class DeadlyFile:
+    """As the fifth chunk is computed, has its worker die once, when half of the bytes of the file are written."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __call__(self, block: Any, block_info: Any = None) -> Any:
+        if block_info[0]["chunk-location"][0] == 4 and not Path(self.marker).exists():
+            writing.open = self.open  # type: ignore[attr-defined] # this process has no future
+        return block
+
+    def open(self, path: str, *arguments: Any, **options: Any) -> Any:
+        file = open(path, *arguments, **options)  # noqa: SIM115 - whoever asked for it closes it
+        write = file.write
+
+        def die(data: bytes | memoryview) -> int:
+            if len(data) != ROWS[:4].nbytes:  # what comes before the vectors
+                return int(write(data))
+            write(data[: len(data) // 2])
+            Path(self.marker).write_text(f"{os.path.getsize(path)}")
+            os.kill(os.getpid(), signal.SIGKILL)
+            return 0
+
+        if "00000004" in path:
+            file.write = die
+        return file
+
+    def __dask_tokenize__(self) -> str:
+        return "deadly file"
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_file(client: Client, tmp_path: Path) -> None:
+    write_embeddings(ROWS, tmp_path / "whole", rows_per_file=4)
+    x = da.from_array(ROWS, chunks=(4, 3)).map_blocks(DeadlyFile(tmp_path / "died"), dtype=ROWS.dtype, meta=ROWS[:0])
+    write_embeddings(x, tmp_path / "out", rows_per_file=4)
+    assert int((tmp_path / "died").read_text()) == (tmp_path / "whole" / "00000004.npy").stat().st_size - 24
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert verify_embeddings(tmp_path / "out").empty
+
+
+@pytest.mark.slow
+def test_workers_that_die_in_the_middle_of_an_upload(client: Client, s3: servers.S3Server) -> None:
+    rows = np.random.default_rng(0).standard_normal((40, 128)).astype(np.float32)
+    url, workers = f"{s3.root}/{uuid.uuid4().hex}", list(client.run(os.getpid).values())
+    with faulty(s3.endpoint) as proxy:
+        options = {**s3.storage_options, "client_kwargs": {**s3.client_options, "endpoint_url": proxy.url}}
+
+        def kill(upload: str) -> bool:
+            """Whichever of the workers it is that sends this."""
+            if "00000002.npy" not in upload or not workers:
+                return False
+            while workers:
+                os.kill(workers.pop(), signal.SIGKILL)
+            return True
+
+        proxy.halfway = kill
+        write_embeddings(da.from_array(rows, chunks=(8, 128)), url, rows_per_file=8, storage_options=options)
+    assert [asked.fault for asked in proxy.requests].count("cut") == 1
+    reader = EmbeddingReader(url, storage_options=s3.storage_options)
+    np.testing.assert_array_equal(reader.to_dask_array().compute(), rows)
+    assert verify_embeddings(url, storage_options=s3.storage_options).empty
 
 
 TWO_WRITERS = """
@@ -93,13 +161,14 @@ except DestinationError as error:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_of_two_programs_on_one_cluster_one_writes(cluster: LocalCluster, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", TWO_WRITERS, cluster.scheduler_address, str(tmp_path / "out")]
     running = [
         subprocess.Popen([*command, str(shift)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
         for shift in (0, 1000)
     ]
-    said = [process.communicate(timeout=120)[0] for process in running]
+    said = [process.communicate(timeout=500)[0] for process in running]
     assert sorted(text.split()[0] for text in said) == ["refused", "wrote"], said
     shift = 1000 if said[1].startswith("wrote") else 0
     np.testing.assert_array_equal(EmbeddingReader(tmp_path / "out").to_dask_array().compute(), ROWS + shift)

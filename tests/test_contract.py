@@ -372,6 +372,12 @@ def test_writing_into_a_batch_reaches_no_other(collection: Collection, reader: E
         np.testing.assert_array_equal(reader.to_dask_array().compute(), collection.rows)
 
 
+def test_naming_the_axes_of_a_batch_reaches_no_other(reader: EmbeddingReader) -> None:
+    frames = [frame for _, frame in reader(batch_size=5, show_progress=False)]
+    frames[0].index.name = frames[0].columns.name = "mine"
+    assert {name for frame in frames[1:] for name in (frame.index.name, frame.columns.name)} == {None}
+
+
 def test_an_iterator_is_its_own_iterator_and_ends_for_good(reader: EmbeddingReader) -> None:
     batches = reader(30)
     assert iter(batches) is batches

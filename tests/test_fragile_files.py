@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pandas as pd
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, retries, verify_embeddings, write_embeddings
-from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError, MismatchError, WriteError
+from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError, MismatchError, ReadError, WriteError
 from dask_embedding_reader.formats import parquet
 from tests.fragile import Fault
 from tests.fragile_local import FAULTS, local_calls, replacing
@@ -149,16 +150,30 @@ def test_a_disk_that_cannot_list_a_folder_does_not_seem_empty(tmp_path: Path) ->
     fill(tmp_path, "npy")
     error = FAULTS["error"]
     with local_calls(tmp_path) as calls:
-        for work in (
-            lambda: verify_embeddings(tmp_path / "written"),
-            lambda: write_embeddings(ROWS + 1, tmp_path / "written", rows_per_file=6),
+        for kind, work in (
+            (ReadError, lambda: verify_embeddings(tmp_path / "written")),
+            (WriteError, lambda: write_embeddings(ROWS + 1, tmp_path / "written", rows_per_file=6)),
         ):
             with (
                 calls.broken_at(0, lambda call: error(call) if call.method == "scandir" else call.run(), for_good=True),
-                pytest.raises(WriteError, match="cannot be listed"),
+                pytest.raises(kind, match="cannot be listed"),
             ):
                 work()
     assert verify_embeddings(tmp_path / "written").empty
+
+
+@pytest.mark.parametrize("source", ["data/part0/00000000.npy", "data/part*/0*"])
+def test_a_file_that_cannot_be_looked_up_is_named(tmp_path: Path, source: str) -> None:
+    """Each matrix of calls found this: a raw error, of files that were named or found by a pattern."""
+    fill(tmp_path, "npy")
+    with local_calls(tmp_path) as calls:
+        count = len(calls.of(lambda: EmbeddingReader(tmp_path / source)))
+        for number in range(1, count + 1):
+            with (
+                calls.broken_at(number, FAULTS["error"], for_good=True),
+                pytest.raises(EmbeddingReaderError, match=re.escape(f"{tmp_path}/data")),
+            ):
+                EmbeddingReader(tmp_path / source)
 
 
 @pytest.mark.parametrize("every", [17, pytest.param(1, marks=pytest.mark.slow)])

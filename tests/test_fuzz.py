@@ -43,6 +43,8 @@ def test_undamaged_input_is_read(run: Any, target: str) -> None:
     inputs = {
         "npy": seeds.npy_seeds()[:1],
         "parquet footer": seeds.parquet_seeds(),
+        "local npy": seeds.npy_seeds()[:1],
+        "local parquet": [*seeds.plain_seeds(), *seeds.parquet_seeds()],
         "manifest": targets.manifests(),
     }
     for data in inputs.get(target, []):
@@ -51,7 +53,7 @@ def test_undamaged_input_is_read(run: Any, target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_few_hundred_inputs_find_no_fault(target: str) -> None:
-    count = {"npy": 1_000, "parquet footer": 500}.get(target, 100)
+    count = {"npy": 1_000, "parquet footer": 500, "local parquet": 500}.get(target, 100)
     assert [found.what for found in fuzz(count, 7, target)] == []
 
 

@@ -19,6 +19,7 @@ from dask_embedding_reader import ArgumentError, BatchRecorder, EmbeddingReader,
 
 @pytest.fixture(autouse=True)
 def _no_windows() -> Iterator[None]:
+    plt.close("all")  # what others left; the lowest matplotlib warns of them when it changes its backend
     plt.switch_backend("Agg")
     yield
     plt.close("all")

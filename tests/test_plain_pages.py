@@ -57,7 +57,10 @@ def test_plain_vectors_are_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, nullable: bool, dimension: int, dtype: str
 ) -> None:
     array = abs(vectors(700, dimension, "f8")).astype(dtype)
-    write(tmp_path / "a.parquet", array, kind, nullable, row_group_size=300, data_page_size=2_000, write_batch_size=16)
+    # Pages end between batches: whole rows in each, since pyarrow 16 lets rows run on from page to page.
+    values = 16 * (1 if kind == "binary" else dimension)
+    options = {"row_group_size": 300, "data_page_size": 2_000, "write_batch_size": values}
+    write(tmp_path / "a.parquet", array, kind, nullable, **options)
     forbid_decoding(monkeypatch)
     reader = EmbeddingReader(tmp_path, "parquet", embedding_dtype=dtype if kind == "binary" else None)
     for start, stop in [(0, 700), (299, 301), (650, 660), (123, 690)]:
@@ -167,4 +170,33 @@ def test_levels_that_call_a_value_null_are_heeded_though_it_is_there(tmp_path: P
     assert data.count(no_nulls) == 1
     path.write_bytes(data.replace(no_nulls, b"\x90\x03\x02"))
     with pytest.raises(FormatError, match=r"null|decoded"):
+        list(EmbeddingReader(tmp_path, "parquet")(100, show_progress=False))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"use_dictionary": True}, {"compression": "zstd"}, {"data_page_version": "2.0"}], ids=str
+)
+def test_a_checksum_of_a_page_is_compared(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Some writers put one into each page: a flipped bit in a number is told then, also where pages are plain."""
+    array = vectors(500, 64, "f4")
+    path = tmp_path / "a.parquet"
+    write(path, array, write_page_checksum=True, data_page_size=10_000, write_batch_size=16, **options)
+    np.testing.assert_array_equal(next(EmbeddingReader(path, "parquet")(1000, show_progress=False))[0], array)
+    data = bytearray(path.read_bytes())
+    chunk = pq.read_metadata(path).row_group(0).column(1)
+    data[(chunk.dictionary_page_offset or chunk.data_page_offset) + chunk.total_compressed_size - 100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match=r"rows .*CRC checksum"):
+        list(EmbeddingReader(path, "parquet")(1000, show_progress=False))
+
+
+def test_levels_that_are_no_levels_are_an_error_of_the_library(tmp_path: Path) -> None:
+    """Lengths without an end, in what says where vectors begin."""
+    path = tmp_path / "a.parquet"
+    write(path, vectors(50, 4, "f4"), "list")
+    data = path.read_bytes()
+    begins = b"\x33" + b"\xee" * 25  # a run of 25 bytes: every fourth item begins a vector
+    assert data.count(begins) == 1
+    path.write_bytes(data.replace(begins, b"\xff" * 26))
+    with pytest.raises(FormatError, match=r"rows 0 to 50: cannot be decoded"):
         list(EmbeddingReader(tmp_path, "parquet")(100, show_progress=False))

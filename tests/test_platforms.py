@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, NoFilesError, storage, verify_embeddings, write_embeddings
+from dask_embedding_reader import EmbeddingReader, NoFilesError, storage, verify_embeddings, write_embeddings, writing
 from tests.support import assert_batches, assert_same_frame, assert_same_rows, write_collection
 
 
 @pytest.fixture
 def windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what Python has on POSIX alone, and refuse what Windows refuses."""
-    for name in ("preadv", "pread", "O_CLOEXEC", "readlink"):
+    for name in ("preadv", "pread", "posix_fadvise", "O_CLOEXEC", "readlink"):
         monkeypatch.delattr(os, name)
     monkeypatch.setattr(os, "readlink", no_link, raising=False)
     fsync = os.fsync
@@ -36,6 +36,29 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> None:
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", flush)
+
+
+@pytest.mark.parametrize("fadvise", ["there", "refused", "missing"])
+def test_the_disk_begins_to_write_before_a_file_is_complete(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fadvise: str
+) -> None:
+    """Where the system can be told to; it may refuse, and macOS and Windows cannot."""
+    asked: list[tuple[int, int]] = []
+
+    def advise(descriptor: int, start: int, nbytes: int, advice: int) -> None:
+        asked.append((start, start + nbytes))
+        if fadvise == "refused":
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    if fadvise == "missing":
+        monkeypatch.delattr(os, "posix_fadvise")
+    monkeypatch.setattr(writing, "_FLUSH_NBYTES", 2**21)
+    rows = np.ones((10_000, 128), np.float32)  # 5 MB
+    write_embeddings(rows, tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / "00000000.npy"), rows)
+    begun = [] if fadvise == "missing" else [(0, 2**21 + 128), (2**21 + 128, 2**22 + 128)]
+    assert asked == begun  # each byte once: the header, and blocks of 1 MB
 
 
 def no_link(path: str) -> str:

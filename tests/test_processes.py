@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader.cached_property import cached_property
 from dask_embedding_reader.errors import FileChangedError
 from tests import servers
 
@@ -95,6 +96,30 @@ def test_a_forked_process_opens_the_same_collection_anew(open_reader: Callable[[
     x = open_reader().to_dask_array()
     assert run_forked(lambda: open_reader().to_dask_array().name) == x.name
     assert run_forked(lambda: read(open_reader()))
+
+
+def test_no_thread_that_computes_a_value_holds_up_another_one() -> None:
+    """Nor then a fork, in which that thread is no more. Before Python 3.12 ``functools`` has a lock there."""
+
+    class Owner:
+        def __init__(self, compute: Callable[[], Any]) -> None:
+            self.compute = compute
+
+        @cached_property
+        def value(self) -> Any:
+            return self.compute()
+
+    started, finished = threading.Event(), threading.Event()
+
+    def first() -> bool:
+        started.set()
+        return finished.wait(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: Owner(first).value)
+        assert started.wait(10)
+        assert Owner(lambda: finished.set() or "computed").value == "computed"  # type: ignore[func-returns-value]
+        assert waiting.result()
 
 
 def test_a_fork_in_the_middle_of_reading_disturbs_nobody(open_reader: Callable[[], EmbeddingReader]) -> None:

@@ -41,6 +41,7 @@ def test_every_command_is_there_and_prints_the_text_block_after_it(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("warnings.showwarning", None)  # put back afterwards
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # in notebooks what takes a second shows its progress
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     blocks = [(code, expected) for language, code, expected in BLOCKS if language == "bash"]

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
-from dask_embedding_reader.errors import DestinationError, ReadError
+from dask_embedding_reader.errors import CastError, DestinationError, NoFilesError, ReadError
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="killing a writer takes fork()")
 ROWS = np.arange(60, dtype=np.float32).reshape(20, 3)
@@ -132,6 +132,18 @@ def test_a_collection_that_is_not_finished_is_refused(tmp_path: Path) -> None:
         EmbeddingReader(folder)
     # What is there can be had by name.
     assert EmbeddingReader(f"{folder}/*.npy").count == 10
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_a_collection_without_a_file_yet_is_said_to_be_unfinished(tmp_path: Path, where: str) -> None:
+    folder = str(tmp_path / "out") if where == "local" else f"memory://{tmp_path}"
+    with pytest.raises(CastError):
+        write_embeddings(ROWS + 1e9, folder, dtype="float16", rows_per_file=5)
+    for file_format in ("npy", "parquet"):
+        with pytest.raises(NoFilesError, match=r"interrupted or failed.*run the writing again"):
+            EmbeddingReader(folder, file_format)
+    write_embeddings(ROWS, folder, dtype="float16", rows_per_file=5, overwrite=True)
+    assert EmbeddingReader(folder).count == len(ROWS)
 
 
 @pytest.mark.parametrize("what", ["rows", "settings", "shorter"])

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, retries, stopping
@@ -45,6 +47,14 @@ def place(tmp_path: Path) -> Iterator[Place]:
         np.save(tmp_path / f"{k}.npy", ROWS)
     with servers.http_files(tmp_path) as server, faulty(server.url) as proxy:
         yield Place(tmp_path, proxy, [f"{proxy.url}/{k}.npy" for k in range(FILES)])
+
+
+@pytest.fixture(autouse=True)
+def _heeds_ctrl_c() -> Iterator[None]:
+    """Also where the tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def reading_threads() -> list[threading.Thread]:
@@ -131,14 +141,23 @@ def test_ctrl_c_ends_opening(place: Place) -> None:
 
 
 def test_one_file_that_cannot_be_opened_ends_the_opening_of_all(place: Place) -> None:
-    reader = EmbeddingReader(place.urls)
-    (place.folder / "0.npy").write_bytes(b"x" * 500)
-    assert reader.count
-    place.proxy.before = lambda asked: setattr(place.proxy, "every", "busy" if asked.range else None)
-    place.proxy.healthy = "/0.npy"
-    with pytest.raises(FormatError, match=r"0\.npy"):
-        finishes(lambda: EmbeddingReader(place.urls), SOON)
+    vectors = pa.FixedSizeListArray.from_arrays(ROWS.ravel(), ROWS.shape[1])
+    for k in range(FILES):
+        pq.write_table(pa.table({"embedding": vectors}), place.folder / f"{k}.parquet")
+    urls = [f"{place.proxy.url}/{k}.parquet" for k in range(FILES)]
+    (place.folder / "0.parquet").write_bytes(b"x" * 500)
+    # Their sizes are told; their footers are not, and of the damaged one not before others had to wait.
+    place.proxy.healthy, place.proxy.faults = "/0.parquet", ["busy"] * 100
+
+    def wait_for_others(asked: Asked) -> None:
+        if asked.range and asked.path.endswith("/0.parquet"):
+            wait_until(lambda: bool(place.proxy.failed))
+
+    place.proxy.before = wait_for_others
+    with pytest.raises(FormatError, match=r"0\.parquet"):
+        finishes(lambda: EmbeddingReader(urls, file_format="parquet"), SOON)
     assert nothing_is_left(), reading_threads()
+    assert place.proxy.failed
 
 
 PROGRAM = """

@@ -20,7 +20,7 @@ from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embe
 from dask_embedding_reader.errors import DestinationError, ReadError, WriteError
 from tests import clouds, servers
 from tests.faults import Proxy, faulty
-from tests.support import FORMATS, Collection, assert_batches, write_collection
+from tests.support import FORMATS, Collection, assert_batches, wait_until, write_collection
 
 ROWS = np.random.default_rng(0).standard_normal((40, 128)).astype(np.float32)
 PER_FILE = 8
@@ -235,6 +235,8 @@ def test_a_writer_that_is_killed_in_the_middle_of_an_upload(cloud: Cloud, existi
 
         def kill(upload: str) -> bool:
             if "00000002.npy" in upload and started.wait(60):
+                # Files are sent side by side, and before one of them is there, the error is another one.
+                assert wait_until(lambda: any(name.endswith(".npy") for name in names_in(url, direct)))
                 running[0].kill()
                 return True
             return False

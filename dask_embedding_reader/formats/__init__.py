@@ -81,8 +81,14 @@ class VectorFormat(Protocol):
     suffix: str
     """What the names of such files end in."""
 
-    def read_header(self, file: StoredFile, columns: Columns) -> FileHeader:
-        """Read what the file says of itself; raise ``FormatError`` where that cannot be right."""
+    first_nbytes: int
+    """How many bytes at the beginning of a file hold its header, mostly; 0 where it is elsewhere."""
+
+    def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
+        """Read what the file says of itself; raise ``FormatError`` where that cannot be right.
+
+        ``head`` is what is known of its first bytes already.
+        """
 
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that fills arrays with the rows ``[start, stop)``, each call where the last one ended."""

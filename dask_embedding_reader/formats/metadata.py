@@ -86,7 +86,7 @@ def merge_columns(names: Sequence[str], urls: Sequence[str], files: Sequence[Seq
     for position, name in enumerate(names):
         merged, origin = pa.null(), ""
         has_nulls = False
-        for kind, url in _distinct(urls, [columns[position] for columns in files]):
+        for kind, url in _distinct(name, urls, [columns[position] for columns in files]):
             has_nulls |= kind.has_nulls
             common = _common_type(merged, _plain(kind.type))
             if common is None:
@@ -112,11 +112,17 @@ def _checked(field: MetaField, url: str) -> MetaField:
     return field
 
 
-def _distinct(urls: Sequence[str], columns: Sequence[MetaColumn]) -> list[tuple[MetaColumn, str]]:
+def _distinct(name: str, urls: Sequence[str], columns: Sequence[MetaColumn]) -> list[tuple[MetaColumn, str]]:
     """Keep the first file of each kind: thousands of files mostly agree."""
     first: dict[MetaColumn, str] = {}
     for column, url in zip(columns, urls, strict=True):
-        first.setdefault(column, url)
+        try:
+            first.setdefault(column, url)
+        except TypeError:  # such a type has no hash; pyarrow before 18 makes one, and rightly unpickles nothing for it
+            raise FormatError(
+                f"{url}: column {name!r} is {column.type}, a pickled Python type, which is not opened; write the file "
+                "again with plain types, or leave the column out of meta_columns"
+            ) from None
     return list(first.items())
 
 

@@ -13,20 +13,14 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from dask_embedding_reader.errors import FormatError, ReadError
+from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats import Array, Columns, FileHeader, RowReader
-from dask_embedding_reader.formats.cast import cast_into
-from dask_embedding_reader.storage import StoredFile, is_local, read_into, read_range, read_ranges
-
-_FIRST_READ_NBYTES = 512
-"""Holds the header of nearly every file (numpy writes 128 bytes); a longer one costs a second read."""
+from dask_embedding_reader.formats.raw import copy_rows, naming_rows, raw_reader
+from dask_embedding_reader.storage import StoredFile, read_range, read_ranges
 
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER_NBYTES = 2**20
 _NUMERIC_KINDS = "biufc"
-
-_SCRATCH_NBYTES = 2**19
-"""Vectors that must be cast are read in blocks of this size: they stay in the processor's cache between the two."""
 
 
 class _Parsed(NamedTuple):
@@ -37,11 +31,12 @@ class _Parsed(NamedTuple):
 
 class _Npy:
     suffix = ".npy"
+    first_nbytes = 512  # numpy writes 128; a longer header costs a second read
 
-    def read_header(self, file: StoredFile, columns: Columns) -> FileHeader:
+    def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read the shape, dtype and order of an npy file."""
         del columns  # an npy file has none
-        parsed, data_offset = _parse(file)
+        parsed, data_offset = _parse(file, head)
         rows, dimension = _rows_and_dimension(file, parsed)
         needed = data_offset + rows * dimension * parsed.dtype.itemsize
         if file.size >= 0 and file.size != needed:
@@ -55,14 +50,15 @@ class _Npy:
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that reads the next rows straight into arrays."""
         del columns, stop
+        if not header.fortran_order:
+            row_nbytes = header.dimension * header.dtype.itemsize
+            return raw_reader(header.file, header.data_offset + start * row_nbytes, header.dtype, row_nbytes, start)
 
         def read(outs: Sequence[Array]) -> None:
             nonlocal start
             rows = sum(map(len, outs))
-            try:
-                _read_rows(header, start, outs)
-            except ReadError as error:
-                raise type(error)(f"rows {start:,} to {start + rows:,}: {error}") from error
+            with naming_rows(start, start + rows):
+                copy_rows(_read_fortran(header, start, rows), deque(outs))
             start += rows
 
         return read
@@ -71,10 +67,11 @@ class _Npy:
 NPY = _Npy()
 
 
-def _parse(file: StoredFile) -> tuple[_Parsed, int]:
+def _parse(file: StoredFile, head: bytes) -> tuple[_Parsed, int]:
     """Read the header of a file; return it with the position of the first byte after it."""
-    known = file.size if file.size >= 0 else _FIRST_READ_NBYTES
-    head = read_range(file, 0, min(_FIRST_READ_NBYTES, known))
+    if not head:
+        first = NPY.first_nbytes
+        head = read_range(file, 0, min(first, file.size) if file.size >= 0 else first)
     if head[:6] != _MAGIC:
         _fail(file, f"it starts with {head[:6]!r} where {_MAGIC!r} was expected")
     if len(head) < 12 or tuple(head[6:8]) not in ((1, 0), (2, 0), (3, 0)):
@@ -119,55 +116,9 @@ def _fail(file: StoredFile, what: str) -> NoReturn:
     raise FormatError(f"{file.url}: not an npy file of embeddings: {what}")
 
 
-def _read_rows(header: FileHeader, start: int, outs: Sequence[Array]) -> None:
-    dtype = header.dtype
-    if header.fortran_order:
-        _copy(_read_fortran(header, start, sum(map(len, outs))), deque(outs))
-    elif all(out.dtype == dtype for out in outs):
-        read_into(header.file, _position(header, start), [_bytes(out) for out in outs])
-    elif all(out.dtype == dtype.newbyteorder() for out in outs):
-        read_into(header.file, _position(header, start), [_bytes(out) for out in outs])
-        for out in outs:
-            out.byteswap(inplace=True)
-    else:
-        _read_cast(header, start, deque(outs))
-
-
-def _position(header: FileHeader, row: int) -> int:
-    """Return the byte at which a row of a C-ordered file starts."""
-    return header.data_offset + row * header.dimension * header.dtype.itemsize
-
-
-def _bytes(array: Array) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data
-
-
-def _read_cast(header: FileHeader, start: int, outs: deque[Array]) -> None:
-    rows = sum(map(len, outs))
-    step = rows
-    if is_local(header.file.filesystem):  # elsewhere each block would be a request
-        step = max(1, _SCRATCH_NBYTES // (header.dimension * header.dtype.itemsize))
-    scratch = np.empty((min(step, rows), header.dimension), header.dtype)
-    for first in range(0, rows, step):
-        block = scratch[: rows - first]
-        read_into(header.file, _position(header, start + first), [_bytes(block)])
-        _copy(block, outs)
-
-
 def _read_fortran(header: FileHeader, start: int, rows: int) -> Array:
     """Read rows of a file that stores column after column: a range of each column."""
     itemsize = header.dtype.itemsize
     firsts = [header.data_offset + (column * header.rows + start) * itemsize for column in range(header.dimension)]
     parts = read_ranges(header.file, [(first, first + rows * itemsize) for first in firsts])
     return np.frombuffer(b"".join(parts), header.dtype).reshape(header.dimension, -1).T
-
-
-def _copy(values: Array, outs: deque[Array]) -> None:
-    """Copy rows into arrays, one after the other; what is filled is taken out."""
-    while len(values):
-        out = outs.popleft()
-        count = min(len(out), len(values))
-        cast_into(out[:count], values[:count])
-        values = values[count:]
-        if count < len(out):
-            outs.appendleft(out[count:])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import io
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -20,9 +21,9 @@ import pyarrow.parquet as pq
 
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats import Array, Columns, FileHeader, MetaColumn, RowReader
-from dask_embedding_reader.formats.cast import cast_into
 from dask_embedding_reader.formats.parquet_footer import Footer, parse_footer
-from dask_embedding_reader.formats.plain_pages import Place, iter_plain
+from dask_embedding_reader.formats.plain_pages import Place, iter_pages
+from dask_embedding_reader.formats.raw import copy_rows, raw_reader
 from dask_embedding_reader.retries import describe
 from dask_embedding_reader.storage import StoredFile, check_local, is_local, local_input, read_range, read_ranges
 
@@ -50,9 +51,11 @@ _STEPS_BETWEEN_RELEASES = 8
 
 class _Parquet:
     suffix = ".parquet"
+    first_nbytes = 0
 
-    def read_header(self, file: StoredFile, columns: Columns) -> FileHeader:
+    def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read the footer of a parquet file: rows, row groups, and what the wanted columns hold."""
+        del head  # its footer is at the end
         footer = _footer(file)
         dimension, dtype = 0, np.dtype(np.float32)
         if columns.embedding is not None:
@@ -61,20 +64,20 @@ class _Parquet:
         return FileHeader(file, sum(footer.group_rows), dimension, dtype, group_rows=footer.group_rows, meta=meta)
 
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
-        """Return a function that decodes the next vectors into arrays, each row group once however many it fills."""
-        decoded = _iter_vectors(header, columns, start, stop)
-        vectors = np.empty((0, header.dimension), header.dtype)
+        """Return a function that fills arrays with the next vectors, each row group decoded once at most."""
+        blocks = _iter_blocks(header, columns, start, stop)
+        rows, read_block = 0, _array_reader(np.empty((0, header.dimension), header.dtype))
 
         def read(outs: Sequence[Array]) -> None:
-            nonlocal vectors
+            nonlocal rows, read_block
             for out in outs:
                 filled = 0
                 while filled < len(out):
-                    if not len(vectors):
-                        vectors = next(decoded)
-                    count = min(len(vectors), len(out) - filled)
-                    cast_into(out[filled : filled + count], vectors[:count])
-                    vectors = vectors[count:]
+                    if not rows:
+                        rows, read_block = next(blocks)
+                    count = min(rows, len(out) - filled)
+                    read_block([out[filled : filled + count]])
+                    rows -= count
                     filled += count
 
         return read
@@ -272,24 +275,31 @@ def _dimension(where: str, footer: Footer, leaf: int, dimension: int | None) -> 
     return dimension or 0
 
 
-def _iter_vectors(header: FileHeader, columns: Columns, start: int, stop: int) -> Iterator[Array]:
-    """Yield the vectors ``[start, stop)``, a few MB at a time: as they lie there, or decoded where they must be."""
-    step = max(1, _DECODE_NBYTES // (header.dimension * header.dtype.itemsize))
+def _iter_blocks(header: FileHeader, columns: Columns, start: int, stop: int) -> Iterator[tuple[int, RowReader]]:
+    """Yield how many of the vectors ``[start, stop)`` are next, and what reads these: as they lie there, or decoded."""
     try:
-        for vectors in _iter_plain_vectors(header, columns, start, stop, step):
-            yield vectors
-            start += len(vectors)
-    except FileNotFoundError:
-        check_local(header.file)
-        raise
-    except OSError as error:
-        if isinstance(error, EmbeddingReaderError):
-            raise
-        raise ReadError(f"{header.file.url}, rows {start:,} to {stop:,}: cannot be read: {describe(error)}") from error
+        for rows, read in _iter_plain_blocks(header, columns, start, stop):
+            yield rows, read
+            start += rows
+    except ReadError as error:
+        raise type(error)(f"rows {start:,} to {stop:,}: {error}") from error
     if start < stop:
+        step = max(1, _DECODE_NBYTES // (header.dimension * header.dtype.itemsize))
         for table in iter_tables(header, (columns.embedding or "",), start, stop, step):
-            yield _vectors(header, columns, start, table.column(0))
+            yield table.num_rows, _array_reader(_vectors(header, columns, start, table.column(0)))
             start += table.num_rows
+
+
+def _array_reader(vectors: Array) -> RowReader:
+    """Return a function that hands out vectors that have been decoded."""
+
+    def read(outs: Sequence[Array]) -> None:
+        nonlocal vectors
+        rows = sum(map(len, outs))
+        copy_rows(vectors[:rows], deque(outs))
+        vectors = vectors[rows:]
+
+    return read
 
 
 def _definition(field: pa.Field) -> int:
@@ -298,27 +308,28 @@ def _definition(field: pa.Field) -> int:
     return int(field.nullable) + (0 if pa.types.is_fixed_size_binary(kind) else 1 + int(kind.value_field.nullable))
 
 
-def _iter_plain_vectors(header: FileHeader, columns: Columns, start: int, stop: int, step: int) -> Iterator[Array]:
-    """Yield vectors from ``start`` on, as long as there is nothing to decode."""
+def _iter_plain_blocks(header: FileHeader, columns: Columns, start: int, stop: int) -> Iterator[tuple[int, RowReader]]:
+    """Yield the vectors from ``start`` on, as long as there is nothing to decode: they lie there as in memory."""
     file = header.file
     if not is_local(file.filesystem):
         return
     footer = _footer(file)
     field, leaves = _field(file, footer, columns.embedding or "")
     is_list = not pa.types.is_fixed_size_binary(field.type)
+    row_nbytes = header.dimension * header.dtype.itemsize
     group_start = header.first_group_row
-    for group, rows in enumerate(header.group_rows, header.first_group):
-        skip, wanted = max(0, start - group_start), min(group_start + rows, stop) - max(group_start, start)
-        group_start += rows
+    for group, group_rows in enumerate(header.group_rows, header.first_group):
+        skip, wanted = max(0, start - group_start), min(group_start + group_rows, stop) - max(group_start, start)
+        group_start += group_rows
         if wanted <= 0:
             continue
         chunk = footer.chunks[group][leaves[0]]
         if chunk.codec != 0 or (is_list and header.dtype.str not in _PLAIN_TYPES.get(chunk.kind or 0, ())):
             return
         place = Place(chunk.start, chunk.stop, is_list, _definition(field))
-        for vectors in iter_plain(file, place, header.dimension, header.dtype, skip, wanted, step):
-            yield vectors
-            wanted -= len(vectors)
+        for position, rows in iter_pages(file, place, header.dimension, row_nbytes, skip, wanted):
+            yield rows, raw_reader(file, position, header.dtype, row_nbytes, start)
+            start, wanted = start + rows, wanted - rows
         if wanted:
             return
 
@@ -369,7 +380,13 @@ def _open(file: StoredFile, groups: Sequence[int], names: Sequence[str]) -> pq.P
     # Small chunks are read whole: with a buffer, a damaged page that claims 2 GB would be given 2 GB.
     largest = max((chunk.stop - chunk.start for group in groups for chunk in footer.chunks[group]), default=0)
     buffer_size = _BUFFER_NBYTES if largest > _BUFFER_NBYTES else 0
-    return pq.ParquetFile(source, metadata=_metadata(file), buffer_size=buffer_size, pre_buffer=False)
+    return pq.ParquetFile(
+        source,
+        metadata=_metadata(file),
+        buffer_size=buffer_size,
+        pre_buffer=False,
+        page_checksum_verification=True,  # where there are checksums; they cost little beside decoding
+    )
 
 
 class _ChunkFile(io.RawIOBase):

@@ -101,6 +101,41 @@ def parse_footer(url: str, data: bytes, data_nbytes: int) -> Footer:
     return Footer(data, schema, group_rows, chunks)
 
 
+class RawGroup(NamedTuple):
+    """A row group as it is spelled."""
+
+    columns: bytes
+    """The list of its column chunks."""
+    nbytes: int
+    """Their size before compression."""
+    compressed_nbytes: int
+    """Their size."""
+
+    def split_columns(self) -> tuple[int, bytes]:
+        """Return how many column chunks there are, and how they are spelled, one after the other."""
+        count, _, position = _read_list_head(self.columns, 0)
+        return count, self.columns[position:]
+
+
+class RawFooter(NamedTuple):
+    """A footer whose parts are left as they are spelled."""
+
+    start: int
+    """Its first byte in the file."""
+    version: int
+    """The version of the format."""
+    schema: bytes
+    """The list of schema elements."""
+    key_values: bytes
+    """The list of notes, empty if there is none."""
+    created_by: bytes
+    """Who wrote it."""
+    column_orders: bytes
+    """The list of these, empty if there is none."""
+    groups: list[RawGroup]
+    """The row groups."""
+
+
 class PageHeader(NamedTuple):
     """What a data page without compression says of itself."""
 
@@ -112,15 +147,32 @@ class PageHeader(NamedTuple):
     """How they are encoded; 0 for plainly."""
 
 
+def read_raw_footer(file: bytes) -> RawFooter:
+    """Read the footer of a whole file that was written by pyarrow just now."""
+    start = len(file) - 8 - int.from_bytes(file[-8:-4], "little")
+    wanted: _Wanted = {1: {}, 2: _RAW, 4: {1: _RAW, 2: {}, 6: {}}, 5: _RAW, 6: {}, 7: _RAW}
+    facts, _ = _read_struct(file, start, wanted, 0)
+    groups = [RawGroup(group[1], group[2], group.get(6, group[2])) for group in facts.get(4, [])]
+    return RawFooter(start, facts[1], facts[2], facts.get(5, b""), facts[6], facts.get(7, b""), groups)
+
+
 def page_header(data: bytes) -> tuple[PageHeader, int] | None:
-    """Read the header of a page, and how long it is; None if this is no data page of the first version."""
+    """Read the header of a page, and how long it is; None if this is no data page of the first version.
+
+    Nor is one with a checksum, which pyarrow compares.
+    """
     try:
-        facts, nbytes = _read_struct(data, 0, {1: {}, 2: {}, 3: {}, 5: {1: {}, 2: {}}}, 0)
+        facts, nbytes = _read_struct(data, 0, {1: {}, 2: {}, 3: {}, 4: {}, 5: {1: {}, 2: {}}}, 0)
         kind, plain_nbytes, stored_nbytes, values, encoding = facts[1], facts[2], facts[3], facts[5][1], facts[5][2]
-    except (_DamagedError, KeyError, IndexError, TypeError):
+    except Exception:  # noqa: BLE001 - whatever may be wrong with it, pyarrow says what
         return None
     numbers = kind, plain_nbytes, stored_nbytes, values, encoding
-    if not all(isinstance(number, int) and number >= 0 for number in numbers) or kind or plain_nbytes != stored_nbytes:
+    if (
+        not all(isinstance(number, int) and number >= 0 for number in numbers)
+        or kind
+        or plain_nbytes != stored_nbytes
+        or 4 in facts
+    ):
         return None
     return PageHeader(stored_nbytes, values, encoding), nbytes
 
@@ -165,7 +217,7 @@ def _schema(elements: bytes, key_values: bytes, created_by: bytes) -> Schema:
     footer = b"\x15\x04\x19" + elements + b"\x16\x00\x19\x0c"
     footer += b"\x19" + key_values if key_values else b""
     if created_by:
-        footer += (b"\x18" if key_values else b"\x28") + _spell_length(len(created_by)) + created_by
+        footer += (b"\x18" if key_values else b"\x28") + spell_length(len(created_by)) + created_by
     footer += b"\0"
     tail = b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
     arrow = arrow_schema(pq.read_metadata(pa.BufferReader(tail)))
@@ -389,7 +441,8 @@ def read_length(data: bytes, pos: int) -> tuple[int, int]:
     return value | byte << shift, pos + 1
 
 
-def _spell_length(value: int) -> bytes:
+def spell_length(value: int) -> bytes:
+    """Spell a number that is not negative."""
     spelled = bytearray()
     while value > 127:
         spelled.append(value & 127 | 128)

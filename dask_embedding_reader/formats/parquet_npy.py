@@ -63,6 +63,7 @@ def _unpaired(vectors: Sequence[StoredFile], metadata: Sequence[StoredFile]) -> 
         if urls
     )
     return (
-        f"{len(vectors)} npy files cannot be paired with {len(metadata)} parquet files, neither by name, nor by shard "
-        f"number, nor by position{details}; each npy file needs one parquet file with as many rows"
+        f"{len(vectors)} npy files ({vectors[0].url} is the first) cannot be paired with {len(metadata)} parquet files "
+        f"({metadata[0].url} is the first), neither by name, nor by shard number, nor by position{details}; each npy "
+        "file needs one parquet file with as many rows"
     )

@@ -1,22 +1,20 @@
 """Vectors that lie in the pages of a parquet file as they do in memory, taken as they are.
 
 Decoding costs pyarrow ten times what copying costs, since it looks at two levels of nesting for every item. Where pages
-are neither compressed nor encoded, and each vector has all its items, there is nothing to decode. Whatever is not
-provably so is left to pyarrow, with its errors.
+are neither compressed nor encoded nor have checksums, and each vector has all its items, there is nothing to decode.
+Whatever is not provably so is left to pyarrow, with its errors.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from dask_embedding_reader.formats.parquet_footer import page_header, read_length
-from dask_embedding_reader.storage import StoredFile, check_local
+from dask_embedding_reader.storage import StoredFile, read_range
 
 _HEAD_NBYTES = 2**13
 """Holds the header of nearly every page, and its levels where vectors are not very short."""
@@ -46,50 +44,26 @@ class _Page(NamedTuple):
     """The byte after the last one, and after the page."""
 
 
-def iter_plain(
-    file: StoredFile, place: Place, dimension: int, dtype: np.dtype[np.generic], skip: int, rows: int, step: int
-) -> Iterator[npt.NDArray[np.generic]]:
-    """Yield ``rows`` vectors of a column chunk of a local file after the first ``skip``, as far as they are plain.
+def iter_pages(
+    file: StoredFile, place: Place, dimension: int, row_nbytes: int, skip: int, rows: int
+) -> Iterator[tuple[int, int]]:
+    """Yield where in a local file ``rows`` vectors of a column chunk lie after the first ``skip``, as far as plainly.
 
-    Each array lies in the memory of the one before, and has ``step`` rows at most.
+    Each time the position of the first byte, and how many vectors lie there one after the other. Nothing is left open
+    between two.
     """
-    row_nbytes = dimension * dtype.itemsize
-    scratch = np.empty((min(step, rows), dimension), dtype)
-    with open(file.path, "rb", buffering=0) as opened:
-        position = place.start
-        while rows and (page := _next_page(opened, place, position, dimension, row_nbytes)):
-            passed = min(skip, page.rows)
-            skip -= passed
-            for first in range(passed, min(page.rows, passed + rows), step):
-                block = scratch[: min(step, page.rows - first, rows)]
-                if not _read_into(opened, page.start + first * row_nbytes, block):
-                    return
-                check_local(file)
-                yield block
-                rows -= len(block)
-            position = page.stop
+    position = place.start
+    while rows and (page := _next_page(file, place, position, dimension, row_nbytes)):
+        passed = min(skip, page.rows)
+        count = min(page.rows - passed, rows)
+        if count:
+            yield page.start + passed * row_nbytes, count
+        skip, rows, position = skip - passed, rows - count, page.stop
 
 
-def _read_into(opened: io.FileIO, position: int, block: npt.NDArray[np.generic]) -> bool:
-    """Fill an array from a file; tell whether there was enough."""
-    opened.seek(position)
-    rest = block.reshape(-1).view(np.uint8).data
-    while rest.nbytes:
-        count = opened.readinto(rest)
-        if not count:
-            return False
-        rest = rest[count:]
-    return True
-
-
-def _read(opened: io.FileIO, position: int, nbytes: int) -> bytes:
-    opened.seek(position)
-    return opened.read(nbytes) or b""
-
-
-def _next_page(opened: io.FileIO, place: Place, position: int, dimension: int, row_nbytes: int) -> _Page | None:
+def _next_page(file: StoredFile, place: Place, position: int, dimension: int, row_nbytes: int) -> _Page | None:
     """Look at the page at a position of a file; None if there is none, or its vectors are not plain."""
-    head = _read(opened, position, min(_HEAD_NBYTES, place.stop - position))
+    head = read_range(file, position, min(position + _HEAD_NBYTES, place.stop))
     found = page_header(head)
     if found is None:
         return None
@@ -102,7 +76,7 @@ def _next_page(opened: io.FileIO, place: Place, position: int, dimension: int, r
     if not 0 <= levels <= _MOST_LEVELS_NBYTES:
         return None  # there are nulls, or something else than vectors
     if body + levels > len(head):
-        head = _read(opened, position, body + levels)
+        head = read_range(file, position, position + body + levels)
     spelled = head[body : body + levels]
     repetition = b""
     if place.is_list:
@@ -121,7 +95,7 @@ def _is_defined(levels: bytes, values: int, most: int) -> bool:
         return not levels
     try:
         head, position = read_length(levels, 4)
-    except IndexError:
+    except Exception:  # noqa: BLE001 - levels may be damaged in any way
         return False
     length = int.from_bytes(levels[:4], "little")
     return head == values << 1 and levels[position:] == bytes([most]) and len(levels) == 4 + length
@@ -157,6 +131,6 @@ def _is_regular(levels: bytes, rows: int, dimension: int) -> bool:
             if length <= 0 or not np.array_equal(zeros, expected):
                 return False
             count += length
-    except (IndexError, ValueError):
+    except Exception:  # noqa: BLE001 - as above
         return False
     return position == len(levels)

@@ -21,6 +21,7 @@ from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.formats.parquet_footer import arrow_schema
 from dask_embedding_reader.plan import default_piece_rows
 from dask_embedding_reader.retries import describe
+from dask_embedding_reader.write.pages import write_plain_parquet
 from dask_embedding_reader.writing import Write
 
 _GROUP_NBYTES = 50_000_000
@@ -46,8 +47,8 @@ def write_npy(write: Write, array: Array) -> None:
 def write_parquet(write: Write, table: pa.Table | None, array: Array | None = None, embedding_column: str = "") -> None:
     """Write the content of a parquet file, a page at a time.
 
-    Vectors are neither compressed nor in a dictionary, nor is any of them null: pyarrow then decodes them in less than
-    half the time. Row groups are what readers decode as a whole, and hold about 50 MB.
+    Vectors are neither compressed nor in a dictionary, nor is any of them null: there is nothing to decode then, and
+    pyarrow takes less than half the time too. Row groups are what readers decode as a whole, and hold about 50 MB.
 
     Parameters
     ----------
@@ -65,30 +66,37 @@ def write_parquet(write: Write, table: pa.Table | None, array: Array | None = No
     ColumnError
         If parquet cannot hold what is in the metadata.
     """
-    group_rows = _METADATA_GROUP_ROWS
-    metadata = pa.schema([]) if table is None else table.schema
-    if array is not None:
-        group_rows = default_piece_rows(array[:1].nbytes, _GROUP_NBYTES)
-        field, vectors = _vector_column(array, embedding_column)
-        columns = [] if table is None else table.columns
-        table = pa.Table.from_arrays([vectors, *columns], schema=pa.schema([field, *metadata]))
-    assert table is not None
-    names = _leaves(metadata)
+    if array is None:
+        assert table is not None
+        _write_table(write, table, _METADATA_GROUP_ROWS)
+        return
+    group_rows = default_piece_rows(array[:1].nbytes, _GROUP_NBYTES)
+    fields, metadata = [_vector_field(array, embedding_column)], None
+    if table is not None:
+        fields += [field.remove_metadata() for field in table.schema]
+        sink = io.BytesIO()
+        _write_table(sink.write, table, group_rows)
+        metadata = sink.getvalue()
+    write_plain_parquet(write, array, pa.schema(fields), metadata, group_rows)
+
+
+def _write_table(write: Write, table: pa.Table, group_rows: int) -> None:
+    names = _leaves(table.schema)
     # A masked pandas column without a null would come back as a numpy one: without statistics nothing proves it.
-    known = [path for path, name in names.items() if not _is_masked(metadata.field(name))]
+    known = [path for path, name in names.items() if not _is_masked(table.schema.field(name))]
     try:
         pq.write_table(
             table.replace_schema_metadata(None),
             _Sink(write),
             row_group_size=group_rows,
-            compression=dict.fromkeys(names, "zstd") if names else "none",
-            use_dictionary=list(names) or False,
+            compression="zstd",
+            use_dictionary=True,
             write_statistics=known or False,
             write_page_index=True,
         )
     except pa.ArrowException as error:
         raise ColumnError(
-            f"the metadata columns {metadata.names} cannot be stored: {describe(error)}; convert them"
+            f"the metadata columns {table.schema.names} cannot be stored: {describe(error)}; convert them"
         ) from error
 
 
@@ -106,10 +114,9 @@ class _Sink(io.RawIOBase):
         return len(data)
 
 
-def _vector_column(array: Array, name: str) -> tuple[pa.Field, pa.Array]:
-    items = pa.array(array.reshape(-1))
-    kind = pa.list_(pa.field("element", items.type, nullable=False), array.shape[1])
-    return pa.field(name, kind, nullable=False), pa.FixedSizeListArray.from_arrays(items, type=kind)
+def _vector_field(array: Array, name: str) -> pa.Field:
+    element = pa.field("element", pa.from_numpy_dtype(array.dtype), nullable=False)
+    return pa.field(name, pa.list_(element, array.shape[1]), nullable=False)
 
 
 def _leaves(schema: pa.Schema) -> dict[str, str]:

@@ -98,7 +98,6 @@ def estimate_nbytes(request: Request, rows: int, dimension: int, stored: np.dtyp
     wanted = (stored if request.dtype is None else request.dtype).itemsize
     copies = [stored.itemsize]
     copies += [wanted] if wanted != stored.itemsize or request.scale is not None else []
-    copies += [wanted] if request.file_format == "parquet" else []
     copies += [] if is_local(request.folder.filesystem) else [wanted]
     nbytes = rows * dimension * sum(copies)
     if 2 * nbytes > request.limit_nbytes and rows > 1:
@@ -121,5 +120,6 @@ def choose_rows_per_file(request: Request, rows: int | None, dimension: int, sto
 
 def count_writers(request: Request, part_nbytes: int) -> int:
     """Return how many parts are encoded and written at once; half of the memory is for what comes next."""
-    most = max(2, os.cpu_count() or 1) if is_local(request.folder.filesystem) else _REMOTE_WRITERS
+    # One that waits for the disk leaves its core to another one.
+    most = 2 * (os.cpu_count() or 1) if is_local(request.folder.filesystem) else _REMOTE_WRITERS
     return max(1, min(most, request.limit_nbytes // (2 * max(1, part_nbytes))))

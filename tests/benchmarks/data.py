@@ -81,7 +81,7 @@ class Data:
     def disk_nbytes(self, name: str) -> int:
         """About the room that the data set takes on disk."""
         items = self.rows * DIMENSION
-        large = {"npy-f32": 4 * FILES, "npy-f16": 2 * FILES, "parquet": 5 * PARQUET_FILES}
+        large = {"npy-f32": 4 * FILES, "npy-f16": 2 * FILES, "parquet": 5 * PARQUET_FILES, "parquet-plain": 4 * FILES}
         return items * large[name] if name in large else 2**28
 
     def warm(self, name: str) -> None:
@@ -96,6 +96,12 @@ def populate(path: Path) -> None:
     """Fault the whole file in without copying it."""
     with path.open("rb") as file:
         mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ).close()
+
+
+def evict(path: Path) -> None:
+    """Have the system forget what it holds of a file."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def make_one(data: Data, name: str) -> None:
@@ -139,6 +145,14 @@ def write_parquet(path: Path, number: int, rows: int) -> None:
     """One parquet file with vectors, as `DataFrame.to_parquet` leaves it: list<float32>, snappy, one row group."""
     ids = np.arange(number * rows, (number + 1) * rows)
     save_frame(path, number, {"embedding": list(vectors(number, rows)), "caption": sentences(number, rows), "id": ids})
+
+
+def write_plain(path: Path, number: int, rows: int) -> None:
+    """One parquet file with vectors that are neither compressed nor encoded, as the library writes them."""
+    arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    column = arrow.FixedSizeListArray.from_arrays(arrow.array(vectors(number, rows).reshape(-1)), DIMENSION)
+    options = {"compression": "none", "use_dictionary": False, "row_group_size": 24_000, "write_page_index": True}
+    parquet.write_table(arrow.table({"embedding": column}), path / f"{number:04}.parquet", **options)
 
 
 def write_metadata(path: Path, number: int, rows: int) -> None:
@@ -215,6 +229,7 @@ MAKERS: dict[str, Callable[[Path, int], None]] = {
     "npy-f32": in_parallel(write_npy_f32),
     "npy-f16": in_parallel(write_npy_f16),
     "parquet": in_parallel(write_parquet, PARQUET_FILES),
+    "parquet-plain": in_parallel(write_plain),
     "metadata": in_parallel(write_metadata),
     "many": make_many,
     "large": make_large,

@@ -11,6 +11,8 @@ from .floors import (
     COMPUTE,
     DASK_ALONE,
     DELAYED,
+    DISK_READS,
+    DISK_WRITES,
     GATHER,
     LOOP,
     ONE_CONNECTION,
@@ -21,6 +23,7 @@ from .floors import (
     XBATCHER,
     Bounded,
     Faster,
+    FasterThanSlower,
     Flat,
     Floor,
     Scales,
@@ -79,6 +82,7 @@ HALF = Source("npy float16 -> float32", "npy-f16")
 KEPT = Source("npy float16 kept", "npy-f16", dtype=None)
 PARQUET = Source("parquet list<float32> + 2 columns", "parquet", "parquet", ("caption", "id"))
 PAIRS = Source("parquet_npy + 2 string columns", "npy-f32+metadata", "parquet_npy", ("caption", "url"))
+PLAIN = Source("plain parquet", "parquet-plain", "parquet", dtype=None)
 LIMITS = {"64 MB": 64 * 10**6, "256 MB": 256 * 10**6, "1 GB": 10**9, "4 GB": 4 * 10**9}
 
 
@@ -138,8 +142,11 @@ def remote_works() -> list[Work]:
         "remote-http": ("npy float32 over HTTP", fast),
         "remote-s3-limited": ("npy float32 over S3, 60 MB/s a connection", scales),
     }
-    # Two rounds: most of their time is that of starting servers and processes.
-    return [Work(name, title, files, 8_192, rounds=2, floors=floors) for name, (title, floors) in titles.items()]
+    # Two rounds where floors are far: most of their time is that of starting servers and processes.
+    return [
+        Work(name, title, files, 8_192, rounds=None if name.endswith("-limited") else 2, floors=floors)
+        for name, (title, floors) in titles.items()
+    ]
 
 
 def lazy_works() -> list[Work]:
@@ -208,7 +215,18 @@ def sparse(size: str) -> Work:
     return Work(name, title, Source("sparse npy", name), 10_000, limit, rounds=1, floors=(Flat(32 * 10**6),))
 
 
-WORKS = {work.name: work for work in (*batch_works(), *other_works(), *lazy_works(), *remote_works(), *memory_works())}
+def convert_works() -> list[Work]:
+    """Whole collections from a disk, with nothing of them in memory, and to it."""
+    floor = FasterThanSlower((DISK_READS, DISK_WRITES), 0.6)
+    return [
+        Work(f"convert-{name}-{to}", f"{source.title} to {to}", source, rounds=3, floors=(floor,), optional=True)
+        for name, source in {"npy": NPY, "parquet": PLAIN}.items()
+        for to in ("npy", "parquet")
+    ]
+
+
+_ALL = (*batch_works(), *other_works(), *lazy_works(), *remote_works(), *memory_works(), *convert_works())
+WORKS = {work.name: work for work in _ALL}
 
 
 def select(patterns: list[str] | None, *, optional: bool) -> list[Work]:

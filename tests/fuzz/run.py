@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 from dask_embedding_reader import retries
 from dask_embedding_reader.errors import EmbeddingReaderError
@@ -78,8 +78,11 @@ def feed(run: Any, name: str, data: bytes, *, traced: bool = False) -> str:
         return f"fault: {type(error).__name__} in {where}: {str(error)[:120]!r}"
 
 
-def coverage_guided(name: str, inputs: int, seed: int) -> None:
-    """Hand the loop to atheris: it keeps inputs that reach new code and changes them; ours are where it starts."""
+def coverage_guided(name: str, inputs: int, seed: int) -> NoReturn:
+    """Hand the loop to atheris: it keeps inputs that reach new code and changes them; ours are where it starts.
+
+    It ends the process. The library must have been imported within ``atheris.instrument_imports``.
+    """
     import atheris  # type: ignore[import-untyped]
 
     seeds = [TARGETS[name].make(Random(seed * 2**40 + number)) for number in range(2_000)]
@@ -88,17 +91,22 @@ def coverage_guided(name: str, inputs: int, seed: int) -> None:
         rng = Random(number)
         return (atheris.Mutate(data, most) if rng.random() < 0.7 and data else rng.choice(seeds))[:most]
 
+    seen: set[str] = set()
+    logging.getLogger("dask_embedding_reader").setLevel(logging.ERROR)
     retries.FIRST_PAUSE_SECONDS = 0.0
     with guarded() as run:
 
         def one(data: bytes) -> None:
             outcome = feed(run, name, data)
-            if outcome.startswith("fault"):
-                sys.stdout.write(f"FAULT {name} {outcome} {base64.b64encode(data).decode()}\n")
+            if outcome.startswith("fault") and (kind := outcome[:90]) not in seen:
+                seen.add(kind)
+                sys.stdout.write(f"FAULT {name} {outcome} {_packed(data)}\n")
+                sys.stdout.flush()
 
         options = [f"-runs={inputs}", f"-seed={seed + 1}", "-max_len=20000", "-print_final_stats=1"]
         atheris.Setup([sys.argv[0], *options], one, custom_mutator=mutated)
         atheris.Fuzz()
+    raise SystemExit
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,9 +120,12 @@ def load_corpus() -> list[dict[str, str]]:
 
 
 def save_fault(fault: Found) -> None:
-    packed = base64.b64encode(zlib.compress(fault.data, 9)).decode()
-    entries = [*load_corpus(), {"target": fault.target, "what": fault.what, "data": packed}]
+    entries = [*load_corpus(), {"target": fault.target, "what": fault.what, "data": _packed(fault.data)}]
     CORPUS.write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def _packed(data: bytes) -> str:
+    return base64.b64encode(zlib.compress(data, 9)).decode()
 
 
 def unpack(entry: dict[str, str]) -> bytes:

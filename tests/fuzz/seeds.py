@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.support import random_rows, random_table, vectors_as
@@ -53,6 +54,32 @@ def parquet_seeds() -> list[bytes]:
         parquet_bytes("list", store_schema=False, write_statistics=False, version="1.0"),
         parquet_bytes("fixed_size_list", write_page_checksum=True, compression="lz4"),
     ]
+
+
+@cache
+def plain_seeds() -> list[bytes]:
+    """Parquet files of vectors alone that lie plainly in many small pages."""
+    return [
+        plain_bytes(storage, dimension, dtype, nullable)
+        for storage in ("list", "large_list", "fixed_size_list", "tensor")
+        for dimension, dtype in ((1, "<f4"), (3, "<f4"), (5, "<f8"), (4, "<f2"), (12, "<i4"))
+        for nullable in (False, True)
+    ] + [plain_bytes("fixed_size_list", 3, "<f4", True, write_page_checksum=True)]
+
+
+def plain_bytes(storage: str, dimension: int, dtype: str, nullable: bool, **options: Any) -> bytes:
+    """A parquet file of vectors alone that are neither compressed nor encoded."""
+    rows = random_rows(np.random.default_rng(1), ROWS, dimension, dtype)
+    vectors = vectors_as(rows, storage)
+    if not nullable and storage != "tensor":
+        items = vectors.type.value_field.with_nullable(False)
+        kind = {"list": pa.list_, "large_list": pa.large_list}.get(storage, lambda field: pa.list_(field, dimension))
+        vectors = vectors.cast(kind(items))
+    table = pa.Table.from_arrays([vectors], schema=pa.schema([pa.field("embedding", vectors.type, nullable=nullable)]))
+    sink = io.BytesIO()
+    small = {"row_group_size": 8, "data_page_size": 40, "write_batch_size": 4}
+    pq.write_table(table, sink, compression="none", use_dictionary=False, **small, **options)
+    return sink.getvalue()
 
 
 @cache

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import posixpath
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import fsspec
@@ -21,13 +24,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.formats import Columns, parquet, read_rows
 from dask_embedding_reader.formats.metadata import make_frame, merge_columns
 from dask_embedding_reader.formats.npy import NPY
 from dask_embedding_reader.saved_manifest import decode_manifest
-from dask_embedding_reader.storage import StoredFile
+from dask_embedding_reader.storage import StoredFile, fingerprint
 from tests.fuzz import mutate, seeds
 from tests.fuzz.guard import Fault
 
@@ -64,45 +68,85 @@ class OneFile(AbstractFileSystem):  # type: ignore[misc]
         return self.files[path][start:end]
 
 
-def stored(name: str, data: bytes) -> StoredFile:
+@contextmanager
+def in_one_file(name: str, data: bytes) -> Iterator[StoredFile]:
+    """Put an input into memory."""
     # Each input is another file: what is kept of one shall not answer for the next.
-    return StoredFile(OneFile({name: data}), name, len(data), str(len(data)))
+    yield StoredFile(OneFile({name: data}), name, len(data), str(len(data)))
+
+
+@contextmanager
+def on_disk(name: str, data: bytes) -> Iterator[StoredFile]:
+    """Put an input into a local file."""
+    with in_folder({name: data}) as root:
+        path = f"{root}/{name}"
+        info = {"size": len(data), "mtime": os.stat(path).st_mtime_ns}
+        yield StoredFile(LocalFileSystem(), path, len(data), fingerprint(info))
+
+
+Put = Callable[[str, bytes], AbstractContextManager[StoredFile]]
+"""Where an input is put."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
 
-def read_npy(data: bytes) -> bool:
-    header = NPY.read_header(stored("0.npy", data), Columns())
-    if not header.rows:
-        return False
-    rows = read_rows(NPY, header, Columns(), 0, header.rows)
+def read_npy(data: bytes, put: Put = in_one_file) -> bool:
+    with put("0.npy", data) as file:
+        header = NPY.read_header(file, Columns())
+        if not header.rows:
+            return False
+        part = some_rows(data, header.rows)
+        rows = read_rows(NPY, header, Columns(), part.start, part.stop)
     expected = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False, max_header_size=2**20)
-    same(rows.shape, expected.shape, "shape")
-    same(rows.tobytes(), expected.astype(expected.dtype.newbyteorder("=")).tobytes(), "rows")
+    same(header.rows, len(expected), "number of rows")
+    same(rows.shape, expected[part].shape, "shape")
+    same(rows.tobytes(), expected[part].astype(expected.dtype.newbyteorder("=")).tobytes(), "rows")
     return True
 
 
-def read_parquet(data: bytes, embedding: str | None = "embedding") -> bool:
+def some_rows(data: bytes, count: int) -> slice:
+    """Nearly always all rows; chosen by the input itself, so that it does the same again."""
+    chance = Random(zlib.crc32(data))
+    if chance.random() < 0.8:
+        return slice(0, count)
+    start = chance.randrange(count)
+    return slice(start, chance.randint(start + 1, count))
+
+
+def read_parquet(
+    data: bytes,
+    embedding: str | None = "embedding",
+    put: Put = in_one_file,
+    names: Sequence[str] = seeds.COLUMNS,
+) -> bool:
     """Vectors and metadata of one file; each may be refused alone."""
-    file = stored("0.parquet", data)
-    header = parquet.PARQUET.read_header(file, Columns(embedding, None, seeds.COLUMNS))
-    if not header.rows or header.rows * max(header.dimension, 1) > MOST_NBYTES:
-        return False
-    table = pa.Table.from_batches(list(parquet.iter_tables(header, seeds.COLUMNS, 0, header.rows)))
-    fields = merge_columns(seeds.COLUMNS, [file.url], [header.meta])
-    frame = make_frame(fields, table, pd.RangeIndex(header.rows))
-    same([frame[f.name].dtype for f in fields], [f.dtype for f in fields], "dtypes")
-    rows = read_rows(parquet.PARQUET, header, Columns(embedding), 0, header.rows) if embedding else None
+    with put("0.parquet", data) as file:
+        header = parquet.PARQUET.read_header(file, Columns(embedding, None, tuple(names)))
+        if not header.rows or header.rows * max(header.dimension, 1) > MOST_NBYTES:
+            return False
+        part = some_rows(data, header.rows)
+        table: Any = None
+        if names:
+            table = pa.Table.from_batches(list(parquet.iter_tables(header, names, part.start, part.stop)))
+            fields = merge_columns(names, [file.url], [header.meta])
+            frame = make_frame(fields, table, pd.RangeIndex(part.start, part.stop))
+            same([frame[f.name].dtype for f in fields], [f.dtype for f in fields], "dtypes")
+        rows = None
+        if embedding:
+            rows = read_rows(parquet.PARQUET, header, Columns(embedding), part.start, part.stop)
     try:
         expected = pq.read_table(
-            io.BytesIO(data), columns=[*seeds.COLUMNS, *([embedding] if embedding else [])], use_threads=False
+            io.BytesIO(data), columns=[*names, *([embedding] if embedding else [])], use_threads=False
         )
     except (pa.ArrowException, OSError):  # it looks at more than is needed, such as the types that chunks repeat
         return True
+    if expected.num_rows != header.rows and part != slice(0, header.rows):
+        return True  # levels are damaged that count rows: this shows where a row group ends, which was not reached
     same(expected.num_rows, header.rows, "number of rows")
-    for name in seeds.COLUMNS:
+    expected = expected.slice(part.start, part.stop - part.start)
+    for name in names:
         if not _decoded(table[name]).equals(_decoded(expected[name])):
             raise Fault(f"column {name} is not what pyarrow reads")
     if rows is not None and embedding:
@@ -123,9 +167,9 @@ def same(found: Any, expected: Any, what: str) -> None:
         raise Fault(f"{what}: {str(found)[:200]} where {str(expected)[:200]} was expected")
 
 
-def read_pair(data: bytes) -> bool:
+def read_pair(data: bytes, folder: Callable[[dict[str, bytes]], AbstractContextManager[str]]) -> bool:
     (length,) = struct.unpack("<I", data[:4])
-    with in_memory({"e/0.npy": data[4 : 4 + length], "e/0.parquet": data[4 + length :]}) as root:
+    with folder({"e/0.npy": data[4 : 4 + length], "e/0.parquet": data[4 + length :]}) as root:
         reader = EmbeddingReader(f"{root}/e", "parquet_npy", meta_columns=list(seeds.COLUMNS))
         if reader.total_size > MOST_NBYTES:
             return False
@@ -156,6 +200,17 @@ def in_memory(files: dict[str, bytes]) -> Iterator[str]:
         yield "memory://fuzz"
     finally:
         memory.store.clear()
+
+
+@contextmanager
+def in_folder(files: dict[str, bytes]) -> Iterator[str]:
+    """Put files into a new local folder, in memory where the system has such folders."""
+    with TemporaryDirectory(prefix="fuzz-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as root:
+        for name, data in files.items():
+            os.makedirs(os.path.dirname(f"{root}/{name}"), exist_ok=True)
+            with open(f"{root}/{name}", "wb") as opened:
+                opened.write(data)
+        yield root
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -356,11 +411,25 @@ def _parquet(mutator: Callable[[Random, list[bytes]], bytes]) -> Callable[[Rando
     return lambda rng: mutator(rng, seeds.parquet_seeds())
 
 
+def make_local_parquet(rng: Random) -> bytes:
+    """Mostly vectors that need no decoding, which only local files are read without."""
+    files = seeds.plain_seeds() if rng.random() < 0.9 else seeds.parquet_seeds()
+    return rng.choice((mutate.parquet_footer, mutate.parquet_pages, mutate.parquet_pages))(rng, files)
+
+
+def read_local_parquet(data: bytes) -> bool:
+    """Vectors alone, or with a column of metadata where the footer names one."""
+    return read_parquet(data, "embedding", on_disk, ("id",) if b"caption" in data else ())
+
+
 TARGETS = {
-    "npy": Target(lambda rng: mutate.npy(rng, seeds.npy_seeds()), read_npy, 52),
-    "parquet footer": Target(_parquet(mutate.parquet_footer), read_parquet, 30),
+    "npy": Target(lambda rng: mutate.npy(rng, seeds.npy_seeds()), read_npy, 40),
+    "parquet footer": Target(_parquet(mutate.parquet_footer), read_parquet, 24),
     "parquet pages": Target(_parquet(mutate.parquet_pages), read_parquet, 10),
-    "pair": Target(make_pair, read_pair, 2),
+    "pair": Target(make_pair, lambda data: read_pair(data, in_memory), 2),
     "manifest": Target(make_manifest, read_saved, 4),
     "arguments": Target(make_arguments, read_arguments, 2),
+    "local npy": Target(lambda rng: mutate.npy(rng, seeds.npy_seeds()), lambda data: read_npy(data, on_disk), 4),
+    "local parquet": Target(make_local_parquet, read_local_parquet, 12),
+    "local pair": Target(make_pair, lambda data: read_pair(data, in_folder), 2),
 }

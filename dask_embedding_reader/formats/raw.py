@@ -1,0 +1,81 @@
+"""Vectors that lie in a file one after the other, as they do in memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from dask_embedding_reader.errors import ReadError
+from dask_embedding_reader.formats import Array, RowReader
+from dask_embedding_reader.formats.cast import cast_into
+from dask_embedding_reader.storage import StoredFile, is_local, read_into
+
+_SCRATCH_NBYTES = 2**19
+"""Vectors that must be cast are read in blocks of this size: they stay in the processor's cache between the two."""
+
+
+def _read_raw(file: StoredFile, position: int, dtype: np.dtype[Any], outs: Sequence[Array]) -> None:
+    """Fill arrays, one after the other, with the vectors of a dtype that begin at a byte of a file."""
+    if all(out.dtype == dtype for out in outs):
+        read_into(file, position, [_bytes(out) for out in outs])
+    elif all(out.dtype == dtype.newbyteorder() for out in outs):
+        read_into(file, position, [_bytes(out) for out in outs])
+        for out in outs:
+            out.byteswap(inplace=True)
+    else:
+        _read_cast(file, position, dtype, deque(outs))
+
+
+def raw_reader(file: StoredFile, position: int, dtype: np.dtype[Any], row_nbytes: int, row: int) -> RowReader:
+    """Return a function that fills arrays with the vectors from a row on, which begin at a byte of a file."""
+
+    def read(outs: Sequence[Array]) -> None:
+        nonlocal position, row
+        rows = sum(map(len, outs))
+        with naming_rows(row, row + rows):
+            _read_raw(file, position, dtype, outs)
+        position += rows * row_nbytes
+        row += rows
+
+    return read
+
+
+@contextmanager
+def naming_rows(start: int, stop: int) -> Iterator[None]:
+    """Have errors of reading say which rows of the file are concerned."""
+    try:
+        yield
+    except ReadError as error:
+        raise type(error)(f"rows {start:,} to {stop:,}: {error}") from error
+
+
+def _bytes(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _read_cast(file: StoredFile, position: int, dtype: np.dtype[Any], outs: deque[Array]) -> None:
+    rows, dimension = sum(map(len, outs)), outs[0].shape[1]
+    step = rows
+    if is_local(file.filesystem):  # elsewhere each block would be a request
+        step = max(1, _SCRATCH_NBYTES // (dimension * dtype.itemsize))
+    scratch = np.empty((min(step, rows), dimension), dtype)
+    for first in range(0, rows, step):
+        block = scratch[: rows - first]
+        read_into(file, position, [_bytes(block)])
+        copy_rows(block, outs)
+        position += block.nbytes
+
+
+def copy_rows(values: Array, outs: deque[Array]) -> None:
+    """Copy rows into arrays, one after the other; what is filled is taken out."""
+    while len(values):
+        out = outs.popleft()
+        count = min(len(out), len(values))
+        cast_into(out[:count], values[:count])
+        values = values[count:]
+        if count < len(out):
+            outs.appendleft(out[count:])

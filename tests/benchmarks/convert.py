@@ -1,0 +1,84 @@
+"""Contenders that convert collections, and what the disk does with as many bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+
+from .contenders import Answer, Job, contends, import_libraries
+from .data import DIMENSION, FILES, Data, evict
+from .floors import DISK_READS, DISK_WRITES, OURS
+from .works import Work
+
+THREADS = 8
+BLOCK_NBYTES = 8 * 2**20
+
+
+def prepare(work: Work, data: Data) -> Path:
+    """Bring the disk to rest, with nothing of the source in memory; return an empty place to write to."""
+    target = data.root / "converted"
+    shutil.rmtree(target, ignore_errors=True)
+    os.sync()
+    for path in data.files(work.data):
+        evict(path)
+    return target
+
+
+@contends(OURS, "convert-*")
+def convert(work: Work, data: Data) -> Job:
+    """One call."""
+    import_libraries(work)
+    package = import_module("dask_embedding_reader")
+    import_module("dask_embedding_reader.write")
+    target = prepare(work, data)
+
+    def job() -> Answer:
+        reader = package.EmbeddingReader(str(data.folder(work.data)), work.source.file_format)
+        package.write_embeddings(reader, target, work.name.rpartition("-")[2])
+        return {"rows": reader.count}
+
+    return job
+
+
+@contends(DISK_READS, "convert-*")
+def read(work: Work, data: Data) -> Job:
+    """Read the files, several at a time."""
+    prepare(work, data)
+
+    def read_file(path: Path) -> None:
+        block = bytearray(BLOCK_NBYTES)
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(block):
+                pass
+
+    def job() -> Answer:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(read_file, data.files(work.data)))
+        return {}
+
+    return job
+
+
+@contends(DISK_WRITES, "convert-*")
+def write(work: Work, data: Data) -> Job:
+    """Write as many bytes, several files at a time, and wait until the disk has them."""
+    target = prepare(work, data)
+    target.mkdir()
+    block = os.urandom(BLOCK_NBYTES)
+
+    def write_file(number: int) -> None:
+        rest = data.rows * DIMENSION * 4
+        with (target / str(number)).open("wb", buffering=0) as file:
+            while rest:
+                rest -= file.write(block[:rest])
+            os.fsync(file.fileno())
+
+    def job() -> Answer:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(write_file, range(FILES)))
+        return {}
+
+    return job

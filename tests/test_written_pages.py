@@ -1,0 +1,179 @@
+"""Vectors are put into parquet files as they lie in memory; readers find in them what pyarrow would have written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dask_embedding_reader import EmbeddingReader, write_embeddings
+from dask_embedding_reader.formats import parquet
+from dask_embedding_reader.formats.parquet_footer import page_header, spell_length
+from dask_embedding_reader.write import encoding, pages
+
+DTYPES = ["f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
+ROWS = 1_000
+
+
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several row groups of several pages, the last of them shorter."""
+    monkeypatch.setattr(encoding, "_GROUP_NBYTES", 20_000)
+    monkeypatch.setattr(pages, "_PAGE_NBYTES", 3_000)
+
+
+def vectors(dtype: str, dimension: int) -> Any:
+    numbers = np.random.default_rng(dimension).integers(-(2**62), 2**62, (ROWS, dimension))
+    return numbers.astype(dtype) if dtype[0] != "f" else (numbers / 2**58).astype(dtype)
+
+
+def metadata() -> pd.DataFrame:
+    words = [None if k % 7 == 0 else f"word {k}" for k in range(ROWS)]
+    return pd.DataFrame({"id": np.arange(ROWS), "word": pd.Series(words, dtype="str"), "x": np.arange(ROWS) / 3})
+
+
+def as_pyarrow_writes(path: Path, array: Any, frame: pd.DataFrame | None) -> None:
+    """The same columns, all encoded by pyarrow."""
+    items = pa.array(array.reshape(-1))
+    kind = pa.list_(pa.field("element", items.type, nullable=False), array.shape[1])
+    others = [] if frame is None else [pa.array(frame[name], from_pandas=name == "word") for name in frame.columns]
+    fields = [pa.field("embedding", kind, nullable=False)]
+    fields += [
+        pa.field(name, column.type)
+        for name, column in zip([] if frame is None else list(frame.columns), others, strict=True)
+    ]
+    table = pa.Table.from_arrays(
+        [pa.FixedSizeListArray.from_arrays(items, type=kind), *others], schema=pa.schema(fields)
+    )
+    pq.write_table(table, path)
+
+
+def both(tmp_path: Path, array: Any, frame: pd.DataFrame | None) -> tuple[Path, Path]:
+    """A file of ours, and what pyarrow makes of the same."""
+    write_embeddings(array, tmp_path / "ours", "parquet", frame)
+    as_pyarrow_writes(tmp_path / "theirs.parquet", array, frame)
+    return tmp_path / "ours" / "00000000.parquet", tmp_path / "theirs.parquet"
+
+
+def read_with_duckdb(path: Path) -> Any:
+    duckdb = pytest.importorskip("duckdb")
+    return duckdb.sql(f"select * from read_parquet('{path}')").fetchall()
+
+
+def read_with_polars(path: Path) -> Any:
+    return pytest.importorskip("polars").read_parquet(path).rows()
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "pyarrow": lambda path: pq.read_table(path).to_pylist(),
+    "duckdb": read_with_duckdb,
+    "polars": read_with_polars,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("has_metadata", [False, True])
+@pytest.mark.parametrize(("dtype", "dimension"), [*((dtype, 3) for dtype in DTYPES), ("f4", 1), ("f4", 1_000)])
+def test_other_readers_find_what_pyarrow_would_have_written(
+    tmp_path: Path, reader: str, has_metadata: bool, dtype: str, dimension: int
+) -> None:
+    ours, theirs = both(tmp_path, vectors(dtype, dimension), metadata() if has_metadata else None)
+    assert READERS[reader](ours) == READERS[reader](theirs)
+
+
+@pytest.mark.parametrize("reader", ["duckdb", "polars"])
+def test_they_find_some_rows_and_columns(tmp_path: Path, reader: str) -> None:
+    """Which row groups and pages hold them, the statistics and the page index tell."""
+    ours, theirs = both(tmp_path, vectors("f4", 8), metadata())
+    if reader == "duckdb":
+        duckdb = pytest.importorskip("duckdb")
+        query = "select embedding, word from read_parquet('{}') where id between 611 and 640 order by id"
+        found, expected = (duckdb.sql(query.format(path)).fetchall() for path in (ours, theirs))
+    else:
+        polars = pytest.importorskip("polars")
+        wanted = polars.col("id").is_between(611, 640)
+        found, expected = (polars.scan_parquet(path).filter(wanted).collect().rows() for path in (ours, theirs))
+    assert len(found) == 30
+    assert found == expected
+
+
+@pytest.mark.parametrize(("dtype", "dimension"), [*((dtype, 3) for dtype in DTYPES), ("f4", 1), ("f4", 1_000)])
+def test_our_reader_finds_them_with_and_without_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, dimension: int
+) -> None:
+    array, frame = vectors(dtype, dimension), metadata()
+    write_embeddings(array, tmp_path, "parquet", frame)
+    memory = fsspec.filesystem("memory")  # where pyarrow decodes all pages
+    memory.put(str(tmp_path / "00000000.parquet"), f"{tmp_path}/0.parquet")
+    for source in (str(tmp_path), f"memory://{tmp_path}/0.parquet"):
+        reader = EmbeddingReader(source, "parquet", meta_columns=list(frame.columns))
+        for start, stop in [(0, ROWS), (3, 5), (599, 777)]:
+            rows, meta = next(reader(ROWS, start, stop, dtype=None, show_progress=False))
+            np.testing.assert_array_equal(rows, array[start:stop])
+            assert meta["id"].tolist() == list(range(start, stop))
+            assert meta["word"].isna().tolist() == frame["word"][start:stop].isna().tolist()
+    memory.rm(str(tmp_path), recursive=True)
+    if dtype not in ("i1", "u1", "i2", "u2"):  # which are stored as wider ones
+        monkeypatch.delattr(parquet, "iter_tables")
+        next(EmbeddingReader(tmp_path, "parquet")(ROWS, show_progress=False))
+
+
+def test_footers_say_what_pyarrow_would_have_said(tmp_path: Path) -> None:
+    path, theirs = both(tmp_path, vectors("f4", 8), metadata())
+    ours, expected = pq.ParquetFile(path), pq.ParquetFile(theirs)
+    assert ours.schema_arrow.equals(expected.schema_arrow, check_metadata=True)
+    assert ours.schema.equals(expected.schema)
+    assert ours.metadata.num_rows == ROWS
+    assert ours.metadata.num_row_groups > 1
+    first_row = 0
+    for number in range(ours.metadata.num_row_groups):
+        group = ours.metadata.row_group(number)
+        columns = [group.column(k).to_dict() for k in range(group.num_columns)]
+        assert columns[0]["num_values"] == group.num_rows * 8
+        assert columns[0]["compression"] == "UNCOMPRESSED"
+        assert set(columns[0]["encodings"]) == {"PLAIN", "RLE"}
+        assert group.total_byte_size == sum(column["total_uncompressed_size"] for column in columns)
+        assert columns[1]["statistics"]["min"] == first_row
+        first_row += group.num_rows
+
+
+def test_the_page_index_tells_where_pages_are(tmp_path: Path) -> None:
+    array = vectors("f4", 8)
+    write_embeddings(array, tmp_path, "parquet", metadata())
+    path = tmp_path / "00000000.parquet"
+    data, file = path.read_bytes(), pq.ParquetFile(path)
+    row = 0
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        assert all(group.column(k).has_offset_index for k in range(group.num_columns))
+        position = group.column(0).data_page_offset
+        stop = position + group.column(0).total_compressed_size
+        index = b""
+        for first in range(0, group.num_rows, 3_000 // 32):
+            found = page_header(data[position : position + 100])
+            assert found is not None
+            (nbytes, values, _), head = found
+            rows = values // 8
+            end = position + head + nbytes
+            assert data[end - 32 * rows : end] == array[row : row + rows].tobytes()
+            # A PageLocation of Thrift: three numbers, each after the kind of its field.
+            numbers = [spell_length(2 * number) for number in (position, head + nbytes, first)]
+            index += b"".join(b"%c%s" % pair for pair in zip(b"\x16\x15\x16", numbers, strict=True)) + b"\0"
+            position, row = position + head + nbytes, row + rows
+        assert position == stop
+        assert index in data[stop:]
+    assert row == ROWS
+
+
+def test_files_are_the_same_each_time(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_embeddings(vectors("f4", 8), tmp_path / name, "parquet", metadata())
+    first, second = ((tmp_path / name / "00000000.parquet").read_bytes() for name in ("a", "b"))
+    assert first == second
