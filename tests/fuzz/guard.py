@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+# Dask imports it in the first computation of a process, which takes longer than any input may.
+import distributed  # noqa: F401
 import pyarrow as pa
 
 SECONDS = 1.0
