@@ -294,7 +294,7 @@ class _Reading:
 
             def read_frame(rows: tuple[int, int]) -> tuple[pd.DataFrame, int]:
                 table = read(rows[1] - rows[0])
-                frame = make_frame(fields, table, pd.RangeIndex(rows[1] - rows[0]))
+                frame = make_frame(fields, table, pd.RangeIndex(rows[1] - rows[0]), header.file.url)
                 frame[ROW_NUMBER] = np.arange(*rows, dtype=np.int64)
                 return frame, table.nbytes
 

@@ -251,7 +251,7 @@ def read_frame(piece: MetaPiece, columns: Sequence[str]) -> pd.DataFrame:
         return empty_frame(fields).set_axis(index) if fields else pd.DataFrame(index=index)
     with _as_worker(piece.version):
         read = open_table(piece.header, [field.name for field in fields], piece.start, piece.stop)
-        return make_frame(fields, read(len(index)), index)
+        return make_frame(fields, read(len(index)), index, piece.header.file.url)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 def pytest_collection_finish() -> None:
     """Spare the garbage collector all that was imported, which takes it 0.2 s each time, often for a single test."""
-    # When its first test begins, hypothesis looks for what refers to the random generators it manages, and does not find
-    # what is frozen: older releases warn then, which is an error here.
+    # When its first test begins, hypothesis looks for what refers to its random generators, and does not see what is
+    # frozen: older releases warn then, which is an error here.
     given(st.none())(lambda _: None)()
     gc.collect()
     gc.freeze()

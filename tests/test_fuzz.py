@@ -71,5 +71,24 @@ def test_a_million_inputs_find_no_fault() -> None:
 def test_nulls_that_the_statistics_deny_are_no_floats() -> None:
     """A damaged page found this: integers came back as floating-point numbers."""
     table = pa.table({"id": pa.array([1, None, 3], pa.int64())})
-    with pytest.raises(FormatError, match=r"'id' holds nulls, but the statistics .* none"):
-        make_frame([MetaField("id", pa.int64(), has_nulls=False)], table, pd.RangeIndex(3))
+    with pytest.raises(FormatError, match=r"a\.parquet: column 'id' holds nulls, but its statistics .* none"):
+        make_frame([MetaField("id", pa.int64(), has_nulls=False)], table, pd.RangeIndex(3), "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("promised", "stored"),
+    [
+        (pa.duration("s"), pa.array(["1", "2"])),  # a damaged manifest found this: pyarrow's own error
+        (pa.int64(), pa.array(["1", "2"])),  # these would have become other values, or the same in another type
+        (pa.timestamp("ns"), pa.array([1, 2])),
+        (pa.int8(), pa.array([1, 2])),
+        (pa.large_string(), pa.array([1, 2])),
+        (pa.timestamp("s"), pa.array([1_000, 1_500], pa.timestamp("ms"))),
+        (pa.list_(pa.int8()), pa.array([[1], [300]], pa.list_(pa.int64()))),
+    ],
+    ids=str,
+)
+def test_metadata_of_another_type_than_was_promised(promised: pa.DataType, stored: pa.Array) -> None:
+    fields = [MetaField("id", promised, has_nulls=True)]
+    with pytest.raises(FormatError, match=r"a\.parquet: column 'id' is .*, which does not hold the promised"):
+        make_frame(fields, pa.table({"id": stored}), pd.RangeIndex(2), "a.parquet")

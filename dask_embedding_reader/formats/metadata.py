@@ -7,6 +7,7 @@ Here the dtype of a column follows from what all files say of it before any valu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,19 +158,25 @@ def empty_frame(fields: Sequence[MetaField]) -> pd.DataFrame:
     return pd.DataFrame({field.name: pd.array([], dtype=field.dtype) for field in fields})
 
 
-def make_frame(fields: Sequence[MetaField], table: pa.Table, index: pd.Index) -> pd.DataFrame:
-    """Turn decoded columns into a frame with the dtypes that the whole collection has."""
-    table = table.cast(pa.schema([(field.name, field.type) for field in fields]))
-    columns = {field.name: _values(field, table.column(field.name)) for field in fields}
+def make_frame(fields: Sequence[MetaField], table: pa.Table, index: pd.Index, url: str) -> pd.DataFrame:
+    """Turn decoded columns of a file into a frame with the dtypes that the whole collection has.
+
+    Raises
+    ------
+    FormatError
+        If a column is not what the file, or the manifest that tells of it, has promised.
+    """
+    columns = {field.name: _values(field, table.column(field.name), url) for field in fields}
     return pd.DataFrame(columns, index=index, copy=False)
 
 
-def _values(field: MetaField, values: pa.ChunkedArray) -> Any:
+def _values(field: MetaField, values: pa.ChunkedArray, url: str) -> Any:
     dtype = field.dtype
+    values = _cast(field, values, url)
     if values.null_count and not field.has_nulls:
         raise FormatError(
-            f"the metadata column {field.name!r} holds nulls, but the statistics of its files promise that there is "
-            "none; write the files again, or leave the column out of meta_columns"
+            f"{url}: column {field.name!r} holds nulls, but its statistics promise that there is none; write the file "
+            "again, or leave the column out of meta_columns"
         )
     if hasattr(dtype, "__from_arrow__"):
         return dtype.__from_arrow__(values)
@@ -177,3 +184,17 @@ def _values(field: MetaField, values: pa.ChunkedArray) -> Any:
         return values.to_pandas().to_numpy()
     array = values.to_numpy()
     return array if array.flags.writeable else array.copy()  # users write into their batches
+
+
+def _cast(field: MetaField, values: pa.ChunkedArray, url: str) -> pa.ChunkedArray:
+    """Return values in the type that holds those of every file. What was told of them, and led to it, may be wrong."""
+    stored = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    common = _common_type(field.type, _plain(stored))
+    # What has a common type only with what is finer, is seconds, which are stored as milliseconds.
+    if common == field.type or (common is not None and pa.types.is_temporal(field.type)):
+        with suppress(pa.ArrowException):  # milliseconds may be no whole seconds
+            return values.cast(field.type)
+    raise FormatError(
+        f"{url}: column {field.name!r} is {stored}, which does not hold the promised {field.type}; save the manifest "
+        "again if there is one, else write the file again, or leave the column out of meta_columns"
+    )

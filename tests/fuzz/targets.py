@@ -131,7 +131,7 @@ def read_parquet(
         if names:
             table = pa.Table.from_batches(list(parquet.iter_tables(header, names, part.start, part.stop)))
             fields = merge_columns(names, [file.url], [header.meta])
-            frame = make_frame(fields, table, pd.RangeIndex(part.start, part.stop))
+            frame = make_frame(fields, table, pd.RangeIndex(part.start, part.stop), file.url)
             same([frame[f.name].dtype for f in fields], [f.dtype for f in fields], "dtypes")
         rows = None
         if embedding:
