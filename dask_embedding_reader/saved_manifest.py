@@ -113,7 +113,7 @@ def encode_manifest(manifest: SavedManifest) -> bytes:
     }
     table = pa.table(columns, schema=_SCHEMA).replace_schema_metadata({_KEY: json.dumps(facts)})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return bytes(sink.getvalue())
 
 
@@ -141,7 +141,7 @@ def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
         If it is damaged, of another version, or would lead out of the folder.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
         facts = json.loads((table.schema.metadata or {})[_KEY])
         if facts["version"] != _VERSION:
             _fail(where, f"is of version {facts['version']!r}, this library reads {_VERSION}")

@@ -30,6 +30,7 @@ from dask_embedding_reader.errors import (
     MismatchError,
     NoFilesError,
 )
+from dask_embedding_reader.saved_manifest import decode_manifest
 from tests import servers
 from tests.stores import Bucket, emptied_bucket
 from tests.support import FORMATS, assert_batches, write_collection
@@ -304,6 +305,54 @@ def test_a_lie_about_a_file_shows_when_it_is_read(tmp_path: Path) -> None:
     rewrite(tmp_path / "_manifest.parquet", narrower)
     with pytest.raises(MismatchError):
         EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (pa.list_(pa.int64()), "dtype", "<i1"),  # would have been cast, 1,000 to -24
+        (pa.list_(pa.int32()), "dtype", "<u4"),  # would have been taken as they lie
+        (pa.list_(pa.float32(), 2), "dtype", "<f8"),
+        (pa.list_(pa.float32(), 2), "dimension", 3),
+        (pa.binary(8), "dimension", 3),
+    ],
+    ids=str,
+)
+def test_a_lie_about_vectors_in_parquet_shows_when_they_are_read(
+    tmp_path: Path, kind: pa.DataType, name: str, value: Any
+) -> None:
+    rows: Any = [b"ab" * 4] * 5 if pa.types.is_fixed_size_binary(kind) else [[1_000, 2]] * 5
+    pq.write_table(pa.table({"embedding": pa.array(rows, kind)}), tmp_path / "0.parquet")
+    dtype = "float32" if pa.types.is_fixed_size_binary(kind) else None
+    EmbeddingReader(tmp_path, "parquet", embedding_dtype=dtype).save_manifest()
+    rewrite(tmp_path / "_manifest.parquet", _set(name, value))
+    reader = EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+    lie = r"0\.parquet: column 'embedding' is .*, which does not hold the promised vectors of . \w+; save the manifest"
+    with pytest.raises(FormatError, match=lie):
+        reader.to_dask_array().compute()
+    with pytest.raises(FormatError, match=lie):
+        list(reader(batch_size=2, show_progress=False))
+
+
+def test_a_flipped_bit_in_a_manifest_changes_nothing_or_is_noticed(tmp_path: Path) -> None:
+    for number in range(20):
+        np.save(tmp_path / f"{number}.npy", np.full((number + 1, 3), number, np.float32))
+    EmbeddingReader(tmp_path).save_manifest()
+    saved = (tmp_path / "_manifest.parquet").read_bytes()
+
+    def decode(data: bytes) -> Any:
+        return decode_manifest(data, "m", lambda source, path: (fsspec.filesystem("file"), path)).files
+
+    files = decode(saved)
+    noticed = 0
+    for position in range(4, len(saved) - 8 - int.from_bytes(saved[-8:-4], "little"), 3):
+        damaged = bytearray(saved)
+        damaged[position] ^= 1 << position % 8
+        try:
+            assert decode(bytes(damaged)) == files
+        except FormatError:
+            noticed += 1
+    assert noticed > 200
 
 
 @pytest.mark.filterwarnings("ignore:pickle-based|pyarrow.PyExtensionType")  # pyarrow 16 warns that it unpickles nothing

@@ -225,6 +225,14 @@ def _meta_column(file: StoredFile, footer: Footer, name: str) -> MetaColumn:
 def _vector_type(file: StoredFile, footer: Footer, columns: Columns) -> tuple[np.dtype[Any], int]:
     """Return the dtype and dimension of the vector column, told by the footer alone."""
     field, leaves = _field(file, footer, columns.embedding or "")
+    dtype, dimension = _type_of_items(file, field, columns)
+    if not pa.types.is_fixed_size_binary(field.type):
+        dimension = _dimension(f"{file.url}: column {field.name!r}", footer, leaves[0], dimension)
+    return dtype, dimension or 0
+
+
+def _type_of_items(file: StoredFile, field: pa.Field, columns: Columns) -> tuple[np.dtype[Any], int | None]:
+    """Return the dtype of the vector column, and its dimension if the type tells it."""
     kind, where = field.type, f"{file.url}: column {field.name!r}"
     if pa.types.is_fixed_size_binary(kind):
         return _binary_type(where, kind.byte_width, columns.embedding_dtype)
@@ -244,7 +252,7 @@ def _vector_type(file: StoredFile, footer: Footer, columns: Columns) -> tuple[np
         raise FormatError(f"{where} is {kind}, not a list of numbers; {remedy} (embedding_column=...)")
     if not (pa.types.is_floating(item) or pa.types.is_integer(item)):
         raise FormatError(f"{where} is {kind}; its items must be integers or floating-point numbers")
-    return np.dtype(item.to_pandas_dtype()), _dimension(where, footer, leaves[0], dimension)
+    return np.dtype(item.to_pandas_dtype()), dimension
 
 
 def _binary_type(where: str, width: int, dtype: np.dtype[Any] | None) -> tuple[np.dtype[Any], int]:
@@ -278,6 +286,7 @@ def _dimension(where: str, footer: Footer, leaf: int, dimension: int | None) -> 
 def _iter_blocks(header: FileHeader, columns: Columns, start: int, stop: int) -> Iterator[tuple[int, RowReader]]:
     """Yield how many of the vectors ``[start, stop)`` are next, and what reads these: as they lie there, or decoded."""
     try:
+        _check_type(header, columns)
         for rows, read in _iter_plain_blocks(header, columns, start, stop):
             yield rows, read
             start += rows
@@ -288,6 +297,17 @@ def _iter_blocks(header: FileHeader, columns: Columns, start: int, stop: int) ->
         for table in iter_tables(header, (columns.embedding or "",), start, stop, step):
             yield table.num_rows, _array_reader(_vectors(header, columns, start, table.column(0)))
             start += table.num_rows
+
+
+def _check_type(header: FileHeader, columns: Columns) -> None:
+    """Refuse vectors of another type than the header tells, which may come from a manifest that is wrong."""
+    field, _ = _field(header.file, _footer(header.file), columns.embedding or "")
+    dtype, dimension = _type_of_items(header.file, field, columns)
+    if dtype != header.dtype or dimension not in (None, header.dimension):
+        raise FormatError(
+            f"{header.file.url}: column {field.name!r} is {field.type}, which does not hold the promised vectors of "
+            f"{header.dimension} {header.dtype}; save the manifest again"
+        )
 
 
 def _array_reader(vectors: Array) -> RowReader:
