@@ -151,6 +151,8 @@ def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
         if len({tuple(schema.names) for schema in schemas if len(schema)}) > 1:
             _fail(where, "describes different columns in different files")
         files = _decode_files(table.select(_SCHEMA.names).cast(_SCHEMA), where, meta, locate)
+        if not isinstance(facts["embedding_column"], str | None):
+            _fail(where, f"names the column of vectors {facts['embedding_column']!r}")
         written = facts["written"]
         if not (written is None or isinstance(written, dict)):
             _fail(where, "does not say how it was written")

@@ -258,6 +258,7 @@ def _set(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], No
         ("file_format", "pickle"),
         ("columns", None),
         ("embedding_dtype", "O"),
+        ("embedding_column", 3),
         ("written", "yes"),
         ("sources", "x"),
     ],
@@ -315,6 +316,7 @@ def test_a_lie_about_a_file_shows_when_it_is_read(tmp_path: Path) -> None:
         (pa.list_(pa.float32(), 2), "dtype", "<f8"),
         (pa.list_(pa.float32(), 2), "dimension", 3),
         (pa.binary(8), "dimension", 3),
+        (pa.binary(8), "dimension", 0),
     ],
     ids=str,
 )

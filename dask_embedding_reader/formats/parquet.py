@@ -293,7 +293,7 @@ def _iter_blocks(header: FileHeader, columns: Columns, start: int, stop: int) ->
     except ReadError as error:
         raise type(error)(f"rows {start:,} to {stop:,}: {error}") from error
     if start < stop:
-        step = max(1, _DECODE_NBYTES // (header.dimension * header.dtype.itemsize))
+        step = max(1, _DECODE_NBYTES // max(1, header.dimension * header.dtype.itemsize))
         for table in iter_tables(header, (columns.embedding or "",), start, stop, step):
             yield table.num_rows, _array_reader(_vectors(header, columns, start, table.column(0)))
             start += table.num_rows
