@@ -148,6 +148,8 @@ def reopen_manifest(
         raise FormatError(f"{url}: not a usable manifest: it names no file of vectors; remove it, and save it again")
     metadata = headers(METADATA, metadata_roots or roots)
     layout = get_format(saved.file_format)
+    if names and not metadata[0] and layout.metadata != "same":
+        raise FormatError(f"{url}: not a usable manifest: it names no file of metadata; remove it, and save it again")
     columns = saved.columns._replace(meta=names)
     return make_manifest(layout, columns, vectors, metadata if metadata[0] else None)
 

@@ -150,20 +150,20 @@ def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
         meta = [tuple(MetaColumn(field.type, field.nullable) for field in schema) for schema in schemas]
         if len({tuple(schema.names) for schema in schemas if len(schema)}) > 1:
             _fail(where, "describes different columns in different files")
-        files = _decode_files(table.select(_SCHEMA.names).cast(_SCHEMA), where, meta, locate)
+        sources, metadata_sources = int(facts["sources"]), int(facts["metadata_sources"])
+        files = _decode_files(
+            table.select(_SCHEMA.names).cast(_SCHEMA), where, meta, range(sources + metadata_sources), locate
+        )
         if not isinstance(facts["embedding_column"], str | None):
             _fail(where, f"names the column of vectors {facts['embedding_column']!r}")
         written = facts["written"]
         if not (written is None or isinstance(written, dict)):
             _fail(where, "does not say how it was written")
-        return SavedManifest(
-            get_format(facts["file_format"]).name,
-            Columns(facts["embedding_column"], dtype, max((tuple(schema.names) for schema in schemas), default=())),
-            int(facts["sources"]),
-            int(facts["metadata_sources"]),
-            written,
-            files,
+        columns = Columns(
+            facts["embedding_column"], dtype, max((tuple(schema.names) for schema in schemas), default=())
         )
+        _check_columns(where, facts["file_format"], columns.meta, files)
+        return SavedManifest(facts["file_format"], columns, sources, metadata_sources, written, files)
     except FormatError:
         raise
     except Exception as error:
@@ -172,7 +172,7 @@ def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
         ) from error
 
 
-def _decode_files(table: pa.Table, where: str, meta: Sequence[Any], locate: Locate) -> list[SavedFile]:
+def _decode_files(table: pa.Table, where: str, meta: Sequence[Any], sources: range, locate: Locate) -> list[SavedFile]:
     if any(column.null_count for column in table.columns):
         _fail(where, "lacks values")
     dtypes = {text: _numeric(where, text) for text in set(table["dtype"].to_pylist())}
@@ -182,7 +182,7 @@ def _decode_files(table: pa.Table, where: str, meta: Sequence[Any], locate: Loca
         facts = dict(zip(_SCHEMA.names, row, strict=True))
         path, kind, source = facts["path"], facts["kind"], facts["source"]
         _check_path(where, path)
-        if kind not in (VECTORS, METADATA) or source < 0:
+        if kind not in (VECTORS, METADATA) or source not in sources:
             _fail(where, f"describes {path!r} as {kind!r} of source {source}")
         if (located := locate(source, path)) is None:
             continue
@@ -203,6 +203,14 @@ def _decode_files(table: pa.Table, where: str, meta: Sequence[Any], locate: Loca
     if rows_of_all > _MOST_ROWS:
         _fail(where, f"claims {rows_of_all:,} rows")
     return files
+
+
+def _check_columns(where: str, file_format: str, meta: Sequence[str], files: Sequence[SavedFile]) -> None:
+    """Refuse files that do not tell what each metadata column holds."""
+    kind = {"same": VECTORS, "beside": METADATA}.get(get_format(file_format).metadata)
+    for file in files:
+        if file.kind == kind and len(file.header.meta) != len(meta):
+            _fail(where, f"tells of {len(file.header.meta)} metadata columns of {file.path!r}, not of {len(meta)}")
 
 
 def _check_path(where: str, path: str) -> None:

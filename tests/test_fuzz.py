@@ -46,6 +46,7 @@ def test_undamaged_input_is_read(run: Any, target: str) -> None:
         "local npy": seeds.npy_seeds()[:1],
         "local parquet": [*seeds.plain_seeds(), *seeds.parquet_seeds()],
         "manifest": targets.manifests(),
+        "local manifest": targets.local_manifests(),
     }
     for data in inputs.get(target, []):
         assert feed(run, target, data) == "read"

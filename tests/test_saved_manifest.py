@@ -253,6 +253,7 @@ def _set(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], No
         ("columns", 7),
         ("kind", "other"),
         ("source", -1),
+        ("source", 1),
         ("fingerprint", None),
         ("version", 2),
         ("file_format", "pickle"),
@@ -334,6 +335,26 @@ def test_a_lie_about_vectors_in_parquet_shows_when_they_are_read(
         reader.to_dask_array().compute()
     with pytest.raises(FormatError, match=lie):
         list(reader(batch_size=2, show_progress=False))
+
+
+@pytest.mark.parametrize("group_rows", [[2, 3], [3], [3, 2, 2]], ids=str)
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_lie_about_row_groups_shows_when_they_are_read(
+    tmp_path: Path, group_rows: list[int], compression: str
+) -> None:
+    table = pa.table({"embedding": pa.array(ROWS[:5].tolist(), pa.list_(pa.float32(), 3)), "id": range(5)})
+    encoding = {"use_dictionary": False, "compression": compression}
+    pq.write_table(table, tmp_path / "0.parquet", row_group_size=3, **encoding)
+    EmbeddingReader(tmp_path, "parquet", meta_columns=["id"]).save_manifest()
+
+    def change(columns: dict[str, Any], facts: dict[str, Any]) -> None:
+        columns["group_rows"][0], columns["rows"][0] = group_rows, sum(group_rows)
+
+    rewrite(tmp_path / "_manifest.parquet", change)
+    reader = EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+    for read in (reader.to_dask_array().compute, reader.to_dask_dataframe().compute, lambda: list(reader(2))):
+        with pytest.raises(FormatError, match=r"0\.parquet: holds 5 rows in 2 row groups, where . rows in other"):
+            read()
 
 
 def test_a_flipped_bit_in_a_manifest_changes_nothing_or_is_noticed(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def iter_tables(
     row = bounds[first]
     count = 0
     try:
+        _promised_footer(header)
         file = _open(header.file, groups, names)
         # Group by group: where a page holds more rows than its group should, all later ones would be shifted.
         for group in groups:
@@ -183,6 +184,19 @@ def _footer(file: StoredFile) -> Footer:
     if nbytes > len(tail):
         tail = read_range(file, file.size - nbytes, file.size - len(tail)) + tail
     return parse_footer(file.url, tail[-nbytes:], file.size - nbytes)
+
+
+def _promised_footer(header: FileHeader) -> Footer:
+    """Return the footer of a file that has the rows which the header tells, maybe from a manifest that is wrong."""
+    footer = _footer(header.file)
+    found = footer.group_rows[header.first_group : header.first_group + len(header.group_rows)]
+    if sum(footer.group_rows) != header.rows or found != header.group_rows:
+        raise FormatError(
+            f"{header.file.url}: holds {sum(footer.group_rows):,} rows in {len(footer.group_rows):,} row groups, where "
+            f"{header.rows:,} rows in other row groups were promised; save the manifest again if there is one, else "
+            "open the collection again"
+        )
+    return footer
 
 
 @lru_cache(maxsize=128)
@@ -301,7 +315,7 @@ def _iter_blocks(header: FileHeader, columns: Columns, start: int, stop: int) ->
 
 def _check_type(header: FileHeader, columns: Columns) -> None:
     """Refuse vectors of another type than the header tells, which may come from a manifest that is wrong."""
-    field, _ = _field(header.file, _footer(header.file), columns.embedding or "")
+    field, _ = _field(header.file, _promised_footer(header), columns.embedding or "")
     dtype, dimension = _type_of_items(header.file, field, columns)
     if dtype != header.dtype or dimension not in (None, header.dimension):
         raise FormatError(

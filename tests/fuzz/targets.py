@@ -210,6 +210,7 @@ def in_folder(files: dict[str, bytes]) -> Iterator[str]:
             os.makedirs(os.path.dirname(f"{root}/{name}"), exist_ok=True)
             with open(f"{root}/{name}", "wb") as opened:
                 opened.write(data)
+            os.utime(f"{root}/{name}", ns=(0, 0))  # manifests tell the time of files
         yield root
 
 
@@ -235,8 +236,21 @@ def manifests() -> list[bytes]:
     return found
 
 
-def make_manifest(rng: Random) -> bytes:
-    seed = rng.choice(manifests())
+@cache
+def local_manifests() -> list[bytes]:
+    """Saved manifests of two local files, whose vectors need no decoding, with and without metadata beside them."""
+    found = []
+    for file_format, files in LOCAL_FILES.items():
+        with in_folder(files) as root:
+            meta = list(seeds.COLUMNS) if file_format == "parquet_npy" else None
+            EmbeddingReader(f"{root}/e", file_format, meta_columns=meta).save_manifest()
+            with open(f"{root}/e/_manifest.parquet", "rb") as opened:
+                found.append(opened.read())
+    return found
+
+
+def make_manifest(rng: Random, saved: list[bytes]) -> bytes:
+    seed = rng.choice(saved)
     if rng.random() < 0.5:
         return rng.choice((mutate.parquet_footer, mutate.parquet_pages))(rng, [seed])
     table = pq.read_table(pa.BufferReader(seed))
@@ -265,7 +279,18 @@ def make_manifest(rng: Random) -> bytes:
     return sink.getvalue()
 
 
-def read_saved(data: bytes) -> bool:
+LOCAL_FILES = {
+    "parquet": {"e/0.parquet": seeds.plain_seeds()[2], "e/1.parquet": seeds.plain_seeds()[2]},
+    "parquet_npy": {"e/2.npy": seeds.npy_seeds()[0], "e/2.parquet": seeds.metadata_seeds()[0]},
+}
+
+
+def read_local_manifest(data: bytes) -> bool:
+    with in_folder({**LOCAL_FILES["parquet"], **LOCAL_FILES["parquet_npy"], "e/_manifest.parquet": data}) as root:
+        return read_all_of(f"{root}/e/_manifest.parquet")
+
+
+def read_manifest(data: bytes) -> bool:
     asked: list[str] = []
 
     def locate(source: int, path: str) -> tuple[AbstractFileSystem, str]:
@@ -280,12 +305,17 @@ def read_saved(data: bytes) -> bool:
     npy, pq_file = seeds.npy_seeds()[0], seeds.parquet_seeds()[0]
     files = {"e/0.npy": npy, "e/1.npy": npy, "e/0.parquet": pq_file, "e/1.parquet": pq_file, "0.npy": npy}
     with in_memory({**files, "e/_manifest.parquet": data}) as root:
-        reader = EmbeddingReader.from_manifest(f"{root}/e/_manifest.parquet")
-        if reader.total_size > MOST_NBYTES:
-            return False
-        for first in range(0, reader.count, 1000):
-            if next(reader(1000, first, dtype=None, show_progress=False))[0].shape[1] != reader.dimension:
-                raise Fault("another dimension than that of the reader")
+        return read_all_of(f"{root}/e/_manifest.parquet")
+
+
+def read_all_of(url: str) -> bool:
+    """Open a collection from its manifest, and read what it is said to hold."""
+    reader = EmbeddingReader.from_manifest(url)
+    if reader.total_size > MOST_NBYTES:
+        return False
+    for first in range(0, reader.count, 1000):
+        if next(reader(1000, first, dtype=None, show_progress=False))[0].shape[1] != reader.dimension:
+            raise Fault("another dimension than that of the reader")
     return True
 
 
@@ -423,13 +453,14 @@ def read_local_parquet(data: bytes) -> bool:
 
 
 TARGETS = {
-    "npy": Target(lambda rng: mutate.npy(rng, seeds.npy_seeds()), read_npy, 40),
+    "npy": Target(lambda rng: mutate.npy(rng, seeds.npy_seeds()), read_npy, 38),
     "parquet footer": Target(_parquet(mutate.parquet_footer), read_parquet, 24),
     "parquet pages": Target(_parquet(mutate.parquet_pages), read_parquet, 10),
     "pair": Target(make_pair, lambda data: read_pair(data, in_memory), 2),
-    "manifest": Target(make_manifest, read_saved, 4),
+    "manifest": Target(lambda rng: make_manifest(rng, manifests()), read_manifest, 4),
     "arguments": Target(make_arguments, read_arguments, 2),
     "local npy": Target(lambda rng: mutate.npy(rng, seeds.npy_seeds()), lambda data: read_npy(data, on_disk), 4),
     "local parquet": Target(make_local_parquet, read_local_parquet, 12),
     "local pair": Target(make_pair, lambda data: read_pair(data, in_folder), 2),
+    "local manifest": Target(lambda rng: make_manifest(rng, local_manifests()), read_local_manifest, 2),
 }
