@@ -153,10 +153,10 @@ def _map_at_once(function: Callable[..., R], *columns: Sequence[Any]) -> list[R]
 def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) -> tuple[FileSystem, str]:
     """Return the file system of a path or URL, and the path within it."""
     text = os.fspath(source)
-    if "://" not in text and os.path.lexists(text):
-        # Taken literally: fsspec would read a `::` in a name as a chain of file systems.
-        return fsspec.filesystem("file", **dict(storage_options or {})), _with_slashes(os.path.abspath(text))
     try:
+        if "://" not in text and os.path.lexists(text):
+            # Taken literally: fsspec would read a `::` in a name as a chain of file systems.
+            return fsspec.filesystem("file", **dict(storage_options or {})), _with_slashes(os.path.abspath(text))
         filesystem, path = url_to_fs(text, **dict(storage_options or {}))
     except (ImportError, ValueError, LookupError, TypeError) as error:
         remedy = _install(text) if isinstance(error, ImportError) else ""

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, get_file_list
-from dask_embedding_reader.errors import FileChangedError, NoFilesError, ReadError
+from dask_embedding_reader.errors import ArgumentError, FileChangedError, NoFilesError, ReadError
 
 
 def npy(number: int) -> bytes:
@@ -71,6 +71,12 @@ def walked(memory: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 # --------------------------------------------------------------------------------------------------------------------
 # One folder, one file
+
+
+def test_options_that_are_no_keywords(tmp_path: Path) -> None:
+    options: Any = {3: 4}
+    with pytest.raises(ArgumentError, match="storage_options"):
+        EmbeddingReader(tmp_path, storage_options=options)
 
 
 def test_a_folder_is_read_recursively(folder: Path) -> None:

@@ -173,6 +173,19 @@ def test_levels_that_call_a_value_null_are_heeded_though_it_is_there(tmp_path: P
         list(EmbeddingReader(tmp_path, "parquet")(100, show_progress=False))
 
 
+@pytest.mark.parametrize("levels", [b"\x15\x08\x15\x06", b"\x15\x06\x15\x08"], ids=["definition", "repetition"])
+def test_levels_in_the_encoding_of_old_are_left_to_pyarrow(tmp_path: Path, levels: bytes) -> None:
+    """A damaged page found this: levels that are said to be bit-packed were taken for runs."""
+    path = tmp_path / "a.parquet"
+    write(path, vectors(50, 4, "f4"), "list")
+    data = path.read_bytes()
+    plain_and_runs = b"\x15\x00" + b"\x15\x06\x15\x06"
+    position = data.rindex(plain_and_runs)  # the page of the last column, the vectors
+    path.write_bytes(data[: position + 2] + levels + data[position + 6 :])
+    with pytest.raises(FormatError, match=r"a\.parquet, rows? .*: (cannot be decoded|column)"):
+        list(EmbeddingReader(tmp_path, "parquet")(100, show_progress=False))
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"use_dictionary": True}, {"compression": "zstd"}, {"data_page_version": "2.0"}], ids=str
 )

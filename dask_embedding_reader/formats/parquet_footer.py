@@ -147,6 +147,10 @@ class PageHeader(NamedTuple):
     """How they are encoded; 0 for plainly."""
 
 
+_RLE = 3
+"""How the levels of repetition and of definition are encoded, by its number."""
+
+
 def read_raw_footer(file: bytes) -> RawFooter:
     """Read the footer of a whole file that was written by pyarrow just now."""
     start = len(file) - 8 - int.from_bytes(file[-8:-4], "little")
@@ -159,11 +163,12 @@ def read_raw_footer(file: bytes) -> RawFooter:
 def page_header(data: bytes) -> tuple[PageHeader, int] | None:
     """Read the header of a page, and how long it is; None if this is no data page of the first version.
 
-    Nor is one with a checksum, which pyarrow compares.
+    Nor is one with a checksum, which pyarrow compares, or with levels that are encoded in the way of old.
     """
     try:
-        facts, nbytes = _read_struct(data, 0, {1: {}, 2: {}, 3: {}, 4: {}, 5: {1: {}, 2: {}}}, 0)
+        facts, nbytes = _read_struct(data, 0, {1: {}, 2: {}, 3: {}, 4: {}, 5: {1: {}, 2: {}, 3: {}, 4: {}}}, 0)
         kind, plain_nbytes, stored_nbytes, values, encoding = facts[1], facts[2], facts[3], facts[5][1], facts[5][2]
+        levels = facts[5][3], facts[5][4]
     except Exception:  # noqa: BLE001 - whatever may be wrong with it, pyarrow says what
         return None
     numbers = kind, plain_nbytes, stored_nbytes, values, encoding
@@ -172,6 +177,7 @@ def page_header(data: bytes) -> tuple[PageHeader, int] | None:
         or kind
         or plain_nbytes != stored_nbytes
         or 4 in facts
+        or levels != (_RLE, _RLE)
     ):
         return None
     return PageHeader(stored_nbytes, values, encoding), nbytes
