@@ -147,8 +147,8 @@ class PageHeader(NamedTuple):
     """How they are encoded; 0 for plainly."""
 
 
-_RLE = 3
-"""How the levels of repetition and of definition are encoded, by its number."""
+PLAIN, RLE = 0, 3
+"""Encodings of items and of levels, by their numbers in ``parquet.thrift``."""
 
 
 def read_raw_footer(file: bytes) -> RawFooter:
@@ -177,7 +177,7 @@ def page_header(data: bytes) -> tuple[PageHeader, int] | None:
         or kind
         or plain_nbytes != stored_nbytes
         or 4 in facts
-        or levels != (_RLE, _RLE)
+        or levels != (RLE, RLE)
     ):
         return None
     return PageHeader(stored_nbytes, values, encoding), nbytes

@@ -13,14 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dask_embedding_reader.formats.parquet_footer import page_header, read_length
+from dask_embedding_reader.formats.parquet_footer import PLAIN, page_header, read_length
 from dask_embedding_reader.storage import StoredFile, read_range
 
 _HEAD_NBYTES = 2**13
 """Holds the header of nearly every page, and its levels where vectors are not very short."""
 
 _MOST_LEVELS_NBYTES = 2**22
-_PLAIN = 0
 
 
 class Place(NamedTuple):
@@ -70,7 +69,7 @@ def _next_page(file: StoredFile, place: Place, position: int, dimension: int, ro
     (nbytes, values, encoding), body = found
     stop = position + body + nbytes
     rows, odd = divmod(values, dimension) if place.is_list else (values, 0)
-    if encoding != _PLAIN or odd or rows <= 0 or stop > place.stop:
+    if encoding != PLAIN or odd or rows <= 0 or stop > place.stop:
         return None
     levels = nbytes - rows * row_nbytes
     if not 0 <= levels <= _MOST_LEVELS_NBYTES:

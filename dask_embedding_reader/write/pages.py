@@ -16,14 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dask_embedding_reader.formats import Array
-from dask_embedding_reader.formats.parquet_footer import RawFooter, RawGroup, read_raw_footer, spell_length
+from dask_embedding_reader.formats.parquet_footer import PLAIN, RLE, RawFooter, RawGroup, read_raw_footer, spell_length
 from dask_embedding_reader.writing import Write
 
 _PAGE_NBYTES = 2**20
 """Pages are what stays in the processor's cache while it is measured and written."""
-
-_PLAIN, _LEVELS = 0, 3
-"""Encodings, by their numbers in ``parquet.thrift``."""
 
 _INT32, _INT64, _FLOAT, _DOUBLE, _FIXED = 1, 2, 4, 5, 7
 _PHYSICAL = {
@@ -158,9 +155,9 @@ def _struct(fields: Mapping[int, tuple[int, bytes]]) -> bytes:
 def _page_header(nbytes: int, values: int) -> bytes:
     data_page = {
         1: (_I32, _integer(values)),
-        2: (_I32, _integer(_PLAIN)),
-        3: (_I32, _integer(_LEVELS)),
-        4: (_I32, _integer(_LEVELS)),
+        2: (_I32, _integer(PLAIN)),
+        3: (_I32, _integer(RLE)),
+        4: (_I32, _integer(RLE)),
     }
     size = (_I32, _integer(nbytes))
     return _struct({1: (_I32, _integer(0)), 2: size, 3: size, 5: (_STRUCT, _struct(data_page))})
@@ -184,7 +181,7 @@ def _group(
     path = [_binary(part.encode()) for part in (name, "list", "element")]
     facts = {
         1: (_I32, _integer(kind)),
-        2: (_LIST, _list(_I32, [_integer(_PLAIN), _integer(_LEVELS)])),
+        2: (_LIST, _list(_I32, [_integer(PLAIN), _integer(RLE)])),
         3: (_LIST, _list(_BINARY, path)),
         4: (_I32, _integer(0)),
         5: (_I64, _integer(chunk.rows * array.shape[1])),
