@@ -74,12 +74,19 @@ def ftp(folder: Path) -> Iterator[Place]:
     Handler.authorizer = DummyAuthorizer()
     Handler.authorizer.add_user(USER, PASSWORD, str(folder))
     server = ThreadedFTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"timeout": 0.05}, daemon=True)
+    stopped = threading.Event()
+
+    def serve() -> None:
+        while not stopped.is_set():
+            server.serve_forever(timeout=0.05, blocking=False)
+        server.close_all()  # here: closing while another thread accepts a client would lose that client's socket
+
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
         yield Place(f"ftp://{USER}:{PASSWORD}@127.0.0.1:{server.address[1]}/emb", folder, clients=clients)
     finally:
-        server.close_all()
+        stopped.set()
         thread.join(10)
 
 
@@ -191,7 +198,7 @@ def test_a_replaced_file_is_noticed(place: Place) -> None:
     reader = place.open()
     np.save(place.folder / "emb" / "1.npy", ROWS[:41])
     with pytest.raises(FileChangedError, match=r"1\.npy") as caught:
-        reader.to_dask_array().compute()
+        reader.to_dask_array().compute(scheduler="sync")  # threads would read on while the server ends
     assert PASSWORD not in str(caught.value)
 
 
