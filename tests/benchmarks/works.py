@@ -116,15 +116,7 @@ def other_works() -> list[Work]:
         Work("sum", "lazy x.sum(), npy float32", NPY, floors=(Faster(DELAYED, 1),)),
         Work("mean", "lazy x.mean(axis=0), npy float32", NPY, floors=(Faster(DELAYED, 1),)),
         Work("row", "one random row of a large npy", large, 1, repeats=PROBES, floors=(call,)),
-        Work(
-            "row-lazy",
-            "one random row of a large npy, x[i].compute()",
-            large,
-            1,
-            repeats=PROBES,
-            rounds=2,
-            floors=(lazy,),
-        ),
+        Work("row-lazy", "one random row of a large npy, x[i].compute()", large, 1, repeats=PROBES, floors=(lazy,)),
     ]
 
 
@@ -142,11 +134,7 @@ def remote_works() -> list[Work]:
         "remote-http": ("npy float32 over HTTP", fast),
         "remote-s3-limited": ("npy float32 over S3, 60 MB/s a connection", scales),
     }
-    # Two rounds where floors are far: most of their time is that of starting servers and processes.
-    return [
-        Work(name, title, files, 8_192, rounds=None if name.endswith("-limited") else 2, floors=floors)
-        for name, (title, floors) in titles.items()
-    ]
+    return [Work(name, title, files, 8_192, floors=floors) for name, (title, floors) in titles.items()]
 
 
 def lazy_works() -> list[Work]:
@@ -163,11 +151,11 @@ def lazy_works() -> list[Work]:
             "iter_batches(x, batch_size=100,000), npy float32",
             NPY,
             100_000,
-            rounds=2,  # to compute the whole array takes its time
+            rounds=2,  # here and below: the others take long, and most floors are far
             floors=(Faster(COMPUTE, 1),),
         ),
         Work("iter-part-1000", "iter_batches(x), 50,000 rows by 1,000", NPY, 1000, rounds=2, floors=plain),
-        Work("iter-unit-1000", "iter_batches(unit vectors), 50,000 rows by 1,000", NPY, 1000, rounds=2, floors=derived),
+        Work("iter-unit-1000", "iter_batches(unit vectors), 50,000 rows by 1,000", NPY, 1000, floors=derived),
         Work(
             "iter-standardised",
             "iter_batches(standardised), 100,000 rows by 5,000",
