@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .contenders import Answer, Job, contends, import_libraries
 from .data import DIMENSION, FILES, Data, evict
-from .floors import DISK_READS, DISK_WRITES, OURS
+from .floors import DISK_COPIES, DISK_READS, DISK_WRITES, OURS
 from .works import Work
 
 THREADS = 8
@@ -79,6 +79,27 @@ def write(work: Work, data: Data) -> Job:
     def job() -> Answer:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(write_file, range(FILES)))
+        return {}
+
+    return job
+
+
+@contends(DISK_COPIES, "convert-*")
+def copy(work: Work, data: Data) -> Job:
+    """Copy the files as they are: a disk shares its speed between what is read and what is written."""
+    target = prepare(work, data)
+    target.mkdir()
+
+    def copy_file(path: Path) -> None:
+        block = memoryview(bytearray(BLOCK_NBYTES))
+        with path.open("rb", buffering=0) as source, (target / path.name).open("wb", buffering=0) as file:
+            while count := source.readinto(block):
+                file.write(block[:count])
+            os.fsync(file.fileno())
+
+    def job() -> Answer:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(copy_file, data.files(work.data)))
         return {}
 
     return job

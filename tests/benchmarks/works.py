@@ -11,6 +11,7 @@ from .floors import (
     COMPUTE,
     DASK_ALONE,
     DELAYED,
+    DISK_COPIES,
     DISK_READS,
     DISK_WRITES,
     GATHER,
@@ -23,7 +24,7 @@ from .floors import (
     XBATCHER,
     Bounded,
     Faster,
-    FasterThanSlower,
+    FasterThanSlowest,
     Flat,
     Floor,
     Scales,
@@ -205,7 +206,7 @@ def sparse(size: str) -> Work:
 
 def convert_works() -> list[Work]:
     """Whole collections from a disk, with nothing of them in memory, and to it."""
-    floor = FasterThanSlower((DISK_READS, DISK_WRITES), 0.6)
+    floor = FasterThanSlowest((DISK_READS, DISK_WRITES, DISK_COPIES), 0.6)
     return [
         Work(f"convert-{name}-{to}", f"{source.title} to {to}", source, rounds=3, floors=(floor,), optional=True)
         for name, source in {"npy": NPY, "parquet": PLAIN}.items()
