@@ -300,8 +300,8 @@ def _dimension(where: str, footer: Footer, leaf: int, dimension: int | None) -> 
 def _iter_blocks(header: FileHeader, columns: Columns, start: int, stop: int) -> Iterator[tuple[int, RowReader]]:
     """Yield how many of the vectors ``[start, stop)`` are next, and what reads these: as they lie there, or decoded."""
     try:
-        _check_type(header, columns)
-        for rows, read in _iter_plain_blocks(header, columns, start, stop):
+        field, leaves = _promised_field(header, columns)
+        for rows, read in _iter_plain_blocks(header, field, leaves[0], start, stop):
             yield rows, read
             start += rows
     except ReadError as error:
@@ -313,15 +313,16 @@ def _iter_blocks(header: FileHeader, columns: Columns, start: int, stop: int) ->
             start += table.num_rows
 
 
-def _check_type(header: FileHeader, columns: Columns) -> None:
-    """Refuse vectors of another type than the header tells, which may come from a manifest that is wrong."""
-    field, _ = _field(header.file, _promised_footer(header), columns.embedding or "")
+def _promised_field(header: FileHeader, columns: Columns) -> tuple[pa.Field, range]:
+    """Return the column of vectors, of the type that the header tells: it may come from a manifest that is wrong."""
+    field, leaves = _field(header.file, _promised_footer(header), columns.embedding or "")
     dtype, dimension = _type_of_items(header.file, field, columns)
     if dtype != header.dtype or dimension not in (None, header.dimension):
         raise FormatError(
             f"{header.file.url}: column {field.name!r} is {field.type}, which does not hold the promised vectors of "
             f"{header.dimension} {header.dtype}; save the manifest again"
         )
+    return field, leaves
 
 
 def _array_reader(vectors: Array) -> RowReader:
@@ -342,13 +343,14 @@ def _definition(field: pa.Field) -> int:
     return int(field.nullable) + (0 if pa.types.is_fixed_size_binary(kind) else 1 + int(kind.value_field.nullable))
 
 
-def _iter_plain_blocks(header: FileHeader, columns: Columns, start: int, stop: int) -> Iterator[tuple[int, RowReader]]:
+def _iter_plain_blocks(
+    header: FileHeader, field: pa.Field, leaf: int, start: int, stop: int
+) -> Iterator[tuple[int, RowReader]]:
     """Yield the vectors from ``start`` on, as long as there is nothing to decode: they lie there as in memory."""
     file = header.file
     if not is_local(file.filesystem):
         return
     footer = _footer(file)
-    field, leaves = _field(file, footer, columns.embedding or "")
     is_list = not pa.types.is_fixed_size_binary(field.type)
     row_nbytes = header.dimension * header.dtype.itemsize
     group_start = header.first_group_row
@@ -357,7 +359,7 @@ def _iter_plain_blocks(header: FileHeader, columns: Columns, start: int, stop: i
         group_start += group_rows
         if wanted <= 0:
             continue
-        chunk = footer.chunks[group][leaves[0]]
+        chunk = footer.chunks[group][leaf]
         if chunk.codec != 0 or (is_list and header.dtype.str not in _PLAIN_TYPES.get(chunk.kind or 0, ())):
             return
         place = Place(chunk.start, chunk.stop, is_list, _definition(field))
