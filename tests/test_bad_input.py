@@ -280,6 +280,7 @@ NOT_NPY: dict[str, bytes] = {
     "header is empty": raw_npy("", BODY),
     "header is bytes of no text": raw_npy(b"\xff\xfe\x00\x80" * 10, BODY),
     "header of version 3 is not UTF-8": raw_npy(b"{'descr': '<f4\xff'}", BODY, (3, 0)),
+    "header of version 3 is not UTF-8 in a comment": raw_npy(header().encode() + b"  # \x89", BODY, (3, 0)),
     "header with null characters": raw_npy(header().replace("False", "Fal\0se"), BODY),
     "header without shape": raw_npy("{'descr': '<f4', 'fortran_order': False}", BODY),
     "header without descr": raw_npy("{'fortran_order': False, 'shape': (3, 4)}", BODY),

@@ -93,6 +93,8 @@ def _parse_header(head: bytes) -> _Parsed:
     stripped = head.rstrip(b" \n")  # numpy refuses long headers, and padding is what makes them long
     width, read = (2, np.lib.format.read_array_header_1_0) if head[6] == 1 else (4, np.lib.format.read_array_header_2_0)
     text = stripped[8 + width :] + b"\n"
+    if head[6] == 3:
+        text.decode()  # what only numpy's private reader of this version demands
     return _Parsed(*read(io.BytesIO(len(text).to_bytes(width, "little") + text)))
 
 
