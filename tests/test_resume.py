@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import pandas as pd
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
-from dask_embedding_reader.errors import CastError, DestinationError, NoFilesError, ReadError
+from dask_embedding_reader.errors import CastError, DestinationError, FileChangedError, NoFilesError, ReadError
+from dask_embedding_reader.finding import find_files
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="killing a writer takes fork()")
 ROWS = np.arange(60, dtype=np.float32).reshape(20, 3)
@@ -144,6 +146,29 @@ def test_a_collection_without_a_file_yet_is_said_to_be_unfinished(tmp_path: Path
             EmbeddingReader(folder, file_format)
     write_embeddings(ROWS, folder, dtype="float16", rows_per_file=5, overwrite=True)
     assert EmbeddingReader(folder).count == len(ROWS)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_pairs_that_are_replaced_between_two_listings_are_not_called_a_mismatch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    """A killed writer found this: old vectors met new metadata, and the error blamed the files."""
+    table = pd.DataFrame({"id": np.arange(len(ROWS))})
+    write_embeddings(ROWS, tmp_path, "parquet_npy", table, rows_per_file=5)
+    listings = count()
+
+    def replacing(*args: Any, **kwargs: Any) -> Any:
+        if next(listings) == 1:
+            if ended:
+                write_embeddings(ROWS[:12], tmp_path, "parquet_npy", table[:12], rows_per_file=3, overwrite=True)
+            else:
+                (tmp_path / "_writing").mkdir()
+                (tmp_path / "_writing" / "incomplete").touch()
+        return find_files(*args, **kwargs)
+
+    monkeypatch.setattr("dask_embedding_reader.manifest.find_files", replacing)
+    with pytest.raises(FileChangedError if ended else ReadError, match=r"changed|being written"):
+        EmbeddingReader(tmp_path, "parquet_npy", meta_columns=["id"])
 
 
 @pytest.mark.parametrize("what", ["rows", "settings", "shorter"])
