@@ -236,7 +236,7 @@ def read_manifest(
     files = find_files(sources, vectors.suffix, storage_options, noticed, roots, shared, vectors.first_nbytes, heads)
     if not unfinished:
         check_finished(noticed)
-    paired, partner_roots = None, roots
+    partner_files, partner_roots = None, roots
     if file_format.metadata == "beside":
         beside = sources if metadata_sources is None else metadata_sources
         options = storage_options if metadata_storage_options is None else metadata_storage_options
@@ -245,12 +245,12 @@ def read_manifest(
         partner_files = find_files(beside, PARQUET.suffix, options, marks, partner_roots, shared)
         if not unfinished:
             check_finished(marks)
-        paired = pair_files(files, partner_files)
     known = read_saved_headers(noticed, files, columns)
     own_columns = columns if in_same_file else Columns()
     headers = _read_headers(vectors, files, own_columns, show_progress, known, heads)
     partners = None
-    if paired is not None:
+    if partner_files is not None:
+        paired = pair_files(files, partner_files)
         known = read_saved_headers(noticed, paired, Columns(meta=columns.meta))
         partners = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known)
     return make_manifest(

@@ -148,26 +148,36 @@ def test_a_collection_without_a_file_yet_is_said_to_be_unfinished(tmp_path: Path
     assert EmbeddingReader(folder).count == len(ROWS)
 
 
-@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize(
+    ("rows_per_file", "error", "match"),
+    [
+        (None, ReadError, "being written"),
+        (3, FileChangedError, "open the reader again"),
+        (4, FileChangedError, "open the reader again"),
+    ],
+)
 def test_pairs_that_are_replaced_between_two_listings_are_not_called_a_mismatch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_file: int | None, error: type[ReadError], match: str
 ) -> None:
     """A killed writer found this: old vectors met new metadata, and the error blamed the files."""
     table = pd.DataFrame({"id": np.arange(len(ROWS))})
     write_embeddings(ROWS, tmp_path, "parquet_npy", table, rows_per_file=5)
+    (tmp_path / "_manifest.parquet").unlink()  # so that every header is read
     listings = count()
 
     def replacing(*args: Any, **kwargs: Any) -> Any:
         if next(listings) == 1:
-            if ended:
-                write_embeddings(ROWS[:12], tmp_path, "parquet_npy", table[:12], rows_per_file=3, overwrite=True)
+            if rows_per_file:
+                write_embeddings(
+                    ROWS[:12], tmp_path, "parquet_npy", table[:12], rows_per_file=rows_per_file, overwrite=True
+                )
             else:
                 (tmp_path / "_writing").mkdir()
                 (tmp_path / "_writing" / "incomplete").touch()
         return find_files(*args, **kwargs)
 
     monkeypatch.setattr("dask_embedding_reader.manifest.find_files", replacing)
-    with pytest.raises(FileChangedError if ended else ReadError, match=r"changed|being written"):
+    with pytest.raises(error, match=match):
         EmbeddingReader(tmp_path, "parquet_npy", meta_columns=["id"])
 
 
