@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from .contenders import Answer, Job, contends, import_libraries
 from .data import DIMENSION, FILES, Data, evict
@@ -25,6 +27,17 @@ def prepare(work: Work, data: Data) -> Path:
     for path in data.files(work.data):
         evict(path)
     return target
+
+
+def several_at_once(task: Callable[[Any], None], items: Iterable[Any]) -> Job:
+    """Return a job that does something for each file."""
+
+    def job() -> Answer:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(task, items))
+        return {}
+
+    return job
 
 
 @contends(OURS, "convert-*")
@@ -54,12 +67,7 @@ def read(work: Work, data: Data) -> Job:
             while file.readinto(block):
                 pass
 
-    def job() -> Answer:
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(read_file, data.files(work.data)))
-        return {}
-
-    return job
+    return several_at_once(read_file, data.files(work.data))
 
 
 @contends(DISK_WRITES, "convert-*")
@@ -76,12 +84,7 @@ def write(work: Work, data: Data) -> Job:
                 rest -= file.write(block[:rest])
             os.fsync(file.fileno())
 
-    def job() -> Answer:
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(write_file, range(FILES)))
-        return {}
-
-    return job
+    return several_at_once(write_file, range(FILES))
 
 
 @contends(DISK_COPIES, "convert-*")
@@ -97,9 +100,4 @@ def copy(work: Work, data: Data) -> Job:
                 file.write(block[:count])
             os.fsync(file.fileno())
 
-    def job() -> Answer:
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(copy_file, data.files(work.data)))
-        return {}
-
-    return job
+    return several_at_once(copy_file, data.files(work.data))

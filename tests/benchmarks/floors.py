@@ -118,10 +118,10 @@ class Scales:
 
 
 @dataclass(frozen=True, slots=True)
-class FasterThanSlowest:
-    """Ours is at least so many times as fast as the slowest of some others."""
+class FasterThanSlower:
+    """Ours is at least so many times as fast as the slower of two others."""
 
-    against: tuple[str, ...]
+    against: tuple[str, str]
     bound: float
 
     def judge(self, results: Mapping[str, Summary]) -> Verdict | None:
@@ -129,9 +129,9 @@ class FasterThanSlowest:
         there = [name for name in self.against if name in results]
         if len(there) < len(self.against):
             return None
-        slowest = max(there, key=lambda name: results[name].best)
-        value = results[slowest].best / results[OURS].best
-        return Verdict(slowest, f"speed >= {self.bound:g}x", value, self.bound, value >= self.bound)
+        slower = max(there, key=lambda name: results[name].best)
+        value = results[slower].best / results[OURS].best
+        return Verdict(slower, f"speed >= {self.bound:g}x", value, self.bound, value >= self.bound)
 
 
 @dataclass(frozen=True, slots=True)

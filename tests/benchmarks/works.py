@@ -24,7 +24,7 @@ from .floors import (
     XBATCHER,
     Bounded,
     Faster,
-    FasterThanSlowest,
+    FasterThanSlower,
     Flat,
     Floor,
     Scales,
@@ -206,9 +206,9 @@ def sparse(size: str) -> Work:
 
 def convert_works() -> list[Work]:
     """Whole collections from a disk, with nothing of them in memory, and to it."""
-    floor = FasterThanSlowest((DISK_READS, DISK_WRITES, DISK_COPIES), 0.6)
+    floors = FasterThanSlower((DISK_READS, DISK_WRITES), 0.6), Faster(DISK_COPIES, 1)
     return [
-        Work(f"convert-{name}-{to}", f"{source.title} to {to}", source, rounds=3, floors=(floor,), optional=True)
+        Work(f"convert-{name}-{to}", f"{source.title} to {to}", source, rounds=3, floors=floors, optional=True)
         for name, source in {"npy": NPY, "parquet": PLAIN}.items()
         for to in ("npy", "parquet")
     ]
