@@ -1,4 +1,4 @@
-"""Half floats become float32 by a way of our own, faster than numpy's: each of them as numpy converts it."""
+"""Half floats become float32, and the other way round, faster than with numpy: each of them as numpy converts it."""
 
 from __future__ import annotations
 
@@ -52,6 +52,43 @@ def denormals_flushed() -> Iterator[None]:
 )
 def test_half_floats_are_converted_as_numpy_does(values: np.ndarray) -> None:
     assert_cast(values)
+
+
+# Whatever is rounded off: nothing, a little, just under and over a half, a half, all but a little.
+REST = np.array([0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF], np.uint32)
+NARROWED = ((np.arange(2**19, dtype=np.uint32) << 13)[:, np.newaxis] | REST).view(np.float32)
+"""Every sign, exponent and fraction that half floats keep, with each rest: all that can make a difference."""
+
+
+def assert_narrowed(values: np.ndarray) -> None:
+    out = np.full(values.shape, 7, np.float16)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast_into(out, values)
+        expected = values.astype(np.float16)
+    np.testing.assert_array_equal(out.view(np.uint16), expected.view(np.uint16))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param(NARROWED, id="all"),
+        pytest.param(NARROWED.reshape(8, -1).T, id="column after column"),
+        pytest.param(NARROWED[::7, 1:4], id="parts of rows"),
+        pytest.param(np.random.default_rng(0).standard_normal((5_000, 64), np.float32) / 8, id="unit vectors"),
+        pytest.param(NARROWED.reshape(1, -1)[:, 2**20 : 2**21], id="one row, longer than a block"),
+        pytest.param(NARROWED[:0], id="no rows"),
+        pytest.param(NARROWED.byteswap().view(NARROWED.dtype.newbyteorder()), id="other byte order"),
+    ],
+)
+def test_half_floats_are_made_as_numpy_makes_them(values: np.ndarray) -> None:
+    assert_narrowed(values)
+
+
+@pytest.mark.slow
+def test_every_float32_becomes_the_half_float_that_numpy_makes_of_it() -> None:
+    bits = np.arange(2**24, dtype=np.uint32).reshape(-1, 512)
+    for high in range(2**8):
+        assert_narrowed((bits | np.uint32(high << 24)).view(np.float32))
 
 
 @pytest.mark.skipif(

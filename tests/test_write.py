@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import dask
 import dask.array as da
@@ -40,6 +41,8 @@ from dask_embedding_reader.errors import (
     NoFilesError,
     WriteError,
 )
+from dask_embedding_reader.write import casting as casting_module
+from dask_embedding_reader.write.casting import Vectors, check_casting, plan_casting
 from tests import servers
 from tests.support import FORMATS, Collection, assert_batches, assert_same_frame, write_collection
 
@@ -240,6 +243,51 @@ def test_nan_and_infinity_are_kept_and_counted(tmp_path: Path, lazy: bool) -> No
         write_embeddings(array, tmp_path, dtype="float16", rows_per_file=5)
     np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), rows.astype(np.float16))
     write_embeddings(rows, tmp_path / "same", rows_per_file=5)  # nothing is narrowed, nothing to say
+
+
+NUMBERS = [0.0, -0.0, 1.4, -3.7, 126.6, -128.4, 2e4, 65_519.0, 65_520.0, 3e38, 1e-8]
+ODD = [np.nan, np.inf, -np.inf]
+
+
+@given(
+    items=st.lists(st.sampled_from(NUMBERS + ODD), min_size=1, max_size=40),
+    stored=st.sampled_from(["f8", ">f4", "f4", "f2", "c16", "i8", "u2", "i1"]),
+    wanted=st.sampled_from(["f4", "f2", "c8", "i4", "u1", "i1"]),
+    scale=st.sampled_from([None, 1.0, 0.3, 1e-308]),
+    is_fortran=st.booleans(),
+)
+def test_any_cast_is_numpys_or_an_error_that_counts_what_it_would_lose(
+    items: list[float], stored: str, wanted: str, scale: float | None, is_fortran: bool
+) -> None:
+    """Values are looked at a few rows at a time here: some of these lose nothing, some do."""
+    with np.errstate(all="ignore"):
+        rows = np.resize(np.array(items), (len(items), 3)).astype(stored, order="F" if is_fortran else "C")
+        try:
+            casting = plan_casting(rows.dtype, np.dtype(wanted), scale)
+        except ArgumentError:
+            return
+        exact = rows if scale is None else np.rint(rows.astype("f8") / scale)
+        expected = exact.astype(wanted)
+    is_finite = np.isfinite(rows)
+    if casting.dtype.kind in "fc":
+        lost, kept = is_finite & ~np.isfinite(expected), int((~is_finite).sum())
+    else:
+        limits = np.iinfo(wanted)
+        lost, kept = ~((exact >= limits.min) & (exact <= limits.max)), 0
+    vectors = Vectors(rows, casting)
+    with patch.object(casting_module, "_BLOCK_ITEMS", 6):
+        if lost.any():
+            first = int(np.argmax(lost.any(axis=1)))
+            with pytest.raises(
+                CastError, match=rf"^{lost.sum()} of {rows.size} values .* first is in row {first + 7} "
+            ):
+                check_casting(vectors, 7)
+            return
+        widened = scale is None and np.can_cast(stored, wanted, "safe")
+        assert check_casting(vectors) == (0 if widened else kept)
+    got = np.concatenate([vectors.stored(0, 2), vectors.stored(2, len(rows))])
+    assert got.dtype == expected.dtype
+    assert got.tobytes() == np.ascontiguousarray(expected).tobytes()
 
 
 def test_integers_with_a_stated_scale(tmp_path: Path) -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-_BLOCK_ITEMS = 2**18
-"""Half floats converted at once: few enough to stay in the processor's cache from one step to the next."""
-
 _INFINITE = 0x7C00
 """The exponent bits of a half float; all set mark infinities and NaNs."""
 
 _SIGN_AND_REST = np.int32(-0x70002000)
 """What is left of a half float that was widened to 32 bits and shifted by 13: the sign, and exponent with fraction."""
+
+_SIGN = np.uint32(0x8000)
+"""The sign of a half float."""
+
+_SMALLEST_NORMAL, _TOO_LARGE = np.uint32(0x38800000 << 1), np.uint32(0x477FF000 << 1)
+"""The smallest normal half float, and the least that becomes infinite: as float32, bit by bit, without the sign."""
+
+_UNDER_HALF = np.uint32((1 << 13) - 1)
+"""Just under a half of the last bit that a half float keeps of those."""
 
 _REBIAS = np.float32(2.0**112)
 """Exponents of float32 are counted from 112 further down than those of float16."""
@@ -25,12 +32,14 @@ _DENORMAL = np.array([2.0**-136], np.float32)
 
 def cast_into(out: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
     """Copy the rows of an array into one of another dtype."""
-    if values.dtype != np.float16 or not values.dtype.isnative or out.dtype != np.float32:
+    found = _CONVERSIONS.get((values.dtype.str[1:], out.dtype.str[1:]))
+    if found is None or not (values.dtype.isnative and out.dtype.isnative and values.size):
         np.copyto(out, values, casting="unsafe")
         return
-    rows = max(1, _BLOCK_ITEMS // max(1, values.shape[1]))
+    convert, items = found
+    rows = max(1, items // values.shape[1])
     for start in range(0, len(values), rows):
-        _widen(out[start : start + rows], values[start : start + rows])
+        convert(out[start : start + rows], values[start : start + rows])
 
 
 def _widen(out: npt.NDArray[np.float32], values: npt.NDArray[np.float16]) -> None:
@@ -49,6 +58,38 @@ def _widen(out: npt.NDArray[np.float32], values: npt.NDArray[np.float16]) -> Non
     np.left_shift(wide, 13, out=wide)
     np.bitwise_and(wide, _SIGN_AND_REST, out=wide)
     np.multiply(out, _REBIAS, out=out)
+
+
+def _narrow(out: npt.NDArray[np.float16], values: npt.NDArray[np.float32]) -> None:
+    """Convert to half floats, in little more than half of the time that numpy takes, for the same reason.
+
+    How far the bits of a number are above those of the smallest normal half float is the same in both dtypes, but that
+    float32 has 13 more bits of the fraction. They are rounded off: to the nearest, or if two are, to the even one. What
+    is no normal half float (one of a thousand items of unit vectors) is left to numpy.
+    """
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    half = np.left_shift(bits, 1)
+    np.subtract(half, _SMALLEST_NORMAL - _UNDER_HALF, out=half)  # what is smaller wraps around, to the largest
+    others = np.flatnonzero(half >= _TOO_LARGE - _SMALLEST_NORMAL + _UNDER_HALF)
+    last = np.right_shift(bits, 13)
+    np.bitwise_and(last, 1, out=last)
+    np.add(half, last, out=half)
+    np.right_shift(half, 14, out=half)
+    sign = np.right_shift(bits, 16, out=last)
+    np.bitwise_and(sign, _SIGN, out=sign)
+    np.add(half, sign, out=half)
+    np.add(half, 1 << 10, out=out.view(np.uint16), casting="unsafe")
+    if len(others):
+        places = np.unravel_index(others, values.shape)
+        out[places] = values[places]
+
+
+_CONVERSIONS: dict[tuple[str, str], tuple[Callable[[Any, Any], None], int]] = {
+    ("f2", "f4"): (_widen, 2**18),
+    ("f4", "f2"): (_narrow, 2**16),
+}
+"""What numpy converts item by item, from one dtype to the other; and how many of these stay in the processor's cache,
+and in memory that is used again, from one step to the next."""
 
 
 @cache

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from dask_embedding_reader.errors import ArgumentError, CastError
 from dask_embedding_reader.formats import Array
+from dask_embedding_reader.formats.cast import cast_into
 
 _BLOCK_ITEMS = 2**18
-"""Values are cast and looked at in blocks that stay in the processor's cache between the two."""
+"""Values are looked at in blocks that stay in the processor's cache from one look to the next."""
 
 
 class Casting(NamedTuple):
@@ -20,6 +22,29 @@ class Casting(NamedTuple):
     """The dtype to be stored, in native byte order."""
     scale: float | None = None
     """For integers of floating-point vectors: what a step of one stands for."""
+
+
+class Vectors(NamedTuple):
+    """Vectors, and how they are cast when they are written, a block at a time."""
+
+    array: Array
+    """As they are."""
+    casting: Casting
+    """How they are stored."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As which they are stored."""
+        return self.casting.dtype
+
+    @property
+    def dimension(self) -> int:
+        """Items of a vector."""
+        return int(self.array.shape[1])
+
+    def stored(self, start: int, stop: int) -> Array:
+        """Return some rows as they are stored, in C order; :func:`check_casting` tells whether they can be."""
+        return _cast(self.array[start:stop], self.casting)
 
 
 def plan_casting(stored: np.dtype[Any], dtype: np.dtype[Any] | None, scale: float | None) -> Casting:
@@ -45,8 +70,8 @@ def plan_casting(stored: np.dtype[Any], dtype: np.dtype[Any] | None, scale: floa
     return Casting(wanted, scale)
 
 
-def cast(array: Array, casting: Casting, first_row: int = 0) -> tuple[Array, int]:
-    """Return vectors in C order and the dtype to be stored, and how many of the values are NaN or infinite.
+def check_casting(vectors: Vectors, first_row: int = 0) -> int:
+    """Return how many of the values are NaN or infinite, and are kept as such.
 
     They are counted only where the dtype is narrowed; else nothing happens to them.
 
@@ -55,17 +80,19 @@ def cast(array: Array, casting: Casting, first_row: int = 0) -> tuple[Array, int
     CastError
         If finite values become infinite, or values lie outside the range of an integer dtype. The message counts them.
     """
+    array, casting = vectors
     dtype, scale = casting
-    if scale is None and np.can_cast(array.dtype, dtype, "safe"):
-        return np.ascontiguousarray(array, dtype), 0
-    out = np.empty(array.shape, dtype)
+    if dtype.kind == "b" or (scale is None and np.can_cast(array.dtype, dtype, "safe")):
+        return 0
     step = max(1, _BLOCK_ITEMS // max(1, array.shape[1]))
     bad, first_bad, not_finite = 0, 0, 0
     for start in range(0, len(array), step):
-        values, block = array[start : start + step], out[start : start + step]
-        outside, odd = _cast_block(values, block, scale)
-        not_finite += odd
-        if outside is not None:
+        values = array[start : start + step]
+        if _holds_all(values, casting):
+            continue
+        outside, count = _look(values, casting)
+        not_finite += count
+        if outside.any():
             first_bad = first_bad if bad else start + int(np.argmax(outside.any(axis=1)))
             bad += int(np.count_nonzero(outside))
     if bad:
@@ -75,29 +102,44 @@ def cast(array: Array, casting: Casting, first_row: int = 0) -> tuple[Array, int
             f"{_limits(dtype, scale)}; the first is in row {first_row + first_bad:,} (largest magnitude there: "
             f"{largest:g}); choose a wider dtype or scale the vectors"
         )
-    return out, not_finite
+    return not_finite
 
 
-def _cast_block(values: Array, out: Array, scale: float | None) -> tuple[Array | None, int]:
-    """Cast into ``out``; return where it cannot hold the values (None: nowhere), and how many are not finite."""
+def _cast(array: Array, casting: Casting) -> Array:
+    dtype, scale = casting
+    if array.dtype == dtype:
+        return np.ascontiguousarray(array)
+    out = np.empty(array.shape, dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        if out.dtype.kind in "fc":
-            out[...] = values
-            lost = ~np.isfinite(out)
-            odd = int(np.count_nonzero(lost))
-            if not odd:
-                return None, 0
-            outside = lost & np.isfinite(values)
-            return (outside if outside.any() else None), odd
-        steps = values if scale is None else np.rint(np.divide(values, scale, dtype=np.float64))
-        limits = np.iinfo(out.dtype) if out.dtype.kind != "b" else None
-        if limits is None:
-            out[...] = steps
-            return None, 0
-        # Compared as stored values: NaN compares false, and is outside too.
-        outside = ~((steps >= limits.min) & (steps <= limits.max))
-        out[...] = np.where(outside, 0, steps)
-        return (outside if outside.any() else None), 0
+        cast_into(out, array if scale is None else _steps(array, scale))
+    return out
+
+
+def _holds_all(values: Array, casting: Casting) -> bool:
+    """Tell whether the least and the greatest of the values can be stored: then so can all others."""
+    if values.dtype.kind == "c":
+        return False
+    extremes = np.array([[values.min(), values.max()]])  # NaN is both, where there is one
+    outside, not_finite = _look(extremes, casting)
+    return not not_finite and not outside.any()
+
+
+def _look(values: Array, casting: Casting) -> tuple[Array, int]:
+    """Return which values are outside of what can be stored, and how many are NaN or infinite and can be."""
+    dtype, scale = casting
+    if dtype.kind in "fc":
+        lost = ~np.isfinite(_cast(values, casting))
+        return lost & np.isfinite(values), int(np.count_nonzero(lost))
+    with np.errstate(over="ignore"):
+        steps = values if scale is None else _steps(values, scale)
+    limits = np.iinfo(dtype)
+    # Compared as stored values: NaN compares false, and is outside too.
+    return ~((steps >= limits.min) & (steps <= limits.max)), 0
+
+
+def _steps(values: Array, scale: float) -> npt.NDArray[np.float64]:
+    steps = np.divide(values, scale, dtype=np.float64)
+    return np.rint(steps, out=steps)
 
 
 def _scaled(scale: float | None) -> str:

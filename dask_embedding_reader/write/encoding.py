@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dask_embedding_reader.errors import ColumnError, MismatchError
-from dask_embedding_reader.formats import Array, MetaColumn
+from dask_embedding_reader.formats import MetaColumn
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.formats.parquet_footer import arrow_schema
 from dask_embedding_reader.plan import default_piece_rows
 from dask_embedding_reader.retries import describe
+from dask_embedding_reader.write.casting import Vectors
 from dask_embedding_reader.write.pages import write_plain_parquet
 from dask_embedding_reader.writing import Write
 
@@ -34,17 +35,20 @@ _METADATA_GROUP_ROWS = 100_000
 """Rows of a row group of a file of metadata alone."""
 
 
-def write_npy(write: Write, array: Array) -> None:
-    """Write the content of an npy file of a C-contiguous array."""
+def write_npy(write: Write, vectors: Vectors) -> None:
+    """Write the content of an npy file."""
     head = io.BytesIO()
-    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
+    facts = {"descr": vectors.dtype.str, "fortran_order": False, "shape": vectors.array.shape}
+    np.lib.format.write_array_header_1_0(head, facts)
     write(head.getvalue())
-    data = array.reshape(-1).view(np.uint8).data
-    for start in range(0, len(data), _BLOCK_NBYTES):
-        write(data[start : start + _BLOCK_NBYTES])
+    step = max(1, _BLOCK_NBYTES // (vectors.dimension * vectors.dtype.itemsize))
+    for start in range(0, len(vectors.array), step):
+        write(vectors.stored(start, start + step).reshape(-1).view(np.uint8).data)
 
 
-def write_parquet(write: Write, table: pa.Table | None, array: Array | None = None, embedding_column: str = "") -> None:
+def write_parquet(
+    write: Write, table: pa.Table | None, vectors: Vectors | None = None, embedding_column: str = ""
+) -> None:
     """Write the content of a parquet file, a page at a time.
 
     Vectors are neither compressed nor in a dictionary, nor is any of them null: there is nothing to decode then, and
@@ -56,8 +60,8 @@ def write_parquet(write: Write, table: pa.Table | None, array: Array | None = No
         Where to.
     table
         The metadata, one row for each vector; None where there is none.
-    array
-        The vectors, in C order; None for a file of metadata alone.
+    vectors
+        None for a file of metadata alone.
     embedding_column
         The name of their column, the first one.
 
@@ -66,18 +70,18 @@ def write_parquet(write: Write, table: pa.Table | None, array: Array | None = No
     ColumnError
         If parquet cannot hold what is in the metadata.
     """
-    if array is None:
+    if vectors is None:
         assert table is not None
         _write_table(write, table, _METADATA_GROUP_ROWS)
         return
-    group_rows = default_piece_rows(array[:1].nbytes, _GROUP_NBYTES)
-    fields, metadata = [_vector_field(array, embedding_column)], None
+    group_rows = default_piece_rows(vectors.dimension * vectors.dtype.itemsize, _GROUP_NBYTES)
+    fields, metadata = [_vector_field(vectors, embedding_column)], None
     if table is not None:
         fields += [field.remove_metadata() for field in table.schema]
         sink = io.BytesIO()
         _write_table(sink.write, table, group_rows)
         metadata = sink.getvalue()
-    write_plain_parquet(write, array, pa.schema(fields), metadata, group_rows)
+    write_plain_parquet(write, vectors, pa.schema(fields), metadata, group_rows)
 
 
 def _write_table(write: Write, table: pa.Table, group_rows: int) -> None:
@@ -114,9 +118,9 @@ class _Sink(io.RawIOBase):
         return len(data)
 
 
-def _vector_field(array: Array, name: str) -> pa.Field:
-    element = pa.field("element", pa.from_numpy_dtype(array.dtype), nullable=False)
-    return pa.field(name, pa.list_(element, array.shape[1]), nullable=False)
+def _vector_field(vectors: Vectors, name: str) -> pa.Field:
+    element = pa.field("element", pa.from_numpy_dtype(vectors.dtype), nullable=False)
+    return pa.field(name, pa.list_(element, vectors.dimension), nullable=False)
 
 
 def _leaves(schema: pa.Schema) -> dict[str, str]:

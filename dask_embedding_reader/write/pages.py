@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dask_embedding_reader.formats import Array
 from dask_embedding_reader.formats.parquet_footer import PLAIN, RLE, RawFooter, RawGroup, read_raw_footer, spell_length
+from dask_embedding_reader.write.casting import Vectors
 from dask_embedding_reader.writing import Write
 
 _PAGE_NBYTES = 2**20
@@ -36,15 +36,17 @@ _I16, _I32, _I64, _BINARY, _LIST, _STRUCT = 4, 5, 6, 8, 9, 12
 """Kinds of values in Thrift's compact protocol."""
 
 
-def write_plain_parquet(write: Write, array: Array, schema: pa.Schema, metadata: bytes | None, group_rows: int) -> None:
+def write_plain_parquet(
+    write: Write, vectors: Vectors, schema: pa.Schema, metadata: bytes | None, group_rows: int
+) -> None:
     """Write a parquet file whose first column are vectors.
 
     Parameters
     ----------
     write
         Where to.
-    array
-        The vectors, in C order.
+    vectors
+        The vectors.
     schema
         All columns: first that of vectors, a ``fixed_size_list``, neither it nor its items nullable.
     metadata
@@ -58,17 +60,18 @@ def write_plain_parquet(write: Write, array: Array, schema: pa.Schema, metadata:
     write(begin)
     position = len(begin)
     chunks = []
-    for start in range(0, len(array), group_rows):
-        chunks.append(_write_chunk(write, array[start : start + group_rows], position))
+    rows = len(vectors.array)
+    for start in range(0, rows, group_rows):
+        chunks.append(_write_chunk(write, vectors, start, min(start + group_rows, rows), position))
         position = chunks[-1].stop
     indices = [_page_index(chunk) for chunk in chunks]
     groups = []
     for number, (chunk, index) in enumerate(zip(chunks, indices, strict=True)):
         write(index)
         group = RawGroup(b"\x0c", 0, 0) if other is None else other.groups[number]
-        groups.append(_group(group, chunk, array, schema.names[0], number, position, len(index)))
+        groups.append(_group(group, chunk, vectors, schema.names[0], number, position, len(index)))
         position += len(index)
-    end = _footer(footer, len(array), groups)
+    end = _footer(footer, rows, groups)
     write(end + len(end).to_bytes(4, "little") + b"PAR1")
 
 
@@ -97,20 +100,21 @@ def _stored(dtype: np.dtype[np.generic]) -> tuple[int, np.dtype[np.generic]]:
     return kind, np.dtype(f"<{memory}")
 
 
-def _write_chunk(write: Write, vectors: Array, position: int) -> _Chunk:
+def _write_chunk(write: Write, vectors: Vectors, start: int, stop: int, position: int) -> _Chunk:
     _, stored = _stored(vectors.dtype)
-    dimension = vectors.shape[1]
+    dimension = vectors.dimension
     step = max(1, _PAGE_NBYTES // (dimension * stored.itemsize))
-    pages, start = [], position
-    for first in range(0, len(vectors), step):
-        items = np.ascontiguousarray(vectors[first : first + step], stored).reshape(-1)
-        levels = _levels(len(items) // dimension, dimension)
+    pages, begin = [], position
+    for first in range(start, stop, step):
+        page = vectors.stored(first, min(first + step, stop))
+        items = np.ascontiguousarray(page, stored).reshape(-1)
+        levels = _levels(len(page), dimension)
         head = _page_header(len(levels) + items.nbytes, len(items)) + levels
         write(head)
         write(items.view(np.uint8).data)
-        pages.append((position, len(head) + items.nbytes, first))
+        pages.append((position, len(head) + items.nbytes, first - start))
         position += len(head) + items.nbytes
-    return _Chunk(len(vectors), pages, start, position)
+    return _Chunk(stop - start, pages, begin, position)
 
 
 @lru_cache(maxsize=16)
@@ -173,10 +177,10 @@ def _page_index(chunk: _Chunk) -> bytes:
 
 
 def _group(
-    others: RawGroup, chunk: _Chunk, array: Array, name: str, number: int, index_start: int, index_nbytes: int
+    others: RawGroup, chunk: _Chunk, vectors: Vectors, name: str, number: int, index_start: int, index_nbytes: int
 ) -> bytes:
     """Spell a row group: the chunk of vectors, and those of metadata as pyarrow spelled them."""
-    kind, _ = _stored(array.dtype)
+    kind, _ = _stored(vectors.dtype)
     nbytes = chunk.stop - chunk.start
     path = [_binary(part.encode()) for part in (name, "list", "element")]
     facts = {
@@ -184,12 +188,12 @@ def _group(
         2: (_LIST, _list(_I32, [_integer(PLAIN), _integer(RLE)])),
         3: (_LIST, _list(_BINARY, path)),
         4: (_I32, _integer(0)),
-        5: (_I64, _integer(chunk.rows * array.shape[1])),
+        5: (_I64, _integer(chunk.rows * vectors.dimension)),
         6: (_I64, _integer(nbytes)),
         7: (_I64, _integer(nbytes)),
         9: (_I64, _integer(chunk.start)),
     }
-    vectors = {
+    column = {
         2: (_I64, _integer(0)),
         3: (_STRUCT, _struct(facts)),
         4: (_I64, _integer(index_start)),
@@ -198,7 +202,7 @@ def _group(
     count, spelled = others.split_columns()
     return _struct(
         {
-            1: (_LIST, _list(_STRUCT, [_struct(vectors)], spelled, count)),
+            1: (_LIST, _list(_STRUCT, [_struct(column)], spelled, count)),
             2: (_I64, _integer(others.nbytes + nbytes)),
             3: (_I64, _integer(chunk.rows)),
             5: (_I64, _integer(chunk.start)),

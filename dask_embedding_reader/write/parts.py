@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats import Array
-from dask_embedding_reader.write.casting import Casting, cast
+from dask_embedding_reader.write.casting import Casting, Vectors, check_casting
 from dask_embedding_reader.write.encoding import described, write_npy, write_parquet
 from dask_embedding_reader.writing import Buffer, Content, Write
 
@@ -111,16 +111,18 @@ def encode_part(settings: Settings, part: Part) -> tuple[Record, dict[str, Conte
             f"rows {part.first_row:,} to {last_row:,}: {rows:,} rows of metadata for an array of shape "
             f"{part.array.shape}, where {len(part.array):,} vectors of {settings.dimension} items were expected"
         )
-    array, not_finite = cast(part.array, Casting(np.dtype(settings.dtype), settings.scale), part.first_row)
+    vectors = Vectors(part.array, Casting(np.dtype(settings.dtype), settings.scale))
+    not_finite = check_casting(vectors, part.first_row)
     contents: list[Content]
     if settings.file_format == "npy":
-        contents = [partial(write_npy, array=array)]
+        contents = [partial(write_npy, vectors=vectors)]
     elif settings.file_format == "parquet":
-        contents = [partial(write_parquet, table=part.table, array=array, embedding_column=settings.embedding_column)]
+        column = settings.embedding_column
+        contents = [partial(write_parquet, table=part.table, vectors=vectors, embedding_column=column)]
     else:
-        contents = [partial(write_parquet, table=part.table), partial(write_npy, array=array)]
+        contents = [partial(write_parquet, table=part.table), partial(write_npy, vectors=vectors)]
     columns = base64.b64encode(described(part.table).serialize()).decode()
-    record = Record(len(array), not_finite, {}, columns)
+    record = Record(rows, not_finite, {}, columns)
     return record, dict(zip(part_names(settings, part.number), contents, strict=True))
 
 

@@ -96,10 +96,8 @@ def make_settings(
 def estimate_nbytes(request: Request, rows: int, dimension: int, stored: np.dtype[Any]) -> int:
     """Estimate what a part holds in memory until it is written; refuse one that is too large for the limit."""
     wanted = (stored if request.dtype is None else request.dtype).itemsize
-    copies = [stored.itemsize]
-    copies += [wanted] if wanted != stored.itemsize or request.scale is not None else []
-    copies += [] if is_local(request.folder.filesystem) else [wanted]
-    nbytes = rows * dimension * sum(copies)
+    itemsize = stored.itemsize + (0 if is_local(request.folder.filesystem) else wanted)
+    nbytes = rows * dimension * itemsize
     if 2 * nbytes > request.limit_nbytes and rows > 1:
         raise ArgumentError(
             f"writing files of {rows:,} rows takes about {2 * nbytes:,} bytes of memory ({nbytes:,} for a file, two at "
