@@ -31,6 +31,12 @@ _LARGEST_PUT_NBYTES = 5 * 2**30
 _FLUSH_NBYTES = 8 * 2**20
 """After so many bytes the disk begins to write a file: else it would idle until the file is complete."""
 
+_CACHED_SHARE = 16
+"""Of the memory of the machine, what is written may fill one of so many parts."""
+
+_UNDER_WAY_NBYTES = 64 * 2**20
+"""Of what was written before so many bytes, the disk has had the time to take it."""
+
 _THREADS = 16
 
 Buffer = bytes | memoryview
@@ -60,23 +66,34 @@ def put_file(filesystem: FileSystem, path: str, data: bytes, scratch: str | None
     WriteError
         If the storage does not take it. Nothing is left of it then.
     """
-    _put(filesystem, path, lambda write: write(data), scratch, durable=False)
+    _put(filesystem, path, lambda write: write(data), scratch, durable=False, cached=True)
 
 
-def stream_file(filesystem: FileSystem, path: str, content: Callable[[Write], T], scratch: str | None = None) -> T:
+def stream_file(
+    filesystem: FileSystem, path: str, content: Callable[[Write], T], scratch: str | None, *, of_nbytes: int | None
+) -> T:
     """Write a file as :func:`put_file` does, while its content is made; return what that returns.
 
-    On a local disk it is never in memory as a whole, and survives a loss of power once this returns.
+    On a local disk it is never in memory as a whole, and survives a loss of power once this returns. It is one of files
+    of so many bytes in all (None: nobody knows): if these are few, the system keeps them for who reads them next.
     """
-    return _put(filesystem, path, content, scratch, durable=True)
+    return _put(filesystem, path, content, scratch, durable=True, cached=_are_cached(of_nbytes))
 
 
-def _put(filesystem: FileSystem, path: str, content: Callable[[Write], T], scratch: str | None, durable: bool) -> T:
+def _put(
+    filesystem: FileSystem,
+    path: str,
+    content: Callable[[Write], T],
+    scratch: str | None,
+    *,
+    durable: bool,
+    cached: bool,
+) -> T:
     folder, name = posixpath.split(path)
     temporary = f"{scratch or folder}/.{name}.{uuid.uuid4().hex}.tmp"
     with _explained(filesystem, path):
         if is_local(filesystem):
-            return _put_local(path, content, temporary, durable)
+            return _put_local(path, content, temporary, durable=durable, cached=cached)
         sink = io.BytesIO()
         result = content(sink.write)
         data = sink.getvalue()
@@ -87,7 +104,7 @@ def _put(filesystem: FileSystem, path: str, content: Callable[[Write], T], scrat
         return result
 
 
-def _put_local(path: str, content: Callable[[Write], T], temporary: str, durable: bool) -> T:
+def _put_local(path: str, content: Callable[[Write], T], temporary: str, *, durable: bool, cached: bool) -> T:
     for folder in {os.path.dirname(path), os.path.dirname(temporary)}:
         os.makedirs(folder, exist_ok=True)
     try:
@@ -101,12 +118,15 @@ def _put_local(path: str, content: Callable[[Write], T], temporary: str, durable
                 while rest.nbytes:
                     rest = rest[file.write(rest) :]
                 if written - flushed >= _FLUSH_NBYTES:
-                    _begin_flush(file.fileno(), flushed, written)
+                    start = flushed if cached else max(0, flushed - _UNDER_WAY_NBYTES)
+                    _flush(file.fileno(), start, written)
                     flushed = written
 
             result = content(write)
             if durable:
                 os.fsync(file.fileno())
+            if not cached:
+                _flush(file.fileno(), 0, written)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
@@ -115,8 +135,22 @@ def _put_local(path: str, content: Callable[[Write], T], temporary: str, durable
     return result
 
 
-def _begin_flush(descriptor: int, start: int, stop: int) -> None:
-    """Have the disk write what the system holds of a file, without waiting for it; ``fsync`` then has less to do."""
+def _are_cached(nbytes: int | None) -> bool:
+    """Tell whether the operating system should keep as much as was written in its memory.
+
+    Of more than that only the end would be there when somebody reads it from the beginning, in the place of what others
+    read; and memory that the system has not used yet can cost more than the disk.
+    """
+    if not hasattr(os, "sysconf"):
+        return True
+    return nbytes is not None and nbytes <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _CACHED_SHARE
+
+
+def _flush(descriptor: int, start: int, stop: int) -> None:
+    """Have the system begin to write what it holds of a file, without waiting for it, and let go of what is written.
+
+    ``fsync`` then has less to do. What is new to the disk is only begun; it takes another call to let go of it.
+    """
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):  # it is but an advice
             os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)

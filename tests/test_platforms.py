@@ -61,6 +61,24 @@ def test_the_disk_begins_to_write_before_a_file_is_complete(
     assert asked == begun  # each byte once: the header, and blocks of 1 MB
 
 
+@pytest.mark.parametrize("is_long", [False, True])
+def test_the_system_lets_go_of_what_would_not_fit_beside_all_else_in_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_long: bool
+) -> None:
+    """It does so where bytes are on the disk: those of a while ago when more are written, and the rest at the end."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, nbytes, advice: asked.append((start, start + nbytes)))
+    monkeypatch.setattr(writing, "_FLUSH_NBYTES", 2**21)
+    monkeypatch.setattr(writing, "_UNDER_WAY_NBYTES", 2**20)
+    rows = np.ones((10_000, 128), np.float32)  # 5 MB
+    if is_long:
+        monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 19_500, "SC_PAGE_SIZE": 4096}.__getitem__)
+        write_embeddings(rows, tmp_path)
+    else:
+        write_embeddings(iter([(rows, None)]), tmp_path)  # nobody knows how many follow
+    assert asked == [(0, 2**21 + 128), (2**20 + 128, 2**22 + 128), (0, rows.nbytes + 128)]
+
+
 def no_link(path: str) -> str:
     raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
 

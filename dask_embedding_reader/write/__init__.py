@@ -119,6 +119,9 @@ def write_embeddings(
     A global reduction in the array (``x - x.mean(axis=0)``) makes Dask hold all of ``x`` until it is known. With more
     data than memory, write batches: ``write_embeddings(iter_batches(x - x.mean(axis=0), batch_size=10_000), folder)``.
 
+    On a local disk, a collection of more than a sixteenth of the memory of the machine, or of batches, whose number is
+    not known, does not stay in the memory of the system: who reads it next reads from the disk.
+
     Examples
     --------
     >>> import numpy as np, pandas as pd, tempfile

@@ -291,7 +291,11 @@ def write_part(destination: Destination, part: Part, known: Record | None = None
             )
     files = {
         name: stream_file(
-            folder.filesystem, folder.at(destination.place + name), partial(measure, content), folder.work
+            folder.filesystem,
+            folder.at(destination.place + name),
+            partial(measure, content),
+            folder.work,
+            of_nbytes=destination.settings.nbytes,
         )
         for name, content in contents.items()
     }

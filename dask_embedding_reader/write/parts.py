@@ -45,6 +45,11 @@ class Settings(NamedTuple):
         """Stored bytes of a vector."""
         return self.dimension * np.dtype(self.dtype).itemsize
 
+    @property
+    def nbytes(self) -> int | None:
+        """Stored bytes of all vectors, where their number is known."""
+        return None if self.rows is None else self.rows * self.row_nbytes
+
 
 class Record(NamedTuple):
     """That a part is complete, and what is in it."""
