@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .contenders import Answer, Job, contends, import_libraries
-from .data import DIMENSION, FILES, Data, evict
-from .floors import DISK_COPIES, DISK_READS, DISK_WRITES, OURS
+from .data import CONVERTED_FILES, DIMENSION, Data, evict
+from .floors import DISK_AT_ONCE, DISK_READS, DISK_WRITES, OURS
 from .works import Work
 
-THREADS = 8
+THREADS = 6
 BLOCK_NBYTES = 8 * 2**20
+
+RWF_DONTCACHE = 0x80
+"""A flag of Linux 6.14: nothing of what is written stays in memory, where new pages can cost more than the disk."""
 
 
 def prepare(work: Work, data: Data) -> Path:
@@ -29,15 +36,66 @@ def prepare(work: Work, data: Data) -> Path:
     return target
 
 
-def several_at_once(task: Callable[[Any], None], items: Iterable[Any]) -> Job:
-    """Return a job that does something for each file."""
+def wanted(work: Work) -> dict[str, Any]:
+    """Return what is written: the source in another format, or in the same one as another dtype."""
+    to = work.name.rpartition("-")[2]
+    if to in ("npy", "parquet"):
+        return {"file_format": to}
+    return {"file_format": work.source.file_format, "dtype": to, "scale": 0.05 if to == "int8" else None}
+
+
+def read_file(path: Path) -> None:
+    """Read a file, and do nothing with it."""
+    block = bytearray(BLOCK_NBYTES)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(block):
+            pass
+
+
+def write_file(path: Path, nbytes: int) -> None:
+    """Write a file of any bytes, and wait until the disk has it."""
+    block = memoryview(os.urandom(BLOCK_NBYTES))
+    written = 0
+    with path.open("wb", buffering=0) as file:
+        while written < nbytes:
+            written += write_block(file.fileno(), block[: nbytes - written], written)
+        os.fsync(file.fileno())
+
+
+def write_block(descriptor: int, block: memoryview, position: int) -> int:
+    """Write at a position, so that the disk begins at once; return how much was written."""
+    with suppress(OSError):
+        return os.pwritev(descriptor, [block], position, RWF_DONTCACHE)
+    written = os.pwrite(descriptor, block, position)
+    os.posix_fadvise(descriptor, position, written, os.POSIX_FADV_DONTNEED)
+    return written
+
+
+def at_once(*tasks: Sequence[Callable[[], None]]) -> Job:
+    """Return a job that does all of these, several of each list at once."""
 
     def job() -> Answer:
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(task, items))
+        with ExitStack() as pools:
+            done = [pools.enter_context(ThreadPoolExecutor(THREADS)).map(lambda task: task(), some) for some in tasks]
+            for results in done:
+                list(results)
         return {}
 
     return job
+
+
+def reads(work: Work, data: Data) -> list[Callable[[], None]]:
+    """Tasks that read the source."""
+    return [partial(read_file, path) for path in data.files(work.data)]
+
+
+def writes(work: Work, data: Data, target: Path) -> list[Callable[[], None]]:
+    """Tasks that write as many bytes as are written."""
+    target.mkdir()
+    itemsize = np.dtype(wanted(work).get("dtype", "float32")).itemsize
+    return [
+        partial(write_file, target / str(number), data.rows * DIMENSION * itemsize) for number in range(CONVERTED_FILES)
+    ]
 
 
 @contends(OURS, "convert-*")
@@ -50,7 +108,7 @@ def convert(work: Work, data: Data) -> Job:
 
     def job() -> Answer:
         reader = package.EmbeddingReader(str(data.folder(work.data)), work.source.file_format)
-        package.write_embeddings(reader, target, work.name.rpartition("-")[2])
+        package.write_embeddings(reader, target, **wanted(work))
         return {"rows": reader.count}
 
     return job
@@ -58,46 +116,19 @@ def convert(work: Work, data: Data) -> Job:
 
 @contends(DISK_READS, "convert-*")
 def read(work: Work, data: Data) -> Job:
-    """Read the files, several at a time."""
+    """Read the files."""
     prepare(work, data)
-
-    def read_file(path: Path) -> None:
-        block = bytearray(BLOCK_NBYTES)
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(block):
-                pass
-
-    return several_at_once(read_file, data.files(work.data))
+    return at_once(reads(work, data))
 
 
 @contends(DISK_WRITES, "convert-*")
 def write(work: Work, data: Data) -> Job:
-    """Write as many bytes, several files at a time, and wait until the disk has them."""
+    """Write as many bytes."""
+    return at_once(writes(work, data, prepare(work, data)))
+
+
+@contends(DISK_AT_ONCE, "convert-*")
+def read_and_write(work: Work, data: Data) -> Job:
+    """Do both, neither waiting for the other: what a disk shares between them, no conversion has twice."""
     target = prepare(work, data)
-    target.mkdir()
-    block = os.urandom(BLOCK_NBYTES)
-
-    def write_file(number: int) -> None:
-        rest = data.rows * DIMENSION * 4
-        with (target / str(number)).open("wb", buffering=0) as file:
-            while rest:
-                rest -= file.write(block[:rest])
-            os.fsync(file.fileno())
-
-    return several_at_once(write_file, range(FILES))
-
-
-@contends(DISK_COPIES, "convert-*")
-def copy(work: Work, data: Data) -> Job:
-    """Copy the files as they are: a disk shares its speed between what is read and what is written."""
-    target = prepare(work, data)
-    target.mkdir()
-
-    def copy_file(path: Path) -> None:
-        block = memoryview(bytearray(BLOCK_NBYTES))
-        with path.open("rb", buffering=0) as source, (target / path.name).open("wb", buffering=0) as file:
-            while count := source.readinto(block):
-                file.write(block[:count])
-            os.fsync(file.fileno())
-
-    return several_at_once(copy_file, data.files(work.data))
+    return at_once(reads(work, data), writes(work, data, target))

@@ -25,6 +25,8 @@ DIMENSION = 512
 FILES = 6
 PARQUET_FILES = 10
 """More, as what others hold in memory grows with them."""
+CONVERTED_FILES = 18
+"""More than fit in what is read ahead and written at once: how a conversion begins and ends is not how it goes on."""
 MANY = 10_000
 LARGE_ROWS = 4_000_000
 SPARSE_ROWS = 2**20
@@ -81,7 +83,8 @@ class Data:
     def disk_nbytes(self, name: str) -> int:
         """About the room that the data set takes on disk."""
         items = self.rows * DIMENSION
-        large = {"npy-f32": 4 * FILES, "npy-f16": 2 * FILES, "parquet": 5 * PARQUET_FILES, "parquet-plain": 4 * FILES}
+        large = {"npy-f32": 4 * FILES, "npy-f16": 2 * FILES, "parquet": 5 * PARQUET_FILES}
+        large |= dict.fromkeys(("npy-converted", "parquet-converted"), 4 * CONVERTED_FILES)
         return items * large[name] if name in large else 2**28
 
     def warm(self, name: str) -> None:
@@ -229,7 +232,8 @@ MAKERS: dict[str, Callable[[Path, int], None]] = {
     "npy-f32": in_parallel(write_npy_f32),
     "npy-f16": in_parallel(write_npy_f16),
     "parquet": in_parallel(write_parquet, PARQUET_FILES),
-    "parquet-plain": in_parallel(write_plain),
+    "npy-converted": in_parallel(write_npy_f32, CONVERTED_FILES),
+    "parquet-converted": in_parallel(write_plain, CONVERTED_FILES),
     "metadata": in_parallel(write_metadata),
     "many": make_many,
     "large": make_large,

@@ -19,7 +19,7 @@ ONE_CONNECTION = "one connection"
 SUM, COMPUTE = "x.sum()", "x.compute()"
 LOOP, XBATCHER = "x[a:b].compute()", "xbatcher"
 GATHER = "client.compute and gather"
-DISK_READS, DISK_WRITES, DISK_COPIES = "the disk, read", "the disk, written", "the disk, read and written"
+DISK_READS, DISK_WRITES, DISK_AT_ONCE = "the disk, read", "the disk, written", "the disk, both at once"
 
 
 class Run(NamedTuple):
@@ -115,23 +115,6 @@ class Scales:
         value = results[self.against].best * self.share / results[OURS].best
         text = f"throughput {value:.1f}x >= {self.bound:g}x"
         return Verdict(self.against, text, value, self.bound, value >= self.bound)
-
-
-@dataclass(frozen=True, slots=True)
-class FasterThanSlower:
-    """Ours is at least so many times as fast as the slower of two others."""
-
-    against: tuple[str, str]
-    bound: float
-
-    def judge(self, results: Mapping[str, Summary]) -> Verdict | None:
-        """Compare the best times."""
-        there = [name for name in self.against if name in results]
-        if len(there) < len(self.against):
-            return None
-        slower = max(there, key=lambda name: results[name].best)
-        value = results[slower].best / results[OURS].best
-        return Verdict(slower, f"speed >= {self.bound:g}x", value, self.bound, value >= self.bound)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,7 @@ from .floors import (
     COMPUTE,
     DASK_ALONE,
     DELAYED,
-    DISK_COPIES,
-    DISK_READS,
-    DISK_WRITES,
+    DISK_AT_ONCE,
     GATHER,
     LOOP,
     ONE_CONNECTION,
@@ -24,7 +22,6 @@ from .floors import (
     XBATCHER,
     Bounded,
     Faster,
-    FasterThanSlower,
     Flat,
     Floor,
     Scales,
@@ -83,7 +80,6 @@ HALF = Source("npy float16 -> float32", "npy-f16")
 KEPT = Source("npy float16 kept", "npy-f16", dtype=None)
 PARQUET = Source("parquet list<float32> + 2 columns", "parquet", "parquet", ("caption", "id"))
 PAIRS = Source("parquet_npy + 2 string columns", "npy-f32+metadata", "parquet_npy", ("caption", "url"))
-PLAIN = Source("plain parquet", "parquet-plain", "parquet", dtype=None)
 LIMITS = {"64 MB": 64 * 10**6, "256 MB": 256 * 10**6, "1 GB": 10**9, "4 GB": 4 * 10**9}
 
 
@@ -206,11 +202,15 @@ def sparse(size: str) -> Work:
 
 def convert_works() -> list[Work]:
     """Whole collections from a disk, with nothing of them in memory, and to it."""
-    floors = FasterThanSlower((DISK_READS, DISK_WRITES), 0.6), Faster(DISK_COPIES, 1)
+    floors = (Faster(DISK_AT_ONCE, 0.6),)
+    sources = {
+        "npy": (Source("npy float32", "npy-converted"), ("npy", "parquet", "float16", "int8")),
+        "parquet": (Source("plain parquet", "parquet-converted", "parquet", dtype=None), ("npy", "parquet", "float16")),
+    }
     return [
         Work(f"convert-{name}-{to}", f"{source.title} to {to}", source, rounds=3, floors=floors, optional=True)
-        for name, source in {"npy": NPY, "parquet": PLAIN}.items()
-        for to in ("npy", "parquet")
+        for name, (source, targets) in sources.items()
+        for to in targets
     ]
 
 
