@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import FileChangedError, FormatError, ReadError
-from dask_embedding_reader.finding import INCOMPLETE_NAME, MANIFEST_NAME
+from dask_embedding_reader.finding import EARLIER_MANIFEST_NAME, INCOMPLETE_NAME, MANIFEST_NAME
 from dask_embedding_reader.formats import Columns, FileHeader
 from dask_embedding_reader.saved_manifest import METADATA, SavedManifest, decode_manifest
 from dask_embedding_reader.storage import StoredFile, read_range, shown_url
@@ -45,9 +45,7 @@ def read_saved_headers(
     known: dict[StoredFile, FileHeader] = {}
     listed = {(file.filesystem, file.path) for file in files}
     suffix = files[0].path[files[0].path.rfind(".") :] if files else ""
-    for manifest in noticed:
-        if not manifest.path.endswith(f"/{MANIFEST_NAME}"):
-            continue
+    for manifest in _manifests(noticed):
         try:
             saved = _read(manifest)
         except FormatError as error:
@@ -65,8 +63,17 @@ def read_saved_headers(
     return {file: known[file] for file in files if file in known}
 
 
+def _manifests(noticed: Sequence[StoredFile]) -> Iterator[StoredFile]:
+    """Yield the manifests; where there is one of either name in a folder, the newer one."""
+    paths = {file.path for file in noticed}
+    for file in noticed:
+        folder, _, name = file.path.rpartition("/")
+        if name == MANIFEST_NAME or (name == EARLIER_MANIFEST_NAME and f"{folder}/{MANIFEST_NAME}" not in paths):
+            yield file
+
+
 def _read(manifest: StoredFile) -> SavedManifest:
-    folder = manifest.path.removesuffix(f"/{MANIFEST_NAME}")
+    folder = manifest.path.rpartition("/")[0]
 
     def locate(source: int, path: str) -> tuple[FileSystem, str] | None:
         # Others than the first source are folders elsewhere.

@@ -20,8 +20,11 @@ class ArgumentTypeError(EmbeddingReaderError, TypeError):
     """An argument has a type that makes no sense."""
 
 
-class NoFilesError(EmbeddingReaderError, FileNotFoundError):
-    """A path does not exist, or nothing under it has the wanted format."""
+class NoFilesError(EmbeddingReaderError, FileNotFoundError, ValueError):
+    """A path does not exist, or nothing under it has the wanted format.
+
+    A ``ValueError`` too, since that is what ``embedding_reader`` raises.
+    """
 
 
 class FormatError(EmbeddingReaderError, ValueError):

@@ -14,9 +14,10 @@ import re
 import stat
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -38,6 +39,7 @@ from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError, Fi
 from dask_embedding_reader.retries import describe, hide_secrets, shown_cause, with_retries
 from dask_embedding_reader.stopping import threads_at_once
 from dask_embedding_reader.storage import StoredFile, fingerprint, is_local, shown_url
+from dask_embedding_reader.units import counted
 
 Source = str | os.PathLike[str]
 R = TypeVar("R")
@@ -46,11 +48,26 @@ _THREADS = 64
 """Answers are waited for, not computed."""
 
 _GLOB_CHARACTERS = frozenset("*?[")
-MANIFEST_NAME = "_manifest.parquet"
+MANIFEST_NAME = ".manifest.embeddings"
 INCOMPLETE_NAME = "_writing/incomplete"
-"""What this library keeps in a collection beside the data: what is known of it, a mark while it is being written."""
+"""What this library keeps in a collection beside the data: what is known of it, a mark while it is being written.
 
-_OWN_FILES = (f"/{MANIFEST_NAME}", f"/{INCOMPLETE_NAME}")
+No suffix of data and a dot in front: whatever else reads the folder, or a glob in it, passes over the manifest."""
+
+EARLIER_MANIFEST_NAME = "_manifest.parquet"
+"""What it was called before: dask, pandas, polars, duckdb and embedding_reader took it for data."""
+
+MANIFEST_NAMES = (MANIFEST_NAME, EARLIER_MANIFEST_NAME)
+"""Where both are, the first one is newer."""
+
+_OWN_FILES = tuple(f"/{name}" for name in (*MANIFEST_NAMES, INCOMPLETE_NAME))
+
+_SPELLINGS = {
+    ".npy": re.compile(r"\.npy$", re.IGNORECASE),
+    ".parquet": re.compile(r"\.(parquet|parq|pq)(\.(gzip|gz|snappy|zstd|zst|brotli|br|lz4))?$", re.IGNORECASE),
+}
+"""How others spell a suffix. In a folder only files with the suffix itself are data; those that are named are taken as
+they are called."""
 
 _EXTRAS = {
     "azure": {"az", "abfs", "abfss"},
@@ -72,6 +89,8 @@ def find_files(
     shared: dict[tuple[Any, ...], FileSystem] | None = None,
     first_nbytes: int = 0,
     heads: dict[StoredFile, bytes] | None = None,
+    empty: list[Source] | None = None,
+    named: bool = True,
 ) -> list[StoredFile]:
     """Find the files with a suffix in folders, globs and lists of these.
 
@@ -94,6 +113,11 @@ def find_files(
     first_nbytes, heads
         If given, the first bytes of files that had to be asked for one by one, where they came in the same answer, are
         added to ``heads``.
+    empty
+        If given, the sources without such files are added to it.
+    named
+        Whether a file that is named, by itself or by a glob, is taken whatever its suffix, unless that is the one of
+        another format.
 
     Returns
     -------
@@ -104,28 +128,35 @@ def find_files(
     Raises
     ------
     NoFilesError
-        If a source does not exist, or nothing in it matches.
+        If a source does not exist, or nothing in any of them matches.
     """
     resolved = _share((resolve(source, storage_options) for source in sources), {} if shared is None else shared)
     if roots is not None:
         roots += [path for _, path in resolved]
 
-    def list_source(source: Source, where: tuple[FileSystem, str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def list_source(source: Source, where: tuple[FileSystem, str]) -> _Listing:
         return _list_source(*where, suffix, source, first_nbytes)
 
     remote = not all(is_local(filesystem) for filesystem, _ in resolved)
     listings = _map_at_once(list_source, sources, resolved) if remote else list(map(list_source, sources, resolved))
     found: dict[tuple[FileSystem, str], dict[str, Any]] = {}
-    for source, (filesystem, _), (infos, own) in zip(sources, resolved, listings, strict=True):
+    problems = []
+    for source, (filesystem, _), (infos, own, are_named) in zip(sources, resolved, listings, strict=True):
         if noticed is not None:
             noticed += [_stored_file(filesystem, _known(filesystem, info)) for info in own]
-        wanted = [info for info in infos if _has_suffix(filesystem, info["name"], suffix) and info.get("size") != 0]
+        paths = [info["name"] for info in infos]
+        chosen = set(_choose(filesystem, paths, suffix, are_named if named else None))
+        wanted = [info for info in infos if info["name"] in chosen and info.get("size") != 0]
         if not wanted:
             if any(info["name"].endswith(f"/{INCOMPLETE_NAME}") for info in own):
                 raise NoFilesError(_nothing_written(source, suffix))
-            raise NoFilesError(_nothing_found(source, suffix, [info["name"] for info in infos]))
+            problems.append(_nothing_found(source, suffix, paths))
+            if empty is not None:
+                empty.append(source)
         for info in wanted:
             found.setdefault((filesystem, info["name"]), info)
+    if not found:
+        raise NoFilesError("; ".join([*problems[:3], "…"] if len(problems) > 3 else problems))
     # An HTTP listing tells names only.
     unknown = [key for key, info in found.items() if info.get("size") is None and not is_local(key[0])]
     looked_up = _map_at_once(lambda where: _info(where[0], where[1], first_nbytes) or {}, unknown)
@@ -184,6 +215,26 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
     return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
 
 
+def find_sibling(source: Source, name: re.Pattern[str], storage_options: Mapping[str, Any] | None = None) -> str | None:
+    """Return a folder beside a folder, if there is one whose name matches; spelled as the source is, without secrets.
+
+    Meant for messages: whatever goes wrong, there is none.
+    """
+    text = os.fspath(source).rstrip("/")
+    parent, _, own = text.rpartition("/")
+    if not _GLOB_CHARACTERS.isdisjoint(text) or "?" in text:
+        return None
+    try:
+        filesystem, path = resolve(parent or (os.sep if text.startswith("/") else "."), storage_options)
+        with exclusive(filesystem):
+            entries = connected(filesystem).ls(path, detail=True)
+    except Exception:  # noqa: BLE001 - such as no permission to list it
+        return None
+    folders = [entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
+    likely = sorted(folder for folder in folders if name.search(folder) and folder != own)
+    return hide_secrets(f"{parent}/{likely[0]}" if parent or text.startswith("/") else likely[0]) if likely else None
+
+
 def _install(url: str) -> str:
     """Say which extras of this library install what a URL needs; nothing where none does."""
     needed = set(re.findall(r"(?:^|::)(\w+)(?=::|:/)", url))
@@ -214,25 +265,45 @@ def _share(
     ]
 
 
-def _list_source(
-    filesystem: FileSystem, path: str, suffix: str, source: Source, first_nbytes: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """List the files of one source, ordered by path, litter left out; and of the litter, our own files."""
+class _Listing(NamedTuple):
+    """What there is of one source."""
+
+    infos: list[dict[str, Any]]
+    """Its files, ordered by path, litter left out."""
+    own: list[dict[str, Any]]
+    """Of the litter, our own files."""
+    named: frozenset[str] = frozenset()
+    """The files that the source names, by itself or by a glob, rather than a folder that they are in."""
+
+
+def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source, first_nbytes: int) -> _Listing:
+    """List the files of one source."""
     shown = hide_secrets(os.fspath(source))
+    named: frozenset[str] = frozenset()
     try:
-        info = _info(filesystem, path, first_nbytes) if _has_suffix(filesystem, path, suffix) else None
-        if info and info["type"] != "directory":
-            return [{**info, "name": path}], []  # a file that is named is wanted, whatever its name starts with
+        info = None
+        if _has_suffix(filesystem, path, suffix):
+            info = _info(filesystem, path, first_nbytes)
+        elif _may_be_web_file(filesystem, path):
+            with suppress(Exception):  # listing it will tell
+                info = _info(filesystem, path, max(first_nbytes, 16))
+        if info and info["type"] != "directory" and not _is_page(info):
+            # A file that is named is wanted, whatever its name starts with.
+            return _Listing([{**info, "name": path}], [], frozenset([path]))
         if _GLOB_CHARACTERS.isdisjoint(path) or _exists(filesystem, path):
             infos = _find(filesystem, path)
             root = path
+            if not infos and not _exists(filesystem, path):
+                raise FileNotFoundError(path)
+            if not infos and (info := _info(filesystem, path)) and info["type"] == "file" and info.get("size"):
+                infos = [{**info, "name": path}]
+            if [info["name"] for info in infos] == [path]:
+                return _Listing(infos, [], frozenset([path]))
         else:
-            infos = _glob(filesystem, path)
+            infos, named = _glob(filesystem, path)
             root = _glob_root(path)
-            if _is_litter(path, root):  # the pattern itself names such files: they are wanted
-                return sorted(infos, key=_name), []
-        if not infos and not _exists(filesystem, path) and _GLOB_CHARACTERS.isdisjoint(path):
-            raise FileNotFoundError(path)
+            if is_litter(path, root):  # the pattern itself names such files: they are wanted
+                return _Listing(sorted(infos, key=_name), [], named)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoFilesError(
             f"{shown!r} does not exist (searched {shown_url(filesystem, path)!r}); check the spelling of the path"
@@ -242,20 +313,52 @@ def _list_source(
     except Exception as error:  # noqa: BLE001 - raised again
         raise ReadError(f"{shown!r} cannot be listed: {describe(error)}") from shown_cause(error)
     own = [info for info in infos if info["name"].endswith(_OWN_FILES)]
-    return sorted((info for info in infos if not _is_litter(info["name"], root)), key=_name), own
+    return _Listing(sorted((info for info in infos if not is_litter(info["name"], root)), key=_name), own, named)
 
 
 def _has_suffix(filesystem: FileSystem, path: str, suffix: str) -> bool:
-    if "http" in protocols(filesystem):
-        path = path.partition("?")[0]  # signed URLs end in a query
-    return path.endswith(suffix)
+    return _without_query(filesystem, path).endswith(suffix)
+
+
+def _without_query(filesystem: FileSystem, path: str) -> str:
+    """Return the name of a file on a web server without what signed URLs end in."""
+    return path.partition("?")[0] if "http" in protocols(filesystem) else path
+
+
+def _may_be_web_file(filesystem: FileSystem, path: str) -> bool:
+    """Tell by its name whether a URL may be one of a file: to list it as a folder would be to read all of it."""
+    return "http" in protocols(filesystem) and re.search(r"://.*/[^/]*[.?][^/]*$", path) is not None
+
+
+def _is_page(info: Mapping[str, Any]) -> bool:
+    """Tell whether what a web server knows by a name is a page of links rather than data."""
+    return info.get("head", b"").lstrip()[:1] == b"<" or str(info.get("mimetype")).startswith("text/html")
+
+
+def _choose(filesystem: FileSystem, paths: Sequence[str], suffix: str, named: Set[str] | None) -> list[str]:
+    """Return the paths that are wanted: those with the suffix, and of those that are named which are spelled otherwise.
+
+    A glob may name more than the data: files without any suffix of a format are meant if there are no others.
+    """
+
+    def spelled(path: str) -> str | None:
+        path = _without_query(filesystem, path)
+        return next((kind for kind, pattern in _SPELLINGS.items() if pattern.search(path)), None)
+
+    chosen = [path for path in paths if _has_suffix(filesystem, path, suffix)]
+    if named:
+        kinds = {path: spelled(path) for path in paths if path in named}
+        chosen += [path for path, kind in kinds.items() if kind == suffix]
+        if not chosen:
+            chosen = [path for path, kind in kinds.items() if kind is None]
+    return chosen
 
 
 def _name(info: Mapping[str, Any]) -> str:
     return str(info["name"])
 
 
-def _is_litter(name: str, root: str) -> bool:
+def is_litter(name: str, root: str) -> bool:
     """Tell hidden files, ``_SUCCESS``, ``_temporary/…`` and their like, wherever they lie below the folder given."""
     return _LITTER.search(name, len(root.rstrip("/")) if name.startswith(root) else 0) is not None
 
@@ -328,7 +431,7 @@ def _list_folder(filesystem: FileSystem, root: str, folder: str) -> list[dict[st
                 entries = list(connected(filesystem).ls(folder, detail=True))
             except (FileNotFoundError, NotADirectoryError) as error:
                 # Whether there is a folder of the name that was given is looked up later.
-                if folder == root or _is_litter(folder, root):
+                if folder == root or is_litter(folder, root):
                     return []
                 raise _vanished(shown_url(filesystem, folder)) from shown_cause(error)
             except Exception:
@@ -372,7 +475,7 @@ def _walk(folder: str) -> tuple[list[dict[str, Any]], bool]:
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             raise error
-        if not _is_litter(error.filename, folder):
+        if not is_litter(error.filename, folder):
             raise _vanished(error.filename) from error
 
     if not stat.S_ISDIR(os.stat(folder).st_mode):  # or says that it does not exist, as listing would
@@ -405,8 +508,11 @@ def _local_info(path: str) -> dict[str, Any]:
     return {"name": path, "type": "file", "size": status.st_size, "mtime": status.st_mtime_ns}
 
 
-def _glob(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
-    """List what a pattern matches; folders that it names are searched as if they had been given themselves."""
+def _glob(filesystem: FileSystem, pattern: str) -> tuple[list[dict[str, Any]], frozenset[str]]:
+    """List what a pattern matches, and tell which files it names: those that it does not merely find in folders.
+
+    Folders that it matches are searched as if they had been given themselves.
+    """
     filesystem.invalidate_cache()
     if _walks(filesystem):
         matches = _glob_walking(filesystem, pattern)
@@ -417,10 +523,11 @@ def _glob(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
             )
         matches = [{**info, "name": path} for path, info in listing.items()]
     infos = {info["name"]: info for info in matches if info["type"] != "directory"}
+    named = frozenset(infos) if pattern.rpartition("/")[2].strip("*") else frozenset[str]()
     if "**" not in pattern:
         for folder in (info["name"] for info in matches if info["type"] == "directory"):
             infos.update((info["name"], info) for info in _find(filesystem, folder, _glob_root(pattern)))
-    return list(infos.values())
+    return list(infos.values()), named
 
 
 def _glob_walking(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
@@ -471,12 +578,19 @@ def _nothing_found(source: Source, suffix: str, passed_over: Sequence[str]) -> s
     if not passed_over:
         return f"no {suffix} file found: {where} holds no files; check the path"
     kinds = Counter("empty " + suffix if name.endswith(suffix) else _suffix(name) for name in passed_over)
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
-    message = f"no {suffix} file found in {where}; found instead {len(passed_over)} files: {counts}"
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
+    message = f"no {suffix} file found in {where}; found instead {counted(len(passed_over), 'file')}: {counts}"
     for other, file_format in ((".parquet", "parquet"), (".npy", "npy")):
         if other != suffix and kinds[other]:
             return f'{message}; did you mean file_format="{file_format}"?'
-    return f"{message}; check the path"
+    if suffix not in _SPELLINGS:
+        return f"{message}; check the path"
+    if alike := [name for name in passed_over if not name.endswith(suffix) and _SPELLINGS[suffix].search(name)]:
+        return f"{message}; to read files that are called otherwise, name them, as in '*{_suffix(alike[0])}'"
+    return (
+        f'{message}; what can be read are .npy files (file_format="npy", or "parquet_npy" with metadata in .parquet '
+        'files) and .parquet files (file_format="parquet")'
+    )
 
 
 def _suffix(name: str) -> str:

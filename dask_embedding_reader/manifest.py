@@ -6,7 +6,10 @@ Columns, not a list of objects: a collection may have a million files.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +23,14 @@ from dask_embedding_reader.beside import check_finished, read_saved_headers
 from dask_embedding_reader.cached_property import cached_property
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import ColumnError, MismatchError, NoFilesError
-from dask_embedding_reader.finding import Source, find_files
+from dask_embedding_reader.finding import Source, find_files, find_sibling
 from dask_embedding_reader.formats import Columns, FileHeader, Format, VectorFormat
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
+from dask_embedding_reader.formats.npy import NPY
 from dask_embedding_reader.formats.parquet import PARQUET
 from dask_embedding_reader.formats.parquet_npy import pair_files
 from dask_embedding_reader.progress import progress_bar
+from dask_embedding_reader.retries import hide_secrets
 from dask_embedding_reader.stopping import threads_at_once
 from dask_embedding_reader.storage import StoredFile, file_url, identity, is_local
 
@@ -145,7 +150,7 @@ class FileTable:
         """A hash of paths, fingerprints and rows: equal in every process, another one when a file changes."""
         digest = hashlib.blake2b(digest_size=16)
         for text in (*map(identity, self.filesystems), *self.paths, *self.fingerprints, *map(str, self.dtypes)):
-            digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
         for column in (self.filesystem_of, self.offsets, self.dtype_of):
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
@@ -233,18 +238,29 @@ def read_manifest(
     shared: dict[tuple[Any, ...], FileSystem] = {}
     vectors = file_format.vectors
     heads: dict[StoredFile, bytes] = {}
-    files = find_files(sources, vectors.suffix, storage_options, noticed, roots, shared, vectors.first_nbytes, heads)
+    empty: list[Source] = []
+    files = find_files(
+        sources, vectors.suffix, storage_options, noticed, roots, shared, vectors.first_nbytes, heads, empty
+    )
     if not unfinished:
         check_finished(noticed)
     partner_files, partner_roots = None, roots
     if file_format.metadata == "beside":
-        beside = sources if metadata_sources is None else metadata_sources
-        options = storage_options if metadata_storage_options is None else metadata_storage_options
-        partner_roots = []
         # Before any header is read: if files are replaced between the two listings, an old one's is not there any more.
-        partner_files = find_files(beside, PARQUET.suffix, options, marks, partner_roots, shared)
+        partner_roots = []
+        if metadata_sources is None:
+            without: list[Source] = []
+            partner_files = _find_metadata(sources, storage_options, marks, partner_roots, shared, without)
+            empty = [source for source in empty if source in without]
+        else:
+            options = storage_options if metadata_storage_options is None else metadata_storage_options
+            partner_files = find_files(
+                metadata_sources, PARQUET.suffix, options, marks, partner_roots, shared, empty=empty
+            )
         if not unfinished:
             check_finished(marks)
+    for source in empty:
+        _warn_of_empty(source)
     known = read_saved_headers(noticed, files, columns)
     own_columns = columns if in_same_file else Columns()
     headers = _read_headers(vectors, files, own_columns, show_progress, known, heads)
@@ -255,6 +271,34 @@ def read_manifest(
         partners = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known)
     return make_manifest(
         file_format, columns, (headers, roots), None if partners is None else (partners, partner_roots)
+    )
+
+
+def _find_metadata(
+    sources: Sequence[Source],
+    storage_options: Mapping[str, Any] | None,
+    marks: list[StoredFile],
+    roots: list[str],
+    shared: dict[tuple[Any, ...], FileSystem],
+    empty: list[Source],
+) -> list[StoredFile]:
+    """Find the metadata of npy files where nobody says where it is: in the same folders."""
+    try:
+        return find_files(sources, PARQUET.suffix, storage_options, marks, roots, shared, empty=empty, named=False)
+    except NoFilesError as error:
+        likely = find_sibling(sources[0], re.compile("meta"), storage_options)
+        remedy = f"is it metadata_folder={likely!r}?" if likely else "say where it is: metadata_folder=..."
+        raise NoFilesError(
+            f"no metadata found: {hide_secrets(os.fspath(sources[0]))!r} holds no {PARQUET.suffix} file beside its "
+            f'{NPY.suffix} files; {remedy} (file_format="npy" reads the vectors alone)'
+        ) from error
+
+
+def _warn_of_empty(source: Source) -> None:
+    warnings.warn(
+        f"{hide_secrets(os.fspath(source))!r} holds no file of this format and is passed over; the rows are those of "
+        "the other sources",
+        stacklevel=4,
     )
 
 

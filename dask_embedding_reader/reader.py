@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -21,12 +22,12 @@ from dask_embedding_reader.arguments import (
 )
 from dask_embedding_reader.card import card
 from dask_embedding_reader.connections import FileSystem
-from dask_embedding_reader.errors import ArgumentError
-from dask_embedding_reader.finding import MANIFEST_NAME, Source, find_files
+from dask_embedding_reader.errors import ArgumentError, NoFilesError
+from dask_embedding_reader.finding import MANIFEST_NAME, Source, find_files, resolve
 from dask_embedding_reader.formats import Columns, get_format
 from dask_embedding_reader.manifest import Manifest, read_manifest
 from dask_embedding_reader.plan import default_piece_rows
-from dask_embedding_reader.reopen import manifest_place, reopen_manifest, save_manifest
+from dask_embedding_reader.reopen import check_place, reopen_manifest, save_manifest
 from dask_embedding_reader.storage import file_url
 from dask_embedding_reader.units import human_size
 
@@ -134,15 +135,20 @@ class EmbeddingReader:
     ) -> None:
         layout = get_format(check_text("file_format", file_format))
         columns = Columns(check_text("embedding_column", embedding_column), None, check_columns(meta_columns))
+        # As by embedding_reader, in whose calls these may be left over.
         if layout.metadata == "none" and columns.meta:
-            raise ArgumentError(
-                f"meta_columns={list(columns.meta)} cannot be read from {file_format} files, which have no columns; "
-                'for metadata in parquet files beside them use file_format="parquet_npy"'
+            warnings.warn(
+                f"meta_columns={list(columns.meta)} is passed over: {file_format} files have no columns; "
+                'for metadata in parquet files beside them use file_format="parquet_npy"',
+                stacklevel=2,
             )
+            columns = columns._replace(meta=())
         if layout.metadata != "beside" and metadata_folder is not None:
-            raise ArgumentError(
-                f'metadata_folder={metadata_folder!r} is read only with file_format="parquet_npy", not {file_format!r}'
+            warnings.warn(
+                f'metadata_folder is passed over: it is read with file_format="parquet_npy", not {file_format!r}',
+                stacklevel=2,
             )
+            metadata_folder = None
         if embedding_dtype is not None:
             if layout.name != "parquet":
                 raise ArgumentError(f"embedding_dtype is only for parquet files; {file_format} files tell their dtype")
@@ -191,8 +197,8 @@ class EmbeddingReader:
         Parameters
         ----------
         url : str or os.PathLike
-            The manifest: what :meth:`save_manifest` wrote, or ``_manifest.parquet`` in a folder that
-            :func:`write_embeddings` wrote.
+            The manifest that :meth:`save_manifest` wrote, or the folder that it or :func:`write_embeddings` saved one
+            in.
         embeddings_folder : str, os.PathLike or list of these, optional
             Where the files are, by default the folder that the manifest is in. Nothing outside of what is named here
             is ever opened. In the place of a glob, the folder before its first wildcard.
@@ -229,16 +235,14 @@ class EmbeddingReader:
         >>> folder = tempfile.mkdtemp()
         >>> np.save(os.path.join(folder, "0.npy"), np.ones((3, 2), "float32"))
         >>> EmbeddingReader(folder).save_manifest()
-        >>> EmbeddingReader.from_manifest(os.path.join(folder, "_manifest.parquet")).count
+        >>> EmbeddingReader.from_manifest(folder).count
         3
         """
         options = check_options("storage_options", storage_options)
         own_options = check_options("manifest_storage_options", manifest_storage_options)
-        place = manifest_place(check_sources("url", url)[0], options if own_options is None else own_options)
-        folder = os.fspath(url).rpartition("/")[0] if embeddings_folder is None else embeddings_folder
+        place = resolve(check_sources("url", url)[0], options if own_options is None else own_options)
         reader = cls.__new__(cls)
-        reader.embeddings_folder = folder
-        reader.manifest = reopen_manifest(
+        reader.manifest, path = reopen_manifest(
             place,
             None if embeddings_folder is None else check_sources("embeddings_folder", embeddings_folder),
             None if metadata_folder is None else check_sources("metadata_folder", metadata_folder),
@@ -246,6 +250,8 @@ class EmbeddingReader:
             options,
             check_options("metadata_storage_options", metadata_storage_options),
         )
+        own_folder = os.fspath(url) if path != place[1] else os.fspath(url).rpartition("/")[0]
+        reader.embeddings_folder = own_folder if embeddings_folder is None else embeddings_folder
         reader._take_facts()
         return reader
 
@@ -255,15 +261,18 @@ class EmbeddingReader:
         Parameters
         ----------
         url : str or os.PathLike, optional
-            Where to; the name must end in ``.parquet``. By default ``_manifest.parquet`` in ``embeddings_folder``,
-            where ``EmbeddingReader(embeddings_folder)`` finds it. :meth:`from_manifest` opens it from anywhere.
+            Where to: any name that is not one of data, such as ``laion.embeddings``. By default
+            ``.manifest.embeddings`` in ``embeddings_folder``, where ``EmbeddingReader(embeddings_folder)`` finds it;
+            one that is called ``_manifest.parquet`` there, as earlier releases did, is removed. :meth:`from_manifest`
+            opens it from anywhere.
         storage_options : dict, optional
             Passed to fsspec for ``url``.
 
         Raises
         ------
         ArgumentError
-            If no ``url`` is given and ``embeddings_folder`` is not one folder.
+            If no ``url`` is given and ``embeddings_folder`` is not one folder; if the manifest would be read as data
+            there, or a file has a name that cannot be spelled.
         WriteError
             If it cannot be written.
 
@@ -274,11 +283,13 @@ class EmbeddingReader:
         >>> np.save(os.path.join(folder, "0.npy"), np.ones((3, 2), "float32"))
         >>> EmbeddingReader(folder).save_manifest()
         >>> sorted(os.listdir(folder))
-        ['0.npy', '_manifest.parquet']
+        ['.manifest.embeddings', '0.npy']
         """
         if url is not None:
             options = check_options("storage_options", storage_options)
-            save_manifest(self.manifest, *manifest_place(check_sources("url", url)[0], options))
+            place = resolve(check_sources("url", url)[0], options)
+            check_place(self.manifest, *place)
+            save_manifest(self.manifest, *place)
             return
         vectors = self.manifest.vectors
         root = vectors.roots[0]
@@ -577,12 +588,12 @@ def get_file_list(
     filesystem : fsspec.AbstractFileSystem
         Where the files are.
     paths : list of str
-        The files, with their protocol; local ones without it, unless ``path`` has it.
+        The files, with their protocol; local ones without it, unless ``path`` has it. Empty if there are none.
 
     Raises
     ------
     NoFilesError
-        If nothing is found.
+        If one of several paths does not exist.
     ArgumentError
         If the paths lie in different file systems.
 
@@ -597,7 +608,15 @@ def get_file_list(
     """
     suffix = "." + check_text("file_format", file_format).lstrip(".")
     sources = check_sources("path", path)
-    files = find_files(sources, suffix, check_options("storage_options", storage_options))
+    options = check_options("storage_options", storage_options)
+    filesystem, _ = resolve(sources[0], options)
+    empty: list[Source] = []
+    try:
+        files = find_files(sources, suffix, options, empty=empty, named=False)
+    except NoFilesError:
+        if len(sources) > 1 and len(empty) < len(sources):
+            raise  # one of them does not exist: what the others hold is not all
+        return filesystem, []
     filesystem = files[0].filesystem
     for file in files:
         if file.filesystem != filesystem:

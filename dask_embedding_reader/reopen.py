@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import ArgumentError, ColumnError, FormatError, NoFilesError, ReadError
-from dask_embedding_reader.finding import Source, resolve
+from dask_embedding_reader.finding import (
+    EARLIER_MANIFEST_NAME,
+    MANIFEST_NAME,
+    MANIFEST_NAMES,
+    Source,
+    is_litter,
+    resolve,
+)
 from dask_embedding_reader.formats import MetaColumn, get_format
+from dask_embedding_reader.formats.parquet import PARQUET
 from dask_embedding_reader.manifest import FileTable, Headers, Manifest, make_manifest
-from dask_embedding_reader.retries import hide_secrets
 from dask_embedding_reader.saved_manifest import (
     METADATA,
     VECTORS,
@@ -21,7 +27,7 @@ from dask_embedding_reader.saved_manifest import (
     encode_manifest,
 )
 from dask_embedding_reader.storage import shown_url
-from dask_embedding_reader.writing import get_file, put_file
+from dask_embedding_reader.writing import get_file, put_file, remove_files
 
 _GLOB_CHARACTERS = "*?["
 
@@ -36,6 +42,13 @@ def save_manifest(
     """Save what is known of a collection.
 
     ``written`` says how it was written, if by this library; ``scratch`` is a folder for temporary files.
+
+    Raises
+    ------
+    ArgumentError
+        If a file has a name that cannot be spelled.
+    WriteError
+        If it cannot be written.
     """
     vectors, metadata = manifest.vectors, manifest.metadata
     beside = metadata if manifest.format.metadata == "beside" else None
@@ -53,6 +66,9 @@ def save_manifest(
         files,
     )
     put_file(filesystem, path, encode_manifest(saved), scratch)
+    folder, _, name = path.rpartition("/")
+    if name == MANIFEST_NAME:
+        remove_files(filesystem, [f"{folder}/{EARLIER_MANIFEST_NAME}"])
 
 
 def _saved_files(kind: str, table: FileTable, first_source: int, meta: tuple[MetaColumn, ...]) -> Iterator[SavedFile]:
@@ -86,8 +102,8 @@ def reopen_manifest(
     meta_columns: Sequence[str] | None,
     storage_options: Mapping[str, Any] | None,
     metadata_storage_options: Mapping[str, Any] | None,
-) -> Manifest:
-    """Open a collection from what was saved of it, without a look at its files.
+) -> tuple[Manifest, str]:
+    """Open a collection from what was saved of it, without a look at its files; return the path of that, too.
 
     Raises
     ------
@@ -102,11 +118,8 @@ def reopen_manifest(
     ReadError
         If the storage does not deliver it.
     """
-    filesystem, path = where
+    filesystem, path, data = _read_manifest(*where)
     url = shown_url(filesystem, path)
-    data = get_file(filesystem, path, ReadError)
-    if data is None:
-        raise NoFilesError(f"{url} does not exist; EmbeddingReader.save_manifest writes such a file")
     if sources is None:
         roots = [(filesystem, path.rpartition("/")[0])]
     else:
@@ -151,12 +164,41 @@ def reopen_manifest(
     if names and not metadata[0] and layout.metadata != "same":
         raise FormatError(f"{url}: not a usable manifest: it names no file of metadata; remove it, and save it again")
     columns = saved.columns._replace(meta=names)
-    return make_manifest(layout, columns, vectors, metadata if metadata[0] else None)
+    return make_manifest(layout, columns, vectors, metadata if metadata[0] else None), path
 
 
-def manifest_place(url: Source, storage_options: Mapping[str, Any] | None) -> tuple[FileSystem, str]:
-    """Return where a manifest is, or is to be saved."""
-    text = os.fspath(url)
-    if not text.endswith(".parquet"):
-        raise ArgumentError(f"{hide_secrets(text)!r} must end in .parquet: a manifest is a parquet file")
-    return resolve(url, storage_options)
+def _read_manifest(filesystem: FileSystem, path: str) -> tuple[FileSystem, str, bytes]:
+    """Read a manifest that is named itself, or by the folder that it is in; return where it is, too."""
+    inside = [f"{_inside(path)}{name}" for name in MANIFEST_NAMES]
+    is_named = path.endswith((f".{MANIFEST_NAME.rpartition('.')[2]}", EARLIER_MANIFEST_NAME, ".parquet"))
+    for place in [path, *inside] if is_named else [*inside, path]:
+        if (data := _read_if_there(filesystem, place)) is not None:
+            return filesystem, place, data
+    raise NoFilesError(
+        f"{shown_url(filesystem, path)} does not exist, or is a folder without a manifest ({MANIFEST_NAME}); "
+        "EmbeddingReader.save_manifest writes one"
+    )
+
+
+def _read_if_there(filesystem: FileSystem, path: str) -> bytes | None:
+    """Read a file; None also where storages complain in their own ways that there is a folder instead, or none."""
+    try:
+        return get_file(filesystem, path, ReadError)
+    except ReadError as error:
+        if isinstance(error.__cause__, IsADirectoryError | NotADirectoryError):
+            return None
+        raise
+
+
+def check_place(manifest: Manifest, filesystem: FileSystem, path: str) -> None:
+    """Refuse to save a manifest under a name that would be read as data when the collection is opened again."""
+    kinds = [(manifest.vectors, manifest.format.vectors.suffix), (manifest.metadata, PARQUET.suffix)]
+    for table, suffix in kinds:
+        if table is None or not path.endswith(suffix) or filesystem not in table.filesystems:
+            continue
+        root = next((root for root in table.roots if path.startswith(_inside(_folder(root)))), None)
+        if root is not None and not is_litter(path, _folder(root)):
+            raise ArgumentError(
+                f"{shown_url(filesystem, path)} would be read as data of {shown_url(filesystem, root)}; let its name "
+                "end in .embeddings, or save it elsewhere"
+            )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -19,6 +19,14 @@ import pyarrow.parquet as pq
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats import Columns, FileHeader, MetaColumn, get_format
+from dask_embedding_reader.formats.parquet_footer import (
+    PLAIN,
+    PLAIN_DICTIONARY,
+    RLE,
+    RLE_DICTIONARY,
+    iter_page_heads,
+    parse_footer,
+)
 from dask_embedding_reader.retries import describe
 from dask_embedding_reader.storage import StoredFile
 
@@ -28,11 +36,18 @@ _KEY = b"dask_embedding_reader"
 _VERSION = 1
 _MOST_ROWS = 2**53
 
+_MOST_NBYTES = 2**26
+_MOST_TIMES = 500
+_MOST_FILES = 8
+"""What a manifest may take in memory, in bytes and in times its own size, and how many files it may name for each of
+its bytes. Of a million files it takes 0.7 bytes each where their names are numbers, 1.7 with a path of 200 characters
+before these, and 190 times as much when it is decoded. More is an attack: a few kB can claim gigabytes."""
+
 _SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
         ("source", pa.int64()),
-        ("path", pa.string()),
+        ("path", pa.binary()),  # names of files need not be UTF-8
         ("size", pa.int64()),
         ("fingerprint", pa.string()),
         ("checksum", pa.string()),
@@ -45,6 +60,9 @@ _SCHEMA = pa.schema(
         ("columns", pa.int64()),
     ]
 )
+
+
+_TEXTS = ["kind", "path", "fingerprint", "checksum", "dtype"]
 
 
 class SavedFile(NamedTuple):
@@ -99,7 +117,7 @@ def encode_manifest(manifest: SavedManifest) -> bytes:
     columns = {
         "kind": [file.kind for file in manifest.files],
         "source": [file.source for file in manifest.files],
-        "path": [file.path for file in manifest.files],
+        "path": [_encode(file.path) for file in manifest.files],
         "size": [header.file.size for header in headers],
         "fingerprint": [header.file.fingerprint for header in headers],
         "checksum": [header.checksum for header in headers],
@@ -115,6 +133,11 @@ def encode_manifest(manifest: SavedManifest) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return bytes(sink.getvalue())
+
+
+def _encode(path: str) -> bytes:
+    """Spell a path, with all that Python puts in the place of what is no text."""
+    return path.encode("utf-8", "surrogatepass")
 
 
 def _spell(names: Sequence[str], columns: Sequence[MetaColumn]) -> str:
@@ -141,7 +164,13 @@ def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
         If it is damaged, of another version, or would lead out of the folder.
     """
     try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        _check_size(where, data)
+        table = pq.read_table(
+            pa.BufferReader(data),
+            columns=_SCHEMA.names,
+            read_dictionary=_TEXTS,  # as many bytes as are stored, however often each is used
+            page_checksum_verification=True,
+        )
         facts = json.loads((table.schema.metadata or {})[_KEY])
         if facts["version"] != _VERSION:
             _fail(where, f"is of version {facts['version']!r}, this library reads {_VERSION}")
@@ -152,7 +181,7 @@ def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
             _fail(where, "describes different columns in different files")
         sources, metadata_sources = int(facts["sources"]), int(facts["metadata_sources"])
         files = _decode_files(
-            table.select(_SCHEMA.names).cast(_SCHEMA), where, meta, range(sources + metadata_sources), locate
+            _decode_columns(where, table, len(data)), where, meta, range(sources + metadata_sources), locate
         )
         if not isinstance(facts["embedding_column"], str | None):
             _fail(where, f"names the column of vectors {facts['embedding_column']!r}")
@@ -164,7 +193,7 @@ def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
         )
         _check_columns(where, facts["file_format"], columns.meta, files)
         return SavedManifest(facts["file_format"], columns, sources, metadata_sources, written, files)
-    except FormatError:
+    except _UnusableError:
         raise
     except Exception as error:
         raise FormatError(
@@ -172,13 +201,67 @@ def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
         ) from error
 
 
-def _decode_files(table: pa.Table, where: str, meta: Sequence[Any], sources: range, locate: Locate) -> list[SavedFile]:
+def _most_nbytes(data_nbytes: int) -> int:
+    return _MOST_NBYTES + _MOST_TIMES * data_nbytes
+
+
+def _check_size(where: str, data: bytes) -> None:
+    """Refuse what would take much more memory than a manifest can, before any of it is decoded."""
+    footer_start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    if data[-4:] != b"PAR1" or footer_start < 4:
+        _fail(where, "is no parquet file, or was cut short")
+    footer = parse_footer(where, data[footer_start:], footer_start)
+    kinds = [6 if name in _TEXTS else 0 if name == "fortran_order" else 2 for name in _SCHEMA.names]
+    if footer.schema.arrow.names != _SCHEMA.names or len(footer.schema.paths) != len(kinds):
+        _fail(where, f"has the columns {', '.join(footer.schema.paths)[:200]}, not those of a manifest")
+    nbytes, most = 0, _most_nbytes(len(data))
+    if (rows := sum(footer.group_rows)) > _MOST_FILES * len(data):
+        _fail(where, f"claims to name {rows:,} files, but has {len(data):,} bytes")
+    for chunks in footer.chunks:
+        for chunk, kind in zip(chunks, kinds, strict=True):
+            if chunk.kind != kind:
+                _fail(where, "has a column of another type than those of manifests")
+            for page in iter_page_heads(data, chunk.start, chunk.stop):
+                nbytes += page.nbytes + 8 * page.values
+                if page.encoding not in (PLAIN, PLAIN_DICTIONARY, RLE, RLE_DICTIONARY):
+                    _fail(where, f"has pages in an encoding ({page.encoding}) that manifests are not written in")
+                if nbytes > most:
+                    _fail(
+                        where,
+                        f"claims to hold more than {most:,} bytes, but has {len(data):,}",
+                    )
+
+
+def _decode_columns(where: str, table: pa.Table, data_nbytes: int) -> Iterator[list[Any]]:
+    """Yield the columns as Python values."""
     if any(column.null_count for column in table.columns):
         _fail(where, "lacks values")
-    dtypes = {text: _numeric(where, text) for text in set(table["dtype"].to_pylist())}
+    nbytes = 0
+    for field in _SCHEMA:
+        if field.name not in _TEXTS:
+            yield table[field.name].cast(field.type).to_pylist()
+            continue
+        values: list[str] = []
+        for chunk in table[field.name].chunks:
+            distinct = [
+                text.decode("utf-8", "surrogatepass") if isinstance(text, bytes) else text
+                for text in chunk.dictionary.to_pylist()
+            ]
+            values += [distinct[index] for index in chunk.indices.to_pylist()]
+        nbytes += sum(map(len, values))  # each is held once, but who uses them may copy them
+        if nbytes > _most_nbytes(data_nbytes):
+            _fail(where, f"claims to hold {nbytes:,} bytes of text, but has {data_nbytes:,}")
+        yield values
+
+
+def _decode_files(
+    columns: Iterator[list[Any]], where: str, meta: Sequence[Any], sources: range, locate: Locate
+) -> list[SavedFile]:
+    by_name = dict(zip(_SCHEMA.names, columns, strict=True))
+    dtypes = {text: _numeric(where, text) for text in set(by_name["dtype"])}
     files = []
     rows_of_all = 0
-    for row in zip(*(column.to_pylist() for column in table.columns), strict=True):
+    for row in zip(*by_name.values(), strict=True):
         facts = dict(zip(_SCHEMA.names, row, strict=True))
         path, kind, source = facts["path"], facts["kind"], facts["source"]
         _check_path(where, path)
@@ -243,5 +326,9 @@ def _numeric(where: str, text: str) -> np.dtype[Any]:
     return dtype
 
 
+class _UnusableError(FormatError):
+    """A manifest that is not what this library writes."""
+
+
 def _fail(where: str, what: str) -> NoReturn:
-    raise FormatError(f"{where}: not a usable manifest: it {what}; remove it, and save it again")
+    raise _UnusableError(f"{where}: not a usable manifest: it {what}; remove it, and save it again")

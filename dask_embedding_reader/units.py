@@ -18,6 +18,18 @@ def human_size(nbytes: float) -> str:
     return f"{nbytes:.4g} {unit}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Spell how many there are of something.
+
+    Examples
+    --------
+    >>> counted(1, "file"), counted(1_200, "file"), counted(0, "batch")
+    ('1 file', '1,200 files', '0 batches')
+    """
+    plural = "es" if noun.endswith(("ch", "s", "x")) else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
 def human_count(number: float) -> str:
     """Spell a count in three digits, so that it keeps its width while it changes.
 

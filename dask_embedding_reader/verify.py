@@ -13,7 +13,7 @@ import pandas as pd
 from dask_embedding_reader.arguments import check_options, check_sources
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import FileChangedError, NoFilesError, ReadError
-from dask_embedding_reader.finding import MANIFEST_NAME, Source, resolve
+from dask_embedding_reader.finding import MANIFEST_NAME, MANIFEST_NAMES, Source, resolve
 from dask_embedding_reader.formats import FileHeader
 from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.retries import describe
@@ -67,16 +67,16 @@ def verify_embeddings(
     ['missing']
     """
     filesystem, path = resolve(check_sources("folder", folder)[0], check_options("storage_options", storage_options))
-    where = f"{path}/{MANIFEST_NAME}"
-    data = get_file(filesystem, where, ReadError)
-    if data is None:
+    listing = list_files(filesystem, path, ReadError)
+    where = next((f"{path}/{name}" for name in MANIFEST_NAMES if name in listing), None)
+    data = get_file(filesystem, where, ReadError) if where else None
+    if where is None or data is None:
         raise NoFilesError(
             f"{shown_url(filesystem, path)} has no {MANIFEST_NAME}, so there is nothing to compare with: it was not "
             "written by write_embeddings, or not to its end"
         )
     saved = decode_manifest(data, shown_url(filesystem, where), lambda _, below: (filesystem, f"{path}/{below}"))
     headers = {file.path: file.header for file in saved.files}
-    listing = list_files(filesystem, path, ReadError)
     suffixes = tuple({os.path.splitext(name)[1] for name in headers})
     extra = [name for name in listing if name.endswith(suffixes) and name not in headers and not _is_hidden(name)]
     problems = list(_problems(filesystem, headers, listing, show_progress))

@@ -219,7 +219,7 @@ def _check_copy(trial: Trial, collection: Collection, reader: EmbeddingReader, f
     assert_same_bits(np.concatenate([rows for rows, _ in copy(99, dtype=None, show_progress=False)]), collection.rows)
     assert_same_frame(copy.to_dask_dataframe().compute(scheduler="threads"), collection.frame()[columns])
     assert verify_embeddings(folder).empty
-    assert EmbeddingReader.from_manifest(folder / "_manifest.parquet").count == len(collection)
+    assert EmbeddingReader.from_manifest(folder / ".manifest.embeddings").count == len(collection)
 
 
 def _same_bits(batches: Iterator[Any], collection: Collection, start: int, cast: str | None) -> Iterator[Any]:

@@ -51,7 +51,7 @@ def old_data(folder: Path) -> None:
 
 def content(folder: Path) -> dict[str, str]:
     """A checksum of every file of data. The manifest holds times."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "_manifest.parquet"]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".manifest.embeddings"]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 

@@ -124,7 +124,7 @@ class Job:
     def content(self) -> dict[str, str]:
         """A checksum of every file but the manifest, which holds times."""
         filesystem, path = fsspec.url_to_fs(self.folder, **(self.options or {}))
-        names = sorted(name for name in self.files() if name != "_manifest.parquet")
+        names = sorted(name for name in self.files() if name != ".manifest.embeddings")
         return {name: hashlib.sha256(filesystem.cat_file(f"{path}/{name}")).hexdigest() for name in names}
 
     def damaged(self) -> list[str]:

@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -174,11 +175,11 @@ def test_the_missing_one_of_a_list_is_named(tmp_path: Path) -> None:
         EmbeddingReader([tmp_path / "here", tmp_path / "gone"])
 
 
-def test_an_empty_one_of_a_list_is_named(tmp_path: Path) -> None:
-    write_npy(tmp_path / "here", a=vectors(2))
-    (tmp_path / "hollow").mkdir()
-    with refused(NoFilesError, str(tmp_path / "hollow")):
-        EmbeddingReader([tmp_path / "here", tmp_path / "hollow"])
+def test_empty_ones_of_a_list_are_named(tmp_path: Path) -> None:
+    for name in ("hollow", "void"):
+        (tmp_path / name).mkdir()
+    with refused(NoFilesError, str(tmp_path / "hollow"), str(tmp_path / "void")):
+        EmbeddingReader([tmp_path / "hollow", tmp_path / "void"])
 
 
 def test_files_of_another_format_are_counted_and_the_format_suggested(tmp_path: Path) -> None:
@@ -196,11 +197,45 @@ def test_npy_files_suggest_the_npy_format(tmp_path: Path) -> None:
         EmbeddingReader(tmp_path, "parquet")
 
 
-def test_files_of_no_known_format_suggest_nothing(tmp_path: Path) -> None:
+def test_of_files_of_no_known_format_the_known_ones_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"{}")
-    with refused(NoFilesError, "json") as info:
+    known = "what can be read are .npy files", '.parquet files (file_format="parquet")'
+    with refused(NoFilesError, "found instead 1 file: 1 .json", *known) as info:
         EmbeddingReader(tmp_path)
-    assert 'file_format="' not in str(info.value)
+    assert "did you mean" not in str(info.value)
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_without_a_metadata_folder_the_likely_one_is_named(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(tmp_path) if place == "local" else f"memory://{tmp_path.name}"
+    fs, path = fsspec.core.url_to_fs(root)
+    for name in ("clip/img_emb/0.npy", "clip/metadata/0.parquet", "clip/text_emb/0.npy"):
+        fs.makedirs(f"{path}/{name.rpartition('/')[0]}", exist_ok=True)
+        fs.pipe_file(f"{path}/{name}", b"x")
+    monkeypatch.chdir(tmp_path / "clip" if place == "local" else tmp_path)
+    names = [f"{root}/clip/img_emb", f"{root}/clip/img_emb/"] + ["img_emb", "./img_emb"] * (place == "local")
+    for name in names:
+        likely = f"{name.rstrip('/').removesuffix('img_emb')}metadata"
+        with refused(NoFilesError, name, f"metadata_folder={likely!r}"):
+            EmbeddingReader(name, "parquet_npy", meta_columns=["word"])
+    with refused(NoFilesError, "say where it is: metadata_folder=..."):
+        EmbeddingReader(f"{root}/clip/img_emb/0.npy", "parquet_npy", meta_columns=["word"])
+
+
+@pytest.mark.parametrize(("file_format", "columns"), [("npy", ["x"]), ("npy", "x"), ("parquet", ["x"])])
+def test_arguments_that_a_format_has_no_use_for_are_passed_over_with_a_warning(
+    tmp_path: Path, file_format: str, columns: Any
+) -> None:
+    np.save(tmp_path / "0.npy", vectors(2))
+    pq.write_table(pa.table({"embedding": vectors(2).tolist(), "x": [1, 2]}), tmp_path / "0.parquet")
+    with pytest.warns(UserWarning, match="metadata_folder is passed over|meta_columns=.* is passed over") as told:
+        reader = EmbeddingReader(tmp_path, file_format, meta_columns=columns, metadata_folder=tmp_path / "nowhere")
+    assert len(told) == 1 + (file_format == "npy")
+    assert {Path(warning.filename) for warning in told} == {Path(__file__)}
+    meta = next(reader(2, show_progress=False))[1]
+    assert list(meta.columns) == (["i"] if file_format == "npy" else ["x", "i"])
 
 
 def test_the_metadata_folder_is_named_when_it_is_missing_or_empty(tmp_path: Path) -> None:

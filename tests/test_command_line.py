@@ -318,7 +318,7 @@ def test_verify_names_damaged_files_and_fails(run: Run, shards: Path, tmp_path: 
     assert (code, out) == (1, f"{damaged}: damaged: its content is not what was written\n")
     code, out, _ = run("verify", target, "--json")
     assert (code, [each["path"] for each in json.loads(out)]) == (1, [str(damaged)])
-    assert "has no _manifest.parquet" in run("verify", shards)[2]
+    assert "has no .manifest.embeddings" in run("verify", shards)[2]
 
 
 def start(*arguments: Any) -> subprocess.Popen[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, get_file_list
 from dask_embedding_reader.errors import ArgumentError, FileChangedError, NoFilesError, ReadError
+from tests import servers
 
 
 def npy(number: int) -> bytes:
@@ -602,9 +604,115 @@ def test_get_file_list_takes_a_list_and_any_format(folder: Path) -> None:
     assert paths == [f"{folder}/a.npy", f"{folder}/deep/er/c.npy"]
 
 
-def test_get_file_list_of_nothing_says_so(tmp_path: Path) -> None:
-    with pytest.raises(NoFilesError):
-        get_file_list(str(tmp_path / "missing"), "npy")
+def test_get_file_list_of_nothing_is_empty_and_never_less_than_all(folder: Path) -> None:
+    (folder / "none").mkdir()
+    for nothing in (str(folder / "none"), str(folder / "missing"), [str(folder / "none"), str(folder / "none")]):
+        filesystem, paths = get_file_list(nothing, "npy")
+        assert (filesystem.exists(str(folder)), paths) == (True, [])
+    assert get_file_list([str(folder / "none"), str(folder / "deep")], "npy")[1] == [f"{folder}/deep/er/c.npy"]
+    assert get_file_list(str(folder / "a.npy"), "parquet")[1] == []  # unlike a reader, it is asked for a suffix
+    with pytest.raises(NoFilesError, match="missing"):
+        get_file_list([str(folder / "missing"), str(folder)], "npy")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files whose names do not end as those in a folder must
+
+OTHER_NAMES = {
+    "npy": ["0", "0.NPY", "0.npy.bak", "part-00000", "_0.npy", "v1.5"],
+    "parquet": ["0", "0.PARQUET", "0.parquet.gzip", "0.pq", "0.parq", "0.snappy", "part-00000", ".0.parquet"],
+}
+
+
+def embeddings_file(file_format: str) -> bytes:
+    if file_format == "npy":
+        return npy(7)
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"embedding": pa.array([[7.0, 7.0]], pa.list_(pa.float32()))}), sink)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(("file_format", "name"), [(kind, name) for kind in OTHER_NAMES for name in OTHER_NAMES[kind]])
+@pytest.mark.parametrize("place", ["local", "memory", "walked"])
+def test_a_named_file_is_read_whatever_its_suffix(
+    tmp_path: Path, request: pytest.FixtureRequest, place: str, file_format: str, name: str
+) -> None:
+    root = str(tmp_path) if place == "local" else request.getfixturevalue(place)
+    fs, _ = fsspec.core.url_to_fs(root)
+    fs.pipe_file(f"{root}/{name}", embeddings_file(file_format))
+    fs.pipe_file(f"{root}/{'0.parquet' if file_format == 'npy' else '0.npy'}", b"of the other format")
+    glob = f"{root}/{name[:-1]}?"
+    for source in (f"{root}/{name}", [f"{root}/{name}"], glob):
+        assert numbers(source, file_format=file_format) == [7], source
+
+
+@pytest.mark.parametrize("name", ["0.pq", "part-00000", "v1.5"])
+def test_a_named_file_on_a_web_server_is_read_whatever_its_suffix(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(embeddings_file("parquet"))
+    with servers.http_files(tmp_path) as server:
+        assert numbers(f"{server.url}/{name}", file_format="parquet") == [7]
+        assert numbers([f"{server.url}/{name}?signature=x"], file_format="parquet") == [7]
+
+
+def test_a_glob_takes_what_is_called_otherwise_only_beside_no_other(folder: Path) -> None:
+    plant(folder, {"d": 4, "e.NPY": 5, "f.txt": 6})
+    assert numbers(f"{folder}/*") == [1, 2, 3]  # as the folder itself
+    assert numbers(f"{folder}/[a-f]*") == [1, 2, 3, 5]
+    assert numbers(f"{folder}/[d-e]*") == [3, 5]
+    assert numbers(f"{folder}/[df]?txt") == [6]
+    with pytest.raises(NoFilesError, match=r"file_format=\"parquet\"|found instead"):
+        EmbeddingReader(f"{folder}/*", "parquet")
+
+
+def test_pairs_of_files_that_are_called_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "e-1").write_bytes(npy(1))
+    pq.write_table(pa.table({"x": [5]}), tmp_path / "m-1.pq")
+    reader = EmbeddingReader(tmp_path / "e-1", "parquet_npy", meta_columns="x", metadata_folder=tmp_path / "m-1.pq")
+    assert reader.to_dask_dataframe().compute()["x"].tolist() == [5]
+    with pytest.raises(NoFilesError, match=r"holds no \.parquet file beside its \.npy files"):
+        EmbeddingReader(tmp_path / "e-1", "parquet_npy", meta_columns="x")
+
+
+def test_files_that_a_folder_passes_over_for_their_suffix_can_be_named(tmp_path: Path) -> None:
+    for name in ("0.pq", "1.pq"):
+        (tmp_path / name).write_bytes(embeddings_file("parquet"))
+    with pytest.raises(NoFilesError, match=r"found instead 2 files: 2 \.pq; .* name them, as in '\*\.pq'"):
+        EmbeddingReader(tmp_path, "parquet")
+    assert numbers(f"{tmp_path}/*.pq", file_format="parquet") == [7, 7]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Folders without files
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_folder_without_files_in_a_list_is_passed_over_with_a_warning(
+    folder: Path, request: pytest.FixtureRequest, place: str
+) -> None:
+    root = str(folder) if place == "local" else request.getfixturevalue(place)
+    fs, _ = fsspec.core.url_to_fs(root)
+    for name, content in {"none/README.md": b"x", "hollow/0.npy": b"", "full/0.npy": npy(1)}.items():
+        fs.makedirs(f"{root}/{name.partition('/')[0]}", exist_ok=True)
+        fs.pipe_file(f"{root}/{name}", content)
+    for nothing in ("none", "hollow", "none/*.npy"):
+        for sources in ([f"{root}/{nothing}", f"{root}/full"], [f"{root}/full", f"{root}/{nothing}"]):
+            with pytest.warns(UserWarning, match=re.escape(f"'{root}/{nothing}' holds no file of this format")):
+                assert numbers(sources) == [1]
+    with pytest.raises(NoFilesError, match=r"README|1 \.md.*; no \.npy"):
+        EmbeddingReader([f"{root}/none", f"{root}/hollow"])
+    with pytest.raises(NoFilesError, match="gone"):  # what is not there at all may be a wrong name
+        EmbeddingReader([f"{root}/gone", f"{root}/full"])
+
+
+def test_a_metadata_folder_without_files_in_a_list_is_passed_over_with_a_warning(tmp_path: Path) -> None:
+    plant(tmp_path, {"e/0.npy": 1})
+    (tmp_path / "none").mkdir()
+    (tmp_path / "m").mkdir()
+    pq.write_table(pa.table({"x": [5]}), tmp_path / "m/0.parquet")
+    folders = [tmp_path / "none", tmp_path / "m"]
+    with pytest.warns(UserWarning, match="none' holds no file"):
+        reader = EmbeddingReader(tmp_path / "e", "parquet_npy", meta_columns="x", metadata_folder=folders)
+    assert reader.to_dask_dataframe().compute()["x"].tolist() == [5]
 
 
 def test_a_writer_that_ends_while_its_folder_is_listed_leaves_nothing_out(

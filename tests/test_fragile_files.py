@@ -45,7 +45,10 @@ def batches_of_an_array(reader: EmbeddingReader) -> Any:
 OPERATIONS: dict[str, tuple[Callable[..., Any], bool]] = {
     "open": (lambda root, file_format: batches(open_(root / "data", file_format)), True),
     "open a pattern": (lambda root, file_format: batches(open_(f"{root}/data/part*/0*", file_format)), True),
-    "open again": (lambda root, _: batches(EmbeddingReader.from_manifest(root / "data" / "_manifest.parquet")), True),
+    "open again": (
+        lambda root, _: batches(EmbeddingReader.from_manifest(root / "data")),
+        True,
+    ),
     "verify": (lambda root, _: verify_embeddings(root / "written"), True),
     "batches": (batches, False),
     "array and frame": (computed, False),
@@ -67,7 +70,7 @@ def fill(root: Path, file_format: str) -> None:
         rows = slice(6 * k, 6 * k + 6)
         part = root / "data" / f"part{k}"
         write_embeddings(ROWS[rows], part, file_format, None if meta is None else meta[rows], rows_per_file=3)
-        (part / "_manifest.parquet").unlink()
+        (part / ".manifest.embeddings").unlink()
     open_(root / "data", file_format).save_manifest()
     write_embeddings(ROWS, root / "written", file_format, meta, rows_per_file=6)
 

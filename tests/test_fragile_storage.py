@@ -75,7 +75,7 @@ FORMATS = {"pairs": "parquet_npy", "tables": "parquet"}
 OPERATIONS = {
     "open": Operation(lambda url: rows_of(open_(url)(5, **QUIET))),
     "open again": Operation(
-        lambda url: rows_of(EmbeddingReader.from_manifest(f"{url}/_manifest.parquet")(5, **QUIET)),
+        lambda url: rows_of(EmbeddingReader.from_manifest(f"{url}/.manifest.embeddings")(5, **QUIET)),
         lambda url: void(open_(url).save_manifest, url),
     ),
     "batches": Operation(lambda reader: rows_of(reader(5, max_piece_size=3, **QUIET)), open_),
@@ -105,7 +105,7 @@ def fill(url: str) -> None:
     """Two files, or pairs of them."""
     BUCKET.reset()
     write_embeddings(ROWS, url, FORMATS[url.rpartition("/")[2]], META, rows_per_file=6)
-    BUCKET.objects.pop(f"{url.partition('://')[2]}/_manifest.parquet")
+    BUCKET.objects.pop(f"{url.partition('://')[2]}/.manifest.embeddings")
 
 
 def check_result(found: Any, accepted: Sequence[Any] = (ROWS,)) -> None:

@@ -162,7 +162,7 @@ def test_pairs_that_are_replaced_between_two_listings_are_not_called_a_mismatch(
     """A killed writer found this: old vectors met new metadata, and the error blamed the files."""
     table = pd.DataFrame({"id": np.arange(len(ROWS))})
     write_embeddings(ROWS, tmp_path, "parquet_npy", table, rows_per_file=5)
-    (tmp_path / "_manifest.parquet").unlink()  # so that every header is read
+    (tmp_path / ".manifest.embeddings").unlink()  # so that every header is read
     listings = count()
 
     def replacing(*args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import glob
+import importlib.util
+import io
 import json
 import os
 import pickle
@@ -21,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from dask_embedding_reader import EmbeddingReader, finding, write_embeddings
+from dask_embedding_reader import EmbeddingReader, finding, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import (
     ArgumentError,
     ColumnError,
@@ -42,6 +45,12 @@ ROWS = np.arange(60, dtype=np.float32).reshape(20, 3)
 def bucket() -> Iterator[Bucket]:
     with emptied_bucket() as made:
         yield made
+
+
+def npy_content(rows: Any) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, rows)
+    return sink.getvalue()
 
 
 def put_folder(bucket: Bucket, folder: Path, prefix: str) -> str:
@@ -68,13 +77,13 @@ def test_a_reader_is_saved_and_opened_again(tmp_path: Path, format_name: str) ->
 def test_opening_again_costs_one_read(bucket: Bucket, tmp_path: Path) -> None:
     collection = write_collection(tmp_path, "npy", file_rows=[3] * 40)
     url = put_folder(bucket, collection.folder, "emb")
-    bucket.put("emb/_manifest.parquet", _saved(EmbeddingReader(url), tmp_path))
+    bucket.put("emb/.manifest.embeddings", _saved(EmbeddingReader(url), tmp_path))
     bucket.forget()
-    EmbeddingReader.from_manifest(f"{url}/_manifest.parquet")
-    assert [(r.kind, r.path) for r in bucket.requests] == [("read", "emb/_manifest.parquet")]
+    EmbeddingReader.from_manifest(f"{url}/.manifest.embeddings")
+    assert [(r.kind, r.path) for r in bucket.requests] == [("read", "emb/.manifest.embeddings")]
     bucket.forget()
     reader = EmbeddingReader(url)  # lists, so that what is new is seen
-    assert [(r.kind, r.path) for r in bucket.requests] == [("list", "emb"), ("read", "emb/_manifest.parquet")]
+    assert [(r.kind, r.path) for r in bucket.requests] == [("list", "emb"), ("read", "emb/.manifest.embeddings")]
     bucket.forget()
     assert_batches(reader(50, dtype=None, show_progress=False), collection, 50, dtype=None)
     assert not [r for r in bucket.reads if r.nbytes not in (3 * 4 * 4, 0)]
@@ -86,17 +95,13 @@ def _saved(reader: EmbeddingReader, folder: Path) -> bytes:
 
 
 def test_ten_thousand_files_are_opened_with_one_request(bucket: Bucket, tmp_path: Path) -> None:
-    import io
-
-    sink = io.BytesIO()
-    np.save(sink, ROWS[:2])
     for number in range(10_000):
-        bucket.put(f"emb/{number:05d}.npy", sink.getvalue())
-    bucket.put("emb/_manifest.parquet", _saved(EmbeddingReader("bucket://emb"), tmp_path))
+        bucket.put(f"emb/{number:05d}.npy", npy_content(ROWS[:2]))
+    bucket.put("emb/.manifest.embeddings", _saved(EmbeddingReader("bucket://emb"), tmp_path))
     bucket.forget()
-    assert EmbeddingReader.from_manifest("bucket://emb/_manifest.parquet").count == 20_000
+    assert EmbeddingReader.from_manifest("bucket://emb/.manifest.embeddings").count == 20_000
     assert len(bucket.requests) == 1
-    assert len(bucket.objects["emb/_manifest.parquet"].content) < 500_000
+    assert len(bucket.objects["emb/.manifest.embeddings"].content) < 500_000
 
 
 @pytest.mark.parametrize("format_name", ["npy", "parquet-list", "parquet_npy-one-folder"])
@@ -124,7 +129,7 @@ def test_what_changed_is_named_when_it_is_read(tmp_path: Path) -> None:
     EmbeddingReader(tmp_path).save_manifest()
     np.save(tmp_path / "1.npy", ROWS + 1)
     os.utime(tmp_path / "1.npy", ns=(1, 1))
-    reader = EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+    reader = EmbeddingReader.from_manifest(tmp_path / ".manifest.embeddings")
     x = reader.to_dask_array()
     np.testing.assert_array_equal(x[:20].compute(), ROWS)
     with pytest.raises(FileChangedError, match=r"1\.npy: the file changed since"):
@@ -137,8 +142,8 @@ def test_a_file_that_has_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileChangedError, match=r"1 of the 4 files .* have gone: .*00000002\.npy; restore them"):
         EmbeddingReader(tmp_path)
     with pytest.raises(FileChangedError, match=r"00000002\.npy: the file has gone"):
-        EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet").to_dask_array().compute()
-    (tmp_path / "_manifest.parquet").unlink()
+        EmbeddingReader.from_manifest(tmp_path / ".manifest.embeddings").to_dask_array().compute()
+    (tmp_path / ".manifest.embeddings").unlink()
     assert EmbeddingReader(tmp_path).count == 15
 
 
@@ -147,7 +152,7 @@ def test_a_file_that_was_added_is_seen_by_a_plain_open_alone(tmp_path: Path) -> 
         np.save(tmp_path / f"{number}.npy", ROWS + number)
     EmbeddingReader(tmp_path).save_manifest()
     np.save(tmp_path / "1.npy", ROWS + 1)
-    again = EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+    again = EmbeddingReader.from_manifest(tmp_path / ".manifest.embeddings")
     np.testing.assert_array_equal(again.to_dask_array().compute(), np.concatenate([ROWS, ROWS + 2]))
     plain = EmbeddingReader(tmp_path).to_dask_array().compute()
     np.testing.assert_array_equal(plain, np.concatenate([ROWS, ROWS + 1, ROWS + 2]))
@@ -156,7 +161,7 @@ def test_a_file_that_was_added_is_seen_by_a_plain_open_alone(tmp_path: Path) -> 
 def test_other_columns_than_those_saved(tmp_path: Path) -> None:
     collection = write_collection(tmp_path, "parquet-list", columns=["id", "caption", "day"])
     collection.open(meta_columns=["id", "caption"]).save_manifest()
-    url = collection.folder / "_manifest.parquet"
+    url = collection.folder / ".manifest.embeddings"
     reader = EmbeddingReader.from_manifest(url, meta_columns="caption")
     assert reader.to_dask_dataframe().columns.tolist() == ["caption"]
     assert EmbeddingReader.from_manifest(url, meta_columns=[]).to_dask_dataframe().columns.tolist() == []
@@ -186,10 +191,141 @@ def test_several_folders_files_and_patterns(tmp_path: Path) -> None:
     pattern = EmbeddingReader(f"{tmp_path}/*/0.npy")
     pattern.save_manifest(saved)
     assert EmbeddingReader.from_manifest(saved, tmp_path).manifest.token == pattern.manifest.token
-    with pytest.raises(ArgumentError, match=r"must end in \.parquet"):
-        reader.save_manifest(tmp_path / "m.json")
-    with pytest.raises(NoFilesError, match=r"none\.parquet does not exist"):
-        EmbeddingReader.from_manifest(tmp_path / "none.parquet")
+    for refused in (tmp_path / "a/m.npy", tmp_path / "b/deep/m.npy"):
+        with pytest.raises(
+            ArgumentError, match=r"m\.npy would be read as data of .*; let its name end in \.embeddings"
+        ):
+            reader.save_manifest(refused)
+    for taken in ("m.json", "a/m.parquet", "a/.m.npy", "b/m.embeddings", "m.npy"):
+        reader.save_manifest(tmp_path / taken)
+        assert EmbeddingReader.from_manifest(tmp_path / taken, sources).count == reader.count
+    for nothing in ("none.parquet", "none", "a"):
+        with pytest.raises(NoFilesError, match=rf"{nothing} does not exist, or is a folder without a manifest"):
+            EmbeddingReader.from_manifest(tmp_path / nothing)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Where it lies, and how it is called
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_folder_is_opened_by_the_manifest_in_it(tmp_path: Path, place: str) -> None:
+    root = str(tmp_path) if place == "local" else f"memory://{tmp_path.name}"
+    fs, path = fsspec.core.url_to_fs(root)
+    fs.pipe_file(f"{path}/0.npy", npy_content(ROWS))
+    reader = EmbeddingReader(root)
+    reader.save_manifest()
+    for url in (root, f"{root}/", f"{root}/.manifest.embeddings"):
+        again = EmbeddingReader.from_manifest(url)
+        np.testing.assert_array_equal(again.to_dask_array().compute(), ROWS)
+        assert str(again.embeddings_folder).rstrip("/") == root
+
+
+def test_a_manifest_of_an_earlier_release_is_read_and_replaced(tmp_path: Path) -> None:
+    write_embeddings(ROWS, tmp_path, rows_per_file=5)
+    earlier = tmp_path / "_manifest.parquet"
+    (tmp_path / ".manifest.embeddings").rename(earlier)
+    _as_earlier(earlier)
+    assert EmbeddingReader.from_manifest(tmp_path).count == EmbeddingReader.from_manifest(earlier).count == 20
+    assert len(verify_embeddings(tmp_path)) == 0
+    (tmp_path / "00000003.npy").rename(tmp_path / "kept")
+    with pytest.raises(FileChangedError, match=r"1 of the 4 files that .*_manifest\.parquet names have gone"):
+        EmbeddingReader(tmp_path)
+    write_embeddings(ROWS, tmp_path, rows_per_file=5)  # goes on from it: what is missing is written again
+    assert {path.name for path in tmp_path.glob("*manifest*")} == {".manifest.embeddings"}
+    assert (tmp_path / "00000003.npy").read_bytes() == (tmp_path / "kept").read_bytes()
+    # One that came back, as from a backup, says nothing beside the newer one.
+    earlier.write_bytes(b"garbage")
+    assert EmbeddingReader(tmp_path).count == 20
+    assert len(verify_embeddings(tmp_path)) == 0
+    EmbeddingReader(tmp_path).save_manifest()
+    assert not earlier.exists()
+    write_embeddings(ROWS + 1, tmp_path, rows_per_file=20, overwrite=True)
+    assert EmbeddingReader.from_manifest(tmp_path).count == 20
+
+
+def _as_earlier(path: Path) -> None:
+    """Store paths as text, as earlier releases did."""
+    table = pq.read_table(path)
+    names = table.schema.get_field_index("path")
+    pq.write_table(table.set_column(names, "path", table["path"].cast(pa.string())), path, compression="zstd")
+
+
+@pytest.mark.filterwarnings("ignore:.*inplace keyword:Warning")  # of dask, by pandas
+@pytest.mark.parametrize("earlier", ["", "_manifest.parquet"])
+def test_nothing_else_takes_the_manifest_for_data(tmp_path: Path, earlier: str) -> None:
+    import dask.dataframe as dd
+    import duckdb
+    import polars as pl
+    import pyarrow.dataset as ds
+
+    folder = tmp_path / "emb"
+    folder.mkdir()
+    for number in range(2):
+        pq.write_table(pa.table({"embedding": [[1.0, 2.0]] * 5, "id": range(5)}), folder / f"{number}.parquet")
+    if earlier:
+        (folder / earlier).write_bytes(b"of an earlier release")
+    EmbeddingReader(folder, "parquet").save_manifest()
+    written = tmp_path / "written"
+    write_embeddings(ROWS[:10], written, "parquet", pd.DataFrame({"id": range(10)}), rows_per_file=5)
+    beside = tmp_path / "beside"
+    write_embeddings(ROWS[:10], beside, "parquet_npy", pd.DataFrame({"id": range(10)}), rows_per_file=5)
+    for root in map(str, (folder, written, beside)):
+        every = f"{root}/*.parquet"
+        below = f"{root}/**/*.parquet"
+        counts = {
+            "dask": len(dd.read_parquet(every, columns=["id"]).compute()),
+            "pandas": sum(len(pd.read_parquet(path)) for path in glob.glob(every)),
+            "deep glob": sum(len(pd.read_parquet(path)) for path in glob.glob(below, recursive=True)),
+            "polars": pl.scan_parquet(every).select(pl.len()).collect().item(),
+            "polars below": pl.scan_parquet(below).select(pl.len()).collect().item(),
+        }
+        for pattern in (every, below):
+            counts[f"duckdb {pattern}"] = (
+                duckdb.connect().execute(f"select count(id) from read_parquet('{pattern}')").fetchall()[0][0]
+            )
+        if root != str(beside):  # there are npy files, too
+            counts["dask folder"] = len(dd.read_parquet(root, columns=["id"]).compute())
+            counts["pandas folder"] = len(pd.read_parquet(root))
+            counts["pyarrow folder"] = ds.dataset(root, format="parquet").count_rows()
+            counts["glob of all"] = sum(len(pd.read_parquet(path)) for path in glob.glob(f"{root}/*"))
+        assert set(counts.values()) == {10}, counts
+        if importlib.util.find_spec("embedding_reader"):
+            from embedding_reader import EmbeddingReader as Reference
+
+            kind = "parquet_npy" if root == str(beside) else "parquet"
+            there = Reference(root, file_format=kind, meta_columns=["id"], metadata_folder=root)
+            assert there.count == 10
+
+
+@pytest.mark.parametrize("name", [b"\xff.npy", b"d\xe9j\xe0/\xfe\xff.npy", "\u00e9\U0001f600.npy".encode()])
+def test_names_that_are_no_utf8_are_saved(tmp_path: Path, name: bytes) -> None:
+    path = os.path.join(os.fsencode(tmp_path), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as opened:
+        opened.write(npy_content(ROWS))
+    reader = EmbeddingReader(tmp_path)
+    reader.save_manifest()
+    for again in (EmbeddingReader(tmp_path), EmbeddingReader.from_manifest(tmp_path)):
+        assert again.manifest.token == reader.manifest.token
+        np.testing.assert_array_equal(again.to_dask_array().compute(), ROWS)
+    os.remove(path)
+    with open(os.path.join(os.fsencode(tmp_path), b"other.npy"), "wb") as opened:
+        opened.write(npy_content(ROWS))
+    with pytest.raises(FileChangedError, match="have gone"):
+        EmbeddingReader(tmp_path)
+
+
+def test_names_that_no_storage_should_have_are_saved() -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/odd-names/\ud800.npy", npy_content(ROWS))
+    try:
+        EmbeddingReader("memory://odd-names").save_manifest()
+        np.testing.assert_array_equal(
+            EmbeddingReader.from_manifest("memory://odd-names").to_dask_array().compute(), ROWS
+        )
+    finally:
+        fs.rm("/odd-names", recursive=True)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -270,19 +406,96 @@ def test_a_hostile_manifest_opens_nothing(tmp_path: Path, name: str, value: Any)
     np.save(tmp_path / "secret.npy", ROWS + 1)
     np.save(folder / "0.npy", ROWS)
     EmbeddingReader(folder).save_manifest()
-    rewrite(folder / "_manifest.parquet", _set(name, value))
-    with pytest.raises(FormatError, match=r"_manifest\.parquet: not a (usable|readable) manifest"):
-        EmbeddingReader.from_manifest(folder / "_manifest.parquet")
+    rewrite(folder / ".manifest.embeddings", _set(name, value))
+    with pytest.raises(FormatError, match=r"\.manifest\.embeddings: not a (usable|readable) manifest"):
+        EmbeddingReader.from_manifest(folder / ".manifest.embeddings")
     # A plain open does without it.
     np.testing.assert_array_equal(EmbeddingReader(folder).to_dask_array().compute(), ROWS)
+
+
+N_CLAIMED = 150_000
+
+
+def _claiming(path: Path, column: str) -> None:
+    """Let a manifest of some kB claim gigabytes in one of its columns."""
+    table = pq.read_table(path)
+    arrays = {name: pa.array([table[name][0].as_py()] * N_CLAIMED, table.schema.field(name).type) for name in SCHEMA}
+    kind = table.schema.field(column).type
+    long: Any = "x" * 20_000
+    if pa.types.is_list(kind):
+        lists = pa.LargeListArray.from_arrays([0, 40_000_000], pa.array(np.zeros(40_000_000, np.int64)))
+        arrays = {name: array.slice(0, 1) for name, array in arrays.items()} | {column: lists}
+    elif pa.types.is_binary(kind) or pa.types.is_string(kind):
+        long = long.encode() if pa.types.is_binary(kind) else long
+        arrays[column] = pa.DictionaryArray.from_arrays(np.zeros(N_CLAIMED, np.int32), pa.array([long], kind))
+    else:
+        arrays = {name: pa.concat_arrays([array] * 20) for name, array in arrays.items()}
+    metadata = {b"dask_embedding_reader": table.schema.metadata[b"dask_embedding_reader"]}
+    pq.write_table(pa.table(arrays).replace_schema_metadata(metadata), path, compression="zstd", store_schema=False)
+
+
+SCHEMA = (
+    *("kind", "source", "path", "size", "fingerprint", "checksum", "rows", "dimension", "dtype", "data_offset"),
+    *("fortran_order", "group_rows", "columns"),
+)
+
+
+@pytest.mark.parametrize("column", SCHEMA)
+def test_a_manifest_that_claims_gigabytes_is_refused_before_it_is_decoded(
+    tmp_path: Path, column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    EmbeddingReader(tmp_path).save_manifest()
+    path = tmp_path / ".manifest.embeddings"
+    _claiming(path, column)
+    assert path.stat().st_size < 300_000
+    monkeypatch.setattr(pq, "read_table", lambda *_, **__: pytest.fail("it was decoded"))
+    with pytest.raises(FormatError, match=r"\.manifest\.embeddings: not a usable manifest: it claims to"):
+        EmbeddingReader.from_manifest(path)
+    assert EmbeddingReader(tmp_path).count == 20
+
+
+def test_a_manifest_whose_texts_are_used_again_and_again_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    EmbeddingReader(tmp_path).save_manifest()
+    path = tmp_path / ".manifest.embeddings"
+    table = pq.read_table(path)
+    columns: dict[str, Any] = {name: [table[name][0].as_py()] * 30_000 for name in SCHEMA}
+    columns["fingerprint"] = ["x" * 20_000] * 30_000
+    columns["checksum"] = [os.urandom(4).hex() for _ in range(30_000)]  # makes it large enough for so many files
+    pq.write_table(pa.table(columns, schema=table.schema), path, compression="zstd")
+    with pytest.raises(FormatError, match=r"it claims to hold 6\d\d,\d{3},\d{3} bytes of text, but has"):
+        EmbeddingReader.from_manifest(path)
+
+
+@pytest.mark.parametrize("change", ["more columns", "another order", "encoding", "type"])
+def test_a_manifest_of_another_shape_is_refused_before_it_is_decoded(
+    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    EmbeddingReader(tmp_path).save_manifest()
+    path = tmp_path / ".manifest.embeddings"
+    table, options = pq.read_table(path), {}
+    if change == "more columns":
+        table = table.append_column("bomb", pa.array(["x"]))
+    elif change == "another order":
+        table = table.select(reversed(SCHEMA))
+    elif change == "type":
+        table = table.set_column(2, "path", pa.array([b"0.npy"], pa.binary(5)))
+    else:  # each text says how much of the one before it begins with
+        options = {"use_dictionary": False, "column_encoding": {"path": "DELTA_BYTE_ARRAY"}}
+    pq.write_table(table, path, **options)
+    monkeypatch.setattr(pq, "read_table", lambda *_, **__: pytest.fail("it was decoded"))
+    with pytest.raises(FormatError, match=r"not a usable manifest: it has .*; remove it, and save it again"):
+        EmbeddingReader.from_manifest(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"x" * 1000, b"PAR1" + b"\0" * 100 + b"PAR1"])
 def test_garbage_is_no_manifest(tmp_path: Path, content: bytes) -> None:
     np.save(tmp_path / "0.npy", ROWS)
-    (tmp_path / "_manifest.parquet").write_bytes(content)
-    with pytest.raises(FormatError, match="not a readable manifest"):
-        EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+    (tmp_path / ".manifest.embeddings").write_bytes(content)
+    with pytest.raises(FormatError, match=r"not a (usable|readable) manifest"):
+        EmbeddingReader.from_manifest(tmp_path / ".manifest.embeddings")
     assert EmbeddingReader(tmp_path).count == 20
 
 
@@ -295,18 +508,18 @@ def test_a_lie_about_a_file_shows_when_it_is_read(tmp_path: Path) -> None:
         columns["rows"][0] += 10
         columns["size"][0] += 10 * 12
 
-    rewrite(tmp_path / "_manifest.parquet", longer)
+    rewrite(tmp_path / ".manifest.embeddings", longer)
     with pytest.raises(FileChangedError, match=r"0\.npy"):
-        EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet").to_dask_array().compute()
+        EmbeddingReader.from_manifest(tmp_path / ".manifest.embeddings").to_dask_array().compute()
     assert EmbeddingReader(tmp_path).count == 40
 
     def narrower(columns: dict[str, Any], facts: dict[str, Any]) -> None:
         columns["rows"][0], columns["dimension"][0] = 60, 1
 
     EmbeddingReader(tmp_path).save_manifest()
-    rewrite(tmp_path / "_manifest.parquet", narrower)
+    rewrite(tmp_path / ".manifest.embeddings", narrower)
     with pytest.raises(MismatchError):
-        EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+        EmbeddingReader.from_manifest(tmp_path / ".manifest.embeddings")
 
 
 @pytest.mark.parametrize(
@@ -328,8 +541,8 @@ def test_a_lie_about_vectors_in_parquet_shows_when_they_are_read(
     pq.write_table(pa.table({"embedding": pa.array(rows, kind)}), tmp_path / "0.parquet")
     dtype = "float32" if pa.types.is_fixed_size_binary(kind) else None
     EmbeddingReader(tmp_path, "parquet", embedding_dtype=dtype).save_manifest()
-    rewrite(tmp_path / "_manifest.parquet", _set(name, value))
-    reader = EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+    rewrite(tmp_path / ".manifest.embeddings", _set(name, value))
+    reader = EmbeddingReader.from_manifest(tmp_path / ".manifest.embeddings")
     lie = r"0\.parquet: column 'embedding' is .*, which does not hold the promised vectors of . \w+; save the manifest"
     with pytest.raises(FormatError, match=lie):
         reader.to_dask_array().compute()
@@ -350,8 +563,8 @@ def test_a_lie_about_row_groups_shows_when_they_are_read(
     def change(columns: dict[str, Any], facts: dict[str, Any]) -> None:
         columns["group_rows"][0], columns["rows"][0] = group_rows, sum(group_rows)
 
-    rewrite(tmp_path / "_manifest.parquet", change)
-    reader = EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+    rewrite(tmp_path / ".manifest.embeddings", change)
+    reader = EmbeddingReader.from_manifest(tmp_path / ".manifest.embeddings")
     for read in (reader.to_dask_array().compute, reader.to_dask_dataframe().compute, lambda: list(reader(2))):
         with pytest.raises(FormatError, match=r"0\.parquet: holds 5 rows in 2 row groups, where . rows in other"):
             read()
@@ -361,7 +574,7 @@ def test_a_flipped_bit_in_a_manifest_changes_nothing_or_is_noticed(tmp_path: Pat
     for number in range(20):
         np.save(tmp_path / f"{number}.npy", np.full((number + 1, 3), number, np.float32))
     EmbeddingReader(tmp_path).save_manifest()
-    saved = (tmp_path / "_manifest.parquet").read_bytes()
+    saved = (tmp_path / ".manifest.embeddings").read_bytes()
 
     def decode(data: bytes) -> Any:
         return decode_manifest(data, "m", lambda source, path: (fsspec.filesystem("file"), path)).files
@@ -392,9 +605,9 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     }
     schema = pa.schema([pa.field("x", pa.int64(), metadata=extension)])
     spelled = base64.b64encode(schema.serialize()).decode()
-    rewrite(tmp_path / "_manifest.parquet", lambda columns, facts: facts.update(columns=[spelled]))
+    rewrite(tmp_path / ".manifest.embeddings", lambda columns, facts: facts.update(columns=[spelled]))
     with suppress(FormatError):  # pyarrow 16 has a type for it
-        EmbeddingReader.from_manifest(tmp_path / "_manifest.parquet")
+        EmbeddingReader.from_manifest(tmp_path / ".manifest.embeddings")
     assert not (tmp_path / "exploded").exists()
 
 
@@ -423,12 +636,12 @@ def test_no_secret_is_saved(tmp_path: Path) -> None:
         frame = pd.DataFrame({"id": np.arange(20)})
         options = server.storage_options
         write_embeddings(ROWS, url, "parquet_npy", frame, rows_per_file=6, storage_options=options)
-        content = fsspec.filesystem("s3", **options).cat_file(f"{url}/_manifest.parquet")
+        content = fsspec.filesystem("s3", **options).cat_file(f"{url}/.manifest.embeddings")
         table = pq.read_table(pa.BufferReader(content))
         spelled = f"{table.to_pylist()} {table.schema.metadata}"
         for secret in (servers.S3_KEY, servers.S3_SECRET, server.endpoint, "s3://"):
             assert secret not in spelled
-        reader = EmbeddingReader.from_manifest(f"{url}/_manifest.parquet", storage_options=options)
+        reader = EmbeddingReader.from_manifest(f"{url}/.manifest.embeddings", storage_options=options)
         np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)
         assert reader.to_dask_dataframe()["id"].compute().tolist() == list(range(20))
         # The manifest may lie on another storage than the files.
@@ -449,7 +662,7 @@ def test_objects_that_were_replaced_deleted_or_added_since(tmp_path: Path) -> No
         rows = np.concatenate([ROWS, ROWS + 2, ROWS + 2, ROWS + 3, ROWS])
         np.testing.assert_array_equal(EmbeddingReader(url, storage_options=options).to_dask_array().compute(), rows)
         fsspec.filesystem("s3", **options).rm_file(f"{url}/2.npy")
-        x = EmbeddingReader.from_manifest(f"{url}/_manifest.parquet", storage_options=options).to_dask_array()
+        x = EmbeddingReader.from_manifest(f"{url}/.manifest.embeddings", storage_options=options).to_dask_array()
         assert len(x) == 4 * len(ROWS)
         np.testing.assert_array_equal(x[:20].compute(), ROWS)
         with pytest.raises(FileChangedError, match=r"/1\.npy: the file changed since"):

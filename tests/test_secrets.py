@@ -122,7 +122,7 @@ def test_what_is_kept_holds_no_secret(place: Place, tmp_path: Path) -> None:
     write_embeddings(reader, tmp_path / "written", rows_per_file=20)
     for kept in (tmp_path / "written").rglob("*"):
         assert kept.is_dir() or place.secret.encode() not in kept.read_bytes(), kept
-    table = pq.read_table(tmp_path / "written" / "_manifest.parquet")
+    table = pq.read_table(tmp_path / "written" / ".manifest.embeddings")
     assert place.secret not in f"{table.to_pydict()} {table.schema.metadata}"
     x, frame = reader.to_dask_array(max_piece_size=7), reader.to_dask_dataframe(max_piece_size=7)
     keys = [*x.__dask_graph__(), *frame.__dask_graph__()]

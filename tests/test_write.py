@@ -89,7 +89,7 @@ def assert_written(folder: Any, file_format: str, collection: Collection, **opti
     """The folder holds the collection to the last bit, opened in both ways; and nothing but it."""
     reader = EmbeddingReader(folder, file_format, meta_columns=collection.columns or None, **options)
     assert_batches(reader(7, dtype=None, show_progress=False), collection, 7, dtype=None)
-    again = EmbeddingReader.from_manifest(f"{folder}/_manifest.parquet", **options)
+    again = EmbeddingReader.from_manifest(f"{folder}/.manifest.embeddings", **options)
     assert_batches(again(7, dtype=None, show_progress=False), collection, 7, dtype=None)
     assert again.manifest.token == reader.manifest.token
     assert verify_embeddings(folder, **options).empty
@@ -633,7 +633,7 @@ def test_s3_to_s3_and_back(tmp_path: Path, s3: servers.S3Server, format_name: st
     filesystem.invalidate_cache()
     names = {path.rpartition("/")[2] for path in filesystem.find(f"{url}-2")}
     suffixes = {"npy"} if format_name == "npy" else {"npy", "parquet"}
-    assert names == {f"00000000.{suffix}" for suffix in suffixes} | {"_manifest.parquet"}
+    assert names == {f"00000000.{suffix}" for suffix in suffixes} | {".manifest.embeddings"}
 
 
 def test_s3_without_a_bucket_or_a_connection(s3: servers.S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -708,7 +708,7 @@ def test_a_copy_is_as_good(tmp_path: Path) -> None:
 
 
 def test_there_must_be_something_to_compare_with(tmp_path: Path) -> None:
-    with pytest.raises(NoFilesError, match=r"has no _manifest.parquet"):
+    with pytest.raises(NoFilesError, match=r"has no .manifest.embeddings"):
         verify_embeddings(tmp_path)
     np.save(tmp_path / "0.npy", ROWS)
     EmbeddingReader(tmp_path).save_manifest()

@@ -55,7 +55,7 @@ def names_in(url: str, options: dict[str, Any]) -> set[str]:
     return {name[len(path) + 1 :] for name in filesystem.find(path)}
 
 
-FINISHED = {f"{number:08d}.npy" for number in range(5)} | {"_manifest.parquet"}
+FINISHED = {f"{number:08d}.npy" for number in range(5)} | {".manifest.embeddings"}
 
 
 def assert_finished(url: str, options: dict[str, Any]) -> None:
@@ -153,7 +153,7 @@ def test_what_is_finished_is_not_uploaded_again(cloud: Cloud) -> None:
         with pytest.raises(ReadError, match="run the writing again"):
             EmbeddingReader(url, storage_options=options)
         write_embeddings(whole(), url, rows_per_file=PER_FILE, storage_options=options)
-        assert sorted(uploaded) == sorted(FINISHED - {"_manifest.parquet"})
+        assert sorted(uploaded) == sorted(FINISHED - {".manifest.embeddings"})
     assert_finished(url, cloud.server.storage_options)
 
 

@@ -143,9 +143,9 @@ def test_any_column_comes_back_as_it_was(frame: pd.DataFrame, source: str, file_
         # A reader as source, and what it wrote, seen with its manifest and without.
         reader = EmbeddingReader(f"{folder}/a", file_format, meta_columns=names)
         write_embeddings(reader, f"{folder}/b", "parquet")
-        Path(f"{folder}/b/_manifest.parquet").unlink()
+        Path(f"{folder}/b/.manifest.embeddings").unlink()
         again = EmbeddingReader(f"{folder}/b", "parquet", meta_columns=names)
-        for opened in (reader, EmbeddingReader.from_manifest(f"{folder}/a/_manifest.parquet"), again):
+        for opened in (reader, EmbeddingReader.from_manifest(f"{folder}/a/.manifest.embeddings"), again):
             assert_same(opened.to_dask_dataframe().compute(), frame)
             [(vectors, batch)] = opened(100, show_progress=False)
             assert_same(batch.drop(columns="i"), frame)

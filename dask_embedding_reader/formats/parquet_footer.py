@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -147,7 +147,7 @@ class PageHeader(NamedTuple):
     """How they are encoded; 0 for plainly."""
 
 
-PLAIN, RLE = 0, 3
+PLAIN, PLAIN_DICTIONARY, RLE, RLE_DICTIONARY = 0, 2, 3, 8
 """Encodings of items and of levels, by their numbers in ``parquet.thrift``."""
 
 
@@ -181,6 +181,31 @@ def page_header(data: bytes) -> tuple[PageHeader, int] | None:
     ):
         return None
     return PageHeader(stored_nbytes, values, encoding), nbytes
+
+
+class PageHead(NamedTuple):
+    """How much memory a page takes that is decoded."""
+
+    nbytes: int
+    """Its size when it is no more compressed."""
+    values: int
+    """The items in it, nulls included; 0 in a dictionary."""
+    encoding: int
+    """How they are encoded."""
+
+
+def iter_page_heads(file: bytes, start: int, stop: int) -> Iterator[PageHead]:
+    """Yield what the pages of a column chunk claim, without decoding them; any error means that it is damaged."""
+    page: _Wanted = {1: {}, 2: {}, 4: {}}
+    while start < stop:
+        facts, body = _read_struct(file, start, {1: {}, 2: {}, 3: {}, 5: page, 7: page, 8: page}, 0)
+        nbytes, stored = facts[2], facts[3]
+        numbers = facts.get(5) or facts.get(8) or facts[7]
+        values, encoding = numbers[1], numbers[4] if 8 in facts else numbers[2]
+        if min(nbytes, stored, values) < 0 or body + stored > stop:
+            raise _DamagedError("a page is larger than its column chunk")
+        yield PageHead(nbytes, 0 if 7 in facts else values, encoding)
+        start = body + stored
 
 
 def _chunks(group: Mapping[int, Any], index: int, leaves: int, data_nbytes: int) -> tuple[Chunk, ...]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import DestinationError, FormatError, MismatchError, WriteError
-from dask_embedding_reader.finding import INCOMPLETE_NAME, MANIFEST_NAME
+from dask_embedding_reader.finding import INCOMPLETE_NAME, MANIFEST_NAME, MANIFEST_NAMES
 from dask_embedding_reader.formats import Columns, get_format
 from dask_embedding_reader.formats.metadata import merge_columns
 from dask_embedding_reader.manifest import FileTable, Manifest, read_manifest
@@ -164,7 +164,8 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
         if not overwrite:
             raise DestinationError(_other_job(folder, job.settings, _spelled(settings)))
         claim.remove([folder.at(name) for name in listing if _is_of_job(name)])
-    saved = _saved(folder) if MANIFEST_NAME in listing else None
+    manifest = next((name for name in MANIFEST_NAMES if name in listing), None)
+    saved = None if manifest is None else _saved(folder, manifest)
     # Without a token only the rows tell whether they are the same, and may not be written in the place of others.
     goes_on = not overwrite or (was_complete and settings.token is not None)
     if saved is not None and saved.written == _spelled(settings) and goes_on:
@@ -238,15 +239,13 @@ def _record_name(number: int) -> str:
     return f"{_DONE}/{number:08d}.json"
 
 
-def _saved(folder: Folder) -> SavedManifest | None:
-    data = get_file(folder.filesystem, folder.at(MANIFEST_NAME))
+def _saved(folder: Folder, name: str) -> SavedManifest | None:
+    data = get_file(folder.filesystem, folder.at(name))
     try:
         return (
             None
             if data is None
-            else decode_manifest(
-                data, f"{folder.shown}/{MANIFEST_NAME}", lambda _, path: (folder.filesystem, folder.at(path))
-            )
+            else decode_manifest(data, f"{folder.shown}/{name}", lambda _, path: (folder.filesystem, folder.at(path)))
         )
     except FormatError:
         return None
@@ -457,7 +456,7 @@ def complete(folder: Folder, claim: Claim, listing: Mapping[str, int]) -> bool:
     if is_due:
         staged = {name for name in listing if name.startswith(staging)}
         if staged:  # what is found without a manifest is read as it is; with one, it would be missed
-            claim.remove([folder.at(MANIFEST_NAME)])
+            claim.remove([folder.at(name) for name in MANIFEST_NAMES])
         # Those that are not there have been moved before.
         moved = [name for name in commit.move if staging + name in staged]
         claim.keep(

@@ -226,7 +226,7 @@ def manifests() -> list[bytes]:
         with in_memory({f"e/{n}.{file_format}": seed for n in range(2)}) as root:
             meta = list(seeds.COLUMNS) if file_format == "parquet" else None
             EmbeddingReader(f"{root}/e", file_format, meta_columns=meta).save_manifest()
-            table = pq.read_table(io.BytesIO(fsspec.filesystem("memory").cat_file("/fuzz/e/_manifest.parquet")))
+            table = pq.read_table(io.BytesIO(fsspec.filesystem("memory").cat_file("/fuzz/e/.manifest.embeddings")))
             # The time of the copies that are read is another one.
             sizes = pa.array([str(size) for size in table["size"].to_pylist()])
             table = table.set_column(table.schema.get_field_index("fingerprint"), "fingerprint", sizes)
@@ -244,7 +244,7 @@ def local_manifests() -> list[bytes]:
         with in_folder(files) as root:
             meta = list(seeds.COLUMNS) if file_format == "parquet_npy" else None
             EmbeddingReader(f"{root}/e", file_format, meta_columns=meta).save_manifest()
-            with open(f"{root}/e/_manifest.parquet", "rb") as opened:
+            with open(f"{root}/e/.manifest.embeddings", "rb") as opened:
                 found.append(opened.read())
     return found
 
@@ -286,8 +286,8 @@ LOCAL_FILES = {
 
 
 def read_local_manifest(data: bytes) -> bool:
-    with in_folder({**LOCAL_FILES["parquet"], **LOCAL_FILES["parquet_npy"], "e/_manifest.parquet": data}) as root:
-        return read_all_of(f"{root}/e/_manifest.parquet")
+    with in_folder({**LOCAL_FILES["parquet"], **LOCAL_FILES["parquet_npy"], "e/.manifest.embeddings": data}) as root:
+        return read_all_of(f"{root}/e/.manifest.embeddings")
 
 
 def read_manifest(data: bytes) -> bool:
@@ -304,8 +304,8 @@ def read_manifest(data: bytes) -> bool:
             raise Fault(f"the manifest leads to {path!r}")
     npy, pq_file = seeds.npy_seeds()[0], seeds.parquet_seeds()[0]
     files = {"e/0.npy": npy, "e/1.npy": npy, "e/0.parquet": pq_file, "e/1.parquet": pq_file, "0.npy": npy}
-    with in_memory({**files, "e/_manifest.parquet": data}) as root:
-        return read_all_of(f"{root}/e/_manifest.parquet")
+    with in_memory({**files, "e/.manifest.embeddings": data}) as root:
+        return read_all_of(f"{root}/e/.manifest.embeddings")
 
 
 def read_all_of(url: str) -> bool:
