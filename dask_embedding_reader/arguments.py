@@ -40,7 +40,16 @@ def check_text(name: str, value: Any) -> str:
     """Return a string."""
     if not isinstance(value, str):
         raise ArgumentTypeError(f"{name} must be a string, not {value!r}")
+    _check_whole(name, value)
     return value
+
+
+def _check_whole(name: str, text: str) -> None:
+    """Refuse halves of characters, such as JSON may bring: no file holds such a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(f"{name}={text!r} holds half a character (a lone surrogate), which no file can") from None
 
 
 def check_sources(name: str, value: Any) -> list[Source]:
@@ -68,6 +77,8 @@ def check_columns(names: Any) -> tuple[str, ...]:
         raise ArgumentTypeError(f"meta_columns must be a column name or a list of them, not {names!r}")
     if len(set(given)) < len(given):
         raise ArgumentError(f"meta_columns={list(given)} names a column twice")
+    for column in given:
+        _check_whole("meta_columns", column)
     return tuple(given)
 
 

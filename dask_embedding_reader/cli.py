@@ -8,13 +8,15 @@ Exit codes: 0 done; 1 the collection or the storage is at fault; 2 the command w
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -32,16 +34,31 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code; whatever goes wrong is told in a sentence."""
+    show_warning, handler = warnings.showwarning, _LogHandler()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    logger = logging.getLogger("dask_embedding_reader")
+    logger.addHandler(handler)
+    try:
+        _run(arguments)
+    finally:
+        # Those of who called this from Python.
+        warnings.showwarning = show_warning
+        logger.removeHandler(handler)
+
+
+def _run(arguments: Sequence[str] | None) -> NoReturn:
     try:
         # Not standalone: click would turn Ctrl-C into exit code 1.
         result = command_line.main(arguments, standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted", err=True)
+        click.echo(err=True)
+        _echo("Interrupted", err=True)
         sys.exit(INTERRUPTED)
     except click.ClickException as error:
-        error.show()
+        error.show(shown := io.StringIO())
+        for line in shown.getvalue().splitlines():
+            _echo(line, err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         known = isinstance(error, EmbeddingReaderError | ImportError)
         from dask_embedding_reader.retries import describe  # noqa: PLC0415 - help needs none of it
 
-        click.echo(f"Error: {_as_options(str(error) if known else describe(error))}", err=True)
+        _echo(f"Error: {_as_options(str(error) if known else describe(error))}", err=True)
         sys.exit(2 if isinstance(error, ArgumentError | ArgumentTypeError) else 1)
     sys.exit(result if isinstance(result, int) else 0)
 
@@ -70,7 +87,34 @@ def _as_options(message: str) -> str:
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    click.echo(f"Warning: {message}", err=True)
+    _echo(f"Warning: {message}", err=True)
+
+
+class _LogHandler(logging.Handler):
+    """Shows what Python would show of a log that nobody takes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a line, unless the program that called this takes the log itself."""
+        if not logging.getLogger().handlers:
+            _echo(record.getMessage(), err=True)
+
+
+_NOT_SHOWN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+"""What terminals take for commands, or for the end of a line, or that turns around what comes after it; and halves of
+characters, which stand for bytes of a name that are no text."""
+
+
+def _printable(text: str) -> str:
+    """Spell names of files, and what files hold, so that a terminal does no more than show them."""
+    return _NOT_SHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _echo(line: str, *, err: bool = False) -> None:
+    """Print a line. All that is printed passes through here, or through :func:`_print_json`."""
+    click.echo(_printable(line), err=err)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -172,7 +216,7 @@ def info(url: str, as_json: bool, **options: Any) -> None:
     }
     _print_facts(shown)
     for problem in facts["problems"]:
-        click.echo(f"  - {problem}")
+        _echo(f"  - {problem}")
 
 
 @command_line.command(short_help="Print some rows.")
@@ -230,7 +274,7 @@ def plan(
         )
     _print_facts(shown)
     if plot is not None:
-        click.echo(f"drawn in {plot}")
+        _echo(f"drawn in {plot}")
 
 
 @command_line.command(short_help="Norms, NaNs, zero vectors, duplicates.")
@@ -298,7 +342,7 @@ def convert(source: str, target: str, quiet: bool, as_json: bool, **options: Any
         return
     if facts["left_out"]:
         columns = ", ".join(facts["left_out"])
-        click.echo(f"Not converted, since npy files hold no metadata: {columns}. --to parquet_npy keeps it.", err=True)
+        _echo(f"Not converted, since npy files hold no metadata: {columns}. --to parquet_npy keeps it.", err=True)
     _print_facts(
         {
             "rows": f"{facts['rows']:,}",
@@ -327,9 +371,9 @@ def verify(url: str, storage_options: dict[str, Any] | None, quiet: bool, as_jso
         _print_json(problems)
     elif problems:
         for problem in problems:
-            click.echo(f"{problem['path']}: {problem['problem']}")
+            _echo(f"{problem['path']}: {problem['problem']}")
     else:
-        click.echo("all files are as they were written")
+        _echo("all files are as they were written")
     return 1 if problems else 0
 
 
@@ -361,7 +405,7 @@ def bench(url: str, seconds: float, quiet: bool, as_json: bool, **options: Any) 
         ]
     )
     if facts["read_again"]:
-        click.echo("The collection was read more than once: memory of the system may have answered.", err=True)
+        _echo("The collection was read more than once: memory of the system may have answered.", err=True)
 
 
 def _span(counts: Mapping[str, int]) -> str:
@@ -373,26 +417,28 @@ def _print_facts(facts: Mapping[str, str | None]) -> None:
     shown = {name: value for name, value in facts.items() if value is not None}
     width = max(map(len, shown))
     for name, value in shown.items():
-        click.echo(f"{name:{width}}  {value}".rstrip())
+        _echo(f"{name:{width}}  {value}".rstrip())
 
 
 def _print_table(rows: Iterable[Mapping[str, Any]]) -> None:
     """Print rows under their names; a cell that is too long for a line of text ends in dots."""
-    cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
+    cells = [{_printable(name): _cell(value) for name, value in row.items()} for row in rows]
     if not cells:
         return
     widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in cells[0]}
     for line in ({name: name for name in widths}, *cells):
-        click.echo("  ".join(f"{line[name]:{width}}" for name, width in widths.items()).rstrip())
+        _echo("  ".join(f"{line[name]:{width}}" for name, width in widths.items()).rstrip())
 
 
 def _cell(value: Any, longest: int = 48) -> str:
-    text = " ".join(str(value).split())
+    text = _printable(" ".join(str(value).split()))
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _print_json(facts: Any) -> None:
-    click.echo(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
+    # The same text to who reads JSON, which has no such character outside of strings but the ends of its lines.
+    click.echo("\n".join(_NOT_SHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n")))
 
 
 if __name__ == "__main__":

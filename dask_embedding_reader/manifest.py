@@ -155,6 +155,9 @@ class FileTable:
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
+    def __dask_tokenize__(self) -> object:
+        return "FileTable", self.token
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -194,6 +197,9 @@ class Manifest:
         """A hash that changes when a file changes or another column is asked for."""
         parts = [self.vectors.token, self.metadata.token if self.metadata else "", repr(self.columns)]
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+    def __dask_tokenize__(self) -> object:
+        return "Manifest", self.format.name, self.token
 
 
 def read_manifest(

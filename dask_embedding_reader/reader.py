@@ -303,6 +303,16 @@ class EmbeddingReader:
     def __len__(self) -> int:
         return self.count
 
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both read the same rows and columns of the same versions of the same files."""
+        return isinstance(other, EmbeddingReader) and self.manifest.token == other.manifest.token
+
+    def __hash__(self) -> int:
+        return hash(self.manifest.token)
+
+    def __dask_tokenize__(self) -> object:
+        return "EmbeddingReader", self.manifest.token
+
     def __repr__(self) -> str:
         return (
             f"<EmbeddingReader: {self.count:,} x {self.dimension} {self.dtype} in {self.nb_files:,} "

@@ -243,7 +243,7 @@ def read_into(file: StoredFile, start: int, buffers: Sequence[memoryview]) -> No
 def local_input(file: StoredFile) -> pa.NativeFile:
     """Open a local file for pyarrow, which reads it without Python's lock."""
     try:
-        return pa.OSFile(file.path)
+        return pa.OSFile(os.fsencode(file.path))  # a name need not be UTF-8
     except FileNotFoundError as error:
         raise _gone(file) from error
     except OSError as error:

@@ -197,6 +197,41 @@ def test_npy_files_suggest_the_npy_format(tmp_path: Path) -> None:
         EmbeddingReader(tmp_path, "parquet")
 
 
+@pytest.mark.parametrize("fields", [3, 120, 800])
+def test_items_of_several_fields_are_said_to_be_no_numbers_in_a_line(tmp_path: Path, fields: int) -> None:
+    np.save(tmp_path / "0.npy", np.zeros(5, [(f"alignment_{k}/field", "f4") for k in range(fields)]))
+    with refused(FormatError, "0.npy", "fields", "not numbers; save the field that holds the vectors") as info:
+        EmbeddingReader(tmp_path)
+    said = str(info.value)
+    assert len(said) < len(str(tmp_path)) + 400
+    assert not [word for word in ("allow_pickle", "max_header_size", "\n") if word in said]
+
+
+def test_a_damaged_header_is_said_to_be_so_in_a_line(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", vectors(2))
+    content = (tmp_path / "0.npy").read_bytes()
+    (tmp_path / "0.npy").write_bytes(content.replace(b"'descr': '<f4'", b"'desc\n': ('<' "))
+    with refused(FormatError, "0.npy", "header is malformed") as info:
+        EmbeddingReader(tmp_path)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy"), [(b"PAR1" * 9, 'open it with file_format="parquet"'), (b"x" * 99, "npy")]
+)
+def test_a_named_file_of_another_kind_is_told_what_can_be_read(tmp_path: Path, content: bytes, remedy: str) -> None:
+    (tmp_path / "x.h5").write_bytes(content)
+    with refused(FormatError, "x.h5", remedy):
+        EmbeddingReader(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("options", [{"embedding_column": "\ud800"}, {"meta_columns": ["\udcff"]}])
+def test_names_of_columns_that_no_file_can_have(tmp_path: Path, options: Any) -> None:
+    write_npy(tmp_path, a=vectors(2))
+    with refused(ArgumentError, next(iter(options)), "half a character"):
+        EmbeddingReader(tmp_path, "parquet", **options)
+
+
 def test_of_files_of_no_known_format_the_known_ones_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"{}")
     known = "what can be read are .npy files", '.parquet files (file_format="parquet")'

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, cli_stats
+from dask_embedding_reader import EmbeddingReader, cli_stats, write_embeddings
 from dask_embedding_reader.cli import main
 from tests.support import wait_until
 
@@ -23,12 +23,10 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in this process; return its exit code and what it printed."""
-    import warnings
 
     def run(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
         with pytest.raises(SystemExit) as exited:
             main([str(argument) for argument in arguments])
         code = exited.value.code
@@ -75,6 +73,84 @@ def test_info(run: Run, shards: Path) -> None:
     facts = json.loads(out)
     assert (facts["rows"], facts["file_format"], facts["nbytes"]) == (20, "npy", 320)
     assert facts["rows_per_file"] == {"count": 3, "min_rows": 5, "max_rows": 8}
+
+
+HOSTILE = "\x1b]0;taken\x07\x9b2J\u202e\udcff"
+"""Sets the title of a terminal, wipes it, turns text around, and is no UTF-8 as the name of a file."""
+
+
+def test_no_name_and_no_value_commands_the_terminal(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / HOSTILE
+    folder.mkdir()
+    text, column = HOSTILE[:-1], f"w{HOSTILE[:-1]}"  # columns and values are UTF-8
+    np.save(folder / f"{HOSTILE}0.npy", np.ones((3, 2), np.float32))
+    np.save(folder / f"{HOSTILE}1.npy", np.ones((0, 2), np.float32))
+    np.save(tmp_path / "f.npy", np.asfortranarray(np.ones((3, 2), np.float32)))
+    (tmp_path / f"{HOSTILE}.npy").write_bytes(b"garbage" * 30)
+    pd.DataFrame({column: [text, "b\nc", "d"]}).to_parquet(tmp_path / "0.parquet")
+    pd.DataFrame({column: pd.Series([], dtype="str")}).to_parquet(tmp_path / "1.parquet")
+    for name in ("0", "1"):
+        (tmp_path / f"{name}.parquet").rename(folder / f"{HOSTILE}{name}.parquet")
+    (folder / ".manifest.embeddings").write_bytes(b"damaged")
+    out = tmp_path / f"out{HOSTILE}"
+    seen = []
+    for code, command in (
+        (0, ["info", folder, "-m", column]),
+        (0, ["head", folder, "-m", column]),
+        (0, ["plan", folder, "--batch-size", "2"]),
+        (0, ["stats", folder]),
+        (0, ["bench", folder, "--seconds", "0.1"]),
+        (0, ["convert", folder, out]),
+        (1, ["convert", folder, out, "--dtype", "float16"]),
+        (1, ["info", f"{tmp_path / HOSTILE}.npy"]),
+        (1, ["info", tmp_path / f"gone{HOSTILE}"]),
+        (1, ["info", folder, "-m", HOSTILE]),
+        (2, ["info", HOSTILE, HOSTILE]),
+        (2, ["info", folder, "--dtype", HOSTILE]),
+        (2, ["plan", folder, "--plot", folder]),
+        (0, ["info", folder, "-f", "npy", "-m", text]),
+    ):
+        got, *printed = run(*command)
+        assert got == code, printed
+        for shown in printed:
+            assert not set(shown) & set("\x1b\x07\x9b\u202e\udcff"), (command, shown)
+        seen.append("taken" in printed[0] + printed[1])
+    assert seen.count(True) >= 9  # they are shown, though escaped
+    (out / "00000000.npy").write_bytes(b"")
+    (out / f"{HOSTILE}.npy").write_bytes(b"x")
+    got, listed, _ = run("verify", out)
+    assert got == 1
+    assert "\\x1b]0;taken\\x07\\x9b2J\\u202e\\udcff.npy: not in the manifest" in listed
+
+
+def test_json_holds_what_files_hold_and_no_command_for_the_terminal(run: Run, tmp_path: Path) -> None:
+    write_embeddings(np.ones((2, 2), np.float32), tmp_path, "parquet", pd.DataFrame({"w": [HOSTILE[:-1], "\u00e9\n"]}))
+    _, out, _ = run("head", tmp_path, "-m", "w", "--json")
+    assert [row["w"] for row in json.loads(out)] == [HOSTILE[:-1], "\u00e9\n"]
+    assert "\u00e9" in out
+    assert not set(out) & set("\x1b\x07\x9b\u202e")
+    (tmp_path / f"{HOSTILE}.parquet").write_bytes(b"x")
+    _, out, _ = run("verify", tmp_path, "--json")
+    assert json.loads(out)[0]["path"] == f"{tmp_path}/{HOSTILE}.parquet"
+
+
+def test_a_command_called_from_python_leaves_warnings_and_logs_as_they_were(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import logging
+    import warnings
+
+    show, handlers, filters = (
+        warnings.showwarning,
+        [*logging.getLogger("dask_embedding_reader").handlers],
+        [*warnings.filters],
+    )
+    for arguments in (["--help"], ["info", str(tmp_path)], ["no such command"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert warnings.showwarning is show
+        assert logging.getLogger("dask_embedding_reader").handlers == handlers
+        assert warnings.filters == filters
 
 
 def test_info_names_what_makes_a_collection_slow(run: Run, shards: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from dask.base import compute
+from dask.base import compute, tokenize
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import ArgumentError, ColumnError, MismatchError
@@ -479,6 +479,36 @@ def test_keys_are_equal_for_equal_questions_only(collection: Collection, reader:
     frame = reader.to_dask_dataframe(max_piece_size=7)
     assert collection.open().to_dask_dataframe(max_piece_size=7)._name == frame._name
     assert reader.to_dask_dataframe(max_piece_size=6)._name != frame._name
+
+
+def test_readers_are_equal_for_equal_questions_only(collection: Collection, reader: EmbeddingReader) -> None:
+    same = [collection.open(), pickle.loads(pickle.dumps(reader))]
+    token = tokenize(reader)
+    list(reader(5, show_progress=False))
+    reader.to_dask_array()[:3].compute()
+    list(reader(5, dtype=None, show_progress=False))
+    for other in (*same, reader):
+        assert tokenize(other) == token
+        assert tokenize({"a": [other]}) == tokenize({"a": [reader]})
+        assert other == reader
+        assert len({other, reader}) == 1
+        assert tokenize(other.manifest) == tokenize(reader.manifest)
+    assert reader != reader.manifest
+    if collection.columns:
+        fewer = collection.open(meta_columns=collection.columns[:1])
+        assert tokenize(fewer) != token
+        assert fewer != reader
+
+
+@pytest.mark.parametrize("format_name", ["npy", "parquet-list"])
+def test_readers_differ_when_a_file_does(format_name: str, tmp_path: Path) -> None:
+    collection = write_collection(tmp_path, format_name)
+    before = collection.open()
+    changed = min(collection.folder.iterdir())
+    os.utime(changed, ns=(1, 1))
+    after = collection.open()
+    assert tokenize(after) != tokenize(before)
+    assert after != before
 
 
 @pytest.mark.parametrize("format_name", FORMATS)

@@ -356,6 +356,17 @@ def test_arguments_that_make_no_sense(tmp_path: Path, arguments: dict[str, Any],
         ([(ROWS, FRAME), (ROWS, FRAME[["id"]])], MismatchError, r"batch 1 .* has the metadata columns \['id'\]"),
         ([(ROWS, FRAME), (ROWS, None)], MismatchError, r"batch 1 .* has the metadata columns \[\]"),
         (da.from_array(ROWS)[0], ArgumentError, "2-D"),
+        *(
+            (array, ArgumentError, r"an array of shape \(\d, \d\) holds no embeddings: there is nothing to write")
+            for shape in ((0, 4), (4, 0), (0, 0))
+            for array in (
+                np.zeros(shape),
+                da.zeros(shape),
+                da.zeros(shape, chunks=2),
+                da.zeros((9, *shape[1:]))[: shape[0]],
+            )
+        ),
+        (da.concatenate([da.zeros((0, 4)), da.zeros((0, 4))]), ArgumentError, "holds no embeddings"),
         (da.from_array(ROWS)[da.from_array(ROWS)[:, 0] > 5], ArgumentError, "compute_chunk_sizes"),
     ],
 )
@@ -374,6 +385,19 @@ def test_arrays_that_make_no_sense(tmp_path: Path, array: Any, kind: Any, messag
         (FRAME.rename(columns={"id": "embedding"}), ColumnError, "name of the column of vectors"),
         (FRAME.assign(i=7), ColumnError, "does not count rows one by one"),
         (FRAME.set_index("id"), ColumnError, "index .* would not be stored"),
+        (
+            FRAME.set_axis(pd.Index(["id", "\ud800"], dtype=object), axis=1),
+            ColumnError,
+            r"the name of the metadata column '\\ud800' holds half a character",
+        ),
+        *(
+            (
+                FRAME.assign(odd=pd.Series([value] * 20, dtype=object)),
+                ColumnError,
+                r"'odd' .* cannot be stored, in rows 0 to",
+            )
+            for value in ("\udcff", ["\ud800"], {"\ud800": 1})
+        ),
         (FRAME.assign(odd=np.full(20, object())), ColumnError, "'odd' .*object.* cannot be stored, in rows 0 to 20"),
         ("words", ArgumentTypeError, "pandas DataFrame"),
     ],

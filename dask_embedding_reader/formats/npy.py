@@ -17,10 +17,13 @@ from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats import Array, Columns, FileHeader, RowReader
 from dask_embedding_reader.formats.raw import copy_rows, naming_rows, raw_reader
 from dask_embedding_reader.storage import StoredFile, read_range, read_ranges
+from dask_embedding_reader.units import counted
 
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER_NBYTES = 2**20
+_LONGEST_TEXT = 10_000  # numpy parses no longer ones
 _NUMERIC_KINDS = "biufc"
+_FIELDS_REMEDY = "save the field that holds the vectors as an array of its own"
 
 
 class _Parsed(NamedTuple):
@@ -72,8 +75,14 @@ def _parse(file: StoredFile, head: bytes) -> tuple[_Parsed, int]:
     if not head:
         first = NPY.first_nbytes
         head = read_range(file, 0, min(first, file.size) if file.size >= 0 else first)
+    if head[:4] == b"PAR1":
+        _fail(file, 'it is a parquet file; open it with file_format="parquet"')
     if head[:6] != _MAGIC:
-        _fail(file, f"it starts with {head[:6]!r} where {_MAGIC!r} was expected")
+        _fail(
+            file,
+            f"it starts with {head[:6]!r} where {_MAGIC!r} was expected; what can be read are npy files, and parquet "
+            'files with file_format="parquet"',
+        )
     if len(head) < 12 or tuple(head[6:8]) not in ((1, 0), (2, 0), (3, 0)):
         _fail(file, f"its npy version is {tuple(head[6:8])}, or it is cut short; (1, 0) to (3, 0) can be read")
     width = 2 if head[6] == 1 else 4
@@ -84,8 +93,16 @@ def _parse(file: StoredFile, head: bytes) -> tuple[_Parsed, int]:
         head += read_range(file, len(head), data_offset)
     try:
         return _parse_header(head[:data_offset]), data_offset
+    except _TooLongError as error:
+        _fail(file, f"its header has {error} bytes: it describes items of many fields, not numbers; {_FIELDS_REMEDY}")
     except Exception as error:
-        raise FormatError(f"{file.url}: not a readable npy file: its header is malformed ({error})") from error
+        what = " ".join(str(error).split())
+        what = what if len(what) <= 200 else f"{what[:200]}…"  # numpy repeats the header
+        raise FormatError(f"{file.url}: not a readable npy file: its header is malformed ({what})") from error
+
+
+class _TooLongError(Exception):
+    """How many bytes a header has of which a hundred would do for an array of numbers."""
 
 
 @lru_cache(maxsize=256)  # the shards of a collection mostly have equal headers, and numpy takes 40 us to parse one
@@ -93,6 +110,8 @@ def _parse_header(head: bytes) -> _Parsed:
     stripped = head.rstrip(b" \n")  # numpy refuses long headers, and padding is what makes them long
     width, read = (2, np.lib.format.read_array_header_1_0) if head[6] == 1 else (4, np.lib.format.read_array_header_2_0)
     text = stripped[8 + width :] + b"\n"
+    if len(text) > _LONGEST_TEXT:
+        raise _TooLongError(f"{len(text):,}")
     if head[6] == 3:
         text.decode()  # what only numpy's private reader of this version demands
     return _Parsed(*read(io.BytesIO(len(text).to_bytes(width, "little") + text)))
@@ -106,6 +125,11 @@ def _rows_and_dimension(file: StoredFile, parsed: _Parsed) -> tuple[int, int]:
         _fail(file, f"its header claims the shape {shape}")
     if shape == (0,) or (len(shape) == 2 and shape[0] == 0):
         return 0, shape[1] if len(shape) == 2 else 0
+    if dtype.names:
+        names = ", ".join(map(repr, dtype.names[:3])) + (", …" if len(dtype.names) > 3 else "")
+        _fail(
+            file, f"its items have {counted(len(dtype.names), 'field')} ({names[:200]}), not numbers; {_FIELDS_REMEDY}"
+        )
     if dtype.kind not in _NUMERIC_KINDS:
         _fail(file, f"its items are {dtype}, not numbers; save them as one of numpy's own numeric types")
     if len(shape) != 2 or shape[1] == 0:

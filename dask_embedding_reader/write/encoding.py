@@ -168,6 +168,10 @@ def make_table(frame: pd.DataFrame | None, embedding_column: str, first_row: int
 def _check_name(name: Any, names: pd.Index, embedding_column: str) -> None:
     if not isinstance(name, str):
         raise ColumnError(f"the metadata column {name!r} has no string for a name; rename it")
+    if name != name.encode(errors="ignore").decode():
+        raise ColumnError(
+            f"the name of the metadata column {name!r} holds half a character (a lone surrogate); rename it"
+        )
     if list(names).count(name) > 1:
         raise ColumnError(f"the metadata has more than one column {name!r}; rename or drop one of them")
     if name == embedding_column:

@@ -103,7 +103,12 @@ def write_array(array: da.Array, meta: Any, request: Request, *, compute: bool) 
 def _align(step: int, chunks: Sequence[int], request: Request) -> int:
     """Make files of whole chunks where these are alike and the caller does not say otherwise."""
     chunk = chunks[0]
-    if request.rows_per_file is not None or any(rows != chunk for rows in chunks[:-1]) or chunks[-1] > chunk:
+    if (
+        not chunk
+        or request.rows_per_file is not None
+        or any(rows != chunk for rows in chunks[:-1])
+        or chunks[-1] > chunk
+    ):
         return step
     return chunk * (step // chunk) if chunk <= step else -(-chunk // -(-chunk // step))
 
