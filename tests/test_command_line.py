@@ -79,6 +79,7 @@ HOSTILE = "\x1b]0;taken\x07\x9b2J\u202e\udcff"
 """Sets the title of a terminal, wipes it, turns text around, and is no UTF-8 as the name of a file."""
 
 
+@pytest.mark.filterwarnings("always:meta_columns")
 def test_no_name_and_no_value_commands_the_terminal(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / HOSTILE
     folder.mkdir()
@@ -104,7 +105,8 @@ def test_no_name_and_no_value_commands_the_terminal(run: Run, tmp_path: Path) ->
         (1, ["convert", folder, out, "--dtype", "float16"]),
         (1, ["info", f"{tmp_path / HOSTILE}.npy"]),
         (1, ["info", tmp_path / f"gone{HOSTILE}"]),
-        (1, ["info", folder, "-m", HOSTILE]),
+        (1, ["info", folder, "-m", text]),
+        (2, ["info", folder, "-m", HOSTILE]),
         (2, ["info", HOSTILE, HOSTILE]),
         (2, ["info", folder, "--dtype", HOSTILE]),
         (2, ["plan", folder, "--plot", folder]),
