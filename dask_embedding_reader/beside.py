@@ -11,6 +11,7 @@ from dask_embedding_reader.finding import EARLIER_MANIFEST_NAME, INCOMPLETE_NAME
 from dask_embedding_reader.formats import Columns, FileHeader
 from dask_embedding_reader.saved_manifest import METADATA, SavedManifest, decode_manifest
 from dask_embedding_reader.storage import StoredFile, read_range, shown_url
+from dask_embedding_reader.units import counted
 
 logger = logging.getLogger("dask_embedding_reader")
 
@@ -32,8 +33,19 @@ def check_finished(noticed: Sequence[StoredFile]) -> None:
             )
 
 
-def read_saved_headers(
-    noticed: Sequence[StoredFile], files: Sequence[StoredFile], columns: Columns
+def read_saved(noticed: Sequence[StoredFile]) -> list[tuple[StoredFile, SavedManifest]]:
+    """Read the manifests beside the data, as far as they can be used."""
+    found = []
+    for manifest in _manifests(noticed):
+        try:
+            found.append((manifest, _read(manifest)))
+        except FormatError as error:
+            logger.warning("%s; it is not used", error)
+    return found
+
+
+def saved_headers(
+    manifests: Sequence[tuple[StoredFile, SavedManifest]], files: Sequence[StoredFile], columns: Columns
 ) -> dict[StoredFile, FileHeader]:
     """Return the headers of those files that have not changed since a manifest beside them was saved.
 
@@ -45,17 +57,12 @@ def read_saved_headers(
     known: dict[StoredFile, FileHeader] = {}
     listed = {(file.filesystem, file.path) for file in files}
     suffix = files[0].path[files[0].path.rfind(".") :] if files else ""
-    for manifest in _manifests(noticed):
-        try:
-            saved = _read(manifest)
-        except FormatError as error:
-            logger.warning("%s; it is not used", error)
-            continue
+    for manifest, saved in manifests:
         headers = [file.header for file in saved.files if file.header.file.path.endswith(suffix)]
         gone = [h.file.url for h in headers if (h.file.filesystem, h.file.path) not in listed]
         if gone:
             raise FileChangedError(
-                f"{len(gone):,} of the {len(headers):,} files that {manifest.url} names have gone: "
+                f"{len(gone):,} of the {counted(len(headers), 'file')} that {manifest.url} names have gone: "
                 f"{', '.join(gone[:5])}{', …' if len(gone) > 5 else ''}; "
                 "restore them, or remove the manifest to read what is left"
             )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dask_embedding_reader.cli_open import guess_format, metadata_columns, open_collection
+from dask_embedding_reader.finding import Listings
 from dask_embedding_reader.reader import EmbeddingReader
 from dask_embedding_reader.write import write_embeddings
 
@@ -40,9 +41,10 @@ def convert_collection(
     **how
         Passed to :func:`write_embeddings`.
     """
-    given = file_format or guess_format(source, bool(meta_columns), metadata_folder, storage_options)
+    listings: Listings = {}
+    given = file_format or guess_format(source, bool(meta_columns), metadata_folder, storage_options, listings)
     written = target_format or given
-    there = metadata_columns(source, given, embedding_column, metadata_folder, storage_options)
+    there = metadata_columns(source, given, embedding_column, metadata_folder, storage_options, listings)
     kept = [] if written == "npy" else list(meta_columns) or there
     reader = open_collection(
         source,
@@ -52,11 +54,12 @@ def convert_collection(
         metadata_folder=metadata_folder,
         storage_options=storage_options,
         embedding_dtype=embedding_dtype,
+        listings=listings,
     )
     write_embeddings(
         reader, target, written, show_progress=show_progress, storage_options=target_storage_options, **how
     )
-    result = EmbeddingReader(target, written, storage_options=target_storage_options)
+    result = EmbeddingReader.from_manifest(target, storage_options=target_storage_options)
     return {
         "rows": result.count,
         "dimension": result.dimension,

@@ -80,6 +80,21 @@ _EXTRAS = {
 _LITTER = re.compile(r"(?:^|/)[._]")
 
 
+class Listing(NamedTuple):
+    """What there is of one source."""
+
+    infos: list[dict[str, Any]]
+    """Its files, ordered by path, litter left out."""
+    own: list[dict[str, Any]]
+    """Of the litter, our own files."""
+    named: frozenset[str] = frozenset()
+    """The files that the source names, by itself or by a glob, rather than a folder that they are in."""
+
+
+Listings = dict[tuple[FileSystem, str], Listing]
+"""Listings by what was listed: who looks for files of several kinds lists once."""
+
+
 def find_files(
     sources: Sequence[Source],
     suffix: str,
@@ -91,6 +106,7 @@ def find_files(
     heads: dict[StoredFile, bytes] | None = None,
     empty: list[Source] | None = None,
     named: bool = True,
+    listings: Listings | None = None,
 ) -> list[StoredFile]:
     """Find the files with a suffix in folders, globs and lists of these.
 
@@ -118,6 +134,8 @@ def find_files(
     named
         Whether a file that is named, by itself or by a glob, is taken whatever its suffix, unless that is the one of
         another format.
+    listings
+        If given, what is in it is not listed again, and what is listed is added to it.
 
     Returns
     -------
@@ -134,16 +152,21 @@ def find_files(
     if roots is not None:
         roots += [path for _, path in resolved]
 
-    def list_source(source: Source, where: tuple[FileSystem, str]) -> _Listing:
-        return _list_source(*where, suffix, source, first_nbytes)
+    def list_source(source: Source, where: tuple[FileSystem, str]) -> Listing:
+        listing = None if listings is None else listings.get(where)
+        if listing is None:
+            listing = _list_source(*where, suffix, source, first_nbytes)
+            if listings is not None:
+                listings[where] = listing
+        return listing
 
     remote = not all(is_local(filesystem) for filesystem, _ in resolved)
-    listings = _map_at_once(list_source, sources, resolved) if remote else list(map(list_source, sources, resolved))
+    listed = _map_at_once(list_source, sources, resolved) if remote else list(map(list_source, sources, resolved))
     found: dict[tuple[FileSystem, str], dict[str, Any]] = {}
     problems = []
-    for source, (filesystem, _), (infos, own, are_named) in zip(sources, resolved, listings, strict=True):
+    for source, (filesystem, _), (infos, own, are_named) in zip(sources, resolved, listed, strict=True):
         if noticed is not None:
-            noticed += [_stored_file(filesystem, _known(filesystem, info)) for info in own]
+            noticed += [stored_file(filesystem, _known(filesystem, info)) for info in own]
         paths = [info["name"] for info in infos]
         chosen = set(_choose(filesystem, paths, suffix, are_named if named else None))
         wanted = [info for info in infos if info["name"] in chosen and info.get("size") != 0]
@@ -165,7 +188,7 @@ def find_files(
     files = []
     for (filesystem, _), info in found.items():
         if info.get("size") != 0:
-            files.append(_stored_file(filesystem, info))
+            files.append(stored_file(filesystem, info))
             if heads is not None and "head" in info:
                 heads[files[-1]] = info["head"]
     if not files:
@@ -265,18 +288,7 @@ def _share(
     ]
 
 
-class _Listing(NamedTuple):
-    """What there is of one source."""
-
-    infos: list[dict[str, Any]]
-    """Its files, ordered by path, litter left out."""
-    own: list[dict[str, Any]]
-    """Of the litter, our own files."""
-    named: frozenset[str] = frozenset()
-    """The files that the source names, by itself or by a glob, rather than a folder that they are in."""
-
-
-def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source, first_nbytes: int) -> _Listing:
+def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source, first_nbytes: int) -> Listing:
     """List the files of one source."""
     shown = hide_secrets(os.fspath(source))
     named: frozenset[str] = frozenset()
@@ -289,7 +301,7 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source,
                 info = _info(filesystem, path, max(first_nbytes, 16))
         if info and info["type"] != "directory" and not _is_page(info):
             # A file that is named is wanted, whatever its name starts with.
-            return _Listing([{**info, "name": path}], [], frozenset([path]))
+            return Listing([{**info, "name": path}], [], frozenset([path]))
         if _GLOB_CHARACTERS.isdisjoint(path) or _exists(filesystem, path):
             infos = _find(filesystem, path)
             root = path
@@ -298,12 +310,12 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source,
             if not infos and (info := _info(filesystem, path)) and info["type"] == "file" and info.get("size"):
                 infos = [{**info, "name": path}]
             if [info["name"] for info in infos] == [path]:
-                return _Listing(infos, [], frozenset([path]))
+                return Listing(infos, [], frozenset([path]))
         else:
             infos, named = _glob(filesystem, path)
             root = _glob_root(path)
             if is_litter(path, root):  # the pattern itself names such files: they are wanted
-                return _Listing(sorted(infos, key=_name), [], named)
+                return Listing(sorted(infos, key=_name), [], named)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoFilesError(
             f"{shown!r} does not exist (searched {shown_url(filesystem, path)!r}); check the spelling of the path"
@@ -313,7 +325,7 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source,
     except Exception as error:  # noqa: BLE001 - raised again
         raise ReadError(f"{shown!r} cannot be listed: {describe(error)}") from shown_cause(error)
     own = [info for info in infos if info["name"].endswith(_OWN_FILES)]
-    return _Listing(sorted((info for info in infos if not is_litter(info["name"], root)), key=_name), own, named)
+    return Listing(sorted((info for info in infos if not is_litter(info["name"], root)), key=_name), own, named)
 
 
 def _has_suffix(filesystem: FileSystem, path: str, suffix: str) -> bool:
@@ -554,8 +566,9 @@ def _glob_root(pattern: str) -> str:
     return pattern[: min(pattern.index(c) for c in _GLOB_CHARACTERS if c in pattern)].rpartition("/")[0]
 
 
-def _stored_file(filesystem: FileSystem, info: Mapping[str, Any]) -> StoredFile:
-    if is_local(filesystem) and type(info.get("mtime")) is float:  # from fsspec: of a link, and less than exact
+def stored_file(filesystem: FileSystem, info: Mapping[str, Any]) -> StoredFile:
+    """Return a file as it was when a listing told of it."""
+    if is_local(filesystem) and type(info.get("mtime")) is not int:  # from fsspec: of a link, and less than exact
         try:
             info = _local_info(info["name"])
         except OSError as error:

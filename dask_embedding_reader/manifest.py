@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dask_embedding_reader.beside import check_finished, read_saved_headers
+from dask_embedding_reader.beside import check_finished, read_saved, saved_headers
 from dask_embedding_reader.cached_property import cached_property
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import ColumnError, MismatchError, NoFilesError
-from dask_embedding_reader.finding import Source, find_files, find_sibling
+from dask_embedding_reader.finding import Listings, Source, find_files, find_sibling
 from dask_embedding_reader.formats import Columns, FileHeader, Format, VectorFormat
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
 from dask_embedding_reader.formats.npy import NPY
@@ -212,10 +212,11 @@ def read_manifest(
     show_progress: bool = False,
     *,
     unfinished: bool = False,
+    listings: Listings | None = None,
 ) -> Manifest:
     """Find the files of a collection and read their headers, as far as no manifest beside them holds these.
 
-    A collection that is being written is refused, unless ``unfinished``.
+    A collection that is being written is refused, unless ``unfinished``. ``listings`` are as in ``find_files``.
 
     Raises
     ------
@@ -242,38 +243,56 @@ def read_manifest(
     marks: list[StoredFile] = []
     roots: list[str] = []
     shared: dict[tuple[Any, ...], FileSystem] = {}
+    listings = {} if listings is None else listings
     vectors = file_format.vectors
     heads: dict[StoredFile, bytes] = {}
     empty: list[Source] = []
     files = find_files(
-        sources, vectors.suffix, storage_options, noticed, roots, shared, vectors.first_nbytes, heads, empty
+        sources,
+        vectors.suffix,
+        storage_options,
+        noticed,
+        roots,
+        shared,
+        vectors.first_nbytes,
+        heads,
+        empty,
+        listings=listings,
     )
     if not unfinished:
         check_finished(noticed)
     partner_files, partner_roots = None, roots
     if file_format.metadata == "beside":
-        # Before any header is read: if files are replaced between the two listings, an old one's is not there any more.
+        # Before any header is read: if files are replaced between two listings, an old one's is not there any more.
         partner_roots = []
         if metadata_sources is None:
             without: list[Source] = []
-            partner_files = _find_metadata(sources, storage_options, marks, partner_roots, shared, without)
+            partner_files = _find_metadata(sources, storage_options, marks, partner_roots, shared, without, listings)
             empty = [source for source in empty if source in without]
         else:
             options = storage_options if metadata_storage_options is None else metadata_storage_options
             partner_files = find_files(
-                metadata_sources, PARQUET.suffix, options, marks, partner_roots, shared, empty=empty
+                metadata_sources,
+                PARQUET.suffix,
+                options,
+                marks,
+                partner_roots,
+                shared,
+                empty=empty,
+                listings=listings,
             )
         if not unfinished:
             check_finished(marks)
     for source in empty:
         _warn_of_empty(source)
-    known = read_saved_headers(noticed, files, columns)
     own_columns = columns if in_same_file else Columns()
+    saved = read_saved(noticed)
+    known = saved_headers(saved, files, own_columns)
     headers = _read_headers(vectors, files, own_columns, show_progress, known, heads)
     partners = None
     if partner_files is not None:
         paired = pair_files(files, partner_files)
-        known = read_saved_headers(noticed, paired, Columns(meta=columns.meta))
+        known = saved_headers(saved, paired, Columns(meta=columns.meta))
         partners = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known)
     return make_manifest(
         file_format, columns, (headers, roots), None if partners is None else (partners, partner_roots)
@@ -287,10 +306,13 @@ def _find_metadata(
     roots: list[str],
     shared: dict[tuple[Any, ...], FileSystem],
     empty: list[Source],
+    listings: Listings,
 ) -> list[StoredFile]:
     """Find the metadata of npy files where nobody says where it is: in the same folders."""
     try:
-        return find_files(sources, PARQUET.suffix, storage_options, marks, roots, shared, empty=empty, named=False)
+        return find_files(
+            sources, PARQUET.suffix, storage_options, marks, roots, shared, empty=empty, named=False, listings=listings
+        )
     except NoFilesError as error:
         likely = find_sibling(sources[0], re.compile("meta"), storage_options)
         remedy = f"is it metadata_folder={likely!r}?" if likely else "say where it is: metadata_folder=..."
@@ -304,7 +326,7 @@ def _warn_of_empty(source: Source) -> None:
     warnings.warn(
         f"{hide_secrets(os.fspath(source))!r} holds no file of this format and is passed over; the rows are those of "
         "the other sources",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

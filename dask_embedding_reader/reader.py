@@ -23,7 +23,7 @@ from dask_embedding_reader.arguments import (
 from dask_embedding_reader.card import card
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import ArgumentError, NoFilesError
-from dask_embedding_reader.finding import MANIFEST_NAME, Source, find_files, resolve
+from dask_embedding_reader.finding import MANIFEST_NAME, Listings, Source, find_files, resolve
 from dask_embedding_reader.formats import Columns, get_format
 from dask_embedding_reader.manifest import Manifest, read_manifest
 from dask_embedding_reader.plan import default_piece_rows
@@ -133,6 +133,33 @@ class EmbeddingReader:
         embedding_dtype: npt.DTypeLike | None = None,
         show_progress: bool = False,
     ) -> None:
+        self._open(
+            embeddings_folder,
+            file_format,
+            embedding_column,
+            meta_columns,
+            metadata_folder,
+            storage_options,
+            metadata_storage_options,
+            embedding_dtype,
+            show_progress,
+            {},
+        )
+
+    def _open(
+        self,
+        embeddings_folder: Source | Sequence[Source],
+        file_format: str,
+        embedding_column: str,
+        meta_columns: str | Sequence[str] | None,
+        metadata_folder: Source | Sequence[Source] | None,
+        storage_options: Mapping[str, Any] | None,
+        metadata_storage_options: Mapping[str, Any] | None,
+        embedding_dtype: npt.DTypeLike | None,
+        show_progress: bool,
+        listings: Listings,
+    ) -> None:
+        """Open it; what was listed by who guessed the format is not listed again."""
         layout = get_format(check_text("file_format", file_format))
         columns = Columns(check_text("embedding_column", embedding_column), None, check_columns(meta_columns))
         # As by embedding_reader, in whose calls these may be left over.
@@ -140,13 +167,13 @@ class EmbeddingReader:
             warnings.warn(
                 f"meta_columns={list(columns.meta)} is passed over: {file_format} files have no columns; "
                 'for metadata in parquet files beside them use file_format="parquet_npy"',
-                stacklevel=2,
+                stacklevel=3,
             )
             columns = columns._replace(meta=())
         if layout.metadata != "beside" and metadata_folder is not None:
             warnings.warn(
                 f'metadata_folder is passed over: it is read with file_format="parquet_npy", not {file_format!r}',
-                stacklevel=2,
+                stacklevel=3,
             )
             metadata_folder = None
         if embedding_dtype is not None:
@@ -162,6 +189,7 @@ class EmbeddingReader:
             check_options("storage_options", storage_options),
             check_options("metadata_storage_options", metadata_storage_options),
             show_progress,
+            listings=listings,
         )
         self._take_facts()
 

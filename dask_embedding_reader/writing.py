@@ -372,6 +372,14 @@ def find_folders(filesystem: FileSystem, folder: str, prefix: str) -> list[str]:
 def list_files(filesystem: FileSystem, folder: str, kind: ErrorKind = WriteError) -> dict[str, int]:
     """Return the paths of all files below a folder, relative to it, with their sizes; none if there is no folder.
 
+    Raises what :func:`list_infos` does.
+    """
+    return {name: int(info.get("size") or 0) for name, info in list_infos(filesystem, folder, kind).items()}
+
+
+def list_infos(filesystem: FileSystem, folder: str, kind: ErrorKind = WriteError) -> dict[str, dict[str, Any]]:
+    """Return the same with all that the storage tells of each file.
+
     Raises
     ------
     WriteError
@@ -386,7 +394,7 @@ def list_files(filesystem: FileSystem, folder: str, kind: ErrorKind = WriteError
             return {}
     prefix = f"{folder}/"
     return {
-        path[len(prefix) :]: int(info.get("size") or 0)
+        path[len(prefix) :]: {**info, "name": path}
         for path, info in found.items()
         if info["type"] == "file" and path.startswith(prefix)
     }
@@ -397,7 +405,7 @@ def _find(filesystem: FileSystem, folder: str) -> dict[str, dict[str, Any]]:
     return dict(filesystem.find(folder, detail=True))
 
 
-def _walk(folder: str) -> Iterator[tuple[str, int]]:
+def _walk(folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise error  # what is there would seem not to be
@@ -406,11 +414,13 @@ def _walk(folder: str) -> Iterator[tuple[str, int]]:
         for name in names:
             path = os.path.join(current, name)
             with suppress(FileNotFoundError):  # somebody else's temporary file
-                yield os.path.relpath(path, folder).replace(os.sep, "/"), os.stat(path, follow_symlinks=False).st_size
+                size = os.stat(path, follow_symlinks=False).st_size
+                below = os.path.relpath(path, folder).replace(os.sep, "/")
+                yield below, {"name": path.replace(os.sep, "/"), "type": "file", "size": size}
 
 
 def get_file(filesystem: FileSystem, path: str, kind: ErrorKind = WriteError) -> bytes | None:
-    """Return the content of a small file; None if it is not there. Raises what :func:`list_files` does."""
+    """Return the content of a small file; None if it is not there. Raises what :func:`list_infos` does."""
     with _explained(filesystem, path, "read", kind):
         try:
             if is_local(filesystem):

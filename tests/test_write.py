@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import dask
@@ -31,6 +31,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
+from dask_embedding_reader.cli import main
 from dask_embedding_reader.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -42,6 +43,7 @@ from dask_embedding_reader.errors import (
     WriteError,
 )
 from dask_embedding_reader.write import casting as casting_module
+from dask_embedding_reader.write import encoding
 from dask_embedding_reader.write.casting import Vectors, check_casting, plan_casting
 from tests import servers
 from tests.support import FORMATS, Collection, assert_batches, assert_same_frame, write_collection
@@ -747,3 +749,138 @@ def test_the_names_of_columns_may_be_anything(tmp_path: Path) -> None:
     got = EmbeddingReader(tmp_path, "parquet", meta_columns=list(map(str, frame))).to_dask_dataframe().compute()
     for name in frame:
         assert got[name].tolist() == frame[name].tolist()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# As few questions to the storage as are needed
+
+
+class Asked(NamedTuple):
+    """What a storage was asked."""
+
+    listed: list[str]
+    read: list[str]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
+    """What is asked of fsspec's memory filesystem, below /asked."""
+    asked = Asked([], [])
+    kind = fsspec.get_filesystem_class("memory")
+
+    def note(method: str, names: list[str]) -> None:
+        original = getattr(kind, method)
+
+        def noting(self: Any, path: str, *arguments: Any, **options: Any) -> Any:
+            names.append(path.partition("/asked/")[2])
+            return original(self, path, *arguments, **options)
+
+        monkeypatch.setattr(kind, method, noting)
+
+    note("find", asked.listed)
+    note("cat_file", asked.read)
+    yield asked
+    fs = fsspec.filesystem("memory")
+    if fs.exists("/asked"):
+        fs.rm("/asked", recursive=True)
+
+
+def data_in(names: list[str]) -> list[str]:
+    return [name for name in names if "/_writing/" not in name and not name.endswith(".manifest.embeddings")]
+
+
+@pytest.mark.parametrize("file_format", ["npy", "parquet", "parquet_npy"])
+@pytest.mark.parametrize("source", ["numpy", "dask", "batches"])
+def test_writing_lists_once_before_and_once_after_and_reads_nothing_back(
+    asked: Asked, file_format: str, source: str
+) -> None:
+    def write(folder: str, rows: Any, **options: Any) -> list[str]:
+        asked.listed.clear()
+        asked.read.clear()
+        if source == "batches":
+            halves = [(rows[:5], FRAME[:5]), (rows[5:], FRAME[5:])]
+            halves = [(rows, None) for rows, _ in halves] if file_format == "npy" else halves
+            write_embeddings(iter(halves), f"memory://asked/{folder}", file_format, rows_per_file=8, **options)
+        else:
+            array = rows if source == "numpy" else da.from_array(rows, chunks=(4, 3))
+            meta = None if file_format == "npy" else FRAME
+            write_embeddings(array, f"memory://asked/{folder}", file_format, meta, rows_per_file=8, **options)
+        assert data_in(asked.read) == []
+        return [name for name in asked.listed if "_writing" not in name]
+
+    assert write("new", ROWS) == ["new", "new"]
+    assert len(asked.listed) <= 3  # and one of the claims
+    assert write("new", ROWS) == ["new"]  # it is there
+    # Files that are moved into the place of others are other ones afterwards.
+    assert write("new", ROWS + 1, overwrite=True) == ["new", "new", "new"]
+
+
+@pytest.mark.parametrize("file_format", ["npy", "parquet", "parquet_npy"])
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_the_manifest_says_what_reading_each_header_would(
+    tmp_path: Path, asked: Asked, file_format: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "_GROUP_NBYTES", 50)
+    monkeypatch.setattr(encoding, "_METADATA_GROUP_ROWS", 3)
+    folder = str(tmp_path / "out") if place == "local" else "memory://asked/out"
+    frame = pd.DataFrame(
+        {
+            "word": [None, *"abcdefghijklmnopqrs"],
+            "number": np.arange(20, dtype=np.int16),
+            "masked": pd.array([1] * 20, dtype="Int8"),
+            "some": pd.array([None] * 8 + [True] * 12, dtype="boolean"),
+            "none": pd.Series([None] * 8 + ["x"] * 12, dtype=object),
+            "when": pd.date_range("2020", periods=20, tz="UTC", unit="s"),
+            "tags": [["a"], None] * 10,
+            "kind": pd.Series(list("ab") * 10, dtype="category"),
+        }
+    )
+    columns = [] if file_format == "npy" else list(frame.columns)
+    for dtype in ("float32", "float16", "int8"):
+        write_embeddings(
+            ROWS.astype(dtype), folder, file_format, frame if columns else None, rows_per_file=8, overwrite=True
+        )
+        written = EmbeddingReader(folder, file_format, meta_columns=columns)
+        saved = EmbeddingReader.from_manifest(folder)
+        fs, path = fsspec.core.url_to_fs(folder)
+        fs.rm(f"{path}/.manifest.embeddings")
+        read = EmbeddingReader(folder, file_format, meta_columns=columns)
+        for reader in (written, saved):
+            assert reader == read
+            assert reader.manifest.fields == read.manifest.fields
+            for table, other in (
+                (reader.manifest.vectors, read.manifest.vectors),
+                (reader.manifest.metadata, read.manifest.metadata),
+            ):
+                headers = [table.header(k)._replace(checksum="") for k in range(len(table))] if table else []
+                assert headers == ([other.header(k) for k in range(len(other))] if other else [])
+        np.testing.assert_array_equal(read.to_dask_array().compute(), ROWS.astype(dtype))
+
+
+def test_opening_lists_each_folder_once(asked: Asked) -> None:
+    write_embeddings(ROWS, "memory://asked/both", "parquet_npy", FRAME, rows_per_file=8)
+    write_embeddings(ROWS, "memory://asked/one", "parquet", FRAME, rows_per_file=8)
+    for folder, file_format in (("both", "npy"), ("both", "parquet_npy"), ("one", "parquet")):
+        asked.listed.clear()
+        asked.read.clear()
+        columns = [] if file_format == "npy" else ["id"]
+        EmbeddingReader(f"memory://asked/{folder}", file_format, meta_columns=columns)
+        assert asked == ([folder], [f"{folder}/.manifest.embeddings"])
+
+
+def test_commands_list_each_folder_once(asked: Asked) -> None:
+    write_embeddings(ROWS, "memory://asked/both", "parquet_npy", FRAME, rows_per_file=8)
+    write_embeddings(ROWS, "memory://asked/one", "parquet", FRAME, rows_per_file=8)
+    for command, expected in (
+        (["info", "memory://asked/both"], ["both"]),
+        (["info", "memory://asked/both", "-m", "id"], ["both"]),
+        (["head", "memory://asked/one"], ["one"]),
+        (["plan", "memory://asked/one", "-m", "id"], ["one"]),
+        (["convert", "memory://asked/both", "memory://asked/new", "--to", "npy"], ["both", "new", "new"]),
+        (["convert", "memory://asked/one", "memory://asked/other", "--to", "parquet_npy"], ["one", "other", "other"]),
+    ):
+        asked.listed.clear()
+        with pytest.raises(SystemExit) as exited:
+            main(command)
+        assert not exited.value.code
+        assert [name for name in asked.listed if "_writing" not in name] == expected

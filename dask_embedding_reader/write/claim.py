@@ -39,6 +39,7 @@ from dask_embedding_reader.writing import (
     find_folders,
     find_links,
     get_file,
+    is_object_store,
     list_files,
     make_folder,
     put_file,
@@ -434,7 +435,8 @@ def _end(claim: Claim, signs: list[str], *, is_done: bool, is_shared: bool) -> N
         signs = [path for found in _find_claims(filesystem, folder) if found.job == claim.job for path in found.others]
     if claim.is_held():
         remove_files(filesystem, [*signs, claim.path], claim.scratch)
-        remove_folder(filesystem, claim.scratch)
+        if not is_object_store(filesystem):  # these have no temporary files
+            remove_folder(filesystem, claim.scratch)
     else:
         remove_files(filesystem, signs)
     remove_empty_folder(filesystem, folder)

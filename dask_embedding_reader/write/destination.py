@@ -19,17 +19,19 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import DestinationError, FormatError, MismatchError, WriteError
-from dask_embedding_reader.finding import INCOMPLETE_NAME, MANIFEST_NAME, MANIFEST_NAMES
-from dask_embedding_reader.formats import Columns, get_format
+from dask_embedding_reader.finding import INCOMPLETE_NAME, MANIFEST_NAME, MANIFEST_NAMES, stored_file
+from dask_embedding_reader.formats import Columns, FileHeader, get_format
 from dask_embedding_reader.formats.metadata import merge_columns
-from dask_embedding_reader.manifest import FileTable, Manifest, read_manifest
+from dask_embedding_reader.manifest import FileTable, Manifest, make_manifest, read_manifest
 from dask_embedding_reader.reopen import save_manifest
 from dask_embedding_reader.saved_manifest import SavedManifest, decode_manifest
 from dask_embedding_reader.storage import shown_url
 from dask_embedding_reader.write.claim import Claim, is_of_claims
-from dask_embedding_reader.write.encoding import meta_columns
+from dask_embedding_reader.write.encoding import group_rows, meta_columns
 from dask_embedding_reader.write.notes import (
     DATA_SUFFIXES,
     Commit,
@@ -55,6 +57,7 @@ from dask_embedding_reader.writing import (
     in_threads,
     is_object_store,
     list_files,
+    list_infos,
     move_file,
     remove_empty_folder,
     remove_files,
@@ -423,7 +426,8 @@ def finish(destination: Destination, records: Mapping[int, Record]) -> None:
         raise MismatchError(f"{rows:,} rows were written where {settings.rows or 'others'} were expected")
     files = {name: facts for record in records.values() for name, facts in record.files.items()}
     job = _read_note(folder, _JOB, read_job)
-    listing = list_files(folder.filesystem, folder.path)
+    infos = list_infos(folder.filesystem, folder.path)
+    listing = {name: int(info.get("size") or 0) for name, info in infos.items()}
     if others := [name for name, (size, _) in files.items() if listing.get(destination.place + name) != size]:
         raise WriteError(
             f"{folder.at(destination.place + others[0])}: has {listing.get(destination.place + others[0], 'gone')} "
@@ -437,11 +441,20 @@ def finish(destination: Destination, records: Mapping[int, Record]) -> None:
     _mark_incomplete(destination)
     commit = Commit(_spelled(settings), columns, files, move, tuple(remove), rows, destination.job, claim.job)
     _put_note(destination, _COMMIT, commit)
-    if not complete(folder, claim, listing):
+    if not complete(folder, claim, listing, _Written(records, infos)):
         raise WriteError(f"{folder.at(_JOB)}: is of another writer now; look what it has written, and run this again")
 
 
-def complete(folder: Folder, claim: Claim, listing: Mapping[str, int]) -> bool:
+class _Written(NamedTuple):
+    """What the writer knows that has just written a collection; who completes what another one wrote does not."""
+
+    records: Mapping[int, Record]
+    """What is in its parts."""
+    infos: Mapping[str, Mapping[str, Any]]
+    """What the storage told of the files in the folder then."""
+
+
+def complete(folder: Folder, claim: Claim, listing: Mapping[str, int], written: _Written | None = None) -> bool:
     """Put new files in the place of old ones, write the manifest, tidy up. May be interrupted and done again.
 
     ``listing`` is what the folder holds.
@@ -463,7 +476,10 @@ def complete(folder: Folder, claim: Claim, listing: Mapping[str, int]) -> bool:
             lambda: in_threads(lambda name: move_file(filesystem, folder.at(staging + name), folder.at(name)), moved)
         )
         claim.remove([folder.at(name) for name in commit.remove if name in listing])
-        manifest = _open_written(folder, settings, commit)
+        if written is not None and moved:  # where these are, the storage tells of them as of other files
+            written = written._replace(infos=list_infos(filesystem, folder.path))
+        manifest = written and _known_manifest(folder, settings, commit, written)
+        manifest = manifest or _open_written(folder, settings, commit)
         path = folder.at(MANIFEST_NAME)
         claim.keep(lambda: save_manifest(manifest, filesystem, path, _spelled(settings), claim.scratch))
     if is_due or job is None:  # all that is left is litter
@@ -485,6 +501,41 @@ def complete(folder: Folder, claim: Claim, listing: Mapping[str, int]) -> bool:
 def _read_commit(content: bytes) -> tuple[Commit, Settings]:
     commit = read_commit(content)
     return commit, read_settings(commit.settings)
+
+
+def _known_manifest(folder: Folder, settings: Settings, commit: Commit, written: _Written) -> Manifest | None:
+    """Make the manifest without a look at the files; None where there is something else, or a part was not written now.
+
+    Each header says what reading it would.
+    """
+    layout, dtype = get_format(settings.file_format), np.dtype(settings.dtype)
+    suffixes = tuple({name[name.rfind(".") :] for name in commit.files})
+    data = {name for name in written.infos if name.endswith(suffixes) and not _is_hidden(name)}
+    if data - set(commit.remove) != set(commit.files) or not all(record.columns for record in written.records.values()):
+        return None
+    headers: dict[str, list[FileHeader]] = {suffix: [] for suffix in suffixes}
+    for number, record in sorted(written.records.items()):
+        for name in part_names(settings, number):
+            suffix, (size, checksum) = name[name.rfind(".") :], record.files[name]
+            file = stored_file(folder.filesystem, written.infos[name])
+            if suffix == ".npy":
+                offset = size - record.rows * settings.row_nbytes
+                header = FileHeader(file, record.rows, settings.dimension, dtype, offset, checksum=checksum)
+            else:
+                of_vectors = layout.metadata == "same"
+                header = FileHeader(
+                    file,
+                    record.rows,
+                    settings.dimension if of_vectors else 0,
+                    dtype if of_vectors else np.dtype(np.float32),
+                    group_rows=group_rows(record.rows, settings.row_nbytes if of_vectors else None),
+                    meta=meta_columns(record.schema),
+                    checksum=checksum,
+                )
+            headers[suffix].append(header)
+    vectors, root = headers.pop(layout.vectors.suffix), [folder.path]
+    metadata = next(((found, root) for found in headers.values()), None)
+    return make_manifest(layout, Columns(settings.embedding_column, None, commit.columns), (vectors, root), metadata)
 
 
 def _open_written(folder: Folder, settings: Settings, commit: Commit) -> Manifest:

@@ -35,6 +35,12 @@ _METADATA_GROUP_ROWS = 100_000
 """Rows of a row group of a file of metadata alone."""
 
 
+def group_rows(rows: int, row_nbytes: int | None) -> tuple[int, ...]:
+    """Return the rows of each row group of a parquet file; of one of metadata alone where no vector has any bytes."""
+    most = _METADATA_GROUP_ROWS if row_nbytes is None else default_piece_rows(row_nbytes, _GROUP_NBYTES)
+    return tuple(min(most, rows - start) for start in range(0, rows, most))
+
+
 def write_npy(write: Write, vectors: Vectors) -> None:
     """Write the content of an npy file."""
     head = io.BytesIO()
@@ -72,19 +78,19 @@ def write_parquet(
     """
     if vectors is None:
         assert table is not None
-        _write_table(write, table, _METADATA_GROUP_ROWS)
+        _write_table(write, table, group_rows(table.num_rows, None)[0])
         return
-    group_rows = default_piece_rows(vectors.dimension * vectors.dtype.itemsize, _GROUP_NBYTES)
+    in_group = group_rows(len(vectors.array), vectors.dimension * vectors.dtype.itemsize)[0]
     fields, metadata = [_vector_field(vectors, embedding_column)], None
     if table is not None:
         fields += [field.remove_metadata() for field in table.schema]
         sink = io.BytesIO()
-        _write_table(sink.write, table, group_rows)
+        _write_table(sink.write, table, in_group)
         metadata = sink.getvalue()
-    write_plain_parquet(write, vectors, pa.schema(fields), metadata, group_rows)
+    write_plain_parquet(write, vectors, pa.schema(fields), metadata, in_group)
 
 
-def _write_table(write: Write, table: pa.Table, group_rows: int) -> None:
+def _write_table(write: Write, table: pa.Table, in_group: int) -> None:
     names = _leaves(table.schema)
     # A masked pandas column without a null would come back as a numpy one: without statistics nothing proves it.
     known = [path for path, name in names.items() if not _is_masked(table.schema.field(name))]
@@ -92,7 +98,7 @@ def _write_table(write: Write, table: pa.Table, group_rows: int) -> None:
         pq.write_table(
             table.replace_schema_metadata(None),
             _Sink(write),
-            row_group_size=group_rows,
+            row_group_size=in_group,
             compression="zstd",
             use_dictionary=True,
             write_statistics=known or False,
