@@ -32,6 +32,7 @@ from dask_embedding_reader.plan import DEFAULT_PIECE_NBYTES, ReadPlan, default_p
 from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.stopping import stoppable_pool
 from dask_embedding_reader.storage import is_local
+from dask_embedding_reader.units import counted
 
 _LOCAL_PIECE_NBYTES = 8 * 2**20
 """Local pieces: large enough that a read costs nothing beside its bytes, small enough that all threads get some."""
@@ -82,7 +83,7 @@ def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
     batch_nbytes = min(request.batch_rows, request.stop - request.start) * manifest.dimension * request.dtype.itemsize
     if batch_nbytes > request.limit_nbytes:
         warnings.warn(
-            f"one batch of {request.batch_rows:,} rows is {batch_nbytes:,} bytes, the limit is "
+            f"one batch of {counted(request.batch_rows, 'row')} is {batch_nbytes:,} bytes, the limit is "
             f"{request.limit_nbytes:,} (max_ram_usage_in_bytes): batches are read one at a time, with nothing read "
             "ahead; a smaller batch_size or a higher limit is faster",
             stacklevel=3,

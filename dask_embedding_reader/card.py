@@ -12,7 +12,7 @@ import numpy as np
 from dask_embedding_reader.manifest import FileTable, Int64s, Manifest
 from dask_embedding_reader.retries import hide_secrets
 from dask_embedding_reader.storage import is_local, shown_url
-from dask_embedding_reader.units import human_size
+from dask_embedding_reader.units import counted, human_size
 
 _MOST_BLOCKS = 150
 """Blocks of the strip; where there are more files, neighbours share a block."""
@@ -90,9 +90,10 @@ def _strip(manifest: Manifest) -> str:
         left, right = (_WIDTH * row / vectors.count for row in (start, stop))
         name = hide_secrets(vectors.url(first)).rsplit("/", 1)[-1]
         if last > first + 1:
-            name += f" and {last - first - 1:,} more files"
+            name += f" and {counted(last - first - 1, 'more file')}"
         told = (
-            f"{name}: {stop - start:,} rows, {human_size((stop - start) * manifest.byte_per_item)}, from row {start:,}"
+            f"{name}: {counted(stop - start, 'row')}, "
+            f"{human_size((stop - start) * manifest.byte_per_item)}, from row {start:,}"
         )
         width = max(right - left - _GAP, 0.7)
         blocks.append(

@@ -199,7 +199,7 @@ def info(url: str, as_json: bool, **options: Any) -> None:
     if as_json:
         _print_json(facts)
         return
-    from dask_embedding_reader.units import human_size  # noqa: PLC0415
+    from dask_embedding_reader.units import counted, human_size  # noqa: PLC0415
 
     per_file = facts["rows_per_file"]
     groups = facts["row_groups"]
@@ -207,9 +207,9 @@ def info(url: str, as_json: bool, **options: Any) -> None:
         "rows": f"{facts['rows']:,}",
         "dimension": f"{facts['dimension']:,}",
         "dtype": facts["dtype"],
-        "size": f"{human_size(facts['nbytes'])}, {facts['row_nbytes']:,} bytes a row",
-        "files": f"{facts['files']:,} {facts['file_format']}, of {_span(per_file)} rows",
-        "row groups": f"{groups['count']:,}, of {_span(groups)} rows" if groups else "none",
+        "size": f"{human_size(facts['nbytes'])}, {counted(facts['row_nbytes'], 'byte')} a row",
+        "files": f"{facts['files']:,} {facts['file_format']}, of {_rows(per_file)}",
+        "row groups": f"{groups['count']:,}, of {_rows(groups)}" if groups else "none",
         "metadata": ", ".join(f"{name} ({dtype})" for name, dtype in facts["metadata"].items()) or "none read",
         "columns": ", ".join(facts["columns"]) or None,
         "problems": "none" if not facts["problems"] else "",
@@ -262,16 +262,12 @@ def plan(
     pieces, batches = facts["pieces"], facts["batches"]
     shown = {
         "files": f"{facts['files']:,}",
-        "pieces": f"{pieces['count']:,}, of {_span(pieces)} rows, up to {human_size(pieces['max_nbytes'])}",
+        "pieces": f"{pieces['count']:,}, of {_rows(pieces)}, up to {human_size(pieces['max_nbytes'])}",
     }
     if facts["row_groups"]:
-        shown["row groups"] = (
-            f"{facts['row_groups']['count']:,}, of {_span(facts['row_groups'])} rows; {facts['decoding']}"
-        )
+        shown["row groups"] = f"{facts['row_groups']['count']:,}, of {_rows(facts['row_groups'])}; {facts['decoding']}"
     if batches:
-        shown["batches"] = (
-            f"{batches['count']:,}, of {_span(batches)} rows, {human_size(batches['max_nbytes'])} as float32"
-        )
+        shown["batches"] = f"{batches['count']:,}, of {_rows(batches)}, {human_size(batches['max_nbytes'])} as float32"
     _print_facts(shown)
     if plot is not None:
         _echo(f"drawn in {plot}")
@@ -298,7 +294,9 @@ def stats(url: str, start: int, end: int | None, quiet: bool, as_json: bool, **o
         found = facts[kind]
         named = ", ".join(f"{row:,}" for row in found["first_rows"])
         more = ", …" if found["rows"] > len(found["first_rows"]) else ""
-        return f"{found['rows']:,}" + (f" (rows {named}{more})" if found["rows"] else "")
+        return f"{found['rows']:,}" + (
+            f" ({'row' if found['rows'] == 1 else 'rows'} {named}{more})" if found["rows"] else ""
+        )
 
     _print_facts(
         {
@@ -408,9 +406,11 @@ def bench(url: str, seconds: float, quiet: bool, as_json: bool, **options: Any) 
         _echo("The collection was read more than once: memory of the system may have answered.", err=True)
 
 
-def _span(counts: Mapping[str, int]) -> str:
+def _rows(counts: Mapping[str, int]) -> str:
+    from dask_embedding_reader.units import counted  # noqa: PLC0415
+
     least, most = counts["min_rows"], counts["max_rows"]
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    return counted(most, "row") if least == most else f"{least:,} to {most:,} rows"
 
 
 def _print_facts(facts: Mapping[str, str | None]) -> None:

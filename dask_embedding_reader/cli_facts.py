@@ -13,7 +13,7 @@ from dask_embedding_reader.formats.parquet import column_names
 from dask_embedding_reader.manifest import FileTable
 from dask_embedding_reader.plan import default_piece_rows, make_plan
 from dask_embedding_reader.reader import EmbeddingReader
-from dask_embedding_reader.units import human_size
+from dask_embedding_reader.units import counted, human_size
 
 Facts = dict[str, Any]
 
@@ -54,7 +54,7 @@ def _problems(reader: EmbeddingReader) -> Iterator[str]:
     empty = len(vectors) - reader.nb_files
     if empty:
         first = vectors.url(int(np.argmin(vectors.rows)))
-        yield f"{empty:,} of {len(vectors):,} files have no rows (such as {first}): was writing them interrupted?"
+        yield f"{empty:,} of {counted(len(vectors), 'file')} have no rows (such as {first}): was writing interrupted?"
     if reader.nb_files >= _MANY_FILES and reader.total_size / reader.nb_files < _SMALL_FILE_NBYTES:
         yield (
             f"{reader.nb_files:,} files of {human_size(reader.total_size // reader.nb_files)} on average: opening each "
@@ -63,7 +63,8 @@ def _problems(reader: EmbeddingReader) -> Iterator[str]:
     fortran = np.flatnonzero(vectors.fortran_order & (vectors.rows > 0))
     if len(fortran):
         yield (
-            f"{len(fortran):,} files are in Fortran order (such as {vectors.url(int(fortran[0]))}): their rows lie "
+            f"{counted(len(fortran), 'file')} in Fortran order (such as "
+            f"{vectors.url(int(fortran[0]))}): their rows lie "
             "scattered, and reading a few of them is slow; convert them"
         )
     if vectors.has_groups:

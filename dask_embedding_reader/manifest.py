@@ -33,6 +33,7 @@ from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.retries import hide_secrets
 from dask_embedding_reader.stopping import threads_at_once
 from dask_embedding_reader.storage import StoredFile, file_url, identity, is_local
+from dask_embedding_reader.units import counted
 
 Int64s = npt.NDArray[np.int64]
 
@@ -87,7 +88,7 @@ class FileTable:
         return len(self.paths)
 
     def __repr__(self) -> str:
-        return f"<FileTable of {len(self):,} files, {self.count:,} rows>"
+        return f"<FileTable of {counted(len(self), 'file')}, {counted(self.count, 'row')}>"
 
     @property
     def rows(self) -> Int64s:
@@ -349,7 +350,7 @@ def make_manifest(file_format: Format, columns: Columns, vectors: Headers, metad
     table = _table(*vectors)
     if not table.count:
         raise NoFilesError(
-            f"no embeddings: the {len(headers)} {file_format.vectors.suffix} files have no rows (such as "
+            f"no embeddings: {counted(len(headers), f'{file_format.vectors.suffix} file')} without rows (such as "
             f"{headers[0].file.url})"
         )
     metadata_table, fields = None, []
@@ -414,7 +415,8 @@ def _check_alike(headers: Sequence[FileHeader]) -> None:
     odd = next(h for h in headers if h.rows and (h.dimension, h.dtype.newbyteorder("=")) != (dimension, dtype))
     like = next(h for h in headers if h.rows and (h.dimension, h.dtype.newbyteorder("=")) == (dimension, dtype))
     raise MismatchError(
-        f"{odd.file.url} holds {odd.rows:,} vectors of {odd.dimension} x {odd.dtype.newbyteorder('=')}, but {most} of "
+        f"{odd.file.url} holds {counted(odd.rows, 'vector')} of {odd.dimension} x "
+        f"{odd.dtype.newbyteorder('=')}, but {most} of "
         f"{sum(counts.values())} files hold {dimension} x {dtype} (such as {like.file.url}); open them as separate "
         "collections, or write the file again"
     )
@@ -424,7 +426,7 @@ def _check_rows(headers: Sequence[FileHeader], partners: Sequence[FileHeader]) -
     for header, partner in zip(headers, partners, strict=True):
         if header.rows != partner.rows:
             raise MismatchError(
-                f"{header.file.url} has {header.rows:,} rows, but its metadata {partner.file.url} has "
+                f"{header.file.url} has {counted(header.rows, 'row')}, but its metadata {partner.file.url} has "
                 f"{partner.rows:,}; they must be row for row the same: check which files belong together"
             )
 

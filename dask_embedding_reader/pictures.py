@@ -10,7 +10,7 @@ import pandas as pd
 from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.manifest import Int64s, Manifest
 from dask_embedding_reader.plan import make_plan
-from dask_embedding_reader.units import human_size
+from dask_embedding_reader.units import counted, human_size
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -76,7 +76,7 @@ def _draw_lane(axes: Axes, height: int, lane: _Lane, byte_per_item: int) -> None
         )
     name = lane.name if count > 1 else {"batches": "batch"}.get(lane.name, lane.name[:-1])
     least, most = int(rows.min()), int(rows.max())
-    sizes = f"{most:,} rows" if least == most else f"{least:,} to {most:,} rows"
+    sizes = counted(most, "row") if least == most else f"{least:,} to {most:,} rows"
     told = f"{count:,} {name} of {sizes}, {'up to ' if least < most else ''}{human_size(most * byte_per_item)}"
     left = int(lane.bounds[0])
     axes.annotate(told, (left, height + 0.22), (0, 3), textcoords="offset points", fontsize=9, color=_FAINT)

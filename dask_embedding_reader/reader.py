@@ -29,7 +29,7 @@ from dask_embedding_reader.manifest import Manifest, read_manifest
 from dask_embedding_reader.plan import default_piece_rows
 from dask_embedding_reader.reopen import check_place, reopen_manifest, save_manifest
 from dask_embedding_reader.storage import file_url
-from dask_embedding_reader.units import human_size
+from dask_embedding_reader.units import counted, human_size
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -343,8 +343,8 @@ class EmbeddingReader:
 
     def __repr__(self) -> str:
         return (
-            f"<EmbeddingReader: {self.count:,} x {self.dimension} {self.dtype} in {self.nb_files:,} "
-            f"{self.manifest.format.name} files, {human_size(self.total_size)}>"
+            f"<EmbeddingReader: {self.count:,} x {self.dimension} {self.dtype} in "
+            f"{counted(self.nb_files, f'{self.manifest.format.name} file')}, {human_size(self.total_size)}>"
         )
 
     def _repr_html_(self) -> str:
@@ -382,7 +382,7 @@ class EmbeddingReader:
         """
         number = check_integer("row", row)
         if not -self.count <= number < self.count:
-            raise ArgumentError(f"row {number:,} is out of range: the collection has {self.count:,} rows")
+            raise ArgumentError(f"row {number:,} is out of range: the collection has {counted(self.count, 'row')}")
         number %= self.count
         vectors = self.manifest.vectors
         file = int(np.searchsorted(vectors.offsets, number, "right")) - 1
@@ -586,7 +586,9 @@ class EmbeddingReader:
         first = check_integer("start", start)
         last = self.count if end is None else min(check_integer("end", end), self.count)
         if not 0 <= first <= self.count:
-            raise ArgumentError(f"start={first:,} is out of range: the collection has {self.count:,} rows, from 0 on")
+            raise ArgumentError(
+                f"start={first:,} is out of range: the collection has {counted(self.count, 'row')}, from 0 on"
+            )
         if last < first:
             raise ArgumentError(f"end={last:,} is before start={first:,}")
         return first, last

@@ -27,6 +27,7 @@ from dask_embedding_reader.saved_manifest import (
     encode_manifest,
 )
 from dask_embedding_reader.storage import shown_url
+from dask_embedding_reader.units import counted
 from dask_embedding_reader.writing import get_file, put_file, remove_files
 
 _GLOB_CHARACTERS = "*?["
@@ -137,7 +138,7 @@ def reopen_manifest(
     saved = decode_manifest(data, url, locate)
     if (saved.sources, saved.metadata_sources) != (len(roots), len(metadata_roots)):
         raise ArgumentError(
-            f"{url} was saved of a collection in {saved.sources} folders with metadata in "
+            f"{url} was saved of a collection in {counted(saved.sources, 'folder')} with metadata in "
             f"{saved.metadata_sources or 'the same'}; name as many, in the same order, as embeddings_folder and "
             f"metadata_folder: {len(roots)} and {len(metadata_roots) or 'none'} are named"
         )

@@ -29,6 +29,7 @@ from dask_embedding_reader.formats.parquet_footer import (
 )
 from dask_embedding_reader.retries import describe
 from dask_embedding_reader.storage import StoredFile
+from dask_embedding_reader.units import counted
 
 VECTORS, METADATA = "vectors", "metadata"
 
@@ -284,7 +285,7 @@ def _decode_files(
         _check_header(where, path, header)
         files.append(SavedFile(kind, source, path, header))
     if rows_of_all > _MOST_ROWS:
-        _fail(where, f"claims {rows_of_all:,} rows")
+        _fail(where, f"claims {counted(rows_of_all, 'row')}")
     return files
 
 
@@ -293,7 +294,10 @@ def _check_columns(where: str, file_format: str, meta: Sequence[str], files: Seq
     kind = {"same": VECTORS, "beside": METADATA}.get(get_format(file_format).metadata)
     for file in files:
         if file.kind == kind and len(file.header.meta) != len(meta):
-            _fail(where, f"tells of {len(file.header.meta)} metadata columns of {file.path!r}, not of {len(meta)}")
+            _fail(
+                where,
+                f"tells of {counted(len(file.header.meta), 'metadata column')} of {file.path!r}, not of {len(meta)}",
+            )
 
 
 def _check_path(where: str, path: str) -> None:
@@ -316,7 +320,11 @@ def _check_header(where: str, path: str, header: FileHeader) -> None:
         or (is_npy and header.file.size >= 0 and data_nbytes != header.file.size)
         or (header.rows and not header.group_rows and not is_npy)
     ):
-        _fail(where, f"holds numbers for {path!r} that cannot be: {header.rows} rows, {header.file.size} bytes")
+        _fail(
+            where,
+            f"holds numbers for {path!r} that cannot be: {counted(header.rows, 'row')}, "
+            f"{counted(header.file.size, 'byte')}",
+        )
 
 
 def _numeric(where: str, text: str) -> np.dtype[Any]:

@@ -15,7 +15,7 @@ def human_size(nbytes: float) -> str:
         if nbytes < 1000 or unit == "TB":
             break
         nbytes /= 1000
-    return f"{nbytes:.4g} {unit}"
+    return f"{nbytes:.4g} {unit if nbytes != 1 or unit != 'bytes' else 'byte'}"
 
 
 def counted(number: int, noun: str) -> str:

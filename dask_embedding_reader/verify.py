@@ -19,6 +19,7 @@ from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.retries import describe
 from dask_embedding_reader.saved_manifest import decode_manifest
 from dask_embedding_reader.storage import StoredFile, is_local, read_range, shown_url
+from dask_embedding_reader.units import counted
 from dask_embedding_reader.writing import get_file, list_files
 
 _BLOCK_NBYTES = 8 * 2**20
@@ -110,7 +111,7 @@ def _problem(header: FileHeader, size: int | None) -> str:
     if size is None:
         return "missing"
     if size != header.file.size:
-        return f"has {size:,} bytes, was written with {header.file.size:,}"
+        return f"has {counted(size, 'byte')}, was written with {header.file.size:,}"
     if not header.checksum:
         return "its checksum is not known: it was not written by write_embeddings"
     digest = hashlib.sha256()

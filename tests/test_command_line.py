@@ -161,7 +161,7 @@ def test_info_names_what_makes_a_collection_slow(run: Run, shards: Path) -> None
     code, out, _ = run("info", shards, "-f", "npy")
     assert code == 0
     assert f"1 of 5 files have no rows (such as {shards / '3.npy'})" in out
-    assert f"1 files are in Fortran order (such as {shards / '4.npy'})" in out
+    assert f"1 file in Fortran order (such as {shards / '4.npy'})" in out
 
 
 def test_the_format_is_guessed_from_the_names_of_the_files(run: Run, shards: Path, tmp_path: Path) -> None:

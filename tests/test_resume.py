@@ -197,7 +197,7 @@ def test_other_data_is_never_mixed_in(tmp_path: Path, what: str) -> None:
     expected = {
         "rows": "rows 0 to 5 were written before with other values",
         "settings": r"interrupted run wrote something else here.*rows_per_file was 5, now 4",
-        "shorter": "3 files were written before, 2 now",
+        "shorter": "3 files written before, 2 now",
     }
     with pytest.raises(DestinationError, match=expected[what]):
         other(overwrite=False)

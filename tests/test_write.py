@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -38,6 +39,7 @@ from dask_embedding_reader.errors import (
     CastError,
     ColumnError,
     DestinationError,
+    EmbeddingReaderError,
     MismatchError,
     NoFilesError,
     WriteError,
@@ -798,8 +800,8 @@ def test_writing_lists_once_before_and_once_after_and_reads_nothing_back(
         asked.listed.clear()
         asked.read.clear()
         if source == "batches":
-            halves = [(rows[:5], FRAME[:5]), (rows[5:], FRAME[5:])]
-            halves = [(rows, None) for rows, _ in halves] if file_format == "npy" else halves
+            frames = [None, None] if file_format == "npy" else [FRAME[:5], FRAME[5:]]
+            halves = zip([rows[:5], rows[5:]], frames, strict=True)
             write_embeddings(iter(halves), f"memory://asked/{folder}", file_format, rows_per_file=8, **options)
         else:
             array = rows if source == "numpy" else da.from_array(rows, chunks=(4, 3))
@@ -884,3 +886,29 @@ def test_commands_list_each_folder_once(asked: Asked) -> None:
             main(command)
         assert not exited.value.code
         assert [name for name in asked.listed if "_writing" not in name] == expected
+
+
+def test_one_is_not_counted_as_several(tmp_path: Path) -> None:
+    one = ROWS[:1, :1].astype("int8")
+    np.save(tmp_path / "0.npy", one)
+    reader = EmbeddingReader(tmp_path)
+    messages = [repr(reader), repr(reader.manifest.vectors), reader._repr_html_()]
+    for wrong in (
+        lambda: reader.locate(5),
+        lambda: reader.to_dask_array(5),
+        lambda: EmbeddingReader(tmp_path, "parquet"),
+        lambda: write_embeddings(one, tmp_path),
+        lambda: write_embeddings(one, tmp_path / "a", "parquet", FRAME),
+        lambda: write_embeddings(ROWS, tmp_path / "b", "parquet", FRAME[:1]),
+        lambda: write_embeddings(iter([(one, FRAME)]), tmp_path / "c", "parquet"),
+    ):
+        with pytest.raises(EmbeddingReaderError) as error:
+            wrong()
+        messages.append(str(error.value))
+    for command in (["info"], ["plan", "--batch-size", "1"], ["stats"]):
+        with pytest.raises(SystemExit), redirect_stdout(io.StringIO()) as printed:
+            main([command[0], str(tmp_path), *command[1:]])
+        messages.append(printed.getvalue())
+    ones = [found for message in messages for found in re.findall(r"(?<![\d,.-])1 [a-z_.]+(?: [a-z]+)?", message)]
+    assert len(ones) > 12
+    assert not [found for found in ones if re.search(r"(files|rows|bytes|vectors)\b", found)]

@@ -45,7 +45,8 @@ class _Npy:
         if file.size >= 0 and file.size != needed:
             found = "is cut short" if file.size < needed else "has bytes after its array, which would be lost"
             raise FormatError(
-                f"{file.url}: {found}: its header promises {rows:,} rows of {dimension} x {parsed.dtype}, {needed:,} "
+                f"{file.url}: {found}: its header promises {counted(rows, 'row')} of {dimension} x "
+                f"{parsed.dtype}, {needed:,} "
                 f"bytes in all, but the file has {file.size:,}; write the file again"
             )
         return FileHeader(file, rows, dimension, parsed.dtype, data_offset, parsed.fortran_order)

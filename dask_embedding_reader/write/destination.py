@@ -30,6 +30,7 @@ from dask_embedding_reader.manifest import FileTable, Manifest, make_manifest, r
 from dask_embedding_reader.reopen import save_manifest
 from dask_embedding_reader.saved_manifest import SavedManifest, decode_manifest
 from dask_embedding_reader.storage import shown_url
+from dask_embedding_reader.units import counted
 from dask_embedding_reader.write.claim import Claim, is_of_claims
 from dask_embedding_reader.write.encoding import group_rows, meta_columns
 from dask_embedding_reader.write.notes import (
@@ -179,7 +180,8 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
     ours = {file.path for file in saved.files} if saved else set()
     if foreign := [name for name in data if "/" in name and name not in ours]:
         raise DestinationError(
-            f"{folder.shown}: {len(foreign):,} files in folders below it would be read together with what is written, "
+            f"{folder.shown}: {counted(len(foreign), 'file')} in folders below it would be read "
+            "together with what is written, "
             f"such as {foreign[0]}, and are not replaced; remove them, or name another folder"
         )
     if odd := [name for name in data if not is_inside(name)]:
@@ -279,7 +281,8 @@ def _finished(
 
 def _occupied(folder: Folder, data: list[str]) -> str:
     return (
-        f"{folder.shown}: holds {len(data):,} files of other data already (such as {min(data, default='')}); name "
+        f"{folder.shown}: holds {counted(len(data), 'file')} of other data already (such as "
+        f"{min(data, default='')}); name "
         "another folder, or pass overwrite=True to replace them once all the new ones are written"
     )
 
@@ -423,7 +426,7 @@ def finish(destination: Destination, records: Mapping[int, Record]) -> None:
     columns = check_columns(destination, records)
     rows = sum(record.rows for record in records.values())
     if settings.rows not in (None, rows) or sorted(records) != list(range(len(records))):
-        raise MismatchError(f"{rows:,} rows were written where {settings.rows or 'others'} were expected")
+        raise MismatchError(f"{counted(rows, 'row')} written where {settings.rows or 'others'} were expected")
     files = {name: facts for record in records.values() for name, facts in record.files.items()}
     job = _read_note(folder, _JOB, read_job)
     infos = list_infos(folder.filesystem, folder.path)
@@ -546,7 +549,7 @@ def _open_written(folder: Folder, settings: Settings, commit: Commit) -> Manifes
     )
     if manifest.count != commit.rows:
         raise WriteError(
-            f"{folder.shown}: {commit.rows:,} rows were written, but {manifest.count:,} are found there: something "
+            f"{folder.shown}: {counted(commit.rows, 'row')} written, but {manifest.count:,} are found there: something "
             "else wrote to this folder; remove what does not belong there, and run this again"
         )
     checksums = {name: checksum for name, (_, checksum) in commit.files.items()}

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats import Array
+from dask_embedding_reader.units import counted
 from dask_embedding_reader.write.casting import Casting, Vectors, check_casting
 from dask_embedding_reader.write.encoding import described, write_npy, write_parquet
 from dask_embedding_reader.write.notes import (
@@ -169,8 +170,9 @@ def encode_part(settings: Settings, part: Part) -> tuple[Record, dict[str, Conte
     rows = len(part.array) if part.table is None else part.table.num_rows
     if rows != len(part.array) or part.array.shape[1:] != (settings.dimension,):
         raise MismatchError(
-            f"rows {part.first_row:,} to {last_row:,}: {rows:,} rows of metadata for an array of shape "
-            f"{part.array.shape}, where {len(part.array):,} vectors of {settings.dimension} items were expected"
+            f"rows {part.first_row:,} to {last_row:,}: {counted(rows, 'row')} of metadata for an array of shape "
+            f"{part.array.shape}, where {counted(len(part.array), 'vector')} of "
+            f"{counted(settings.dimension, 'item')} were expected"
         )
     vectors = Vectors(part.array, Casting(np.dtype(settings.dtype), settings.scale))
     not_finite = check_casting(vectors, part.first_row)
@@ -211,6 +213,6 @@ def warn_of_not_finite(records: Mapping[int, Record]) -> None:
         parts = [number for number, record in sorted(records.items()) if record.not_finite]
         warnings.warn(
             f"{count:,} of the values that were cast to a narrower dtype are NaN or infinite, and were kept as such "
-            f"(in {len(parts):,} files, the first is number {parts[0]})",
+            f"(in {counted(len(parts), 'file')}, the first is number {parts[0]})",
             stacklevel=5,
         )

@@ -14,6 +14,7 @@ from dask_embedding_reader.finding import resolve
 from dask_embedding_reader.plan import default_piece_rows
 from dask_embedding_reader.retries import hide_secrets
 from dask_embedding_reader.storage import is_local
+from dask_embedding_reader.units import counted
 from dask_embedding_reader.write.casting import plan_casting
 from dask_embedding_reader.write.destination import Folder
 from dask_embedding_reader.write.parts import Settings
@@ -100,7 +101,8 @@ def estimate_nbytes(request: Request, rows: int, dimension: int, stored: np.dtyp
     nbytes = rows * dimension * itemsize
     if 2 * nbytes > request.limit_nbytes and rows > 1:
         raise ArgumentError(
-            f"writing files of {rows:,} rows takes about {2 * nbytes:,} bytes of memory ({nbytes:,} for a file, two at "
+            f"writing files of {counted(rows, 'row')} takes about {2 * nbytes:,} bytes of memory "
+            f"({nbytes:,} for a file, two at "
             f"a time); the limit is {request.limit_nbytes:,} (max_ram_usage_in_bytes): choose fewer rows_per_file, "
             "or a higher limit"
         )

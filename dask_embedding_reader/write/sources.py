@@ -13,6 +13,7 @@ import pyarrow as pa
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, MismatchError
 from dask_embedding_reader.formats import Array
 from dask_embedding_reader.reader import EmbeddingReader
+from dask_embedding_reader.units import counted
 from dask_embedding_reader.write.encoding import join_tables, make_table
 from dask_embedding_reader.write.parts import Part, Settings
 from dask_embedding_reader.write.request import (
@@ -79,7 +80,9 @@ def of_numpy(array: Array, meta: Any, request: Request) -> PartSource:
             "array with da.from_array"
         )
     if meta is not None and len(meta) != len(array):
-        raise MismatchError(f"meta has {len(meta):,} rows, the array {len(array):,}; they must be row for row the same")
+        raise MismatchError(
+            f"meta has {counted(len(meta), 'row')}, the array {len(array):,}; they must be row for row the same"
+        )
     step = choose_rows_per_file(request, len(array), array.shape[1], array.dtype)
     part_nbytes = estimate_nbytes(request, step, array.shape[1], array.dtype)
     table = make_table(meta, request.embedding_column, 0)
@@ -125,7 +128,9 @@ def _check_batches(batches: Iterator[Any], embedding_column: str) -> Iterator[tu
         if rows.ndim != 2:
             raise ArgumentError(f"{where} has the shape {rows.shape}; embeddings are 2-D: (rows, dimension)")
         if frame is not None and len(frame) != len(rows):
-            raise MismatchError(f"{where} has {len(rows):,} vectors, but {len(frame):,} rows of metadata")
+            raise MismatchError(
+                f"{where} has {counted(len(rows), 'vector')}, but {counted(len(frame), 'row')} of metadata"
+            )
         if not len(rows):
             continue
         table = make_table(frame, embedding_column, row)

@@ -25,6 +25,7 @@ from dask_embedding_reader.errors import ArgumentError, DestinationError, Mismat
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.streaming import checked_array, checked_frame, rows_of_partitions
+from dask_embedding_reader.units import counted
 from dask_embedding_reader.write.claim import Claim, Lease, claimed, new_job, take
 from dask_embedding_reader.write.destination import (
     Destination,
@@ -196,7 +197,8 @@ class _WritePart(NamedTuple):
         for frame, (a, b, expected) in zip(partitions, self.partition_cuts, strict=True):
             if len(frame) != expected:
                 raise MismatchError(
-                    f"a partition of the metadata has {len(frame):,} rows where {expected:,} were expected (rows from "
+                    f"a partition of the metadata has {counted(len(frame), 'row')} where "
+                    f"{expected:,} were expected (rows from "
                     f"{first_row:,} on): it does not match the array row for row"
                 )
             tables.append(make_table(frame.iloc[a:b], destination.settings.embedding_column, first_row))

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from dask_embedding_reader.errors import DestinationError
 from dask_embedding_reader.progress import progress_bar
+from dask_embedding_reader.units import counted
 from dask_embedding_reader.write.destination import Prepared, begin, check_columns, finish, write_part
 from dask_embedding_reader.write.parts import Record, warn_of_not_finite
 from dask_embedding_reader.write.request import Request, count_writers
@@ -63,7 +64,8 @@ def write_source(source: PartSource, prepared: Prepared, request: Request) -> No
         progress.close()
     if len(known) > len(records) and not request.overwrite:
         raise DestinationError(
-            f"{request.folder.shown}: {len(known):,} files were written before, {len(records):,} now: this is other "
+            f"{request.folder.shown}: {counted(len(known), 'file')} written before, "
+            f"{len(records):,} now: this is other "
             "data; name another folder, or pass overwrite=True to replace it"
         )
     if begun:
