@@ -6,17 +6,21 @@ where it is, the very same program runs over it too.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 import dask_embedding_reader
 from dask_embedding_reader import EmbeddingReader, get_file_list
@@ -260,6 +264,78 @@ def test_get_file_list_of_several_folders(tmp_path: Path) -> None:
     _, paths = get_file_list([str(tmp_path / "b"), str(tmp_path / "a")], "npy")
     # Which order: as for the reader itself, the one of the list.
     assert paths == [str(tmp_path / "b/0.npy"), str(tmp_path / "a/0.npy")]
+
+
+@pytest.fixture
+def alias(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of the reference, under which programs and its own tests find this library."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == REFERENCE]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, REFERENCE, dask_embedding_reader)
+    monkeypatch.setattr(dask_embedding_reader, "get_file_list", get_file_list)  # what is imported takes its place
+    return REFERENCE
+
+
+@pytest.mark.parametrize("file_format", ["npy", "parquet", "parquet_npy"])
+@pytest.mark.parametrize("seed", range(3))
+def test_one_call_for_all_formats_reads_all_in_batches(alias: str, tmp_path: Path, file_format: str, seed: int) -> None:
+    # As the reference's own tests, and those of autofaiss: the same arguments whatever the format has.
+    opened = importlib.import_module(alias).EmbeddingReader
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 300, size=5)
+    rows = rng.random((sizes.sum(), 16), dtype=np.float32)
+    meta = pd.DataFrame({"id": rng.integers(0, 10**6, len(rows)), "id2": rng.integers(0, 10**6, len(rows))})
+    for number, stop in enumerate(np.cumsum(sizes)):
+        part = slice(stop - sizes[number], stop)
+        if file_format != "parquet":
+            np.save(tmp_path / f"{number}.npy", rows[part])
+        if file_format == "parquet_npy":
+            meta[part].to_parquet(tmp_path / f"{number}.parquet")
+        if file_format == "parquet":
+            meta[part].assign(embedding=list(rows[part])).to_parquet(tmp_path / f"{number}.parquet")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* is passed over", UserWarning)
+        reader = opened(
+            str(tmp_path),
+            file_format=file_format,
+            embedding_column="embedding",
+            meta_columns=["id", "id2"],
+            metadata_folder=str(tmp_path),
+        )
+    assert (reader.dimension, reader.count, reader.byte_per_item) == (16, len(rows), 64)
+    assert reader.total_size == reader.count * reader.byte_per_item
+    batch_size = int(rng.integers(1, 300))
+    vectors, frames = zip(*reader(batch_size=batch_size), strict=True)
+    assert {len(some) for some in vectors[:-1]} <= {batch_size}
+    assert len(vectors[-1]) <= batch_size
+    np.testing.assert_array_equal(np.vstack(vectors), rows)
+    expected = meta.assign(i=np.arange(len(rows)))
+    pd.testing.assert_frame_equal(
+        pd.concat(frames).reset_index(drop=True), expected if file_format != "npy" else expected[["i"]]
+    )
+
+
+@pytest.mark.parametrize("where", ["embedding_reader", "embedding_reader.get_file_list"])
+def test_get_file_list_is_found_where_the_reference_has_it(alias: str, tmp_path: Path, where: str) -> None:
+    for folder in ("a", "b", "a/1", "a/1/2"):
+        (tmp_path / folder).mkdir()
+        for number in range(2):
+            (tmp_path / folder / f"{number}.parquet").write_bytes(b"x")
+    (tmp_path / "none").mkdir()
+    found = importlib.import_module(where).get_file_list
+    for path, count in (("a", 6), (["b", "a"], 8), ("b", 2), ("none", 0)):
+        folders = str(tmp_path / path) if isinstance(path, str) else [str(tmp_path / name) for name in path]
+        filesystem, paths = found(path=folders, file_format="parquet")
+        assert isinstance(filesystem, LocalFileSystem)
+        assert len(paths) == count
+    # The module is called like the function, and so the package has it instead, once it is imported.
+    assert callable(dask_embedding_reader.get_file_list)
+    assert len(dask_embedding_reader.get_file_list(str(tmp_path / "b"), "parquet")[1]) == 2
+
+
+def test_a_folder_without_files_is_the_reference_s_error(alias: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no \.npy file"):
+        importlib.import_module(alias).EmbeddingReader(str(tmp_path), file_format="npy")
 
 
 def test_names_are_exported() -> None:
