@@ -9,7 +9,7 @@ from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import FileChangedError, FormatError, ReadError
 from dask_embedding_reader.finding import EARLIER_MANIFEST_NAME, INCOMPLETE_NAME, MANIFEST_NAME
 from dask_embedding_reader.formats import Columns, FileHeader
-from dask_embedding_reader.saved_manifest import METADATA, SavedManifest, decode_manifest
+from dask_embedding_reader.saved_manifest import METADATA, MOST_FILE_NBYTES, SavedManifest, decode_manifest
 from dask_embedding_reader.storage import StoredFile, read_range, shown_url
 from dask_embedding_reader.units import counted
 
@@ -86,6 +86,8 @@ def _read(manifest: StoredFile) -> SavedManifest:
         # Others than the first source are folders elsewhere.
         return None if source or not path else (manifest.filesystem, f"{folder}/{path}")
 
+    if manifest.size > MOST_FILE_NBYTES:
+        raise FormatError(f"{manifest.url}: has {manifest.size:,} bytes, more than any manifest; remove it")
     return decode_manifest(read_range(manifest, 0, manifest.size), manifest.url, locate)
 
 

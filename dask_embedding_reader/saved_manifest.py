@@ -37,6 +37,9 @@ _KEY = b"dask_embedding_reader"
 _VERSION = 1
 _MOST_ROWS = 2**53
 
+MOST_FILE_NBYTES = 2**28
+"""A larger one beside the data is not read: it would name 7 million files with their checksums, or be a hole in a disk."""
+
 _MOST_NBYTES = 2**26
 _MOST_TIMES = 500
 _MOST_FILES = 8

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -453,6 +454,17 @@ def test_a_manifest_that_claims_gigabytes_is_refused_before_it_is_decoded(
     with pytest.raises(FormatError, match=r"\.manifest\.embeddings: not a usable manifest: it claims to"):
         EmbeddingReader.from_manifest(path)
     assert EmbeddingReader(tmp_path).count == 20
+
+
+def test_a_manifest_that_is_a_hole_in_the_disk_is_not_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    with open(tmp_path / ".manifest.embeddings", "wb") as opened:
+        opened.truncate(2**34)
+    tracemalloc.start()
+    assert EmbeddingReader(tmp_path).count == 20
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24
 
 
 def test_a_manifest_whose_texts_are_used_again_and_again_is_refused(tmp_path: Path) -> None:
