@@ -38,7 +38,7 @@ _VERSION = 1
 _MOST_ROWS = 2**53
 
 MOST_FILE_NBYTES = 2**28
-"""A larger one beside the data is not read: it would name 7 million files with their checksums, or be a hole in a disk."""
+"""A larger one beside the data is not read: it would name 7 million files with checksums, or be a hole in a disk."""
 
 _MOST_NBYTES = 2**26
 _MOST_TIMES = 500
