@@ -272,6 +272,12 @@ def _info(filesystem: FileSystem, path: str, first_nbytes: int = 0) -> dict[str,
         )
     except FileNotFoundError:
         return None
+    except (EmbeddingReaderError, NotADirectoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - raised again
+        raise ReadError(f"{shown_url(filesystem, path)}: cannot be looked up: {describe(error)}") from shown_cause(
+            error
+        )
 
 
 def _find(filesystem: FileSystem, path: str, root: str | None = None) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import paramiko
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.core import url_to_fs
 
 from dask_embedding_reader import EmbeddingReader, retries
 from dask_embedding_reader.errors import FileChangedError
@@ -218,3 +219,9 @@ def test_threads_that_share_a_cache_never_see_a_file_before_it_is_whole(cache: s
             passes = [pool.submit(lambda: x.compute(scheduler="threads", num_workers=8)) for _ in range(2)]
             for finished in passes:
                 np.testing.assert_array_equal(finished.result(60), rows)
+
+
+def test_the_connection_of_the_program_keeps_its_timeout(sftp: Place) -> None:
+    filesystem, _ = url_to_fs(sftp.url, **sftp.options)
+    np.testing.assert_array_equal(sftp.open().to_dask_array().compute(), ROWS)
+    assert filesystem.ftp.get_channel().gettimeout() is None
