@@ -37,7 +37,7 @@ from dask_embedding_reader.connections import (
 from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError, FileChangedError, NoFilesError, ReadError
 from dask_embedding_reader.retries import describe, hide_secrets, shown_cause, with_retries
 from dask_embedding_reader.stopping import threads_at_once
-from dask_embedding_reader.storage import StoredFile, fingerprint, is_local, shown_url
+from dask_embedding_reader.storage import StoredFile, fingerprint, is_local, local_info, shown_url
 
 Source = str | os.PathLike[str]
 R = TypeVar("R")
@@ -408,7 +408,7 @@ def _local_info(path: str) -> dict[str, Any]:
             raise  # its rows would be missing, in silence
         # A link to nothing or to itself: like a file of zero bytes, which is passed over.
         return {"name": path, "type": "file", "size": 0}
-    return {"name": path, "type": "file", "size": status.st_size, "mtime": status.st_mtime_ns}
+    return {"name": path, "type": "file", **local_info(status)}
 
 
 def _glob(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from dask_embedding_reader.formats.parquet import PARQUET
 from dask_embedding_reader.formats.parquet_npy import pair_files
 from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.stopping import threads_at_once
-from dask_embedding_reader.storage import StoredFile, file_url, identity, is_local
+from dask_embedding_reader.storage import StoredFile, everywhere, file_url, identity, is_local
 
 Int64s = npt.NDArray[np.int64]
 
@@ -144,7 +144,8 @@ class FileTable:
     def token(self) -> str:
         """A hash of paths, fingerprints and rows: equal in every process, another one when a file changes."""
         digest = hashlib.blake2b(digest_size=16)
-        for text in (*map(identity, self.filesystems), *self.paths, *self.fingerprints, *map(str, self.dtypes)):
+        versions = map(everywhere, self.fingerprints)
+        for text in (*map(identity, self.filesystems), *self.paths, *versions, *map(str, self.dtypes)):
             digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
         for column in (self.filesystem_of, self.offsets, self.dtype_of):
             digest.update(np.ascontiguousarray(column).tobytes())

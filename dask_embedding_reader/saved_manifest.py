@@ -20,7 +20,7 @@ from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats import Columns, FileHeader, MetaColumn, get_format
 from dask_embedding_reader.retries import describe
-from dask_embedding_reader.storage import StoredFile
+from dask_embedding_reader.storage import StoredFile, lasting
 
 VECTORS, METADATA = "vectors", "metadata"
 
@@ -101,7 +101,7 @@ def encode_manifest(manifest: SavedManifest) -> bytes:
         "source": [file.source for file in manifest.files],
         "path": [file.path for file in manifest.files],
         "size": [header.file.size for header in headers],
-        "fingerprint": [header.file.fingerprint for header in headers],
+        "fingerprint": [lasting(header.file.fingerprint) for header in headers],
         "checksum": [header.checksum for header in headers],
         "rows": [header.rows for header in headers],
         "dimension": [header.dimension for header in headers],

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from dask_embedding_reader.connections import FileSystem, connected, exclusive, protocols
 from dask_embedding_reader.errors import ColumnError, ReadError, WriteError
 from dask_embedding_reader.retries import describe, shown_cause, with_retries
-from dask_embedding_reader.storage import is_local, shown_url
+from dask_embedding_reader.storage import is_local, open_local, shown_url
 
 _ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
 """Storages in which an object is there as a whole or not at all."""
@@ -278,7 +278,7 @@ def get_file(filesystem: FileSystem, path: str, kind: ErrorKind = WriteError) ->
     with _explained(filesystem, path, "read", kind):
         try:
             if is_local(filesystem):
-                with open(path, "rb") as file:
+                with open(open_local(path), "rb") as file:
                     return file.read()
             return bytes(_retry(filesystem, path, lambda connection: connection.cat_file(path)))
         except FileNotFoundError:
