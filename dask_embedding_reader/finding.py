@@ -50,6 +50,9 @@ MANIFEST_NAME = "_manifest.parquet"
 INCOMPLETE_NAME = "_writing/incomplete"
 """What this library keeps in a collection beside the data: what is known of it, a mark while it is being written."""
 
+_WRITERS = f"/{os.path.dirname(INCOMPLETE_NAME)}/"
+"""In the names of files that a writer keeps while it writes: the mark is the last but one of them to go."""
+
 _OWN_FILES = (f"/{MANIFEST_NAME}", f"/{INCOMPLETE_NAME}")
 
 _EXTRAS = {
@@ -281,17 +284,37 @@ def _info(filesystem: FileSystem, path: str, first_nbytes: int = 0) -> dict[str,
 
 
 def _find(filesystem: FileSystem, path: str, root: str | None = None) -> list[dict[str, Any]]:
+    """List the files below a folder; anew where a writer may have come to its end behind our back.
+
+    What it wrote after its folder had been looked at would be missing, and its mark would be gone already.
+    """
+    found, is_written_to = _find_once(filesystem, path, root)
+    while is_written_to and not any(info["name"].endswith(f"/{INCOMPLETE_NAME}") for info in found):
+        before = found
+        found, is_written_to = _find_once(filesystem, path, root)
+        if found == before:
+            break
+    return found
+
+
+def _find_once(filesystem: FileSystem, path: str, root: str | None) -> tuple[list[dict[str, Any]], bool]:
+    """List the files below a folder, and tell whether a writer was seen."""
     if is_local(filesystem):
-        return _find_local(path)
-    # The listing is taken anew: a stale one, kept by fsspec from earlier in the process, would hide changed files.
-    filesystem.invalidate_cache(path)
-    if _walks(filesystem):
-        return [entry for entry in _walk_levels(filesystem, path, root=root) if entry["type"] == "file"]
+        return _walk(path)
     with exclusive(filesystem):
-        listing = with_retries(
-            lambda: connected(filesystem).find(path, detail=True), f"listing {shown_url(filesystem, path)}"
-        )
-    return [{**info, "name": path} for path, info in listing.items() if info["type"] == "file"]
+        # The listing is taken anew: a stale one, kept by fsspec from earlier in the process, would hide changed files.
+        connected(filesystem).invalidate_cache(path)
+    if _walks(filesystem):
+        entries = _walk_levels(filesystem, path, root=root)
+    else:
+        with exclusive(filesystem):
+            listing = with_retries(
+                lambda: connected(filesystem).find(path, detail=True), f"listing {shown_url(filesystem, path)}"
+            )
+        entries = [{**info, "name": path} for path, info in listing.items()]
+    # Folders have an entry where they are walked through, else the files in them tell.
+    is_written_to = any(_WRITERS in f"{entry['name']}/" for entry in entries)
+    return [entry for entry in entries if entry["type"] == "file"], is_written_to
 
 
 def _walks(filesystem: FileSystem) -> bool:
@@ -358,20 +381,6 @@ def _leads_out(filesystem: FileSystem, name: str) -> bool:
     return "http" in protocols(filesystem) and ".." in re.split(r"[/\\]", urllib.parse.unquote(name))
 
 
-def _find_local(folder: str) -> list[dict[str, Any]]:
-    """List the files below a local folder; anew where a writer may have come to its end behind our back.
-
-    What it wrote after its folder had been looked at would be missing, and its mark would be gone already.
-    """
-    found, is_written_to = _walk(folder)
-    while is_written_to and not any(info["name"].endswith(f"/{INCOMPLETE_NAME}") for info in found):
-        before = found
-        found, is_written_to = _walk(folder)
-        if found == before:
-            break
-    return found
-
-
 def _walk(folder: str) -> tuple[list[dict[str, Any]], bool]:
     """List files, through links too (fsspec passes linked folders over), and tell whether a writer was seen."""
 
@@ -413,7 +422,8 @@ def _local_info(path: str) -> dict[str, Any]:
 
 def _glob(filesystem: FileSystem, pattern: str) -> list[dict[str, Any]]:
     """List what a pattern matches; folders that it names are searched as if they had been given themselves."""
-    filesystem.invalidate_cache()
+    with exclusive(filesystem):
+        connected(filesystem).invalidate_cache()
     if _walks(filesystem):
         matches = _glob_walking(filesystem, pattern)
     else:

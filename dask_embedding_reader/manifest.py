@@ -19,7 +19,7 @@ import numpy.typing as npt
 from dask_embedding_reader.beside import check_finished, read_saved_headers
 from dask_embedding_reader.cached_property import cached_property
 from dask_embedding_reader.connections import FileSystem
-from dask_embedding_reader.errors import ColumnError, MismatchError, NoFilesError
+from dask_embedding_reader.errors import ColumnError, FileChangedError, MismatchError, NoFilesError
 from dask_embedding_reader.finding import Source, find_files
 from dask_embedding_reader.formats import Columns, FileHeader, Format, VectorFormat
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
@@ -227,6 +227,38 @@ def read_manifest(
             f"the metadata column {ROW_NUMBER!r} cannot be read: that name stands for the global row number; "
             "rename the column in the files, or leave it out of meta_columns"
         )
+
+    def read() -> Manifest:
+        return _read_manifest(
+            file_format,
+            sources,
+            columns,
+            metadata_sources,
+            storage_options,
+            metadata_storage_options,
+            show_progress,
+            unfinished=unfinished,
+        )
+
+    try:
+        return read()
+    except FileChangedError:
+        # A writer that comes to its end while its folder is listed, page by page: its manifest names more files than
+        # the listing. What is missing, or changes, the second time is not coming.
+        return read()
+
+
+def _read_manifest(
+    file_format: Format,
+    sources: Sequence[Source],
+    columns: Columns,
+    metadata_sources: Sequence[Source] | None,
+    storage_options: Mapping[str, Any] | None,
+    metadata_storage_options: Mapping[str, Any] | None,
+    show_progress: bool,
+    *,
+    unfinished: bool,
+) -> Manifest:
     in_same_file = file_format.metadata == "same"
     noticed: list[StoredFile] = []
     marks: list[StoredFile] = []
