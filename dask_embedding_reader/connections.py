@@ -67,7 +67,7 @@ MOST_INTERIM = 20
 _OPEN_HEADERS = frozenset({"accept", "accept-encoding", "accept-language", "range", "user-agent"})
 """Headers that tell nothing of who asks. All others are for the server that was asked, and for no other."""
 
-_REMEMBERS_FILES = frozenset({"simplecache", "filecache", "blockcache", "cached"})
+CACHES = frozenset({"simplecache", "filecache", "blockcache", "cached"})
 """Protocols whose file systems keep the bytes of files, some of them for ever."""
 
 
@@ -354,7 +354,7 @@ def cuts_paths(filesystem: FileSystem) -> bool:
 
 def remembers_files(filesystem: FileSystem) -> bool:
     """Tell whether a file system may go on giving the bytes that a file had when it was first read."""
-    return not protocols(filesystem).isdisjoint(_REMEMBERS_FILES)
+    return not protocols(filesystem).isdisjoint(CACHES)
 
 
 def path_within(url: str) -> str:

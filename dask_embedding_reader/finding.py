@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import inspect
 import math
 import os
 import re
@@ -19,13 +20,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 import fsspec
-from fsspec import AbstractFileSystem
+from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.asyn import AsyncFileSystem
 from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
 from dask_embedding_reader.clients import ask_info
 from dask_embedding_reader.connections import (
+    CACHES,
     FileSystem,
     connected,
     cuts_paths,
@@ -54,6 +56,15 @@ _WRITERS = f"/{os.path.dirname(INCOMPLETE_NAME)}/"
 """In the names of files that a writer keeps while it writes: the mark is the last but one of them to go."""
 
 _OWN_FILES = (f"/{MANIFEST_NAME}", f"/{INCOMPLETE_NAME}")
+
+_COLONS = "\ue000"
+"""Stands for ``::`` in a name, while fsspec takes a URL to pieces."""
+
+_ON_OTHERS = frozenset({"fo", "target_protocol"})
+"""Options of file systems that stand on another one."""
+
+_VERSION = re.compile(r"\?(?:versionid|generation)=[^/]*$|#\d+$", re.IGNORECASE)
+"""At the end of a path: which version of it is wanted, for S3, Azure and Google in turn."""
 
 _EXTRAS = {
     "azure": {"az", "abfs", "abfss"},
@@ -160,7 +171,8 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         if "://" not in text and os.path.lexists(text):
             # Taken literally: fsspec would read a `::` in a name as a chain of file systems.
             return fsspec.filesystem("file", **dict(storage_options or {})), _with_slashes(os.path.abspath(text))
-        filesystem, path = url_to_fs(text, **dict(storage_options or {}))
+        filesystem, path = url_to_fs(_marked(text), **dict(storage_options or {}))
+        path = path.replace(_COLONS, "::")
     except (ImportError, ValueError, LookupError, TypeError) as error:
         remedy = _install(text) if isinstance(error, ImportError) else ""
         raise ArgumentError(
@@ -185,6 +197,33 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         )
     # A web server may know a folder by one of the two spellings only.
     return filesystem, path if "http" in protocols(filesystem) else path.rstrip("/") or path
+
+
+def _marked(url: str) -> str:
+    """Mark each ``::`` that is a part of a name: fsspec would take it for a link of a chain of file systems.
+
+    In a chain, archives and caches come first; what comes after another file system is its path.
+    """
+    links = url.split("::")
+    for number, link in enumerate(links[:-1]):
+        protocol, is_url, _ = link.partition("://")
+        if not is_url and not re.fullmatch("[a-z]+", link):
+            break
+        try:
+            classes = get_filesystem_class(protocol).__mro__
+        except ValueError:  # no protocol, but the beginning of a local path
+            if "://" in url:
+                return url
+            break
+        if all(_ON_OTHERS.isdisjoint(inspect.signature(kind.__init__).parameters) for kind in classes):
+            break
+        if protocol not in CACHES and "://" not in "".join(links[number + 1 :]):
+            return url  # of an archive in a local file
+    else:
+        return url
+    if any(link.partition("://")[0] not in CACHES for link in links[:number]):
+        raise ValueError("'::' in the name of an archive cannot be told from a chain of file systems; rename it")
+    return "::".join([*links[:number], _COLONS.join(links[number:])])
 
 
 def _install(url: str) -> str:
@@ -222,10 +261,16 @@ def _list_source(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """List the files of one source, ordered by path, litter left out; and of the litter, our own files."""
     shown = hide_secrets(os.fspath(source))
+    pinned = _VERSION.search(path) if getattr(filesystem, "version_aware", False) else None
     try:
         info = _info(filesystem, path, first_nbytes) if _has_suffix(filesystem, path, suffix) else None
         if info and info["type"] != "directory":
             return [{**info, "name": path}], []  # a file that is named is wanted, whatever its name starts with
+        if pinned:
+            raise NoFilesError(
+                f"there is no {suffix} file {shown!r} of the version that is asked for; check both. "
+                "Versions can be told of files, not of folders"
+            )
         if _GLOB_CHARACTERS.isdisjoint(path) or _exists(filesystem, path):
             infos = _find(filesystem, path)
             root = path
@@ -236,12 +281,12 @@ def _list_source(
                 return sorted(infos, key=_name), []
         if not infos and not _exists(filesystem, path) and _GLOB_CHARACTERS.isdisjoint(path):
             raise FileNotFoundError(path)
+    except EmbeddingReaderError:
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoFilesError(
             f"{shown!r} does not exist (searched {shown_url(filesystem, path)!r}); check the spelling of the path"
         ) from shown_cause(error)
-    except EmbeddingReaderError:
-        raise
     except Exception as error:  # noqa: BLE001 - raised again
         raise ReadError(f"{shown!r} cannot be listed: {describe(error)}") from shown_cause(error)
     own = [info for info in infos if info["name"].endswith(_OWN_FILES)]
@@ -251,6 +296,8 @@ def _list_source(
 def _has_suffix(filesystem: FileSystem, path: str, suffix: str) -> bool:
     if "http" in protocols(filesystem):
         path = path.partition("?")[0]  # signed URLs end in a query
+    elif getattr(filesystem, "version_aware", False):
+        path = _VERSION.sub("", path)
     return path.endswith(suffix)
 
 

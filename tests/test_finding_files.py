@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -447,6 +448,20 @@ def test_a_path_that_exists_wins_over_its_reading_as_a_url(tmp_path: Path, name:
     assert numbers(tmp_path / name) == [1]
     assert numbers(f"{tmp_path}/{name}/") == [1]
     assert numbers([f"{tmp_path}/{name}/0.npy"]) == [1]
+    assert numbers(f"file://{tmp_path}/{name}/0.npy") == [1]
+    assert numbers(f"{tmp_path}/{name}/*.npy") == [1]
+    assert numbers(f"simplecache::file://{tmp_path}/{name}/0.npy") == [1]
+
+
+def test_an_archive_whose_name_would_be_a_chain_is_refused(tmp_path: Path) -> None:
+    plant(tmp_path, {"0.npy": 1})
+    with zipfile.ZipFile(tmp_path / "a::b.zip", "w") as archive:
+        archive.write(tmp_path / "0.npy", "c::0.npy")
+    with pytest.raises(ArgumentError, match="'::' in the name of an archive"):
+        EmbeddingReader(f"zip://*.npy::file://{tmp_path}/a::b.zip")
+    (tmp_path / "a::b.zip").rename(tmp_path / "ab.zip")
+    assert numbers(f"zip://*.npy::file://{tmp_path}/ab.zip") == [1]
+    assert numbers(f"zip://*.npy::{tmp_path}/ab.zip") == [1]
 
 
 def test_a_bracket_can_be_escaped_in_a_glob(tmp_path: Path) -> None:
