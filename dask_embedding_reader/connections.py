@@ -324,8 +324,9 @@ async def careful_client(**options: Any) -> Any:
                 del protocol.read
 
     async def leave_headers(_session: Any, _context: Any, redirect: Any) -> None:
-        here, location = str(redirect.url), redirect.response.headers.get("Location", "")
-        kept = headers_for(urljoin(here, location), here, redirect.headers)
+        here, said = str(redirect.url), redirect.response.headers
+        there = urljoin(here, said.get("Location") or said.get("URI") or "")  # as aiohttp looks for it
+        kept = headers_for(there, here, redirect.headers)
         for name in [name for name in redirect.headers if name not in kept]:
             redirect.headers.popall(name, None)
 
