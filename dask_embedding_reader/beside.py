@@ -10,7 +10,7 @@ from dask_embedding_reader.errors import FileChangedError, FormatError, ReadErro
 from dask_embedding_reader.finding import EARLIER_MANIFEST_NAME, INCOMPLETE_NAME, MANIFEST_NAME
 from dask_embedding_reader.formats import Columns, FileHeader
 from dask_embedding_reader.saved_manifest import METADATA, MOST_FILE_NBYTES, SavedManifest, decode_manifest
-from dask_embedding_reader.storage import StoredFile, read_range, shown_url
+from dask_embedding_reader.storage import StoredFile, lasting, read_range, shown_url
 from dask_embedding_reader.units import counted
 
 logger = logging.getLogger("dask_embedding_reader")
@@ -67,7 +67,8 @@ def saved_headers(
                 "restore them, or remove the manifest to read what is left"
             )
         known |= _usable(saved, columns)
-    return {file: known[file] for file in files if file in known}
+    saved_as = {file: file._replace(fingerprint=lasting(file.fingerprint)) for file in files}
+    return {file: known[name]._replace(file=file) for file, name in saved_as.items() if name in known}
 
 
 def _manifests(noticed: Sequence[StoredFile]) -> Iterator[StoredFile]:

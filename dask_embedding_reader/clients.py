@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -27,6 +28,7 @@ from dask_embedding_reader.connections import (
     run_apart,
 )
 from dask_embedding_reader.ranges import Wanted, only, part
+from dask_embedding_reader.retries import EndlessAnswerError
 
 Told: TypeAlias = Mapping[str, Any]
 """What an answer says of the whole file, in the words of ``FileSystem.info``: ``size``, and etag or time."""
@@ -49,7 +51,7 @@ def request(
         For each range what the answer told of the file, None where it told nothing, or the exception.
     """
     live = connected(filesystem)
-    place = None if again else direct.find_place(live, path)
+    place = None if again else direct.find_place(filesystem, path)
     if place is None:
         return _request_of_fsspec(filesystem, live, path, ranges)
     answers: list[Told | BaseException | None] = [*run_apart([partial(direct.get, place, wanted) for wanted in ranges])]
@@ -57,7 +59,7 @@ def request(
     if unusual:
         others = _request_of_fsspec(filesystem, live, path, [ranges[k] for k in unusual])
         if not all(isinstance(answer, BaseException) for answer in others):
-            direct.leave_to_fsspec(live, place)
+            direct.leave_to_fsspec(filesystem, place)
         for k, answer in zip(unusual, others, strict=True):
             answers[k] = answer
     return answers
@@ -92,14 +94,14 @@ def ask_info(filesystem: FileSystem, path: str, first_nbytes: int = 0) -> dict[s
         live = connected(filesystem)
         live.invalidate_cache(path)
         live.invalidate_cache(live._parent(path))  # some remember the listing of the folder alone
-        if (place := direct.find_place(live, path)) is not None and place.is_web:
+        if (place := direct.find_place(filesystem, path)) is not None and place.is_web:
             # Many are asked for where a listing tells only names, and aiohttp takes several times the processor time.
             (told,) = run_apart([partial(direct.look, place, first_nbytes)])
-            if isinstance(told, direct.AnswerError):
+            if isinstance(told, direct.AnswerError | EndlessAnswerError):
                 raise told
             if not isinstance(told, BaseException):
                 if first_nbytes and told["size"] and "head" not in told:
-                    direct.leave_to_fsspec(live, place)
+                    direct.leave_to_fsspec(filesystem, place)
                 return {"name": path, "type": "file", **told}
         try:
             # A client of these may be stopped while it waits.
@@ -208,7 +210,9 @@ async def _get_azure(filesystem: FileSystem, path: str, wanted: Wanted) -> Told:
     # Its retries would multiply with ours.
     options = {"read_timeout": int(STALL_SECONDS), **filesystem._timeout_kwargs, "retry_total": 0}
     async with filesystem.service_client.get_blob_client(container=container, blob=blob) as client:
-        # It would fetch what is over 32 MB in parts of 4 MB, and adlfs does not let its users choose.
+        # It would fetch what is over 32 MB in parts of 4 MB, and adlfs does not let its users choose. What it has is
+        # that of all clients of this service, the user's too.
+        client._config = copy(client._config)
         client._config.max_single_get_size = 2**40
         try:
             stream = await client.download_blob(

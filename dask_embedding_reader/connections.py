@@ -11,17 +11,21 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 import fsspec
 import fsspec.asyn
 
 from dask_embedding_reader.errors import ReadError
+from dask_embedding_reader.retries import EndlessAnswerError
 from dask_embedding_reader.stopping import is_stopped, may_stop
 
 FileSystem: TypeAlias = fsspec.AbstractFileSystem
@@ -55,23 +59,41 @@ _STATEFUL = frozenset({"ftp", "sftp", "ssh"})
 
 _HDFS = frozenset({"hdfs", "webhdfs", "viewfs"})
 
-_LINK = "_dask_embedding_reader_link"
+_WEB = "fsspec.implementations.http.HTTPFileSystem"
+
+MOST_INTERIM = 20
+"""So many answers of a web server may only say that the answer is still to come."""
+
+_OPEN_HEADERS = frozenset({"accept", "accept-encoding", "accept-language", "range", "user-agent"})
+"""Headers that tell nothing of who asks. All others are for the server that was asked, and for no other."""
+
+CACHES = frozenset({"simplecache", "filecache", "blockcache", "cached"})
+"""Protocols whose file systems keep the bytes of files, some of them for ever."""
 
 
-class _Link(NamedTuple):
+@dataclass(slots=True)
+class _Link:
     """What this process uses for a file system."""
 
     pid: int
-    filesystem: FileSystem
+    other: FileSystem | None
+    """The one to ask; None for itself, to which nothing may refer that it keeps alive."""
     lock: AbstractContextManager[Any]
+    sites: dict[str, Any]
+    """See ``direct``."""
 
 
 _linking = threading.Lock()
 
+_links: dict[int, tuple[weakref.ref[FileSystem], _Link]] = {}
+"""By the identity of file systems: those that are equal may have different connections. They belong to the user's
+program, so nothing is put into them."""
+
 
 def connected(filesystem: FileSystem) -> FileSystem:
     """Return the file system to ask: itself, or one like it with connections of its own."""
-    return _link(filesystem).filesystem
+    other = _link(filesystem).other
+    return filesystem if other is None else other
 
 
 def exclusive(filesystem: FileSystem) -> AbstractContextManager[Any]:
@@ -79,11 +101,15 @@ def exclusive(filesystem: FileSystem) -> AbstractContextManager[Any]:
     return _link(filesystem).lock
 
 
+def sites(filesystem: FileSystem) -> dict[str, Any]:
+    """Return where ``direct`` keeps what it knows of the servers of a file system, as long as that lives."""
+    return _link(filesystem).sites
+
+
 def reconnect(filesystem: FileSystem) -> None:
     """Open a new connection after a failure, where the old one is of no use."""
     if protocols(filesystem) & _STATEFUL:
-        link = _link(filesystem)
-        _own_attributes(filesystem)[_LINK] = link._replace(filesystem=_prepared(_renewed(filesystem)))
+        _link(filesystem).other = _prepared(filesystem, anew=True)
 
 
 def run(loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -217,25 +243,28 @@ def class_name(filesystem: FileSystem) -> str:
 
 
 def _link(filesystem: FileSystem) -> _Link:
-    attributes, pid = _own_attributes(filesystem), os.getpid()
-    link: _Link | None = attributes.get(_LINK)
+    link, pid = _found_link(filesystem), os.getpid()
     if link is None or link.pid != pid:
         with _linking:
-            link = attributes.get(_LINK)
+            link = _found_link(filesystem)
             if link is None or link.pid != pid:
                 made_in = link.pid if link is not None else getattr(filesystem, "_pid", pid)
                 # A file system that came through a fork shares sockets, file positions and a dead thread with its twin.
-                live = filesystem if made_in == pid else _renewed(filesystem)
+                other = _prepared(filesystem, anew=made_in != pid)
                 one_at_a_time = protocols(filesystem) & _ONE_AT_A_TIME
-                link = _Link(pid, _prepared(live), threading.RLock() if one_at_a_time else nullcontext())
-                attributes[_LINK] = link
+                link = _Link(pid, other, threading.RLock() if one_at_a_time else nullcontext(), {})
+                _links[id(filesystem)] = weakref.ref(filesystem, partial(_forget, id(filesystem))), link
     return link
 
 
-def _own_attributes(filesystem: FileSystem) -> dict[str, Any]:
-    # Asked in the usual way, a cache such as simplecache:: answers with the attributes of what it caches.
-    attributes: dict[str, Any] = object.__getattribute__(filesystem, "__dict__")
-    return attributes
+def _found_link(filesystem: FileSystem) -> _Link | None:
+    found = _links.get(id(filesystem))
+    return found[1] if found is not None and found[0]() is filesystem else None
+
+
+def _forget(number: int, gone: weakref.ref[FileSystem]) -> None:
+    if (found := _links.get(number)) is not None and found[0] is gone:
+        del _links[number]
 
 
 def _renewed(filesystem: FileSystem, **changes: Any) -> FileSystem:
@@ -243,28 +272,90 @@ def _renewed(filesystem: FileSystem, **changes: Any) -> FileSystem:
     return type(filesystem)(*filesystem.storage_args, **options)
 
 
-def _prepared(filesystem: FileSystem) -> FileSystem:
-    """Give a file system what reading needs: connections enough, an end to all waiting, no retries beside ours."""
+def _prepared(filesystem: FileSystem, *, anew: bool) -> FileSystem | None:
+    """Return a file system with what reading needs: connections enough, an end to all waiting, no retries beside ours.
+
+    None for the very same, unless it has to be made ``anew``: what others use too is not changed.
+    """
     names = protocols(filesystem)
     if "s3" in names and hasattr(filesystem, "config_kwargs"):
         # botocore's retries, and again s3fs's around them, would multiply with ours, unseen. Listing keeps them: a
         # listing of a thousand requests cannot start again for each that fails.
         ours = {"max_pool_connections": POOL_CONNECTIONS, "retries": {"total_max_attempts": 1}}
-        filesystem = _renewed(filesystem, config_kwargs={**ours, **filesystem.config_kwargs})
-        filesystem.retries = 1
+        own = _renewed(filesystem, config_kwargs={**ours, **filesystem.config_kwargs})
+        own.retries = 1
     elif names & {"sftp", "ssh"} and hasattr(filesystem, "ftp"):
-        filesystem.ftp.get_channel().settimeout(STALL_SECONDS)
+        own = _renewed(filesystem)
+        own.ftp.get_channel().settimeout(STALL_SECONDS)
     elif names & _HDFS:
-        filesystem = _renewed(filesystem)  # not the one that others use too
-        filesystem._strip_protocol = path_within
-        if hasattr(filesystem, "session"):
-            filesystem.session.request = partial(filesystem.session.request, timeout=STALL_SECONDS)
-    return filesystem
+        own = _renewed(filesystem)
+        own._strip_protocol = path_within
+        if hasattr(own, "session"):
+            own.session.request = partial(own.session.request, timeout=STALL_SECONDS)
+    elif class_name(filesystem) == _WEB and getattr(filesystem.get_client, "__module__", "") == filesystem.__module__:
+        own = _renewed(filesystem)
+        own.get_client = careful_client
+    else:
+        return _renewed(filesystem) if anew else None
+    return own
+
+
+async def careful_client(**options: Any) -> Any:
+    """Make a client for web servers as fsspec does, but one whose headers stay with the server that they are for.
+
+    And it does not wait for ever for a server that says "100 Continue" again and again.
+    """
+    import aiohttp  # noqa: PLC0415 - who reads local files need not wait for it
+    from fsspec.implementations.http import get_client  # noqa: PLC0415 - it needs aiohttp
+
+    class Answer(aiohttp.ClientResponse):
+        async def start(self, connection: Any) -> aiohttp.ClientResponse:
+            protocol, heads = connection.protocol, iter(range(MOST_INTERIM + 1))
+
+            async def read(read: Callable[[], Coroutine[Any, Any, Any]] = protocol.read) -> Any:
+                if next(heads, None) is None:
+                    raise EndlessAnswerError
+                return await read()
+
+            protocol.read = read
+            try:
+                return await super().start(connection)
+            finally:
+                del protocol.read
+
+    async def leave_headers(_session: Any, _context: Any, redirect: Any) -> None:
+        here, said = str(redirect.url), redirect.response.headers
+        there = urljoin(here, said.get("Location") or said.get("URI") or "")  # as aiohttp looks for it
+        kept = headers_for(there, here, redirect.headers)
+        for name in [name for name in redirect.headers if name not in kept]:
+            redirect.headers.popall(name, None)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(leave_headers)
+    traces = [*(options.get("trace_configs") or ()), trace]
+    return await get_client(**{"response_class": Answer, **options, "trace_configs": traces})
+
+
+def headers_for(url: str, asked: str, headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Return those headers, meant for the server that was asked, that may go to an address that it points to.
+
+    All of them if that is on the same server, or is the same one asked by TLS.
+    """
+    there, here = urlsplit(url), urlsplit(asked)
+    servers = [(split.scheme, split.port or {"http": 80, "https": 443}.get(split.scheme)) for split in (here, there)]
+    if here.hostname == there.hostname and (servers[0] == servers[1] or servers == [("http", 80), ("https", 443)]):
+        return headers
+    return {name: value for name, value in headers.items() if name.lower() in _OPEN_HEADERS}
 
 
 def cuts_paths(filesystem: FileSystem) -> bool:
     """Tell whether a client takes a part of a path for the query or the fragment of a URL, which HDFS does not have."""
     return not protocols(filesystem).isdisjoint(_HDFS)
+
+
+def remembers_files(filesystem: FileSystem) -> bool:
+    """Tell whether a file system may go on giving the bytes that a file had when it was first read."""
+    return not protocols(filesystem).isdisjoint(CACHES)
 
 
 def path_within(url: str) -> str:

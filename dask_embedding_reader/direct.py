@@ -27,14 +27,20 @@ from urllib.parse import quote, urlsplit
 
 from fsspec.asyn import sync
 
-from dask_embedding_reader.connections import STALL_SECONDS, Asked, FileSystem, class_name
+from dask_embedding_reader.connections import (
+    STALL_SECONDS,
+    Asked,
+    FileSystem,
+    careful_client,
+    class_name,
+    connected,
+    sites,
+)
 from dask_embedding_reader.http_requests import Connections, Timeouts
 from dask_embedding_reader.ranges import Wanted, part
-from dask_embedding_reader.retries import status_may_pass
+from dask_embedding_reader.retries import EndlessAnswerError, status_may_pass
 
 logger = logging.getLogger("dask_embedding_reader")
-
-_SITES = "_dask_embedding_reader_sites"
 
 _making = threading.Lock()
 
@@ -86,26 +92,27 @@ class Place(NamedTuple):
 
 
 def find_place(filesystem: FileSystem, path: str) -> Place | None:
-    """Return where to ask for a file of a connected file system; None where fsspec's client has to read it."""
-    find = _FINDERS.get(class_name(filesystem))
-    found = None if find is None else find(filesystem, path)
+    """Return where to ask for a file; None where fsspec's client has to read it."""
+    live = connected(filesystem)
+    find = _FINDERS.get(class_name(live))
+    found = None if find is None else find(live, path)
     if found is None:
         return None
-    sites: dict[str, _Site | None] = filesystem.__dict__.setdefault(_SITES, {})
-    if found.name not in sites:
+    known: dict[str, _Site | None] = sites(filesystem)
+    if found.name not in known:
         with _making:
-            if found.name not in sites:
-                sites[found.name] = _make(filesystem, found)
-    site = sites[found.name]
+            if found.name not in known:
+                known[found.name] = _make(live, found)
+    site = known[found.name]
     return None if site is None else Place(site, site.address + found.rest)
 
 
 def leave_to_fsspec(filesystem: FileSystem, place: Place) -> None:
     """Ask a site for nothing more, as fsspec's client has got what did not come here."""
-    sites = filesystem.__dict__[_SITES]
-    for name in [name for name, site in sites.items() if site is place.site]:
+    known = sites(filesystem)
+    for name in [name for name, site in known.items() if site is place.site]:
         logger.debug("%s is read by fsspec's client from now on: its answers are unusual", name)
-        sites[name] = None
+        known[name] = None
 
 
 def get(place: Place, wanted: Wanted, asked: Asked) -> Mapping[str, Any]:
@@ -151,8 +158,8 @@ def get(place: Place, wanted: Wanted, asked: Asked) -> Mapping[str, Any]:
                 raise ConnectionError(f"the answer ended {answer.length:,} bytes early")
             return _told(answer, size)
     except OSError as error:
-        # A server that is busy would be asked once more at once by fsspec's client.
-        if site.has_answered or isinstance(error, AnswerError):
+        # A server that is busy would be asked once more at once by fsspec's client; one without an end would keep it.
+        if site.has_answered or isinstance(error, AnswerError | EndlessAnswerError):
             raise
         raise UnusualAnswer from None
 
@@ -160,7 +167,7 @@ def get(place: Place, wanted: Wanted, asked: Asked) -> Mapping[str, Any]:
 def look(place: Place, first_nbytes: int, asked: Asked) -> Mapping[str, Any]:
     """Ask what a file is, in the words of ``FileSystem.info``, and for its first bytes if they are wanted: ``head``.
 
-    Whatever is raised, but for ``AnswerError``, is for fsspec's client to explain.
+    Whatever is raised, but for ``AnswerError`` and ``EndlessAnswerError``, is for fsspec's client to explain.
     """
     if not first_nbytes:
         return _ask_head(place, asked)
@@ -366,12 +373,10 @@ def _find_http(filesystem: FileSystem, path: str) -> _Found | None:
 
 
 def _http_site(filesystem: FileSystem, address: str) -> _Site:
-    from fsspec.implementations.http import get_client  # noqa: PLC0415 - it needs aiohttp
-
     options = {**filesystem.client_kwargs, **filesystem.kwargs}
     if unknown := options.keys() - {"headers", "timeout"}:
         raise _CannotMap(f"of {', '.join(sorted(unknown))}")
-    if filesystem.get_client is not get_client:
+    if filesystem.get_client is not careful_client:
         raise _CannotMap("of get_client")
     given = {**filesystem.client_kwargs.get("headers", {}), **filesystem.kwargs.get("headers", {})}
     headers = {"user-agent": "dask-embedding-reader", "accept": "*/*"}

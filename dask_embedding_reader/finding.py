@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import inspect
 import math
 import os
 import re
@@ -20,13 +21,14 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import fsspec
-from fsspec import AbstractFileSystem
+from fsspec import AbstractFileSystem, get_filesystem_class
 from fsspec.asyn import AsyncFileSystem
 from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
 from dask_embedding_reader.clients import ask_info
 from dask_embedding_reader.connections import (
+    CACHES,
     FileSystem,
     connected,
     cuts_paths,
@@ -38,7 +40,7 @@ from dask_embedding_reader.connections import (
 from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError, FileChangedError, NoFilesError, ReadError
 from dask_embedding_reader.retries import describe, hide_secrets, shown_cause, with_retries
 from dask_embedding_reader.stopping import threads_at_once
-from dask_embedding_reader.storage import StoredFile, fingerprint, is_local, shown_url
+from dask_embedding_reader.storage import StoredFile, fingerprint, is_local, local_info, shown_url
 from dask_embedding_reader.units import counted
 
 Source = str | os.PathLike[str]
@@ -62,12 +64,24 @@ MANIFEST_NAMES = (MANIFEST_NAME, EARLIER_MANIFEST_NAME)
 
 _OWN_FILES = tuple(f"/{name}" for name in (*MANIFEST_NAMES, INCOMPLETE_NAME))
 
+_WRITERS = f"/{os.path.dirname(INCOMPLETE_NAME)}/"
+"""In the names of files that a writer keeps while it writes: the mark is the last but one of them to go."""
+
 _SPELLINGS = {
     ".npy": re.compile(r"\.npy$", re.IGNORECASE),
     ".parquet": re.compile(r"\.(parquet|parq|pq)(\.(gzip|gz|snappy|zstd|zst|brotli|br|lz4))?$", re.IGNORECASE),
 }
 """How others spell a suffix. In a folder only files with the suffix itself are data; those that are named are taken as
 they are called."""
+
+_COLONS = "\ue000"
+"""Stands for ``::`` in a name, while fsspec takes a URL to pieces."""
+
+_ON_OTHERS = frozenset({"fo", "target_protocol"})
+"""Options of file systems that stand on another one."""
+
+_VERSION = re.compile(r"\?(?:versionid|generation)=[^/]*$|#\d+$", re.IGNORECASE)
+"""At the end of a path: which version of it is wanted, for S3, Azure and Google in turn."""
 
 _EXTRAS = {
     "azure": {"az", "abfs", "abfss"},
@@ -211,7 +225,8 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         if "://" not in text and os.path.lexists(text):
             # Taken literally: fsspec would read a `::` in a name as a chain of file systems.
             return fsspec.filesystem("file", **dict(storage_options or {})), _with_slashes(os.path.abspath(text))
-        filesystem, path = url_to_fs(text, **dict(storage_options or {}))
+        filesystem, path = url_to_fs(_marked(text), **dict(storage_options or {}))
+        path = path.replace(_COLONS, "::")
     except (ImportError, ValueError, LookupError, TypeError) as error:
         remedy = _install(text) if isinstance(error, ImportError) else ""
         raise ArgumentError(
@@ -258,6 +273,33 @@ def find_sibling(source: Source, name: re.Pattern[str], storage_options: Mapping
     return hide_secrets(f"{parent}/{likely[0]}" if parent or text.startswith("/") else likely[0]) if likely else None
 
 
+def _marked(url: str) -> str:
+    """Mark each ``::`` that is a part of a name: fsspec would take it for a link of a chain of file systems.
+
+    In a chain, archives and caches come first; what comes after another file system is its path.
+    """
+    links = url.split("::")
+    for number, link in enumerate(links[:-1]):
+        protocol, is_url, _ = link.partition("://")
+        if not is_url and not re.fullmatch("[a-z]+", link):
+            break
+        try:
+            classes = get_filesystem_class(protocol).__mro__
+        except ValueError:  # no protocol, but the beginning of a local path
+            if "://" in url:
+                return url
+            break
+        if all(_ON_OTHERS.isdisjoint(inspect.signature(kind.__init__).parameters) for kind in classes):
+            break
+        if protocol not in CACHES and "://" not in "".join(links[number + 1 :]):
+            return url  # of an archive in a local file
+    else:
+        return url
+    if any(link.partition("://")[0] not in CACHES for link in links[:number]):
+        raise ValueError("'::' in the name of an archive cannot be told from a chain of file systems; rename it")
+    return "::".join([*links[:number], _COLONS.join(links[number:])])
+
+
 def _install(url: str) -> str:
     """Say which extras of this library install what a URL needs; nothing where none does."""
     needed = set(re.findall(r"(?:^|::)(\w+)(?=::|:/)", url))
@@ -292,9 +334,10 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source,
     """List the files of one source."""
     shown = hide_secrets(os.fspath(source))
     named: frozenset[str] = frozenset()
+    pinned = _VERSION.search(path) if getattr(filesystem, "version_aware", False) else None
     try:
         info = None
-        if _has_suffix(filesystem, path, suffix):
+        if pinned or _has_suffix(filesystem, path, suffix):
             info = _info(filesystem, path, first_nbytes)
         elif _may_be_web_file(filesystem, path):
             with suppress(Exception):  # listing it will tell
@@ -302,6 +345,11 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source,
         if info and info["type"] != "directory" and not _is_page(info):
             # A file that is named is wanted, whatever its name starts with.
             return Listing([{**info, "name": path}], [], frozenset([path]))
+        if pinned:
+            raise NoFilesError(
+                f"there is no {suffix} file {shown!r} of the version that is asked for; check both. "
+                "Versions can be told of files, not of folders"
+            )
         if _GLOB_CHARACTERS.isdisjoint(path) or _exists(filesystem, path):
             infos = _find(filesystem, path)
             root = path
@@ -316,12 +364,12 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source,
             root = _glob_root(path)
             if is_litter(path, root):  # the pattern itself names such files: they are wanted
                 return Listing(sorted(infos, key=_name), [], named)
+    except EmbeddingReaderError:
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoFilesError(
             f"{shown!r} does not exist (searched {shown_url(filesystem, path)!r}); check the spelling of the path"
         ) from shown_cause(error)
-    except EmbeddingReaderError:
-        raise
     except Exception as error:  # noqa: BLE001 - raised again
         raise ReadError(f"{shown!r} cannot be listed: {describe(error)}") from shown_cause(error)
     own = [info for info in infos if info["name"].endswith(_OWN_FILES)]
@@ -333,8 +381,10 @@ def _has_suffix(filesystem: FileSystem, path: str, suffix: str) -> bool:
 
 
 def _without_query(filesystem: FileSystem, path: str) -> str:
-    """Return the name of a file on a web server without what signed URLs end in."""
-    return path.partition("?")[0] if "http" in protocols(filesystem) else path
+    """Return the name of a file without what signed URLs end in, or those of one version."""
+    if "http" in protocols(filesystem):
+        return path.partition("?")[0]
+    return _VERSION.sub("", path) if getattr(filesystem, "version_aware", False) else path
 
 
 def _may_be_web_file(filesystem: FileSystem, path: str) -> bool:
@@ -387,20 +437,46 @@ def _info(filesystem: FileSystem, path: str, first_nbytes: int = 0) -> dict[str,
         )
     except FileNotFoundError:
         return None
+    except (EmbeddingReaderError, NotADirectoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - raised again
+        raise ReadError(f"{shown_url(filesystem, path)}: cannot be looked up: {describe(error)}") from shown_cause(
+            error
+        )
 
 
 def _find(filesystem: FileSystem, path: str, root: str | None = None) -> list[dict[str, Any]]:
+    """List the files below a folder; anew where a writer may have come to its end behind our back.
+
+    What it wrote after its folder had been looked at would be missing, and its mark would be gone already.
+    """
+    found, is_written_to = _find_once(filesystem, path, root)
+    while is_written_to and not any(info["name"].endswith(f"/{INCOMPLETE_NAME}") for info in found):
+        before = found
+        found, is_written_to = _find_once(filesystem, path, root)
+        if found == before:
+            break
+    return found
+
+
+def _find_once(filesystem: FileSystem, path: str, root: str | None) -> tuple[list[dict[str, Any]], bool]:
+    """List the files below a folder, and tell whether a writer was seen."""
     if is_local(filesystem):
-        return _find_local(path)
-    # The listing is taken anew: a stale one, kept by fsspec from earlier in the process, would hide changed files.
-    filesystem.invalidate_cache(path)
-    if _walks(filesystem):
-        return [entry for entry in _walk_levels(filesystem, path, root=root) if entry["type"] == "file"]
+        return _walk(path)
     with exclusive(filesystem):
-        listing = with_retries(
-            lambda: connected(filesystem).find(path, detail=True), f"listing {shown_url(filesystem, path)}"
-        )
-    return [{**info, "name": path} for path, info in listing.items() if info["type"] == "file"]
+        # The listing is taken anew: a stale one, kept by fsspec from earlier in the process, would hide changed files.
+        connected(filesystem).invalidate_cache(path)
+    if _walks(filesystem):
+        entries = _walk_levels(filesystem, path, root=root)
+    else:
+        with exclusive(filesystem):
+            listing = with_retries(
+                lambda: connected(filesystem).find(path, detail=True), f"listing {shown_url(filesystem, path)}"
+            )
+        entries = [{**info, "name": path} for path, info in listing.items()]
+    # Folders have an entry where they are walked through, else the files in them tell.
+    is_written_to = any(_WRITERS in f"{entry['name']}/" for entry in entries)
+    return [entry for entry in entries if entry["type"] == "file"], is_written_to
 
 
 def _walks(filesystem: FileSystem) -> bool:
@@ -467,20 +543,6 @@ def _leads_out(filesystem: FileSystem, name: str) -> bool:
     return "http" in protocols(filesystem) and ".." in re.split(r"[/\\]", urllib.parse.unquote(name))
 
 
-def _find_local(folder: str) -> list[dict[str, Any]]:
-    """List the files below a local folder; anew where a writer may have come to its end behind our back.
-
-    What it wrote after its folder had been looked at would be missing, and its mark would be gone already.
-    """
-    found, is_written_to = _walk(folder)
-    while is_written_to and not any(info["name"].endswith(f"/{INCOMPLETE_NAME}") for info in found):
-        before = found
-        found, is_written_to = _walk(folder)
-        if found == before:
-            break
-    return found
-
-
 def _walk(folder: str) -> tuple[list[dict[str, Any]], bool]:
     """List files, through links too (fsspec passes linked folders over), and tell whether a writer was seen."""
 
@@ -517,7 +579,7 @@ def _local_info(path: str) -> dict[str, Any]:
             raise  # its rows would be missing, in silence
         # A link to nothing or to itself: like a file of zero bytes, which is passed over.
         return {"name": path, "type": "file", "size": 0}
-    return {"name": path, "type": "file", "size": status.st_size, "mtime": status.st_mtime_ns}
+    return {"name": path, "type": "file", **local_info(status)}
 
 
 def _glob(filesystem: FileSystem, pattern: str) -> tuple[list[dict[str, Any]], frozenset[str]]:
@@ -525,7 +587,8 @@ def _glob(filesystem: FileSystem, pattern: str) -> tuple[list[dict[str, Any]], f
 
     Folders that it matches are searched as if they had been given themselves.
     """
-    filesystem.invalidate_cache()
+    with exclusive(filesystem):
+        connected(filesystem).invalidate_cache()
     if _walks(filesystem):
         matches = _glob_walking(filesystem, pattern)
     else:

@@ -12,11 +12,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, parse_headers
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-from dask_embedding_reader.connections import Asked
+from dask_embedding_reader.connections import MOST_INTERIM, Asked, headers_for
+from dask_embedding_reader.retries import EndlessAnswerError
 
 _FRESH_SECONDS = 1.0
 """So soon after an answer no server ends a connection without having said so."""
@@ -31,9 +32,6 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 10
 _SHORT_NBYTES = 2**16
 """The body of a redirect is read if it is no longer: its connection can be used again then."""
-
-_PRIVATE = frozenset({"authorization", "cookie", "proxy-authorization"})
-"""Headers for the server that was asked, and for no other that it may point to."""
 
 
 class Timeouts(NamedTuple):
@@ -102,8 +100,7 @@ class Connections:
                     return
                 answer.read(_SHORT_NBYTES)
             here, url = url, urljoin(url, location)
-            if urlsplit(here)[:2] != urlsplit(url)[:2]:
-                headers = {name: value for name, value in headers.items() if name.lower() not in _PRIVATE}
+            headers = headers_for(url, here, headers)
         raise ConnectionError(f"the server points elsewhere, more than {_MOST_REDIRECTS} times")
 
     def close(self) -> None:
@@ -148,9 +145,22 @@ class Connections:
             connection = HTTPConnection(origin.host, origin.port, timeout=timeout)
         else:
             raise ConnectionError(f"the server points to an address of the kind {origin.scheme!r}")
+        connection.response_class = _Answer
         connection.connect()
         connection.sock.settimeout(self.timeouts.read)
         return connection
+
+
+class _Answer(HTTPResponse):
+    """An answer before which a server may say "100 Continue" and the like a few times, but not for ever."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(MOST_INTERIM):
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not 100 <= status < 200 or status == 101:
+                return version, status, reason
+            parse_headers(self.fp)
+        raise EndlessAnswerError
 
 
 def _stands(connection: socket.socket) -> bool:

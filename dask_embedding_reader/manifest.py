@@ -22,7 +22,7 @@ import numpy.typing as npt
 from dask_embedding_reader.beside import check_finished, read_saved, saved_headers
 from dask_embedding_reader.cached_property import cached_property
 from dask_embedding_reader.connections import FileSystem
-from dask_embedding_reader.errors import ColumnError, MismatchError, NoFilesError
+from dask_embedding_reader.errors import ColumnError, FileChangedError, MismatchError, NoFilesError
 from dask_embedding_reader.finding import Listings, Source, find_files, find_sibling
 from dask_embedding_reader.formats import Columns, FileHeader, Format, VectorFormat
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
@@ -32,7 +32,7 @@ from dask_embedding_reader.formats.parquet_npy import pair_files
 from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.retries import hide_secrets
 from dask_embedding_reader.stopping import threads_at_once
-from dask_embedding_reader.storage import StoredFile, file_url, identity, is_local
+from dask_embedding_reader.storage import StoredFile, everywhere, file_url, identity, is_local
 from dask_embedding_reader.units import counted
 
 Int64s = npt.NDArray[np.int64]
@@ -150,7 +150,8 @@ class FileTable:
     def token(self) -> str:
         """A hash of paths, fingerprints and rows: equal in every process, another one when a file changes."""
         digest = hashlib.blake2b(digest_size=16)
-        for text in (*map(identity, self.filesystems), *self.paths, *self.fingerprints, *map(str, self.dtypes)):
+        versions = map(everywhere, self.fingerprints)
+        for text in (*map(identity, self.filesystems), *self.paths, *versions, *map(str, self.dtypes)):
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
         for column in (self.filesystem_of, self.offsets, self.dtype_of):
             digest.update(np.ascontiguousarray(column).tobytes())
@@ -239,12 +240,45 @@ def read_manifest(
             f"the metadata column {ROW_NUMBER!r} cannot be read: that name stands for the global row number; "
             "rename the column in the files, or leave it out of meta_columns"
         )
+
+    def read(listings: Listings) -> Manifest:
+        return _read_manifest(
+            file_format,
+            sources,
+            columns,
+            metadata_sources,
+            storage_options,
+            metadata_storage_options,
+            show_progress,
+            listings,
+            unfinished=unfinished,
+        )
+
+    try:
+        return read({} if listings is None else listings)
+    except FileChangedError:
+        # A writer that comes to its end while its folder is listed, page by page: its manifest names more files than
+        # the listing. What is missing, or changes, the second time is not coming.
+        return read({})
+
+
+def _read_manifest(
+    file_format: Format,
+    sources: Sequence[Source],
+    columns: Columns,
+    metadata_sources: Sequence[Source] | None,
+    storage_options: Mapping[str, Any] | None,
+    metadata_storage_options: Mapping[str, Any] | None,
+    show_progress: bool,
+    listings: Listings,
+    *,
+    unfinished: bool,
+) -> Manifest:
     in_same_file = file_format.metadata == "same"
     noticed: list[StoredFile] = []
     marks: list[StoredFile] = []
     roots: list[str] = []
     shared: dict[tuple[Any, ...], FileSystem] = {}
-    listings = {} if listings is None else listings
     vectors = file_format.vectors
     heads: dict[StoredFile, bytes] = {}
     empty: list[Source] = []

@@ -28,6 +28,7 @@ from dask_embedding_reader.formats import Columns, get_format
 from dask_embedding_reader.manifest import Manifest, read_manifest
 from dask_embedding_reader.plan import default_piece_rows
 from dask_embedding_reader.reopen import check_place, reopen_manifest, save_manifest
+from dask_embedding_reader.retries import hide_secrets
 from dask_embedding_reader.storage import file_url
 from dask_embedding_reader.units import counted, human_size
 
@@ -350,13 +351,15 @@ class EmbeddingReader:
     def _repr_html_(self) -> str:
         return card(self.manifest)
 
-    def locate(self, row: SupportsIndex) -> tuple[str, int]:
+    def locate(self, row: SupportsIndex, *, secrets: bool = False) -> tuple[str, int]:
         """Find the file that holds a row.
 
         Parameters
         ----------
         row : int
             Row number in the collection; a negative one counts from the end.
+        secrets : bool, default False
+            Whether to leave passwords and signatures in the addresses of web servers.
 
         Returns
         -------
@@ -386,7 +389,10 @@ class EmbeddingReader:
         number %= self.count
         vectors = self.manifest.vectors
         file = int(np.searchsorted(vectors.offsets, number, "right")) - 1
-        return vectors.url(file), number - int(vectors.offsets[file])
+        url = vectors.url(file)
+        if "://" in vectors.paths[file] and not secrets:
+            url = hide_secrets(url)  # the path is an address itself
+        return url, number - int(vectors.offsets[file])
 
     def to_dask_array(
         self,

@@ -24,7 +24,15 @@ FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 60.0
 """The longest that a server's ``Retry-After`` is obeyed."""
 
-_CANNOT_HELP = (FileChangedError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+class EndlessAnswerError(ConnectionError):
+    """A server says that its answer is still to come, again and again."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__('the server says "100 Continue" or the like again and again, and never answers')
+
+
+_CANNOT_HELP = (FileChangedError, PermissionError, IsADirectoryError, NotADirectoryError, EndlessAnswerError)
 _FAULTS_OF_A_PROGRAM = (TypeError, ValueError, AttributeError, KeyError, NotImplementedError)
 _NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"})
 """Names of exceptions of botocore and google-auth, which need not be installed."""
@@ -87,7 +95,7 @@ def http_status(error: BaseException) -> int:
         status = status or getattr(getattr(cause, "response", None), "status_code", None)  # requests
         if type(cause).__name__ == "HttpError":  # Google; what other clients call so is none of the server's
             status = status or getattr(cause, "code", None)
-        if str(status).isdigit() and int(str(status)) >= 400:
+        if re.fullmatch("[0-9]{3}", str(status)) and int(str(status)) >= 400:
             return int(str(status))
     return 0
 
@@ -105,11 +113,12 @@ def _asked_pause(error: BaseException) -> float:
 
 
 def _seconds(retry_after: str) -> float:
-    if retry_after.strip().isdigit():
+    """Read a number of seconds, or a date; what is neither asks for nothing."""
+    if re.fullmatch(r"\s*[0-9]+(\.[0-9]*)?\s*", retry_after):
         return float(retry_after)
     try:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, TypeError, OverflowError, OSError):  # no date, or one that the system cannot count to
         return 0.0
 
 
@@ -144,8 +153,17 @@ def describe(error: BaseException) -> str:
 
 
 def hide_secrets(text: str) -> str:
-    """Leave out what may be secret in the URLs of a text: passwords, and queries, which may be signatures."""
-    return re.sub(r"(://)[^/@\s]+@|(?<=[\w/])\?[^\s'\")]*=[^\s'\")]*", r"\1", text)
+    """Leave out what may be secret in the URLs of a text: passwords, and queries, which may be signatures.
+
+    In a time that grows with the length of the text: a web server may link to whatever it likes.
+    """
+    return re.sub(r"[^\s'\")]+", _without_query, re.sub(r"(://)[^/\s]+@", r"\1", text))
+
+
+def _without_query(found: re.Match[str]) -> str:
+    word = found[0]
+    query = re.search(r"(?<=[\w/])\?", word)
+    return word if query is None or "=" not in word[query.end() :] else word[: query.start()]
 
 
 def is_secret(name: str) -> bool:

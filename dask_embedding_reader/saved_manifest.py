@@ -28,7 +28,7 @@ from dask_embedding_reader.formats.parquet_footer import (
     parse_footer,
 )
 from dask_embedding_reader.retries import describe
-from dask_embedding_reader.storage import StoredFile
+from dask_embedding_reader.storage import StoredFile, lasting
 from dask_embedding_reader.units import counted
 
 VECTORS, METADATA = "vectors", "metadata"
@@ -123,7 +123,7 @@ def encode_manifest(manifest: SavedManifest) -> bytes:
         "source": [file.source for file in manifest.files],
         "path": [_encode(file.path) for file in manifest.files],
         "size": [header.file.size for header in headers],
-        "fingerprint": [header.file.fingerprint for header in headers],
+        "fingerprint": [lasting(header.file.fingerprint) for header in headers],
         "checksum": [header.checksum for header in headers],
         "rows": [header.rows for header in headers],
         "dimension": [header.dimension for header in headers],

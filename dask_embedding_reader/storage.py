@@ -7,8 +7,12 @@ for; it is tried again where that can help. Local files are read by the operatin
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import socket
+import stat
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -18,7 +22,7 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader.clients import Told, ask_info, request
-from dask_embedding_reader.connections import FileSystem, connected, cuts_paths
+from dask_embedding_reader.connections import FileSystem, connected, cuts_paths, remembers_files
 from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError, ReadError
 from dask_embedding_reader.ranges import Wanted, drop_bytes
 from dask_embedding_reader.retries import (
@@ -40,6 +44,13 @@ _MARKS = (
 )
 """Where file systems tell of a new version; the first one found is taken."""
 
+_LOCAL = re.compile(
+    r"(?P<lasting>\d+ mtime (?P<mtime>-?\d+)) on (?P<host>.*) inode (?P<inode>\d+) ctime (?P<ctime>-?\d+)"
+)
+"""The version of a local file."""
+
+_HOST = socket.gethostname()
+
 _KINDS = {key: key.replace("-", "").replace("_", "").lower() for key in _MARKS}
 """The same mark under several names."""
 
@@ -54,7 +65,8 @@ class StoredFile(NamedTuple):
     size: int
     """Its length in bytes; -1 where the storage does not tell."""
     fingerprint: str
-    """Changes when the content changes: size, and etag or modification time where the storage offers them."""
+    """Changes when the content changes: size, and etag or modification time where the storage offers them; of a local
+    file, also its inode and the time when anything of it was changed, which hold on one machine."""
 
     @property
     def url(self) -> str:
@@ -106,7 +118,42 @@ def is_local(filesystem: FileSystem) -> bool:
 def fingerprint(info: Mapping[str, Any]) -> str:
     """Spell the version of a file: its size, and the kind and value of the best mark that the storage offers."""
     marks = _marks(info)
-    return " ".join([str(info.get("size")), *next(iter(marks.items()), ())])
+    return " ".join([str(info.get("size")), *next(iter(marks.items()), ()), *info.get(_HERE, ())])
+
+
+_HERE = "here"
+
+
+def local_info(status: os.stat_result) -> dict[str, Any]:
+    """Return what the operating system says of a local file, in the words of ``FileSystem.info``."""
+    # Whoever writes a file can give it any modification time, such as that of a copy, but not these two.
+    here = ("on", _HOST, "inode", str(status.st_ino), "ctime", str(status.st_ctime_ns))
+    return {"size": status.st_size, "mtime": status.st_mtime_ns, _HERE: here}
+
+
+def lasting(version: str) -> str:
+    """Return what of the version of a file a copy has too that keeps times, in another folder or on another machine."""
+    found = _LOCAL.fullmatch(version)
+    return version if found is None else found["lasting"]
+
+
+def everywhere(version: str) -> str:
+    """Return the version of a file as every machine that shares it spells it."""
+    return _LOCAL.sub(r"\g<lasting> inode \g<inode> ctime \g<ctime>", version)
+
+
+def _is_another_here(was: str, now: str) -> bool:
+    """Tell whether a local file of the same size and modification time is not the same any more.
+
+    A saved manifest does not say, nor does another machine, which may have a copy, or see other numbers.
+    """
+    before, after = _LOCAL.fullmatch(was), _LOCAL.fullmatch(now)
+    if before is None or after is None or before["host"] != after["host"]:
+        return False
+    if before["ctime"] != after["ctime"]:
+        return True
+    # Mounts of buckets, sshfs and FAT have one time for both, and make up numbers of inodes that do not last.
+    return before["inode"] != after["inode"] and after["ctime"] != after["mtime"]
 
 
 def _marks(info: Mapping[str, Any]) -> dict[str, str]:
@@ -141,7 +188,7 @@ def _parse_date(text: str) -> datetime | str:
 
 def _is_same(file: StoredFile, info: Mapping[str, Any]) -> bool | None:
     """Tell whether what a storage says now is the version that was found; None where it does not say enough."""
-    size, kind, value = [*file.fingerprint.split(" ", 2), "", ""][:3]
+    size, kind, value = [*lasting(file.fingerprint).split(" ", 2), "", ""][:3]
     marks, now = _marks(info), info.get("size")
     if kind == "etag" and kind in marks:  # says it all: the size that a faulty answer tells may be its own
         return marks[kind] == value
@@ -152,15 +199,19 @@ def _is_same(file: StoredFile, info: Mapping[str, Any]) -> bool | None:
     return None if now is None else True
 
 
-def _compare(file: StoredFile, info: Mapping[str, Any]) -> None:
-    if not _is_same(file, info):
-        raise _changed(file, info)
-
-
 def _changed(file: StoredFile, info: Mapping[str, Any]) -> FileChangedError:
+    now = fingerprint(info)
+    how = ""
+    if lasting(now) == lasting(file.fingerprint):
+        how = (
+            "another one of the same size and time is in its place, or its content, permissions or links were changed: "
+        )
+    remedy = "open the reader again"
+    if remembers_files(file.filesystem):
+        remedy = f"clear the cache in front of it, which goes on giving the old bytes, and {remedy}"
     return FileChangedError(
-        f"{file.url}: the file changed since it was opened (its size and version were {file.fingerprint!r}, now "
-        f"{fingerprint(info)!r}); open the reader again"
+        f"{file.url}: the file changed since it was opened ({how}its size and version were {file.fingerprint!r}, now "
+        f"{now!r}); {remedy}"
     )
 
 
@@ -240,8 +291,19 @@ def read_into(file: StoredFile, start: int, buffers: Sequence[memoryview]) -> No
         _check_after(file, _read_remote(file, [(start, buffers)]))
 
 
+def open_local(path: str) -> int:
+    """Open a local file; what is none is an error, such as a pipe, whose other end one might wait for for ever."""
+    flags = ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK")
+    descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in flags))
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a regular file, but a pipe, a device or a folder", path)
+
+
 def local_input(file: StoredFile) -> pa.NativeFile:
     """Open a local file for pyarrow, which reads it without Python's lock."""
+    check_local(file)  # pyarrow would wait for the other end of a pipe
     try:
         return pa.OSFile(os.fsencode(file.path))  # a name need not be UTF-8
     except FileNotFoundError as error:
@@ -256,7 +318,7 @@ def check_local(file: StoredFile, descriptor: int | None = None) -> None:
     Raises
     ------
     FileChangedError
-        If its size or modification time differs, or it has gone.
+        If its version differs, or it has gone.
     ReadError
         If the operating system cannot tell.
     """
@@ -268,7 +330,10 @@ def check_local(file: StoredFile, descriptor: int | None = None) -> None:
         raise _gone(file) from error
     except OSError as error:
         raise ReadError(f"{file.path}: cannot be looked up: {error}") from error
-    _compare(file, {"size": status.st_size, "mtime": status.st_mtime_ns})
+    found = local_info(status)
+    now = fingerprint(found)
+    if now != file.fingerprint and (not _is_same(file, found) or _is_another_here(file.fingerprint, now)):
+        raise _changed(file, found)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -347,7 +412,8 @@ def _check_remote(file: StoredFile) -> None:
         raise
     except Exception as error:  # noqa: BLE001 - raised again
         raise ReadError(f"{file.url}: looking it up failed: {describe(error)}") from shown_cause(error)
-    _compare(file, info)
+    if not _is_same(file, info):
+        raise _changed(file, info)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -356,7 +422,7 @@ def _check_remote(file: StoredFile) -> None:
 
 def _read_local(file: StoredFile, start: int, buffers: list[memoryview]) -> None:
     try:
-        descriptor = os.open(file.path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        descriptor = open_local(file.path)
     except FileNotFoundError as error:
         raise _gone(file) from error
     except OSError as error:

@@ -18,7 +18,7 @@ from dask_embedding_reader.formats import FileHeader
 from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.retries import describe
 from dask_embedding_reader.saved_manifest import decode_manifest
-from dask_embedding_reader.storage import StoredFile, is_local, read_range, shown_url
+from dask_embedding_reader.storage import StoredFile, is_local, open_local, read_range, shown_url
 from dask_embedding_reader.units import counted
 from dask_embedding_reader.writing import get_file, list_files
 
@@ -133,7 +133,7 @@ def _blocks(file: StoredFile) -> Iterator[bytes]:
         return
     try:
         # Not as readers do: they refuse a file that was merely copied, whose time of change is another.
-        with open(file.path, "rb", buffering=0) as opened:
+        with open(open_local(file.path), "rb", buffering=0) as opened:
             while block := opened.read(_BLOCK_NBYTES):
                 yield block
     except OSError as error:

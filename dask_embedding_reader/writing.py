@@ -12,7 +12,6 @@ import io
 import os
 import posixpath
 import shutil
-import stat
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from typing import Any, TypeVar
 from dask_embedding_reader.connections import FileSystem, connected, exclusive, protocols
 from dask_embedding_reader.errors import ColumnError, ReadError, WriteError
 from dask_embedding_reader.retries import describe, http_status, shown_cause, with_retries
-from dask_embedding_reader.storage import is_local, shown_url
+from dask_embedding_reader.storage import is_local, open_local, shown_url
 
 _ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
 """Storages in which an object is there as a whole or not at all."""
@@ -424,18 +423,11 @@ def get_file(filesystem: FileSystem, path: str, kind: ErrorKind = WriteError) ->
     with _explained(filesystem, path, "read", kind):
         try:
             if is_local(filesystem):
-                return _read_regular(path)
+                with open(open_local(path), "rb") as file:
+                    return file.read()
             return bytes(_retry(filesystem, path, lambda connection: connection.cat_file(path)))
         except FileNotFoundError:
             return None
-
-
-def _read_regular(path: str) -> bytes:
-    # Without the flag, to open a pipe would wait for who writes into it.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("is not a regular file")
-        return file.read()
 
 
 def find_links(filesystem: FileSystem, folder: str) -> list[str]:

@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import re
+import stat
 import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dask_embedding_reader import EmbeddingReader, get_file_list
+from dask_embedding_reader import EmbeddingReader, get_file_list, storage, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -38,6 +39,7 @@ from dask_embedding_reader.errors import (
     NoFilesError,
     ReadError,
 )
+from dask_embedding_reader.finding import MANIFEST_NAME
 from tests.stores import Bucket, BucketFileSystem, Request, emptied_bucket
 from tests.support import finishes
 
@@ -1314,6 +1316,17 @@ def _replace(path: Path) -> None:
     os.replace(other, path)
 
 
+def _replace_keeping_time(path: Path) -> None:
+    other = path.with_suffix(".new")
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    os.replace(other, path)
+
+
+def _overwrite_keeping_time(path: Path) -> None:
+    _resize(path, path.stat().st_size)
+
+
 def _resize(path: Path, size: int) -> None:
     """Another size and the same time, as a copy that keeps times would leave."""
     state = path.stat()
@@ -1324,6 +1337,8 @@ def _resize(path: Path, size: int) -> None:
 CHANGES: dict[str, tuple[Callable[[Path], None], type[EmbeddingReaderError]]] = {
     "overwritten": (_overwrite, FileChangedError),
     "replaced": (_replace, FileChangedError),
+    "replaced by one of its size and time": (_replace_keeping_time, FileChangedError),
+    "overwritten and set back": (_overwrite_keeping_time, FileChangedError),
     "cut short": (lambda path: _resize(path, path.stat().st_size - 8), FileChangedError),
     "appended to": (lambda path: _resize(path, path.stat().st_size + 8), FileChangedError),
     "emptied": (lambda path: _resize(path, 0), FileChangedError),
@@ -1364,6 +1379,98 @@ def test_a_lazy_array_notices_a_change_too(folder: Path, change: str) -> None:
         x.compute()
     # What lies in the other file is still right.
     np.testing.assert_array_equal(x[:6].compute(), vectors(6))
+
+
+def test_what_else_was_changed_of_a_file_is_said(folder: Path) -> None:
+    """The system does not tell permissions from content that was set back to its old time."""
+    reader = EmbeddingReader(folder)
+    before = reader.to_dask_array().compute()
+    (folder / "b.npy").chmod(0o600)
+    with refused(FileChangedError, str(folder / "b.npy"), "same size and time", "permissions", "open the reader again"):
+        list(reader(batch_size=3, show_progress=False))
+    np.testing.assert_array_equal(EmbeddingReader(folder).to_dask_array().compute(), before)
+
+
+def test_another_machine_compares_what_a_copy_has_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = EmbeddingReader(folder)
+    before = reader.to_dask_array().compute()
+    _replace_keeping_time(folder / "b.npy")
+    monkeypatch.setattr(storage, "_HOST", "another")
+    np.testing.assert_array_equal(reader.to_dask_array().compute(), before)
+    _touch_later(folder / "b.npy")
+    with refused(FileChangedError, str(folder / "b.npy")):
+        reader.to_dask_array().compute()
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "another"),
+    [
+        ((7, 5), (7, 5), False),
+        ((7, 5), (8, 5), False),  # of a mount that numbers what it is asked for; ctime repeats mtime
+        ((7, 6), (8, 6), True),
+        ((7, 5), (7, 6), True),
+    ],
+)
+def test_inodes_count_where_they_last(was: tuple[int, int], now: tuple[int, int], another: bool) -> None:
+    spelled = [f"100 mtime 5 on host inode {inode} ctime {ctime}" for inode, ctime in (was, now)]
+    assert storage._is_another_here(*spelled) is another
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is no file
+
+
+NO_FILES: dict[str, Callable[[Path], None]] = {
+    "pipe": lambda path: os.mkfifo(path),
+    "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.timeout(30)  # a pipe would be waited for
+@every_way
+@pytest.mark.parametrize("kind", list(NO_FILES))
+@pytest.mark.parametrize("file_format", ["npy", "parquet"])
+def test_what_is_no_file_any_more_is_an_error(folder: Path, way: str, kind: str, file_format: str) -> None:
+    saved = folder.parent / "saved.parquet"
+    EmbeddingReader(folder, file_format).save_manifest(saved)
+    readers = [
+        EmbeddingReader(folder, file_format),
+        EmbeddingReader.from_manifest(saved, embeddings_folder=folder),
+    ]
+    path = folder / f"b.{file_format}"
+    path.unlink()
+    NO_FILES[kind](path)
+    for reader in readers:
+        with refused(ReadError, str(path)):
+            WAYS[way](reader)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", list(NO_FILES))
+def test_what_is_no_file_is_neither_data_nor_a_note(folder: Path, kind: str) -> None:
+    written = folder / "written"
+    write_embeddings(vectors(6), written, rows_per_file=3)
+    NO_FILES[kind](written / "c.npy")
+    assert EmbeddingReader(written).count == 6
+    with pytest.raises(NoFilesError):
+        EmbeddingReader(written / "c.npy")
+    manifest = written / MANIFEST_NAME
+    manifest.unlink()
+    NO_FILES[kind](manifest)
+    works: list[Callable[[], Any]] = [
+        lambda: EmbeddingReader.from_manifest(manifest),
+        lambda: verify_embeddings(written),
+    ]
+    if kind != "folder":  # which a listing does not show
+        works += [
+            lambda: EmbeddingReader(written),
+            lambda: write_embeddings(vectors(6), written, rows_per_file=3),
+        ]
+    for work in works:
+        with refused(EmbeddingReaderError, str(manifest)):
+            work()
 
 
 def test_a_reader_sent_elsewhere_notices_a_change(folder: Path) -> None:

@@ -733,7 +733,7 @@ def test_keys_are_the_same_in_every_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file_format", ["npy", "parquet"])
-@pytest.mark.parametrize("change", ["time", "size", "another file", "one file less"])
+@pytest.mark.parametrize("change", ["time", "size", "neither", "another file", "one file less"])
 def test_keys_change_with_the_files(tmp_path: Path, file_format: str, change: str) -> None:
     # A cache or a cluster that still holds the old chunk must not take it for the new one.
     folder = write_local(tmp_path / "emb")
@@ -745,6 +745,11 @@ def test_keys_change_with_the_files(tmp_path: Path, file_format: str, change: st
     elif change == "size":
         write_local(folder, 9)
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    elif change == "neither":
+        other = folder / "new"
+        other.write_bytes(path.read_bytes())
+        os.utime(other, ns=(state.st_atime_ns, state.st_mtime_ns))
+        other.replace(path)
     elif change == "another file":
         (folder / f"2.{file_format}").write_bytes(path.read_bytes())
     else:

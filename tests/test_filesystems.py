@@ -5,11 +5,13 @@ The collection is the same everywhere: three files of 7, 5 and 3 vectors, the la
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import io
 import os
 import pickle
 import uuid
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -28,7 +30,8 @@ import pytest
 from dask.base import compute
 from dask.core import flatten
 
-from dask_embedding_reader import EmbeddingReader, get_file_list
+from dask_embedding_reader import EmbeddingReader, connections, direct, get_file_list
+from dask_embedding_reader.connections import connected, sites
 from dask_embedding_reader.errors import (
     ColumnError,
     EmbeddingReaderError,
@@ -658,3 +661,40 @@ def test_a_password_in_an_address_never_comes_to_light(tmp_path: Path) -> None:
             assert "top-secret" not in text
         assert "top-secret" not in _text_of_error(lambda: EmbeddingReader(f"{site}/missing.npy"), NoFilesError)
         assert "top-secret" not in _text_of_error(lambda: EmbeddingReader(f"{site}/broken.npy"), FormatError)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# File systems that the rest of the program uses too
+
+
+def test_nothing_is_put_into_the_file_systems_of_the_program(place: Place) -> None:
+    where = place.where("npy")
+    filesystem, path = fsspec.url_to_fs(where if isinstance(where, str) else where[0], **place.options or {})
+    filesystem.exists(path)
+    attributes: dict[str, Any] = object.__getattribute__(filesystem, "__dict__")
+    before = set(attributes)
+    assert (place.open("npy").to_dask_array().compute(scheduler="sync") == ROWS).all()
+    assert set(attributes) == before
+
+
+def test_the_client_of_the_program_keeps_its_options(azure_emb: clouds.AzureServer) -> None:
+    filesystem, _ = fsspec.url_to_fs(f"{azure_emb.root}/emb/0.npy", **azure_emb.storage_options)
+    before = filesystem.service_client._config.max_single_get_size
+    reader = EmbeddingReader(f"{azure_emb.root}/emb", storage_options=azure_emb.storage_options)
+    assert reader.manifest.vectors.filesystems == (filesystem,)
+    np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)
+    assert filesystem.service_client._config.max_single_get_size == before
+
+
+def test_what_is_known_of_a_file_system_goes_with_it(s3_emb: servers.S3Server) -> None:
+    for url, options in ((f"{s3_emb.root}/emb", s3_emb.storage_options), ("memory://gone-with-it", {})):
+        filesystem, _ = fsspec.url_to_fs(url, **options, skip_instance_cache=True)
+        for used in (filesystem, connected(filesystem)):
+            sites(used)
+        if options:
+            assert direct.find_place(filesystem, f"{s3_emb.bucket}/emb/0.npy") is not None
+        gone = weakref.ref(filesystem)
+        del filesystem, used
+        gc.collect()
+        assert gone() is None
+    assert [found[0]() for found in connections._links.values()].count(None) == 0

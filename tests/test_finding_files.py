@@ -10,7 +10,8 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, get_file_list
+from dask_embedding_reader import EmbeddingReader, get_file_list, write_embeddings
 from dask_embedding_reader.errors import ArgumentError, FileChangedError, NoFilesError, ReadError
+from dask_embedding_reader.finding import MANIFEST_NAME
 from tests import servers
 
 
@@ -448,6 +450,20 @@ def test_a_path_that_exists_wins_over_its_reading_as_a_url(tmp_path: Path, name:
     assert numbers(tmp_path / name) == [1]
     assert numbers(f"{tmp_path}/{name}/") == [1]
     assert numbers([f"{tmp_path}/{name}/0.npy"]) == [1]
+    assert numbers(f"file://{tmp_path}/{name}/0.npy") == [1]
+    assert numbers(f"{tmp_path}/{name}/*.npy") == [1]
+    assert numbers(f"simplecache::file://{tmp_path}/{name}/0.npy") == [1]
+
+
+def test_an_archive_whose_name_would_be_a_chain_is_refused(tmp_path: Path) -> None:
+    plant(tmp_path, {"0.npy": 1})
+    with zipfile.ZipFile(tmp_path / "a::b.zip", "w") as archive:
+        archive.write(tmp_path / "0.npy", "c::0.npy")
+    with pytest.raises(ArgumentError, match="'::' in the name of an archive"):
+        EmbeddingReader(f"zip://*.npy::file://{tmp_path}/a::b.zip")
+    (tmp_path / "a::b.zip").rename(tmp_path / "ab.zip")
+    assert numbers(f"zip://*.npy::file://{tmp_path}/ab.zip") == [1]
+    assert numbers(f"zip://*.npy::{tmp_path}/ab.zip") == [1]
 
 
 def test_a_bracket_can_be_escaped_in_a_glob(tmp_path: Path) -> None:
@@ -731,6 +747,58 @@ def test_a_writer_that_ends_while_its_folder_is_listed_leaves_nothing_out(
 
     monkeypatch.setattr(os, "walk", end_of_the_job)
     assert numbers(folder) == [1, 2, 4, 3]
+
+
+def _first(monkeypatch: pytest.MonkeyPatch, method: str, path: str, finish: Callable[[], object]) -> None:
+    """Have a writer end just before a folder is listed for the first time."""
+    kind, waiting = type(fsspec.filesystem("memory")), [finish]
+    listing = getattr(kind, method)
+
+    def listed(self: Any, folder: str, *args: Any, **kwargs: Any) -> Any:
+        if folder.rstrip("/").endswith(path) and waiting:
+            waiting.pop()()
+        return listing(self, folder, *args, **kwargs)
+
+    monkeypatch.setattr(kind, method, listed)
+
+
+def test_a_writer_that_ends_while_folders_are_listed_leaves_nothing_out(
+    walked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe({f"{walked}/{name}": npy(k) for k, name in enumerate(("a.npy", "deep/b.npy", "_writing/incomplete"))})
+
+    def end_of_the_job() -> None:
+        fs.pipe(f"{walked}/c.npy", npy(2))
+        fs.rm(f"{walked}/_writing", recursive=True)
+
+    _first(monkeypatch, "ls", "_writing", end_of_the_job)
+    assert numbers(walked) == [0, 2, 1]
+
+
+@pytest.mark.parametrize("last_page", [MANIFEST_NAME, "_writing/commit.json"])
+def test_a_writer_that_ends_while_pages_are_listed_leaves_nothing_out(
+    memory: str, last_page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pages lack its last file, the last one tells of its manifest, or of a note and no mark any more."""
+    fs = fsspec.filesystem("memory")
+    write_embeddings(np.repeat(np.arange(6, dtype=np.float32), 2).reshape(6, 2), memory, rows_per_file=2)
+    kind, pages = type(fs), [0]
+    find = kind.find
+
+    def find_by_pages(self: Any, path: str, **kwargs: Any) -> Any:
+        pages[0] += 1
+        found = find(self, path, **kwargs)
+        if pages[0] > 1:
+            return found
+        seen = {name: info for name, info in found.items() if not name.endswith(("2.npy", MANIFEST_NAME))}
+        manifest = next(info for name, info in found.items() if name.endswith(MANIFEST_NAME))
+        name = f"{memory.removeprefix('memory:/')}/{last_page}"
+        return {**seen, name: {**manifest, "name": name}}
+
+    monkeypatch.setattr(kind, "find", find_by_pages)
+    assert numbers(memory) == [0, 1, 2, 3, 4, 5]
+    assert pages == [2]
 
 
 def test_what_a_killed_writer_left_beside_whole_files_is_passed_over(folder: Path) -> None:

@@ -38,6 +38,8 @@ NAMES = [
     "é日本",
     "a=b,c;d",
     "~a@b",
+    "a::b",
+    "::",
 ]
 
 #: What an HDFS of version 2 makes of some of them when it is asked by HTTP: it decodes them twice.
@@ -225,6 +227,37 @@ def refused(url: str, options: dict[str, Any], kind: type[EmbeddingReaderError] 
         EmbeddingReader(url, storage_options=options)
     assert url in str(caught.value)
     return str(caught.value)
+
+
+def test_a_version_that_is_asked_for_is_the_one_that_is_read(s3: servers.S3Server, prefix: str) -> None:
+    versioned = replace(s3, bucket="versioned")
+    versioned.make_bucket()
+    filesystem = fsspec.filesystem("s3", version_aware=True, **s3.storage_options)
+    filesystem.make_bucket_versioned("versioned", True)
+    urls = []
+    for number in range(3):
+        filesystem.pipe_file(f"versioned/{prefix}/0.npy", npy(number))
+        version = filesystem.info(f"versioned/{prefix}/0.npy", refresh=True)["VersionId"]
+        urls.append(f"s3://versioned/{prefix}/0.npy?versionId={version}")
+    for number, url in enumerate(urls):
+        for where in (url, [url], f"simplecache::{url}"):
+            options = {"s3": s3.storage_options} if "::" in str(where) else s3.storage_options
+            reader = EmbeddingReader(where, storage_options=options)
+            np.testing.assert_array_equal(reader.to_dask_array().compute(), vectors(number))
+            assert reader.locate(0)[0] == url
+    for url in (urls[0].replace("0.npy", "1.npy"), urls[0].replace("/0.npy", "")):
+        with pytest.raises(NoFilesError, match="of the version that is asked for"):
+            EmbeddingReader(url, storage_options=s3.storage_options)
+
+
+@pytest.mark.parametrize("name", ["a::b.npy", "c::d/0.npy", "::/0.npy", "s3::e.npy"])
+def test_two_colons_in_a_key_are_no_chain(s3: servers.S3Server, prefix: str, name: str) -> None:
+    url = s3.put(f"{prefix}/{name}", npy())
+    for where in (url, f"{s3.root}/{prefix}", f"{url[:-1]}?", f"simplecache::{url}"):
+        options = {"s3": s3.storage_options} if where.startswith("simple") else s3.storage_options
+        reader = EmbeddingReader(where, storage_options=options)
+        np.testing.assert_array_equal(reader.to_dask_array().compute(), vectors())
+        assert reader.locate(0) == (url, 0)
 
 
 def test_a_bucket_that_is_missing(store: servers.ObjectStore) -> None:

@@ -18,6 +18,7 @@ import paramiko
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.core import url_to_fs
 
 from dask_embedding_reader import EmbeddingReader, retries
 from dask_embedding_reader.errors import FileChangedError
@@ -218,3 +219,21 @@ def test_threads_that_share_a_cache_never_see_a_file_before_it_is_whole(cache: s
             passes = [pool.submit(lambda: x.compute(scheduler="threads", num_workers=8)) for _ in range(2)]
             for finished in passes:
                 np.testing.assert_array_equal(finished.result(60), rows)
+
+
+def test_the_connection_of_the_program_keeps_its_timeout(sftp: Place) -> None:
+    filesystem, _ = url_to_fs(sftp.url, **sftp.options)
+    np.testing.assert_array_equal(sftp.open().to_dask_array().compute(), ROWS)
+    assert filesystem.ftp.get_channel().gettimeout() is None
+
+
+def test_who_reads_through_a_cache_is_told_of_it(tmp_path: Path) -> None:
+    (tmp_path / "emb").mkdir()
+    np.save(tmp_path / "emb" / "0.npy", ROWS)
+    with servers.http_files(tmp_path / "emb") as server:
+        options = {"simplecache": {"cache_storage": str(tmp_path / "cache")}}
+        reader = EmbeddingReader(f"simplecache::{server.url}/0.npy", storage_options=options)
+        np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)
+        np.save(tmp_path / "emb" / "0.npy", ROWS[::-1])
+        with pytest.raises(FileChangedError, match=r"0\.npy.*clear the cache in front of it"):
+            reader.to_dask_array().compute()

@@ -14,8 +14,10 @@ import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import fsspec
 import numpy as np
@@ -25,7 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from dask_embedding_reader import EmbeddingReader, finding, verify_embeddings, write_embeddings
+from dask_embedding_reader import EmbeddingReader, finding, storage, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import (
     ArgumentError,
     ColumnError,
@@ -35,6 +37,7 @@ from dask_embedding_reader.errors import (
     NoFilesError,
 )
 from dask_embedding_reader.saved_manifest import decode_manifest
+from dask_embedding_reader.storage import StoredFile
 from tests import servers
 from tests.stores import Bucket, emptied_bucket
 from tests.support import FORMATS, assert_batches, write_collection
@@ -67,7 +70,10 @@ def test_a_reader_is_saved_and_opened_again(tmp_path: Path, format_name: str) ->
     reader.save_manifest(tmp_path / "elsewhere.parquet")
     again = EmbeddingReader.from_manifest(tmp_path / "elsewhere.parquet", collection.folder, collection.metadata_folder)
     assert repr(again) == repr(reader)
-    assert again.manifest.token == reader.manifest.token  # so that keys of Dask are the same
+    once_more = EmbeddingReader.from_manifest(
+        tmp_path / "elsewhere.parquet", collection.folder, collection.metadata_folder
+    )
+    assert again.manifest.token == once_more.manifest.token  # so that keys of Dask are the same
     assert again.locate(-1) == reader.locate(-1)
     assert_batches(again(5, dtype=None, show_progress=False), collection, 5, dtype=None)
     assert_batches(pickle.loads(pickle.dumps(again))(5, dtype=None, show_progress=False), collection, 5, dtype=None)
@@ -105,6 +111,30 @@ def test_ten_thousand_files_are_opened_with_one_request(bucket: Bucket, tmp_path
     assert len(bucket.objects["emb/.manifest.embeddings"].content) < 500_000
 
 
+@pytest.mark.parametrize("format_name", ["npy", "parquet-list"])
+def test_a_copy_that_keeps_times_is_as_good_as_the_collection(
+    tmp_path: Path, format_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = write_collection(tmp_path / "emb", format_name)
+    collection.open().save_manifest()
+    (manifest,) = (path for path in collection.folder.iterdir() if path.name.startswith("."))
+    shutil.copytree(collection.folder, tmp_path / "copy")
+    for opened in (
+        EmbeddingReader.from_manifest(tmp_path / "copy" / manifest.name),
+        EmbeddingReader.from_manifest(manifest, tmp_path / "copy"),
+    ):
+        assert_batches(opened(5, dtype=None, show_progress=False), collection, 5, dtype=None)
+    # And no header is read.
+    monkeypatch.setattr("dask_embedding_reader.storage._read_local", _only_manifests)
+    monkeypatch.setattr("dask_embedding_reader.formats.parquet.local_input", Mock(side_effect=AssertionError))
+    assert len(replace(collection, folder=tmp_path / "copy").open()) == len(collection.rows)
+
+
+def _only_manifests(file: StoredFile, *arguments: Any, read: Callable[..., None] = storage._read_local) -> None:
+    assert "/.manifest" in file.path
+    read(file, *arguments)
+
+
 @pytest.mark.parametrize("format_name", ["npy", "parquet-list", "parquet_npy-one-folder"])
 def test_what_changed_is_read_anew_by_a_plain_open(tmp_path: Path, format_name: str) -> None:
     collection = write_collection(tmp_path / "a", format_name, seed=1)
@@ -135,6 +165,18 @@ def test_what_changed_is_named_when_it_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(x[:20].compute(), ROWS)
     with pytest.raises(FileChangedError, match=r"1\.npy: the file changed since"):
         x[20:40].compute()
+
+
+def test_a_file_of_the_same_size_and_time_that_comes_later_is_noticed_beside_a_manifest_too(tmp_path: Path) -> None:
+    write_embeddings(ROWS, tmp_path, rows_per_file=10)
+    reader = EmbeddingReader(tmp_path)
+    path = tmp_path / "00000001.npy"
+    other = tmp_path / "other"
+    shutil.copy2(path, other)
+    other.replace(path)
+    with pytest.raises(FileChangedError, match=r"00000001\.npy.*of the same size and time"):
+        next(reader(20, show_progress=False))
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), ROWS)
 
 
 def test_a_file_that_has_gone_is_named(tmp_path: Path) -> None:
@@ -186,12 +228,12 @@ def test_several_folders_files_and_patterns(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"is not one folder; say where"):
         reader.save_manifest()
     reader.save_manifest(saved)
-    assert EmbeddingReader.from_manifest(saved, sources).manifest.token == reader.manifest.token
+    assert EmbeddingReader.from_manifest(saved, sources).manifest.vectors.paths == reader.manifest.vectors.paths
     with pytest.raises(ArgumentError, match=r"saved of a collection in 3 folders .* 1 and none are named"):
         EmbeddingReader.from_manifest(saved)
     pattern = EmbeddingReader(f"{tmp_path}/*/0.npy")
     pattern.save_manifest(saved)
-    assert EmbeddingReader.from_manifest(saved, tmp_path).manifest.token == pattern.manifest.token
+    assert EmbeddingReader.from_manifest(saved, tmp_path).manifest.vectors.paths == pattern.manifest.vectors.paths
     for refused in (tmp_path / "a/m.npy", tmp_path / "b/deep/m.npy"):
         with pytest.raises(
             ArgumentError, match=r"m\.npy would be read as data of .*; let its name end in \.embeddings"
@@ -308,7 +350,7 @@ def test_names_that_are_no_utf8_are_saved(tmp_path: Path, name: bytes) -> None:
     reader = EmbeddingReader(tmp_path)
     reader.save_manifest()
     for again in (EmbeddingReader(tmp_path), EmbeddingReader.from_manifest(tmp_path)):
-        assert again.manifest.token == reader.manifest.token
+        assert again.manifest.vectors.paths == reader.manifest.vectors.paths
         np.testing.assert_array_equal(again.to_dask_array().compute(), ROWS)
     os.remove(path)
     with open(os.path.join(os.fsencode(tmp_path), b"other.npy"), "wb") as opened:

@@ -105,10 +105,23 @@ def test_what_is_handed_out_holds_no_secret(place: Place) -> None:
     x = reader.to_dask_array(max_piece_size=7)
     frame = reader.to_dask_dataframe(max_piece_size=7)
     graph = dict(x.__dask_graph__())
-    seen = [reader, x, frame, reader.manifest, reader.manifest.vectors, reader.manifest.vectors.header(0)]
+    seen = [
+        reader,
+        reader.locate(0),
+        x,
+        frame,
+        reader.manifest,
+        reader.manifest.vectors,
+        reader.manifest.vectors.header(0),
+    ]
     texts = [*map(repr, seen), *map(str, seen), *map(str, graph), *map(repr, graph.values())]
     texts += [x.name, tokenize(x), tokenize(frame)]
     assert [text for text in texts if place.secret in text] == []
+
+
+def test_who_asks_for_an_address_with_its_secrets_gets_one_that_can_be_opened(place: Place) -> None:
+    url, row = place.open().locate(35, secrets=True)
+    assert (url, row) == (place.url("1.npy"), 5)
 
 
 def test_what_is_kept_holds_no_secret(place: Place, tmp_path: Path) -> None:

@@ -10,18 +10,20 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from email.message import Message
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dask_embedding_reader import EmbeddingReader
-from dask_embedding_reader.errors import FormatError, NoFilesError
+from dask_embedding_reader import EmbeddingReader, retries
+from dask_embedding_reader.errors import FormatError, NoFilesError, ReadError
 from dask_embedding_reader.formats.parquet_footer import parse_footer
 from tests.fuzz.seeds import npy_bytes, parquet_bytes
 
@@ -225,3 +227,158 @@ def test_an_npy_file_that_would_have_to_be_unpickled_is_refused(tmp_path: Path) 
     with pytest.raises(FormatError, match="Python objects"):
         EmbeddingReader(tmp_path)
     assert not (tmp_path / "tripped").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Answers
+
+
+class Question(NamedTuple):
+    """What a server is asked."""
+
+    method: str
+    path: str
+    headers: Message
+
+    def file(self, content: bytes) -> bytes:
+        """The answer that brings a range of a file, or all of it."""
+        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        start, stop = int(first), min(int(last or len(content)) + 1, len(content))
+        head = f'HTTP/1.1 206 OK\r\nETag: "1"\r\nContent-Range: bytes {start}-{stop - 1}/{len(content)}\r\n'
+        return f"{head}Content-Length: {stop - start}\r\n\r\n".encode() + content[start:stop] * (self.method == "GET")
+
+
+class Answering(NamedTuple):
+    """A server, and what it has been asked."""
+
+    url: str
+    questions: list[Question]
+
+
+@contextmanager
+def answering(answer: Callable[[Question], bytes | None]) -> Iterator[Answering]:
+    """Answer with these very bytes; with nothing but "still to come", for ever, instead of None."""
+    questions: list[Question] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: Any, **kwargs: Any) -> None:
+            """Tests have better use for stderr."""
+
+        def do_GET(self) -> None:
+            questions.append(Question(self.command, self.path, self.headers))
+            answered = answer(questions[-1])
+            with suppress(ConnectionError):  # the client has had enough
+                while answered is None:
+                    self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n")
+                self.wfile.write(answered)
+
+        do_HEAD = do_GET  # noqa: N815 - the name that the server asks for
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield Answering(f"http://127.0.0.1:{server.server_port}", questions)
+        server.shutdown()
+
+
+PAGE = b'HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 23\r\n\r\n<a href="0.npy">0</a>  '
+BUSY = b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"
+
+OTHER_OPTIONS: list[dict[str, Any]] = [{}, {"client_kwargs": {"trust_env": True}}]
+"""With those of the second kind fsspec's own client asks."""
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
+
+
+@pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize("options", OTHER_OPTIONS)
+@pytest.mark.parametrize("answered", [0, 1, 2])
+def test_a_server_that_never_answers_but_always_says_that_it_will_is_an_error(
+    answered: int, options: dict[str, Any]
+) -> None:
+    """When the folder is listed, when the file is looked up, when its rows are read."""
+
+    def answer(question: Question) -> bytes | None:
+        if len(server.questions) > answered:
+            return None
+        return PAGE if question.path == "/" else question.file(npy_bytes(ROWS))
+
+    with answering(answer) as server, pytest.raises(ReadError, match="again and again, and never answers"):
+        EmbeddingReader(server.url + "/", storage_options=options).to_dask_array().compute(scheduler="sync")
+
+
+SECRETS = {"X-Api-Key": "a", "x-auth-token": "b", "Authorization": "c", "X-Whatever": "d", "Cookie": "e=f"}
+
+
+@pytest.mark.usefixtures("short_pauses")
+@pytest.mark.parametrize("to_itself", [False, True])
+@pytest.mark.parametrize("given", ["headers", "client_kwargs"])
+@pytest.mark.parametrize("options", OTHER_OPTIONS)
+def test_headers_stay_with_the_server_that_they_are_for(options: dict[str, Any], given: str, to_itself: bool) -> None:
+    def answer(question: Question) -> bytes:
+        if len(there.questions) % 3 == 0:
+            return BUSY
+        return PAGE if question.path == "/there/" else question.file(npy_bytes(ROWS))
+
+    def point(question: Question) -> bytes:
+        if question.path.startswith("/there"):
+            there.questions.append(question)
+            return answer(question)
+        url = "" if to_itself else there.url
+        return f"HTTP/1.1 302 There\r\nLocation: {url}/there{question.path}\r\nContent-Length: 0\r\n\r\n".encode()
+
+    if given == "headers":
+        options = {**options, "headers": SECRETS}
+    else:
+        options = {"client_kwargs": {**options.get("client_kwargs", {}), "headers": SECRETS}}
+    with answering(answer) as there, answering(point) as here:
+        reader = EmbeddingReader(here.url + "/", storage_options=options)
+        array = reader.to_dask_array(max_piece_size=1)
+        np.testing.assert_array_equal(array.compute(scheduler="sync"), ROWS)
+    assert len(there.questions) > 6
+    for question in there.questions:
+        assert [name for name in SECRETS if name in question.headers] == (list(SECRETS) if to_itself else [])
+
+
+@pytest.mark.parametrize(
+    ("value", "pause"),
+    [
+        *[(value, 0) for value in ("\xb2", "", "-5", "nan", "inf", "soon", "0x10", "Mon, 99 Foo 2020", "1e3", "5 s")],
+        *[(value, 0) for value in ("Thu, 01 Jan 1970 00:00:00 GMT", "Mon, 01 Jan 0001 00:00:00 -0000")],
+        *[(value, retries.LONGEST_PAUSE_SECONDS) for value in ("9" * 5_000, "Fri, 31 Dec 9999 23:59:59 GMT")],
+        ("Fri, 31 Dec 99999 23:59:59 GMT", 0),
+        (" 7 ", 7),
+        ("7.5", 7.5),
+    ],
+)
+def test_no_retry_after_prevents_the_retry(value: str, pause: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(retries, "pause", pauses.append)
+
+    class BusyError(OSError):
+        status, headers = 429, MappingProxyType({"Retry-After": value})
+
+    answers = [BusyError()]
+
+    def attempt() -> str:
+        if answers:
+            raise answers.pop()
+        return "came"
+
+    assert retries.with_retries(attempt, "reading") == "came"
+    assert pauses == [pytest.approx(pause, abs=0.31)]
+
+
+def test_secrets_of_a_long_text_are_found_in_one_pass() -> None:
+    """A web server may link to whatever it likes; to look at each question mark anew took minutes."""
+    long = "a?" * 200_000
+    assert retries.hide_secrets(f"({long})") == f"({long})"
+    assert retries.hide_secrets(f"http://user:p@ss@host/x?{long}=1 'http://h/?a=b', s3://x@{long}") == (
+        f"http://host/x 'http://h/', s3://{long}"
+    )
