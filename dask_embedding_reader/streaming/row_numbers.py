@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import dask.array as da
@@ -166,7 +167,11 @@ class _Trace:
 
     def run(self, keys: Iterable[Key]) -> Mapping[Key, Rows | None]:
         """Return the rows that each task makes; None where no piece goes into it."""
-        for key in depth_first(self._graph, keys, tuple(self._rows)):
+        asked = list(keys)
+        # What is persisted on a cluster is not in the graph: nobody knows of what it was made.
+        needed = chain(asked, *(node.dependencies for node in self._graph.values()))
+        self._rows = {**{key: None for key in needed if key not in self._graph}, **self._rows}
+        for key in depth_first(self._graph, asked, self._rows.keys()):
             self._rows[key] = self._rows_of(self._graph[key])
         return self._rows
 
