@@ -123,10 +123,13 @@ class _PieceDep(ArrayBlockwiseDep):
 
     def __getitem__(self, index: tuple[int, ...]) -> LazyPiece:
         if not len(self._plan):
-            return LazyPiece(_version(), self._vectors, self._columns, self._plan.files.header(0), 0, 0, self._dtype)
+            return LazyPiece(_version(), self._vectors, self._columns, self._plan.files.header(0), 0, 0, self._dtype, 0)
         piece = self._plan[index[0]]
         header = self._plan.files.header(*piece)
-        return LazyPiece(_version(), self._vectors, self._columns, header, piece.start, piece.stop, self._dtype)
+        first_row = int(self._plan.files.offsets[piece.file]) + piece.start
+        return LazyPiece(
+            _version(), self._vectors, self._columns, header, piece.start, piece.stop, self._dtype, first_row
+        )
 
     def __dask_tokenize__(self) -> str:
         return self.token
@@ -150,6 +153,13 @@ class LazyPiece:
     """The row after the last one."""
     dtype: np.dtype[Any]
     """The dtype wanted."""
+    first_row: int
+    """The first row, counted in the collection."""
+
+    @property
+    def rows(self) -> range:
+        """The row numbers in the collection."""
+        return range(self.first_row, self.first_row + self.stop - self.start)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -326,7 +326,7 @@ def _read_manifest(
     headers = _read_headers(vectors, files, own_columns, show_progress, known, heads)
     partners = None
     if partner_files is not None:
-        paired = pair_files(files, partner_files)
+        paired = pair_files(files, partner_files, (roots, partner_roots))
         known = saved_headers(saved, paired, Columns(meta=columns.meta))
         partners = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known)
     return make_manifest(

@@ -58,7 +58,8 @@ class EmbeddingReader:
         parquet and parquet_npy: the metadata columns to read; none by default.
     metadata_folder : str, os.PathLike or list of these, optional
         parquet_npy: where the parquet files are; by default in ``embeddings_folder``. They are paired with the npy
-        files by their path below the folder, else by shard number (the last number in the name), else by position.
+        files by their path below the folder, else by the numbers or words that tell them apart, else folder by folder
+        where these are named one by one. Only where no name and no number says anything it is by position.
     storage_options : dict, optional
         Passed to fsspec for ``embeddings_folder``: credentials, endpoints.
     metadata_storage_options : dict, optional

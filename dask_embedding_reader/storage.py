@@ -295,10 +295,13 @@ def open_local(path: str) -> int:
     """Open a local file; what is none is an error, such as a pipe, whose other end one might wait for for ever."""
     flags = ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK")
     descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in flags))
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
         return descriptor
     os.close(descriptor)
-    raise OSError(errno.EINVAL, "not a regular file, but a pipe, a device or a folder", path)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file", path)
+    raise OSError(errno.EINVAL, "not a regular file, but a pipe or a device", path)
 
 
 def local_input(file: StoredFile) -> pa.NativeFile:

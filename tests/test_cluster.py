@@ -11,9 +11,12 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 from distributed import Client, LocalCluster
 
+from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.streaming import iter_batches
 from tests.support import assert_batches, wait_until, write_collection
 
@@ -76,6 +79,23 @@ def test_array_and_frame_of_a_reader(client: Client, name: str, tmp_path: Path) 
     reader = collection.open()
     x, meta = reader.to_dask_array(max_piece_size=4), reader.to_dask_dataframe(max_piece_size=4)
     assert_batches(iter_batches(x, meta, batch_size=6), collection, 6, dtype=None)
+
+
+def test_a_frame_of_other_rows_is_an_error_before_wrong_pairs_come_out(client: Client, tmp_path: Path) -> None:
+    for k in range(4):
+        np.save(tmp_path / f"{k}.npy", np.arange(5.0 * k, 5 * k + 5)[:, None] * [1, 1])
+        pd.DataFrame({"row": range(5 * k, 5 * k + 5)}).to_parquet(tmp_path / f"{k}.parquet")
+    reader = EmbeddingReader(tmp_path, "parquet_npy", meta_columns="row")
+    x, meta = reader.to_dask_array(), reader.to_dask_dataframe()
+    for array in (x * 2, x - x.mean(axis=0)):
+        metas = [frame for _, frame in iter_batches(array[5:15], meta.loc[5:14], batch_size=4)]
+        assert [row for frame in metas for row in frame["row"]] == list(range(5, 15))
+        with pytest.raises(MismatchError, match="'i' of the frame is"):
+            next(iter_batches(array, meta.sample(frac=1, random_state=0).compute(), batch_size=4))
+    with pytest.raises(MismatchError, match="'i' of the frame is"):
+        next(iter_batches(x, meta.sample(frac=1, random_state=0), batch_size=4))
+    with pytest.raises(MismatchError, match="is 5 beside row 0 of the array, where 0 was expected"):
+        next(iter_batches(x[:10], meta.loc[5:14], batch_size=4))
 
 
 # The mean of all chunks comes first: two minutes where others work too.

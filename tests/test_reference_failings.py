@@ -7,6 +7,7 @@ faults of the network, refusals and crashes.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -122,8 +123,9 @@ def test_files_of_different_dtype_in_one_folder_of_parquet(tmp_path: Path) -> No
 
 def write_pairs(root: Path, vectors: dict[str, int], metadata: dict[str, int]) -> dict[str, Any]:
     """Files of so many rows; the n-th vector overall is n, and so is the n-th id."""
-    for folder in ("emb", "meta"):
-        (root / folder).mkdir()
+    for folder, names in (("emb", vectors), ("meta", metadata)):
+        for name in names:
+            (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
     start = 0
     for name, count in vectors.items():
         np.save(root / "emb" / f"{name}.npy", np.arange(start, start + count, dtype=np.float32)[:, None])
@@ -168,17 +170,77 @@ def test_an_empty_npy_file_does_not_shift_the_pairing(tmp_path: Path) -> None:
 )
 def test_metadata_files_that_do_not_fit_are_refused(metadata: dict[str, int], named: str, tmp_path: Path) -> None:
     options = write_pairs(tmp_path, {"0": 3, "1": 3}, metadata)
-    if named == "1.npy" and "2" in metadata:
-        # Two files and two files: position pairs what neither name nor number does.
-        assert_paired(options)
-        return
     with pytest.raises(MismatchError, match=named):
         EmbeddingReader(**options)
 
 
-def test_padded_numbers_pair_with_unpadded_ones(tmp_path: Path) -> None:
-    # As strings, 10.parquet comes before 2.parquet.
-    assert_paired(write_pairs(tmp_path, {"0002": 3, "0010": 3}, {"2": 3, "10": 3}))
+# The files of each kind, those that belong together at the same place.
+PAIRED = {
+    "path": ("a/0 a/1 b/0", "a/0 a/1 b/0"),
+    "padding": ("0002 0010", "2 10"),  # as strings, 10 comes before 2
+    "padding of some": ("8 9 10", "08 09 10"),
+    "prefixes": ("img_emb_0 img_emb_1 img_emb_10", "metadata_0 metadata_1 metadata_10"),
+    "words": ("train/0 test/0", "train_meta/0 test_meta/0"),
+    "words the other way round": ("train_emb test_emb", "b_train a_test"),
+    "capitals": ("Train_0 Test_0", "train0 test0"),
+    "words and numbers": ("train/0 train/1 test/0", "train/meta_0 train/meta_1 test/meta_0"),
+    "numbers of folders": ("e1/0 e1/1 e2/0", "m1/part-0 m1/part-1 m2/part-0"),
+    "how many there are": ("emb_0_of_2 emb_1_of_2 emb_2_of_2", "0 1 2"),
+    "dimension": ("emb_0_512 emb_1_512 emb_512_512", "0 1 512"),
+    "model": ("vit_b32_0 vit_b32_1", "32_0 32_1"),
+    "only the last number": ("a_0_7 b_1_8", "p7 q8"),
+    "Spark": ("0 1 2", "part-0000-7f3e-c000 part-0001-5ab-9-c000 part-0002-c-c000"),
+    "a folder for each": ("emb_0 emb_1", "0/metadata 1/metadata"),
+    "the first has no number": ("emb emb_1 emb_2", "meta meta_1 meta_2"),
+    "nothing in common": ("x y", "p q"),
+    "numbers on one side": ("cats dogs", "part0 part1"),
+    "one file of each": ("emb_2", "metadata_3"),
+}
+
+
+@pytest.mark.parametrize("case", PAIRED)
+def test_files_are_paired_by_what_their_names_say(case: str, tmp_path: Path) -> None:
+    vectors, metadata = (dict.fromkeys(names.split(), 3) for names in PAIRED[case])
+    assert_paired(write_pairs(tmp_path, vectors, metadata))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "metadata", "lonely", "spare"),
+    [
+        ("emb_0 emb_1 emb_2 emb_4", "meta_0 meta_1 meta_3 meta_4", "emb_2.npy", "meta_3.parquet"),
+        ("emb_0_512 emb_1_512 emb_3_512", "0 1 2", "emb_3_512.npy", "/2.parquet"),
+        ("x y z", "w x y", "z.npy", "w.parquet"),
+        ("train val", "meta_train meta_test", "val.npy", "meta_test.parquet"),
+        ("a_0 b_1 c_2", "a_0 b_1 d_2", "c_2.npy", "d_2.parquet"),
+        ("emb_1 emb_2", "meta_3 meta_4", "emb_1.npy", "meta_3.parquet"),
+        ("0 1", "1 2", "0.npy", "2.parquet"),
+        ("1/emb_0 1/emb_1 2/emb_0", "1/meta_0 1/meta_1 3/meta_0", "2/emb_0.npy", "3/meta_0.parquet"),
+        # Which folder belongs to which is not told.
+        ("a/0 b/0", "z/0 c/0", "a/0.npy", "b/0.npy"),
+        ("a/0 a/1 b/0 b/1", "z/0 z/1 c/0 c/1", "a/0.npy", "b/0.npy"),
+        # Words and the order, or the number, say different things.
+        ("a_train/0 b_test/0", "b_train/0 a_test/0", "a_train/0.npy", "b_test/0.npy"),
+        ("a_train b_test", "b_train a_test", "a_train.npy", "a_test.parquet"),
+        ("a/emb_0 b/emb_1", "b/meta_0 a/meta_1", "a/emb_0.npy", "b/meta_0.parquet"),
+    ],
+)
+def test_position_pairs_nothing_where_a_name_or_number_says_otherwise(
+    vectors: str, metadata: str, lonely: str, spare: str, tmp_path: Path
+) -> None:
+    options = write_pairs(tmp_path, dict.fromkeys(vectors.split(), 3), dict.fromkeys(metadata.split(), 3))
+    with pytest.raises(MismatchError, match=rf"(?s){re.escape(lonely)}.*{re.escape(spare)}"):
+        EmbeddingReader(**options)
+
+
+def test_folders_that_are_named_one_by_one_are_paired_in_that_order(tmp_path: Path) -> None:
+    options = write_pairs(tmp_path, {"a/0": 2, "a/1": 3, "b/0": 2}, {"z/0": 2, "z/1": 3, "c/0": 2})
+    root, beside = options["embeddings_folder"], options["metadata_folder"]
+    with pytest.raises(MismatchError, match="named one by one"):
+        EmbeddingReader(**options)
+    both = {"embeddings_folder": [f"{root}/a", f"{root}/b"], "metadata_folder": [f"{beside}/z", f"{beside}/c"]}
+    assert_paired({**options, **both})
+    with pytest.raises(MismatchError, match=r"a/1\.npy"):
+        EmbeddingReader(**{**options, **both, "metadata_folder": [f"{beside}/c", f"{beside}/z"]})
 
 
 def test_int64_ids_do_not_pass_through_float64(tmp_path: Path) -> None:

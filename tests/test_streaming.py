@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import re
 import threading
 import warnings
 import weakref
@@ -19,10 +20,12 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+from dask.base import optimize
 from dask.delayed import delayed
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, MismatchError, ReadError
 from dask_embedding_reader.streaming import iter_batches
 from tests.support import FORMATS, assert_batches, finishes, wait_until, write_collection
@@ -369,6 +372,169 @@ def test_row_numbers_come_from_the_index_or_the_column_named_i_else_from_the_pos
             metas = [meta for _, meta in iter_batches(x, given_frame, batch_size=4)]
             assert all(list(meta.columns) == ["a", "b", "i"] for meta in metas)
             assert [i for meta in metas for i in meta["i"]] == list(range(first, first + 6))
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> tuple[da.Array, dd.DataFrame, pd.DataFrame]:
+    """An array, its lazy frame and that in memory, of files of 9, 0, 13 and 18 rows; row k holds k in both."""
+    root = tmp_path_factory.mktemp("numbered")
+    for number, (start, stop) in enumerate([(0, 9), (9, 9), (9, 22), (22, 40)]):
+        np.save(root / f"{number}.npy", np.arange(start, stop, dtype=np.float64)[:, None] * [1, 1, 1])
+        pd.DataFrame({"row": range(start, stop)}).to_parquet(root / f"{number}.parquet")
+    reader = EmbeddingReader(root, "parquet_npy", meta_columns="row")
+    frame = reader.to_dask_dataframe(max_piece_size=5)
+    return reader.to_dask_array(max_piece_size=5), frame, frame.compute(scheduler="synchronous")
+
+
+#: Of the array and of numpy row numbers alike.
+PICKS: dict[str, Expression] = {
+    "all": lambda x: x,
+    "slice": lambda x: x[5:31],
+    "slices": lambda x: x[3:][2:20][1:],
+    "steps": lambda x: x[2::3],
+    "backwards": lambda x: x[::-1],
+    "list": lambda x: x[[30, 2, 2, 39, 19, 20, 21]],
+    "order within a chunk": lambda x: x[[2, 0, 1]],
+    "mask": lambda x: x[np.arange(40) % 3 == 1],
+    "joined": lambda x: _concatenate([x[30:], x[:7], x[12:20]]),
+    "turned": lambda x: _concatenate([x[-3:], x[:-3]]),
+    "larger chunks": lambda x: _rechunk(x[7:33], 11),
+    "smaller chunks": lambda x: _rechunk(x[::2], 2),
+    "narrow chunks": lambda x: _rechunk(x[7:33], (6, 1)),
+}
+ROW_BY_ROW: dict[str, Callable[[da.Array], da.Array]] = {
+    "as it is": lambda x: x,
+    "computed": lambda x: abs(x * 2 + 1).astype("float32"),
+    "centred": lambda x: (x - x.mean(axis=0)) / x.std(axis=0),
+    "norms": lambda x: (x**2).sum(axis=1),
+    "item": lambda x: x[:, 1],
+    "product": lambda x: x @ (x.T @ x),
+    "scores": lambda x: x @ x[:2].T,
+    "foreign": lambda x: x - da.arange(len(x), chunks=(x.chunks[0],))[:, None],
+    "optimized": lambda x: optimize(x * 2)[0],
+}
+
+
+def _concatenate(parts: list[Any]) -> Any:
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else da.concatenate(parts)
+
+
+def _rechunk(x: Any, chunks: Any) -> Any:
+    return x if isinstance(x, np.ndarray) else x.rechunk(chunks)
+
+
+def frames_of(frame: pd.DataFrame, chunks: tuple[int, ...]) -> dict[str, Any]:
+    """The same rows in all kinds of frames that go beside an array of these chunks."""
+    bounds = np.cumsum([0, *chunks]).tolist()
+    lazy = dd.from_map(lambda k: frame.iloc[bounds[k] : bounds[k + 1]], range(len(chunks)), meta=frame.iloc[:0])
+    return {"index": frame, "column": frame.reset_index(), "lazy": lazy, "lazy column": lazy.reset_index()}
+
+
+def assert_refused(array: da.Array, frame: Any, rows: Any, batch_size: int = 4) -> str:
+    """The frame is refused before a row of it comes beside another row of the array, which has these."""
+
+    def consume() -> None:
+        place = 0
+        for batch, meta in iter_batches(array, frame, batch_size=batch_size):
+            assert meta["row"].tolist() == rows[place : place + len(batch)].tolist()
+            place += len(batch)
+
+    with pytest.raises(MismatchError) as caught:
+        consume()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("pick", PICKS)
+def test_the_rows_that_an_array_is_made_of_are_those_of_the_frame(pick: str, numbered: tuple[Any, Any, Any]) -> None:
+    array, frame = PICKS[pick](numbered[0]), numbered[2]
+    rows = PICKS[pick](np.arange(40))
+    others = [other for other in (np.roll(rows, 1), (rows + 1) % 40, np.sort(rows)) if (other != rows).any()]
+    for number, (name, expression) in enumerate(ROW_BY_ROW.items()):
+        derived = expression(array)
+        frames = frames_of(frame.loc[rows], derived.chunks[0])
+        for kind in ("index", "lazy") if number else frames:
+            metas = [meta for _, meta in iter_batches(derived, frames[kind], batch_size=4)]
+            assert [i for meta in metas for i in meta["i"]] == rows.tolist(), (name, kind)
+        for other in others:
+            frames = frames_of(frame.loc[other], derived.chunks[0])
+            for kind in ("index", "lazy") if number else frames:
+                said = assert_refused(derived, frames[kind], rows)
+                assert re.search(r"'i' of the frame is \d+ beside row \d+ of the array", said), (name, kind)
+
+
+UNTOLD: dict[str, Callable[[da.Array], da.Array]] = {
+    "from elsewhere": lambda x: da.zeros((26, 3), chunks=4),
+    "persisted": lambda x: x[7:33].persist(scheduler="synchronous"),
+    "overlapping": lambda x: overlapped(x[7:33]),
+    "partly": lambda x: da.concatenate([da.zeros((3, 3)), x[10:20], da.zeros((13, 3))]),
+}
+
+
+@pytest.mark.parametrize("name", UNTOLD)
+def test_where_the_array_does_not_tell_its_rows_they_count_up_by_one(name: str, numbered: tuple[Any, Any, Any]) -> None:
+    array, frame = UNTOLD[name](numbered[0]), numbered[2]
+    for kind, given_frame in frames_of(frame.loc[7:32], array.chunks[0]).items():
+        metas = [meta for _, meta in iter_batches(array, given_frame, batch_size=4)]
+        assert [i for meta in metas for i in meta["i"]] == list(range(7, 33)), kind
+    swapped = [*range(7, 31), 32, 31]
+    for rows in (np.arange(40)[:0:-1][:26], np.arange(40)[::2].repeat(2)[:26], np.array([*range(25), 26]), swapped):
+        for given_frame in frames_of(frame.loc[rows], array.chunks[0]).values():
+            with pytest.raises(MismatchError, match=r"counts up by one where the array does not tell"):
+                list(iter_batches(array, given_frame, batch_size=4))
+
+
+OTHERS: dict[str, Callable[[Any], Any]] = {
+    "sampled": lambda m: m.sample(frac=1, random_state=0),
+    "sorted": lambda m: m.sort_values("key"),
+    "of other rows": lambda m: m.loc[10:29],
+    "joined": lambda m: m.merge(m[m["row"] != 9], left_index=True, right_index=True, suffixes=("", "2")),
+    "shortened": lambda m: m[m["row"] != 9],
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_frame_of_other_rows_is_an_error_before_wrong_pairs_come_out(
+    other: str, lazy: bool, numbered: tuple[Any, Any, Any]
+) -> None:
+    x, frame = numbered[0], numbered[1] if lazy else numbered[2]
+    with dask.config.set(scheduler="synchronous"):  # sorting computes
+        given_frame = OTHERS[other](frame.assign(key=(frame["row"] * 7) % 40))
+        assert "frame" in assert_refused(x[:20] if other == "of other rows" else x, given_frame, np.arange(40), 3)
+
+
+def test_a_frame_without_row_numbers_is_paired_by_position(numbered: tuple[Any, Any, Any]) -> None:
+    x, lazy, frame = numbered
+    backwards = frame[::-1].reset_index(drop=True)
+    for given_frame in (lazy.reset_index(drop=True), lazy.rename_axis("j"), frame.rename_axis(None), backwards):
+        rows = [row for _, meta in iter_batches(x, given_frame, batch_size=3) for row in meta["row"]]
+        assert rows == list(range(39, -1, -1) if given_frame is backwards else range(40))
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint64", "Int64", "int64[pyarrow]", "float64", "object", "category"])
+def test_row_numbers_of_any_type(kind: str) -> None:
+    x = da.zeros((6, 2), chunks=4)
+    right, wrong = (table(6).assign(i=pd.Series(i, dtype=kind)) for i in ([3, 4, 5, 6, 7, 8], [3, 4, 5, 7, 6, 8]))
+    assert [i for _, meta in iter_batches(x, right, batch_size=4) for i in meta["i"]] == list(range(3, 9))
+    with pytest.raises(MismatchError, match=r"is 7(\.0)? beside row 3 .* 6 was expected"):
+        next(iter_batches(x, wrong, batch_size=4))
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        list("abcdef"),
+        [0, 1, None, 3, 4, 5],
+        pd.array([0, 1, None, 3, 4, 5], "Int64"),
+        [0.0, 1, 2.5, 3, 4, 5],
+        [True] * 6,
+    ],
+)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_what_are_no_row_numbers_is_not_taken_for_them(numbers: Any, lazy: bool) -> None:
+    frame: Any = table(6).assign(i=numbers)
+    with pytest.raises(MismatchError, match=r"'i' of the frame is .* drop the numbers: .*reset_index\(drop=True\)"):
+        list(iter_batches(da.zeros((6, 2), chunks=3), dd.from_pandas(frame, 2) if lazy else frame, batch_size=4))
 
 
 def test_a_frame_that_lost_rows_is_an_error_before_wrong_pairs_come_out() -> None:

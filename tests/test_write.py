@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -387,7 +388,10 @@ def test_arrays_that_make_no_sense(tmp_path: Path, array: Any, kind: Any, messag
         (FRAME.rename(columns={"id": 5}), ColumnError, "the metadata column 5 has no string for a name"),
         (FRAME.rename(columns={"id": "word"}), ColumnError, "more than one column 'word'"),
         (FRAME.rename(columns={"id": "embedding"}), ColumnError, "name of the column of vectors"),
-        (FRAME.assign(i=7), ColumnError, "does not count rows one by one"),
+        (FRAME.assign(i=7), MismatchError, r"'i' of the frame is 7 beside row 1 of the array, where 8 was expected"),
+        (FRAME.assign(i=FRAME["word"]), MismatchError, r"'i' of the frame is 'word 0' \(str.*an integer was expected"),
+        (FRAME.rename_axis("i")[::-1], MismatchError, r"'i' of the frame is 18 beside row 1 .*, where 20 was expected"),
+        (FRAME.rename_axis("i").assign(i=range(20)), ArgumentError, "both an index and a column"),
         (FRAME.set_index("id"), ColumnError, "index .* would not be stored"),
         (
             FRAME.set_axis(pd.Index(["id", "\ud800"], dtype=object), axis=1),
@@ -411,6 +415,117 @@ def test_metadata_that_would_be_lost_is_refused(tmp_path: Path, frame: Any, kind
         write_embeddings(ROWS, tmp_path, "parquet", frame)
     write_embeddings(ROWS, tmp_path, "parquet", FRAME.assign(i=range(100, 120)))  # row numbers are made anew
     assert pq.read_schema(tmp_path / "00000000.parquet").names == ["embedding", "id", "word"]
+
+
+def open_folder(folder: Path, columns: list[str]) -> pd.DataFrame:
+    """The metadata beside the first item of each vector."""
+    reader = EmbeddingReader(folder, "parquet", meta_columns=columns)
+    frame: pd.DataFrame = reader.to_dask_dataframe().compute()
+    return frame.assign(first=reader.to_dask_array().compute()[:, 0])
+
+
+@pytest.mark.parametrize("compute", [True, False])
+@pytest.mark.parametrize("kind", ["lazy", "pandas", "column", "foreign", "foreign pandas"])
+def test_a_frame_of_other_rows_is_refused(tmp_path: Path, kind: str, compute: bool) -> None:
+    """20 rows in files of 7 and 13; "id" is the row number, and so is a third of the first item."""
+    collection = tmp_path / "collection"
+    write_embeddings(ROWS, collection, "parquet", FRAME, rows_per_file=7)
+    reader = EmbeddingReader(collection, "parquet", meta_columns="id")
+    x, lazy = reader.to_dask_array(max_piece_size=3), reader.to_dask_dataframe(max_piece_size=3)
+    if kind.startswith("foreign"):  # does not tell its rows
+        x = da.from_array(ROWS, chunks=(x.chunks[0], 3))
+    frame = lazy.compute() if kind.endswith("pandas") else lazy.reset_index() if kind == "column" else lazy
+
+    def write(array: da.Array, meta: Any, name: str) -> None:
+        done = write_embeddings(array, tmp_path / name, "parquet", meta, rows_per_file=4, compute=compute)
+        assert done is None or done.compute() is None
+
+    # Each of its files would be right by itself.
+    leap = lazy.map_partitions(lambda part: part.set_axis(part.index + 50 * (part.index >= 8), axis=0), meta=lazy._meta)
+    for number, other in enumerate([frame.sample(frac=1, random_state=0), leap.clear_divisions()]):
+        with pytest.raises(MismatchError, match=r"'i' of the frame is \d+ beside row \d+ of the array"):
+            write(x, other, f"other-{number}")
+        with pytest.raises(EmbeddingReaderError):
+            EmbeddingReader(tmp_path / f"other-{number}", "parquet")
+    write(x, frame, "same")
+    same = open_folder(tmp_path / "same", ["id"])
+    assert (same["first"] == 3 * same["id"]).all()
+    if kind == "lazy":
+        write(x[5:15], lazy.loc[5:14], "part")
+        assert open_folder(tmp_path / "part", ["id"])["id"].tolist() == list(range(5, 15))
+        with pytest.raises(MismatchError, match="is 5 beside row 0 of the array, where 0 was expected"):
+            write(x[:10], lazy.loc[5:14], "other")
+
+
+@pytest.mark.parametrize("step", [1, 4, 20])
+def test_batches_of_readers_that_lost_rows_are_written(tmp_path: Path, step: int) -> None:
+    write_embeddings(ROWS, tmp_path / "all", "parquet", FRAME, rows_per_file=7)
+    reader = EmbeddingReader(tmp_path / "all", "parquet", meta_columns=["id", "word"])
+
+    def kept() -> Iterator[Any]:
+        for _ in range(2):  # another collection after the first
+            for rows, frame in reader(step, dtype=None, show_progress=False):
+                keep = (frame["id"] % 5 != 2).to_numpy()
+                yield rows[keep], frame[keep]
+
+    write_embeddings(kept(), tmp_path / "kept", "parquet", rows_per_file=9)
+    got = open_folder(tmp_path / "kept", ["id", "word"])
+    assert got["id"].tolist() == 2 * [k for k in range(20) if k % 5 != 2]
+    assert (got["first"] == 3 * got["id"]).all()
+    assert (got["word"] == "word " + got["id"].astype(str)).all()
+
+
+@pytest.mark.parametrize(
+    "numbers", [[7, 7, 7], [3, 2, 1], [0.5, 1.0, 2.0], ["a", "b", "c"], [None, 1, 2], [True, False, True]]
+)
+@pytest.mark.parametrize("place", ["column", "index"])
+def test_what_batches_call_row_numbers_is_not_lost(tmp_path: Path, numbers: list[Any], place: str) -> None:
+    frame = FRAME[:3].assign(i=numbers)
+    frame = frame.set_index("i") if place == "index" else frame
+    batches = [(ROWS[:3], FRAME[:3].assign(i=[1, 5, 9])), (ROWS[3:6], frame)]
+    with pytest.raises(ColumnError, match=r"batch 1 \(from row 3 on\) has metadata called 'i' .* rename them"):
+        write_embeddings(iter(batches), tmp_path, "parquet")
+
+
+#: A column of ten values that all come from k, in memory that can be written to.
+COLUMNS: dict[str, Callable[[int], Any]] = {
+    **{name: partial(np.full, 10, dtype=name) for name in ("int8", "uint16", "float16", "float32", "bool")},
+    "time": lambda k: np.full(10, k, "M8[us]"),
+    "interval": lambda k: np.full(10, k, "m8[ms]"),
+    "Int64": lambda k: pd.array([k] * 9 + [None], dtype="Int64"),
+    "boolean": lambda k: pd.array([k % 2 == 0] * 9 + [None], dtype="boolean"),
+    "Float32": lambda k: pd.array([k] * 10, dtype="Float32"),
+    "zone": lambda k: pd.array(np.full(10, k, "M8[us]")).tz_localize("UTC"),
+    "object": lambda k: np.array([f"text {k}"] * 10, object),
+    "string": lambda k: pd.array([f"text {k}"] * 10, dtype="string"),
+    "category": lambda k: pd.Categorical(["abc"[k % 3]] * 10, categories=list("abc")),
+    "lists": lambda k: pd.Series([np.full(2, k) for _ in range(10)]).array,
+}
+
+
+def _as_arrow(numbers: Any) -> Any:
+    """A column in the memory of a numpy array."""
+    return pd.array(pa.array(numbers), dtype=pd.ArrowDtype(pa.float64()))
+
+
+@pytest.mark.parametrize("rows_per_file", [3, 10, 20, 80])
+def test_who_yields_batches_may_use_all_their_memory_again(tmp_path: Path, rows_per_file: int) -> None:
+    frames = [pd.DataFrame({name: column(k) for name, column in COLUMNS.items()}) for k in range(6)]
+
+    def batches(reusing: bool) -> Iterator[Any]:
+        rows, numbers = np.empty((10, 3), np.float32), np.empty(10)
+        reused = frames[0].copy(deep=True).assign(arrow=_as_arrow(numbers))
+        for k in (*range(6), 1):
+            rows[:] = numbers[:] = k
+            for name in COLUMNS:
+                reused[name].array[:] = frames[k][name].array
+            yield (rows, reused) if reusing else (rows.copy(), frames[k].assign(arrow=_as_arrow(numbers.copy())))
+
+    for name in ("new", "reused"):
+        write_embeddings(batches(name == "reused"), tmp_path / name, "parquet", rows_per_file=rows_per_file)
+    new, reused = (open_folder(tmp_path / name, [*COLUMNS, "arrow"]) for name in ("new", "reused"))
+    assert new["int8"].tolist() == new["arrow"].tolist() == np.repeat([*range(6), 1], 10).tolist()
+    pd.testing.assert_frame_equal(new, reused)
 
 
 def test_a_frame_that_belongs_to_another_array(tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ def iter_batches(
         Any array whose first axis is the rows, with known chunks along it.
     frame : dask.dataframe.DataFrame or pandas.DataFrame, optional
         Metadata, row for row beside the array: a frame with as many rows in each partition as the array has in the
-        chunk, or with divisions that number the rows.
+        chunk, or with divisions that number the rows. If its index or a column is named ``i``, this is the row number
+        in the collection and has to say the same as the array: exactly the rows that a chunk is made of, where the
+        graph tells; elsewhere (an array that does not come from a reader, or was persisted) it counts up by one. A
+        frame without ``i`` is paired by position.
     batch_size : int
         Rows in each batch; the last one may have fewer.
     max_ram_usage_in_bytes : int, default 4 GiB
@@ -72,7 +75,7 @@ def iter_batches(
     ArgumentError, ArgumentTypeError
         At the call, if an argument makes no sense.
     MismatchError
-        If the frame does not have the rows of the array, before a wrong pair is returned.
+        If the frame does not have the rows of the array, or has them in another order, before a wrong pair is returned.
 
     Warns
     -----

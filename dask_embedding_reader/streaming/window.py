@@ -29,6 +29,7 @@ from dask_embedding_reader.formats import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.streaming.engines import Cluster, Threads
+from dask_embedding_reader.streaming.row_numbers import RowNumbers, has_row_numbers, row_base, trace_rows
 from dask_embedding_reader.streaming.schedule import Unit, find_globals, make_graph, make_schedule
 
 if TYPE_CHECKING:
@@ -118,12 +119,16 @@ class _Stream:
         self._places = _places(request.array.chunks[1:])
         self._frames: deque[tuple[int, pd.DataFrame]] = deque()
         self._held_frame_rows = 0
+        self._row_numbers: RowNumbers | None = None
+        self._row_base = 0
         self._frame_row_nbytes = METADATA_ROW_NBYTES
         self._row_nbytes = request.row_nbytes
         self._buffers = Buffers(2 * request.batch_nbytes)
 
     def open(self) -> None:
-        """Compute what all units need."""
+        """Check a frame in memory, and compute what all units need."""
+        if isinstance(self._request.frame, pd.DataFrame):
+            self._check_row_numbers(self._request.frame, 0)
         levels = find_globals(self._graph, list(chain.from_iterable(self._outputs)))
         chunk_nbytes = max(map(self._nbytes, self._units), default=0) + self._inner_nbytes
         near = max(_NEAR_UNITS, self._request.limit_nbytes // (4 * max(1, chunk_nbytes)))
@@ -225,6 +230,16 @@ class _Stream:
                 f"[{unit.start:,}, {unit.stop:,}) has {len(frame):,} rows, not {rows:,}; "
                 "what picks rows of one has to pick them of the other too"
             )
+        self._check_row_numbers(frame, unit.start)
+
+    def _check_row_numbers(self, frame: pd.DataFrame, start: int) -> None:
+        """Raise an error if the row numbers that a frame tells are not those of the array."""
+        if not len(frame) or not has_row_numbers(frame):
+            return
+        if self._row_numbers is None:  # here: not for frames without row numbers, which need none
+            self._row_numbers = trace_rows(self._request.array)
+            self._row_base = row_base(frame, start)
+        self._row_numbers.check(frame, start, self._row_base)
 
     def _check_blocks(self, unit: Unit, blocks: list[Array]) -> None:
         dtype = self._request.array.dtype

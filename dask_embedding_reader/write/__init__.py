@@ -56,17 +56,20 @@ def write_embeddings(
     ----------
     array : numpy.ndarray, dask.array.Array, EmbeddingReader, or iterable of (numpy.ndarray, pandas.DataFrame)
         The vectors, of shape ``(rows, dimension)``: an array, a reader, or batches such as :func:`iter_batches` yields
-        (a frame may be None). A Dask array is computed on the active scheduler, one task a file.
+        (a frame may be None), whose memory may be used again for the next. A Dask array is computed on the active
+        scheduler, one task a file.
     folder : str or os.PathLike
         Where to: a path, or an fsspec URL of a storage that can be written to.
     file_format : {"npy", "parquet", "parquet_npy"}, default "npy"
         Files of vectors alone, parquet files with vectors and metadata, or npy files with parquet metadata beside them.
     meta : pandas.DataFrame or dask.dataframe.DataFrame, optional
         Metadata of an array, row for row. A Dask frame needs a Dask array, and partitions that match its chunks, or
-        divisions that number the rows. Row numbers (``i``) are not stored; readers make them anew. Values and nulls
-        come back as they were, in the dtypes that readers have for them: numbers, booleans and times in those that
-        were given, text (``object``, ``str``, ``category``) as ``string``, and other Python objects (dates, decimals,
-        lists) as Arrow types.
+        divisions that number the rows. Row numbers (an index or a column named ``i``) must be those of the array, as
+        in :func:`iter_batches`; a frame without them is paired by position. They are not stored, as readers make them
+        anew: those of batches may leave out rows, but do not go back within one. Values and nulls come back as they
+        were, in the dtypes that readers have for them: numbers, booleans and times in those that were given, text
+        (``object``, ``str``, ``category``) as ``string``, and other Python objects (dates, decimals, lists) as Arrow
+        types.
     rows_per_file : int, optional
         Rows in each file; the last one may have fewer. By default as many as are about 200 MB, or some number of whole
         chunks near that.
@@ -103,7 +106,8 @@ def write_embeddings(
     CastError
         If ``dtype`` cannot hold some of the values; the message counts them.
     MismatchError
-        If vectors and metadata differ in their rows, or batches in their dtype, dimension or columns.
+        If vectors and metadata differ in their rows or the order of these, or batches in their dtype, dimension or
+        columns.
     ColumnError
         If a metadata column cannot be stored.
     ArgumentError, ArgumentTypeError

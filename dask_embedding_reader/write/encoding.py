@@ -194,15 +194,7 @@ def _without_row_numbers(frame: pd.DataFrame) -> pd.DataFrame:
             f"the index {list(frame.index.names)} of the metadata would not be stored: make columns of it with "
             "frame.reset_index(), or drop it with frame.reset_index(drop=True)"
         )
-    if ROW_NUMBER not in frame.columns:
-        return frame
-    numbers = frame[ROW_NUMBER].to_numpy()
-    if numbers.dtype.kind not in "iu" or (np.diff(numbers) != 1).any():
-        raise ColumnError(
-            f"the metadata column {ROW_NUMBER!r} does not count rows one by one, and cannot be stored: that name "
-            "stands for the row number; rename the column to keep it, or drop it"
-        )
-    return frame.drop(columns=ROW_NUMBER)
+    return frame.drop(columns=ROW_NUMBER, errors="ignore")
 
 
 def _column(values: pd.Series[Any], name: str, first_row: int) -> tuple[pa.Field, pa.Array]:

@@ -10,9 +10,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, MismatchError
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError, MismatchError
 from dask_embedding_reader.formats import Array
+from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.reader import EmbeddingReader
+from dask_embedding_reader.streaming import checked_frame
+from dask_embedding_reader.streaming.row_numbers import count_on, has_row_numbers, row_base, row_numbers_of
 from dask_embedding_reader.units import counted
 from dask_embedding_reader.write.encoding import join_tables, make_table
 from dask_embedding_reader.write.parts import Part, Settings
@@ -83,6 +86,8 @@ def of_numpy(array: Array, meta: Any, request: Request) -> PartSource:
         raise MismatchError(
             f"meta has {counted(len(meta), 'row')}, the array {len(array):,}; they must be row for row the same"
         )
+    if meta is not None and len(meta) and has_row_numbers(checked_frame(meta)):
+        count_on([len(array)], [None]).check(meta, 0, row_base(meta))
     step = choose_rows_per_file(request, len(array), array.shape[1], array.dtype)
     part_nbytes = estimate_nbytes(request, step, array.shape[1], array.dtype)
     table = make_table(meta, request.embedding_column, 0)
@@ -133,7 +138,8 @@ def _check_batches(batches: Iterator[Any], embedding_column: str) -> Iterator[tu
             )
         if not len(rows):
             continue
-        table = make_table(frame, embedding_column, row)
+        _check_row_numbers(frame, where)
+        table = _in_own_memory(make_table(frame, embedding_column, row))
         first = first or (rows, table)
         if (rows.shape[1], rows.dtype) != (first[0].shape[1], first[0].dtype):
             raise MismatchError(
@@ -146,6 +152,29 @@ def _check_batches(batches: Iterator[Any], embedding_column: str) -> Iterator[tu
         yield rows, table
 
 
+def _check_row_numbers(frame: pd.DataFrame | None, where: str) -> None:
+    """Raise an error if what a frame calls row numbers cannot be those of a reader's batch, and would be lost."""
+    if frame is None or not has_row_numbers(checked_frame(frame)):
+        return
+    numbers = row_numbers_of(frame)
+    # Some rows may have been left out, and another reader's may follow, but a batch does not go back.
+    if numbers is None or numbers.dtype.kind not in "iu" or (numbers[1:] <= numbers[:-1]).any():
+        raise ColumnError(
+            f"{where} has metadata called {ROW_NUMBER!r} that are no ascending row numbers, and would be lost: that "
+            "name stands for the row number, which readers make anew; rename them to keep them, or drop them"
+        )
+
+
+def _in_own_memory(table: pa.Table | None) -> pa.Table | None:
+    """Return a copy: columns made of a frame may lie in the frame's memory, which may be used again."""
+    if table is None:
+        return None
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return pa.ipc.open_stream(sink.getvalue()).read_all()
+
+
 def _names(table: pa.Table | None) -> list[str]:
     return [] if table is None else list(table.column_names)
 
@@ -153,7 +182,7 @@ def _names(table: pa.Table | None) -> list[str]:
 def _assemble(
     batches: Iterable[tuple[Array, pa.Table | None]], step: int, dimension: int, dtype: np.dtype[Any]
 ) -> Generator[Part, None, None]:
-    """Turn batches of any size into parts. They are copied at once: who yields them may use their memory again."""
+    """Turn batches of any size into parts. Vectors are copied at once: who yields them may use their memory again."""
     number, filled = 0, 0
     array = np.empty((step, dimension), dtype.newbyteorder("="))
     tables: list[pa.Table | None] = []

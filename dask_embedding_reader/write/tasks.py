@@ -25,6 +25,7 @@ from dask_embedding_reader.errors import ArgumentError, DestinationError, Mismat
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.streaming import checked_array, checked_frame, rows_of_partitions
+from dask_embedding_reader.streaming.row_numbers import RowNumbers, has_row_numbers, row_base, trace_rows
 from dask_embedding_reader.units import counted
 from dask_embedding_reader.write.claim import Claim, Lease, claimed, new_job, take
 from dask_embedding_reader.write.destination import (
@@ -75,6 +76,9 @@ def write_array(array: da.Array, meta: Any, request: Request, *, compute: bool) 
     if array.ndim != 2:
         raise ArgumentError(f"array has the shape {array.shape}; embeddings are 2-D: (rows, dimension)")
     frame_rows = rows_of_partitions(array, frame)
+    numbers = None if frame is None or not has_row_numbers(frame) else trace_rows(array)
+    if numbers and isinstance(frame, pd.DataFrame) and len(frame):
+        numbers.check(frame, 0, row_base(frame))
     array = array.rechunk({1: -1}) if array.numblocks[1] > 1 else array
     rows, dimension = map(int, array.shape)
     step = _align(choose_rows_per_file(request, rows, dimension, array.dtype), array.chunks[0], request)
@@ -89,10 +93,10 @@ def write_array(array: da.Array, meta: Any, request: Request, *, compute: bool) 
         unclaimed = nullcontext(Claim(folder.filesystem, folder.work, new_job(), 0))
         with claimed(folder.filesystem, folder.work) if is_used else unclaimed as claim:
             prepared = prepare(folder, settings, request.overwrite, claim)
-        return _lazy(prepared, _graph(prepared, array, frame, frame_rows, step, request.embedding_column))
+        return _lazy(prepared, _graph(prepared, array, frame, frame_rows, numbers, step, request.embedding_column))
     with claimed(folder.filesystem, folder.work) as claim:
         prepared = prepare(folder, settings, request.overwrite, claim)
-        graph = _graph(prepared, array, frame, frame_rows, step, request.embedding_column)
+        graph = _graph(prepared, array, frame, frame_rows, numbers, step, request.embedding_column)
         if graph.writes or prepared.unfinished:
             begin(prepared)
             records = _compute(prepared, graph, request, part_nbytes)
@@ -130,7 +134,13 @@ class _Graph(NamedTuple):
 
 
 def _graph(
-    prepared: Prepared, array: da.Array, frame: Any, frame_rows: Sequence[int], step: int, embedding_column: str
+    prepared: Prepared,
+    array: da.Array,
+    frame: Any,
+    frame_rows: Sequence[int],
+    numbers: RowNumbers | None,
+    step: int,
+    embedding_column: str,
 ) -> _Graph:
     destination = prepared.destination
     token = tokenize(destination.settings, destination.folder.path, sorted(prepared.known))
@@ -150,6 +160,11 @@ def _graph(
         table = make_table(frame, embedding_column, 0)
     chunk_starts = list(accumulate(chunks.rows, initial=0))
     partition_starts = list(accumulate(partitions.rows, initial=0))
+    base = f"row-base-{token}"
+    numbers = numbers if partitions.keys else None  # those of a frame in memory are compared
+    if numbers and numbers.untold:
+        [(first_partition, *_)] = partitions.overlapping(partition_starts, 0, 1)
+        tasks[base] = (row_base, first_partition)
     writes = {}
     for number in missing:
         start, stop = number * step, min((number + 1) * step, rows)
@@ -162,10 +177,12 @@ def _graph(
             start,
             tuple(cut[1:] for cut in own_chunks),
             tuple(cut[1:] for cut in own_partitions),
+            numbers and numbers.cut(start, stop),
             None if table is None else _to_bytes(table.slice(start, stop - start)),
         )
         writes[number] = f"write-embeddings-{token}-{number}"
-        tasks[writes[number]] = (write, [cut[0] for cut in own_chunks], [cut[0] for cut in own_partitions], None)
+        keys = [cut[0] for cut in own_chunks], [cut[0] for cut in own_partitions]
+        tasks[writes[number]] = (write, *keys, base if numbers and start < numbers.untold else 0, None)
     return _Graph(tasks, writes, token)
 
 
@@ -182,10 +199,14 @@ class _WritePart(NamedTuple):
     """Which rows of each chunk, and how many it has to have."""
     partition_cuts: tuple[tuple[int, int, int], ...]
     """The same for partitions."""
+    row_numbers: RowNumbers | None
+    """Those that partitions have to have, if they tell any."""
     table: bytes | None
     """The metadata, where they are known before."""
 
-    def __call__(self, chunks: Sequence[Any], partitions: Sequence[pd.DataFrame], begun: _Begun | None) -> Record:
+    def __call__(
+        self, chunks: Sequence[Any], partitions: Sequence[pd.DataFrame], row_base: int, begun: _Begun | None
+    ) -> Record:
         """Write it, as what was begun says, if that was a task itself."""
         destination = self.destination if begun is None else begun.destination
         if begun is not None and self.number in begun.known:
@@ -201,6 +222,8 @@ class _WritePart(NamedTuple):
                     f"{expected:,} were expected (rows from "
                     f"{first_row:,} on): it does not match the array row for row"
                 )
+            if self.row_numbers and has_row_numbers(frame):
+                self.row_numbers.check(frame.iloc[a:b], first_row, row_base)
             tables.append(make_table(frame.iloc[a:b], destination.settings.embedding_column, first_row))
             first_row += b - a
         if self.table is not None:
@@ -286,8 +309,7 @@ def _lazy(prepared: Prepared, graph: _Graph) -> Delayed:
     first, last = f"write-begin-{graph.token}-{job}", f"write-finish-{graph.token}-{job}"
     tasks = dict(graph.tasks)
     for key in graph.writes.values():
-        write, chunks, partitions, _ = tasks[key]
-        tasks[key] = (write, chunks, partitions, first)
+        tasks[key] = (*tasks[key][:-1], first)
     tasks[first] = (partial(_begin_lazily, destination._replace(job=job), frozenset(graph.writes)),)
     keys = list(graph.writes.values())
     tasks[last] = (partial(_finish_lazily, tuple(graph.writes)), keys, first)
