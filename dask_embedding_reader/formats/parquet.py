@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
@@ -606,6 +605,7 @@ def _vectors(header: FileHeader, columns: Columns, start: int, column: pa.Array)
         return binary[column.offset * dimension : (column.offset + rows) * dimension].reshape(rows, dimension)
     unit, size = "items", dimension
     if _is_binary(column.type):
+        column = column.cast(pa.large_binary())
         unit, size = "bytes", dimension * header.dtype.itemsize
     if not pa.types.is_fixed_size_list(column.type):
         lengths = _lengths(column)
@@ -613,7 +613,6 @@ def _vectors(header: FileHeader, columns: Columns, start: int, column: pa.Array)
             bad = int(np.argmax(lengths != size))
             _bad_vector(header, columns, start + bad, f"of {lengths[bad]} {unit}", f"{size} {unit}")
     if _is_binary(column.type):
-        column = column.cast(pa.large_binary())
         _, offsets, values = column.buffers()
         first = int(np.frombuffer(offsets, np.int64)[column.offset]) if rows else 0
         raw = np.frombuffer(values, np.uint8, rows * size, first) if rows else np.empty(0, np.uint8)
@@ -627,13 +626,14 @@ def _vectors(header: FileHeader, columns: Columns, start: int, column: pa.Array)
 
 
 def _lengths(column: pa.Array) -> Array:
-    """Return the length of each list or of each run of bytes; of those that are null it may be any."""
+    """Return the length of each list or large binary value; of those that are null it may be any."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if _is_view(column.type):
         return column.sizes.to_numpy()  # type: ignore[no-any-return]
     if _is_binary(column.type):
-        return pc.binary_length(column).fill_null(-1).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+        _, offsets, _ = column.buffers()
+        return np.diff(np.frombuffer(offsets, np.int64, len(column) + 1, 8 * column.offset))
     if pa.types.is_fixed_size_list(column.type):
         return np.full(len(column), column.type.list_size)
     return np.diff(column.offsets.to_numpy())

@@ -158,7 +158,11 @@ def _parse(data: bytes, data_nbytes: int, columns: Collection[str] | None) -> Fo
     except (pa.ArrowException, OSError):
         if columns is None:
             raise
-        schema = _partial_schema(facts[2], key_values, frozenset(columns))
+        try:
+            schema = _partial_schema(facts[2], key_values, frozenset(columns))
+        except (pa.ArrowException, OSError) as error:
+            names = ", ".join(map(repr, sorted(columns)[:10]))
+            raise _DamagedError(f"pyarrow cannot tell the types of {names}: {describe(error)}") from error
     return Footer(data, schema, writer.decode(errors="replace"), groups.rows, groups.chunks, groups.places)
 
 
@@ -261,14 +265,17 @@ def _read_groups(
     rows: list[int] = []
     chunks: dict[int, list[Chunk]] = {leaf: [] for leaf in wanted}
     match_chunk, match_rest = _patterns()
+    begin = b"\x19" + _spell_list_head(len(paths))
     for index in range(count):
         places.append(pos)
-        if data[pos] != 0x19:
-            raise _DamagedError(f"row group {index} does not begin with its columns")
-        columns, kind, pos = _read_list_head(data, pos + 1)
-        if columns != len(paths) or (columns and kind != _STRUCT):
-            raise _DamagedError(f"row group {index} has {columns} column chunks where {len(paths)} were expected")
-        for leaf in range(columns):
+        if data.startswith(begin, pos):
+            pos += len(begin)
+        else:  # damaged, or a number that is not spelled as short as can be
+            columns, kind, after = _read_list_head(data, pos + 1)
+            if data[pos] != begin[0] or columns != len(paths) or (columns and kind != _STRUCT):
+                raise _DamagedError(f"row group {index} has {columns} column chunks where {len(paths)} were expected")
+            pos = after
+        for leaf in range(len(paths)):
             match = match_chunk(data, pos)
             if leaf in chunks:
                 try:
@@ -552,7 +559,8 @@ def _patterns() -> tuple[Any, Any]:
         _maybe(rb"(?:\x18%b\x18%b\x16|\x36)%b" % (text, text, number)),  # max, min; null_count
         _maybe(rb"\x16" + _NUMBER),  # distinct_count
         _maybe(rb"[\x18\x28]%b\x18%b" % (text, text)),  # max_value, min_value
-        _heads(*_BOOLEANS) + rb"{0,2}\x00",  # whether these are exact
+        _heads(*_BOOLEANS) + rb"{0,2}",  # whether these are exact
+        _maybe(any_integer) + rb"\x00",  # nan_count
     ]
     page_counts = _lists(_STRUCT, rb"\x15%b\x15%b\x15%b\x00" % (_SMALL, _SMALL, _NUMBER), 4)
     histogram = _lists(6, _NUMBER, 8)
@@ -567,7 +575,8 @@ def _patterns() -> tuple[Any, Any]:
         rb"\x15%b\x19%b" % (small, _lists(5, _SMALL, 6)),  # type; encodings
         rb"\x19%b\x15%b" % (_lists(8, _binaries(range(64)), 4), small),  # path_in_schema; codec
         rb"\x16%b\x16%b\x16%b" % (number, _NUMBER, number),  # num_values; total_(un)compressed_size
-        rb"\x26%b%b" % (number, _maybe(rb"\x26" + number)),  # data_page_offset; dictionary_page_offset, group 6
+        rb"(?:\x26|\x19[\x00\x0c]\x16)" + number,  # no notes; data_page_offset
+        _maybe(rb"\x26" + number),  # dictionary_page_offset, group 6
         _maybe(rb"(?(6)\x1c|\x3c)" + b"".join(statistics)),
         _maybe(rb"[\x19\x29\x49]" + page_counts),  # encoding_stats
         _maybe(rb"[\x16\x26\x36\x56]" + _NUMBER) + _maybe(rb"\x15" + _NUMBER),  # bloom_filter_offset, _length
@@ -723,9 +732,11 @@ def _decode_integer(spelled: bytes) -> int:
 
 
 def _spell_list(structs: Sequence[bytes]) -> bytes:
-    count = len(structs)
-    head = bytes([16 * count + _STRUCT]) if count < 15 else bytes([0xF0 + _STRUCT]) + spell_length(count)
-    return head + b"".join(structs)
+    return _spell_list_head(len(structs)) + b"".join(structs)
+
+
+def _spell_list_head(count: int) -> bytes:
+    return bytes([16 * count + _STRUCT]) if count < 15 else bytes([0xF0 + _STRUCT]) + spell_length(count)
 
 
 def spell_length(value: int) -> bytes:
