@@ -44,7 +44,10 @@ _WINDOW_NBYTES = 32 * 2**20
 """What is fetched at a time of a remote column chunk that is larger than this."""
 
 _PEEK_NBYTES = 2**20
-"""The same where only the first vector is wanted."""
+"""The same where only the first vectors are wanted."""
+
+_PEEK_ROWS = 100
+"""Most of so many tell how long the others should be."""
 
 _DECODE_ROWS = 8_192
 """Metadata is decoded in steps of this many rows."""
@@ -200,24 +203,25 @@ def _validate(file: StoredFile, row: int, batch: pa.RecordBatch) -> None:
         batch.validate(full=True)
     except pa.ArrowException as error:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            if not _is_valid(column):
+            if _fault(column) is not None:
                 low, high = 0, len(column)  # the first bad value is not before the one, and before the other
                 while high - low > 1:
                     middle = (low + high) // 2
-                    low, high = (low, middle) if not _is_valid(column[low:middle]) else (middle, high)
+                    low, high = (middle, high) if _fault(column[low:middle]) is None else (low, middle)
                 raise FormatError(
-                    f"{file.url}, row {row + low:,}: column {name!r} ({column.type}) holds what is no such value: "
-                    f"{describe(error)}; write the file again, or leave the column out of meta_columns"
+                    f"{file.url}, row {row + low:,}: column {name!r} is {column.type}, which this value is not: "
+                    f"{_fault(column[low:high])}; write the file again, or leave the column out of meta_columns"
                 ) from error
         raise
 
 
-def _is_valid(column: pa.Array) -> bool:
+def _fault(values: pa.Array) -> str | None:
+    """Say what is wrong with values; None if nothing is."""
     try:
-        column.validate(full=True)
-    except pa.ArrowException:
-        return False
-    return True
+        values.validate(full=True)
+    except pa.ArrowException as error:
+        return describe(error)
+    return None
 
 
 def _undecodable(file: StoredFile, group: int, names: Sequence[str]) -> str:
@@ -338,7 +342,7 @@ def _nearest(name: str, footer: Footer) -> str:
         other: difflib.SequenceMatcher(None, name.lower(), other[:100].lower()).ratio()
         for other in footer.schema.names[:_MOST_COMPARED]
     }
-    return _few(sorted(likeness, key=lambda other: -likeness[other]), len(footer.schema.names))
+    return _few(sorted(likeness, key=lambda other: -likeness[other]), len(set(footer.schema.names)))
 
 
 def _few(names: Sequence[str], count: int) -> str:
@@ -474,13 +478,15 @@ def _binary_dimension(where: str, width: int, dtype: np.dtype[Any]) -> int:
 
 
 def _first_width(header: FileHeader, columns: Columns, dtype: np.dtype[Any]) -> int:
-    """Return the dimension of the first vector of a column of bytes: only the values tell their lengths."""
+    """Return the dimension of the first vectors of a column of bytes: only the values tell their lengths."""
     name = columns.embedding or ""
-    column = next(iter_tables(header, (name,), 0, 1, 1, _PEEK_NBYTES)).column(0)
-    if column.null_count:
-        _bad_vector(header, columns, 0, "null")
-    width = len(column[0].as_py())
-    return _binary_dimension(f"{header.file.url}, row 0: column {name!r} holds {width} bytes", width, dtype)
+    stop = min(header.rows, _PEEK_ROWS)
+    column = next(iter_tables(header, (name,), 0, stop, stop, _PEEK_NBYTES)).column(0)
+    lengths = Counter(len(value) for value in column.to_pylist() if value is not None)
+    if not lengths:
+        _bad_vector(header, columns, 0, "is null")
+    width = lengths.most_common(1)[0][0]
+    return _binary_dimension(f"{header.file.url}: column {name!r} holds {width} bytes a row", width, dtype)
 
 
 def _dimension(header: FileHeader, columns: Columns, footer: Footer, leaf: int, dimension: int | None) -> int:
@@ -599,7 +605,7 @@ def _vectors(header: FileHeader, columns: Columns, start: int, column: pa.Array)
     rows, dimension = len(column), header.dimension
     if column.null_count:
         bad = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-        _bad_vector(header, columns, start + bad, "null")
+        _bad_vector(header, columns, start + bad, "is null")
     if pa.types.is_fixed_size_binary(column.type):
         binary = np.frombuffer(column.buffers()[1], header.dtype)
         return binary[column.offset * dimension : (column.offset + rows) * dimension].reshape(rows, dimension)
@@ -611,7 +617,7 @@ def _vectors(header: FileHeader, columns: Columns, start: int, column: pa.Array)
         lengths = _lengths(column)
         if (lengths != size).any():
             bad = int(np.argmax(lengths != size))
-            _bad_vector(header, columns, start + bad, f"of {lengths[bad]} {unit}", f"{size} {unit}")
+            _bad_vector(header, columns, start + bad, f"has {lengths[bad]} {unit}", f"{size} {unit}")
     if _is_binary(column.type):
         _, offsets, values = column.buffers()
         first = int(np.frombuffer(offsets, np.int64)[column.offset]) if rows else 0
@@ -620,7 +626,7 @@ def _vectors(header: FileHeader, columns: Columns, start: int, column: pa.Array)
     values = column.flatten()
     if values.null_count:
         bad = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // dimension
-        _bad_vector(header, columns, start + bad, "with a null item")
+        _bad_vector(header, columns, start + bad, "has a null item")
     items: Array = values.to_numpy()
     return items.reshape(rows, dimension)
 
@@ -643,7 +649,7 @@ def _bad_vector(header: FileHeader, columns: Columns, row: int, what: str, expec
     expected = expected or (f"{header.dimension} items" if header.dimension else "")
     others = f" where vectors of {expected} were expected" if expected else ""
     raise FormatError(
-        f"{header.file.url}, row {row:,}: column {columns.embedding!r} holds a vector that is {what}{others}; drop or "
+        f"{header.file.url}, row {row:,}: column {columns.embedding!r} holds a vector that {what}{others}; drop or "
         "repair it"
     )
 
