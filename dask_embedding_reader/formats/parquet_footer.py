@@ -158,11 +158,12 @@ def _parse(data: bytes, data_nbytes: int, columns: Collection[str] | None) -> Fo
     except (pa.ArrowException, OSError):
         if columns is None:
             raise
-        try:
-            schema = _partial_schema(facts[2], key_values, frozenset(columns))
-        except (pa.ArrowException, OSError) as error:
-            names = ", ".join(map(repr, sorted(columns)[:10]))
-            raise _DamagedError(f"pyarrow cannot tell the types of {names}: {describe(error)}") from error
+        for name in columns:  # one after the other, to say which it is
+            try:
+                _partial_schema(facts[2], key_values, frozenset([name]))
+            except (pa.ArrowException, OSError) as error:
+                raise _DamagedError(f"pyarrow cannot tell the type of column {name!r}: {describe(error)}") from error
+        schema = _partial_schema(facts[2], key_values, frozenset(columns))
     return Footer(data, schema, writer.decode(errors="replace"), groups.rows, groups.chunks, groups.places)
 
 
