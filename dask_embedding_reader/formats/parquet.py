@@ -173,15 +173,11 @@ def iter_tables(
         raise
     except Exception as error:
         check_local(header.file)  # a file that was replaced explains what cannot be decoded
+        where = f"{header.file.url}, rows {row:,} to {max(row + 1, min(row + step, group_stop)):,}"
         if isinstance(error, OSError) and error.errno:
-            kind: type[EmbeddingReaderError] = ReadError
-        else:
-            kind = FormatError
+            raise ReadError(f"{where}: cannot be decoded: {describe(error)}") from error
         what = _undecodable(header.file, bisect_right(bounds, row) - 1 + header.first_group, names)
-        raise kind(
-            f"{header.file.url}, rows {row:,} to {max(row + 1, min(row + step, group_stop)):,}: {what} cannot be "
-            f"decoded: {describe(error)}"
-        ) from error
+        raise FormatError(f"{where}: {what} cannot be decoded: {describe(error)}") from error
 
 
 def _iter_group(file: pq.ParquetFile, group: int, names: Sequence[str], step: int) -> Iterator[pa.RecordBatch]:
