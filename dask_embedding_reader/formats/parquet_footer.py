@@ -265,7 +265,7 @@ def _read_groups(
     places, pos = [pos], first
     rows: list[int] = []
     chunks: dict[int, list[Chunk]] = {leaf: [] for leaf in wanted}
-    match_chunk, match_rest = _patterns()
+    match_chunk, match_rest, _, _ = _patterns()
     begin = b"\x19" + _spell_list_head(len(paths))
     for index in range(count):
         places.append(pos)
@@ -298,12 +298,12 @@ def _read_groups(
     return _Groups(tuple(rows), {leaf: tuple(found) for leaf, found in chunks.items()}, tuple(places)), pos
 
 
-_Facts = tuple[Any, Any, Any, Any, Any, Any, Any]
+_Facts = tuple[Any, ...]
 """Of a chunk: type, codec, number of values, size, place of its data pages and of its dictionary, number of nulls."""
 
 
 def _matched(match: re.Match[bytes]) -> _Facts:
-    kind, codec, values, nbytes, data_page, dictionary, nulls = match.groups()
+    kind, codec, values, nbytes, data_page, dictionary, *nulls = match.groups()
     return (
         kind[0] >> 1,
         codec[0] >> 1,
@@ -311,11 +311,24 @@ def _matched(match: re.Match[bytes]) -> _Facts:
         _decode_integer(nbytes),
         _decode_integer(data_page),
         None if dictionary is None else _decode_integer(dictionary),
-        None if nulls is None else _decode_integer(nulls),
+        None if nulls == [] or nulls[0] is None else _decode_integer(nulls[0]),
     )
 
 
+def _split_chunk(data: bytes, pos: int) -> tuple[re.Match[bytes], Any, int] | None:
+    """Match what is before the statistics of a chunk, and read these; return both, and the place after the chunk."""
+    _, _, match_head, match_tail = _patterns()
+    if (head := match_head(data, pos)) and data[head.end()] == (0x3C if head[6] is None else 0x1C):
+        statistics, pos = _read_struct(data, head.end() + 1, _STATISTICS, 0)
+        if tail := match_tail(data, pos):
+            return head, statistics.get(3), tail.end()
+    return None
+
+
 def _read_chunk(data: bytes, pos: int, index: int) -> tuple[_Facts, int]:
+    if split := _split_chunk(data, pos):
+        head, nulls, pos = split
+        return (*_matched(head)[:-1], nulls), pos
     column, pos = _read_struct(data, pos, _CHUNK, 0)
     _check_place(column, index)
     if 3 not in column or 8 in column:
@@ -326,6 +339,8 @@ def _read_chunk(data: bytes, pos: int, index: int) -> tuple[_Facts, int]:
 
 
 def _skip_chunk(data: bytes, pos: int, index: int) -> int:
+    if split := _split_chunk(data, pos):
+        return split[2]
     column, pos = _read_struct(data, pos, {1: {}}, 0)
     _check_place(column, index)
     return pos
@@ -547,12 +562,12 @@ _SIMPLE_FIELDS = re.compile(
 
 
 @lru_cache(maxsize=1)  # it takes 10 ms
-def _patterns() -> tuple[Any, Any]:
+def _patterns() -> tuple[Any, Any, Any, Any]:
     """Return what matches a column chunk as nearly all writers spell it, and what follows the chunks of a row group.
 
     A chunk takes 0.5 us so, as long as in pyarrow, and 10 us where it is read field by field, as everything that
-    differs is, such as statistics of long texts. What matches is all that the bytes can mean: each alternative tells
-    itself by its first byte.
+    differs is. What matches is all that the bytes can mean: each alternative tells itself by its first byte. Patterns
+    know no texts of more than 127 bytes; where the statistics hold such, two others match what is before and behind.
     """
     number, small = b"(%b)" % _NUMBER, b"(%b)" % _SMALL
     text, any_integer = _binaries([8, 4, *(n for n in range(128) if n not in (8, 4))]), _heads(*_INTEGERS) + _NUMBER
@@ -571,14 +586,15 @@ def _patterns() -> tuple[Any, Any]:
         _maybe(rb"[\x19\x29\x39]" + histogram),
         rb"\x00",
     ]
-    chunk = [
+    head = [
         rb"\x26%b\x1c" % _NUMBER,  # file_offset; meta_data
         rb"\x15%b\x19%b" % (small, _lists(5, _SMALL, 6)),  # type; encodings
         rb"\x19%b\x15%b" % (_lists(8, _binaries(range(64)), 4), small),  # path_in_schema; codec
         rb"\x16%b\x16%b\x16%b" % (number, _NUMBER, number),  # num_values; total_(un)compressed_size
         rb"(?:\x26|\x19[\x00\x0c]\x16)" + number,  # no notes; data_page_offset
         _maybe(rb"\x26" + number),  # dictionary_page_offset, group 6
-        _maybe(rb"(?(6)\x1c|\x3c)" + b"".join(statistics)),
+    ]
+    tail = [
         _maybe(rb"[\x19\x29\x49]" + page_counts),  # encoding_stats
         _maybe(rb"[\x16\x26\x36\x56]" + _NUMBER) + _maybe(rb"\x15" + _NUMBER),  # bloom_filter_offset, _length
         _maybe(rb"[\x1c\x2c\x3c\x4c\x5c\x7c]" + b"".join(size_statistics)) + rb"\x00",
@@ -587,7 +603,9 @@ def _patterns() -> tuple[Any, Any]:
     ]
     # total_byte_size, num_rows; file_offset, total_compressed_size, ordinal
     rest = rb"\x16%b\x16%b" % (_NUMBER, number) + _maybe(any_integer) * 3 + rb"\x00"
-    return re.compile(b"".join(chunk), re.DOTALL).match, re.compile(rest, re.DOTALL).match
+    chunk = [*head, _maybe(rb"(?(6)\x1c|\x3c)" + b"".join(statistics)), *tail]
+    patterns = [re.compile(b"".join(parts), re.DOTALL) for parts in (chunk, [rest], head, tail)]
+    return patterns[0].match, patterns[1].match, patterns[2].match, patterns[3].match
 
 
 def _read_struct(data: bytes, pos: int, wanted: _Wanted, depth: int, number: int = 0) -> tuple[dict[int, Any], int]:
