@@ -26,7 +26,7 @@ import pandas as pd
 from dask_embedding_reader.buffers import Buffers, Slot
 from dask_embedding_reader.formats import Array, FileHeader
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, make_frame
-from dask_embedding_reader.formats.parquet import DECODER_NBYTES, open_table
+from dask_embedding_reader.formats.parquet import DECODER_NBYTES, footers_nbytes, open_table
 from dask_embedding_reader.manifest import FileTable, Manifest
 from dask_embedding_reader.plan import DEFAULT_PIECE_NBYTES, ReadPlan, default_piece_rows, make_plan
 from dask_embedding_reader.progress import progress_bar
@@ -281,6 +281,7 @@ class _Reading:
         # Those being filled, and the one that the caller works on; None: as many as there is room for.
         self._most_batches = 1 + -(-parallel_rows // request.batch_rows) if self._large else None
         self._reading_nbytes = _reading_nbytes(manifest, threads, piece_rows, local)
+        self._reads_parquet = vectors.has_groups or manifest.metadata is not None
         self._metadata_row_nbytes = METADATA_ROW_NBYTES if manifest.metadata else 0
         self._metadata_start = request.start
 
@@ -385,6 +386,7 @@ class _Reading:
         if self._metadata.next is not None or self._frames or self._metadata.started:
             metadata_stop = job.stop if window is self._metadata else _next_start(self._metadata, job.stop)
             held += (metadata_stop - self._metadata_start) * self._metadata_row_nbytes
+        held += footers_nbytes() if self._reads_parquet else 0
         return held + self._reading_nbytes <= self._request.limit_nbytes
 
     def _batch_of(self, row: int) -> int:

@@ -153,7 +153,7 @@ def _collection_options(command: F) -> F:
     """Add the options that say how a collection is to be opened."""
     for option in (
         STORAGE_OPTIONS,
-        click.option("--embedding-dtype", metavar="DTYPE", help="parquet: item type of a fixed-size binary column."),
+        click.option("--embedding-dtype", metavar="DTYPE", help="parquet: item type of a binary column of vectors."),
         click.option("--metadata-folder", metavar="URL", help="parquet_npy: where the parquet files are."),
         click.option(
             "--meta-column",

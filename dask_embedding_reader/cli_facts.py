@@ -43,7 +43,7 @@ def collection_facts(reader: EmbeddingReader) -> Facts:
         "rows_per_file": _span(rows),
         "row_groups": _row_groups(vectors),
         "metadata": {field.name: str(field.dtype) for field in manifest.fields},
-        "columns": [] if parquet is None else column_names(parquet.header(0).file),
+        "columns": [] if parquet is None else column_names([parquet.header(int(np.argmax(parquet.rows > 0))).file]),
         "problems": list(_problems(reader)),
     }
 

@@ -56,7 +56,7 @@ def metadata_columns(
     source = url if metadata_folder is None else metadata_folder
     files = find_files([source], PARQUET.suffix, storage_options, listings=listings)
     vectors = {embedding_column} if file_format == "parquet" else set()
-    return [name for name in column_names(files[0]) if name not in vectors | {ROW_NUMBER}]
+    return [name for name in column_names(files) if name not in vectors | {ROW_NUMBER}]
 
 
 def guess_format(

@@ -393,7 +393,8 @@ def make_manifest(file_format: Format, columns: Columns, vectors: Headers, metad
     if columns.meta:
         partners = headers if metadata is None else metadata[0]
         metadata_table = table if metadata is None else _table(*metadata)
-        fields = merge_columns(columns.meta, [h.file.url for h in partners], [h.meta for h in partners])
+        filled = [header for header in partners if header.rows]  # others may have columns of any type
+        fields = merge_columns(columns.meta, [h.file.url for h in filled], [h.meta for h in filled])
     dtype = next(header.dtype for header in headers if header.rows).newbyteorder("=")
     return Manifest(file_format, columns, table, metadata_table, tuple(fields), dtype)
 

@@ -65,7 +65,7 @@ class EmbeddingReader:
     metadata_storage_options : dict, optional
         The same for ``metadata_folder``; by default ``storage_options``.
     embedding_dtype : dtype-like, optional
-        parquet: the type of the items of a fixed-size binary column, which does not tell it itself.
+        parquet: the type of the items of a binary column of vectors, which does not tell it itself.
     show_progress : bool, default False
         Whether to show a progress bar while many files are opened.
 

@@ -636,14 +636,12 @@ COLUMNS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("asked", "nearest"), [("embeding", "embedding"), ("captions", "caption"), ("Zeta", "zeta"), ("alhpa", "alpha")]
 )
-@pytest.mark.parametrize("as_metadata", [True, False])
 def test_a_missing_column_is_refused_with_those_there_are_nearest_first(
-    tmp_path: Path, asked: str, nearest: str, as_metadata: bool
+    tmp_path: Path, asked: str, nearest: str
 ) -> None:
     write_parquet(tmp_path, "0", COLUMNS)
-    arguments = {"meta_columns": [asked]} if as_metadata else {"embedding_column": asked}
     with refused(ColumnError, asked, "0.parquet", *COLUMNS) as info:
-        EmbeddingReader(tmp_path, "parquet", **arguments)
+        EmbeddingReader(tmp_path, "parquet", meta_columns=[asked])
     # What was asked for may stand anywhere; of the names that exist, the nearest stands first.
     text = str(info.value).replace(str(tmp_path), "").replace(repr(asked), "").replace(f'"{asked}"', "")
     assert min(COLUMNS, key=text.index) == nearest
@@ -680,7 +678,6 @@ UNUSABLE: dict[str, Any] = {
     "string": pa.array(["a", "b", "c"]),
     "float": pa.array([1.0, 2.0, 3.0], pa.float32()),
     "int": pa.array([1, 2, 3], pa.int64()),
-    "binary": pa.array([b"1234", b"5678", b"9012"], pa.binary()),
     "list<string>": pa.array([["a"], ["b"], ["c"]], pa.list_(pa.string())),
     "list<bool>": pa.array([[True], [True], [False]], pa.list_(pa.bool_())),
     "list of lists": pa.array([[[1.0]], [[2.0]], [[3.0]]], pa.list_(pa.list_(pa.float32()))),
@@ -696,12 +693,6 @@ def test_a_column_that_holds_no_vectors_is_refused_with_its_type(tmp_path: Path,
     kind = str(column.type).split("<")[0].split("[")[0]
     with refused((ColumnError, FormatError), "0.parquet", "embedding", kind):
         WAYS["array"](EmbeddingReader(tmp_path, "parquet"))
-
-
-def test_variable_binary_cannot_be_declared_to_be_vectors(tmp_path: Path) -> None:
-    write_parquet(tmp_path, "0", {"embedding": UNUSABLE["binary"]})
-    with refused((ColumnError, FormatError, ArgumentError), "embedding"):
-        WAYS["array"](EmbeddingReader(tmp_path, "parquet", embedding_dtype="float32"))
 
 
 def test_columns_that_nobody_asked_for_may_be_anything(tmp_path: Path) -> None:

@@ -86,8 +86,7 @@ def check(found: Any, file_format: str, accepted: Sequence[Any]) -> None:
 
 
 def run(operation: Callable[..., Any], *subject: Any) -> Any:
-    parquet._footer.cache_clear()  # footers are read again
-    parquet._metadata.cache_clear()
+    parquet._FOOTERS.clear()  # footers are read again
     return finishes(lambda: operation(*subject), 20)
 
 

@@ -211,5 +211,5 @@ def test_levels_that_are_no_levels_are_an_error_of_the_library(tmp_path: Path) -
     begins = b"\x33" + b"\xee" * 25  # a run of 25 bytes: every fourth item begins a vector
     assert data.count(begins) == 1
     path.write_bytes(data.replace(begins, b"\xff" * 26))
-    with pytest.raises(FormatError, match=r"rows 0 to 50: cannot be decoded"):
+    with pytest.raises(FormatError, match=r"rows 0 to 50: column 'embedding' cannot be decoded"):
         list(EmbeddingReader(tmp_path, "parquet")(100, show_progress=False))

@@ -27,7 +27,7 @@ class Columns(NamedTuple):
     embedding: str | None = None
     """The column of vectors; ``None`` for a file of metadata alone."""
     embedding_dtype: np.dtype[Any] | None = None
-    """The dtype of the items of a fixed-size binary vector column, which does not tell it itself."""
+    """The dtype of the items of a column of vectors that is binary, which does not tell it itself."""
     meta: tuple[str, ...] = ()
     """The metadata columns, in the order wanted."""
 

@@ -173,7 +173,8 @@ def make_frame(fields: Sequence[MetaField], table: pa.Table, index: pd.Index, ur
 def _values(field: MetaField, values: pa.ChunkedArray, url: str) -> Any:
     dtype = field.dtype
     values = _cast(field, values, url)
-    if values.null_count and not field.has_nulls:
+    # Where the dtype has a place for nulls, it does not matter that they were denied.
+    if values.null_count and not field.has_nulls and isinstance(dtype, np.dtype) and dtype.kind in "biu":
         raise FormatError(
             f"{url}: column {field.name!r} holds nulls, but its statistics promise that there is none; write the file "
             "again, or leave the column out of meta_columns"

@@ -1,0 +1,294 @@
+"""Footers of parquet files: read as pyarrow reads them, of the columns that are wanted, in bounded memory."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader.errors import ColumnError, FormatError
+from dask_embedding_reader.formats import parquet, parquet_footer
+from dask_embedding_reader.formats.footer_cache import FooterCache
+from dask_embedding_reader.formats.parquet_footer import Footer, parse_footer
+from dask_embedding_reader.storage import StoredFile
+from tests.fuzz import mutate
+from tests.fuzz.seeds import parquet_seeds
+
+ROWS = 60
+VECTORS = np.arange(4 * ROWS, dtype=np.float32).reshape(ROWS, 4)
+
+
+def table(**columns: Any) -> pa.Table:
+    """Vectors behind a column and before others."""
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(VECTORS.reshape(-1)), 4)
+    return pa.table({"first": pa.array(range(ROWS)), "embedding": vectors, **columns})
+
+
+WIDE = {
+    "short": pa.array([f"text {n}" if n % 3 else None for n in range(ROWS)]),
+    "long": pa.array([f"{n} " * 200 for n in range(ROWS)]),
+    "flag": pa.array([n % 2 == 0 for n in range(ROWS)]),
+    "tags": pa.array([["a", None] if n % 5 else None for n in range(ROWS)]),
+    "pair": pa.array([{"x": n, "y": [1.5] * (n % 3)} for n in range(ROWS)]),
+    "day": pa.array(range(ROWS), pa.date32()),
+    "kind": pa.array(["a", "b", None] * (ROWS // 3)).dictionary_encode(),
+    "none": pa.nulls(ROWS),
+    **{f"c{n}": pa.array(np.arange(ROWS) * 2.5) for n in range(20)},
+}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as pyarrow does": {},
+    "of old": {"version": "1.0", "store_schema": False, "compression": "gzip"},
+    "no statistics": {"write_statistics": False, "use_dictionary": False, "compression": "none"},
+    "page index": {"write_page_index": True, "data_page_version": "2.0", "compression": "zstd"},
+    "sorted": {"sorting_columns": [pq.SortingColumn(0)]},
+    "few columns": {"columns": 1},
+}
+
+
+def written(options: dict[str, Any]) -> bytes:
+    options = dict(options)
+    made = table(**dict(list(WIDE.items())[: options.pop("columns", None)]))
+    sink = io.BytesIO()
+    pq.write_table(made, sink, row_group_size=3, **options)
+    return sink.getvalue()
+
+
+def parse(data: bytes, columns: list[str] | None = None) -> Footer:
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    return parse_footer("a.parquet", data[start:], start, columns)
+
+
+def as_pyarrow(data: bytes, leaf: int) -> list[tuple[int, int, int, int | None]]:
+    """Of each row group where a column begins and ends, how many values it has, and how many nulls."""
+    found = []
+    metadata = pq.read_metadata(io.BytesIO(data))
+    for group in range(metadata.num_row_groups):
+        chunk = metadata.row_group(group).column(leaf)
+        start = chunk.dictionary_page_offset or chunk.data_page_offset
+        nulls = chunk.statistics.null_count if chunk.is_stats_set and chunk.statistics.has_null_count else None
+        found.append((start, start + chunk.total_compressed_size, chunk.num_values, nulls))
+    return found
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_footers_say_what_pyarrow_reads_in_them(options: dict[str, Any]) -> None:
+    data = written(options)
+    footer = parse(data)
+    metadata = pq.read_metadata(io.BytesIO(data))
+    assert footer.group_rows == (3,) * (ROWS // 3)
+    assert footer.schema.arrow.names == metadata.schema.to_arrow_schema().names
+    assert footer.schema.paths == tuple(metadata.schema.column(n).path for n in range(metadata.num_columns))
+    assert set(footer.chunks) == set(range(metadata.num_columns))
+    for leaf, chunks in footer.chunks.items():
+        for found, expected in zip(chunks, as_pyarrow(data, leaf), strict=True):
+            assert found[:3] == expected[:3]
+            # pyarrow tells nothing of statistics whose order it does not know.
+            assert expected[3] is None or found.nulls == expected[3]
+    # One column alone: the same is said of it, and nothing of others.
+    assert parse(data, ["embedding"]).chunks == {1: footer.chunks[1]}
+    assert parse(data, []).chunks == {}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_chunks_are_read_in_one_go_as_they_are_field_by_field(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = written(options)
+    quick = parse(data)
+    monkeypatch.setattr(parquet_footer, "_patterns", lambda: (lambda *_: None,) * 4)
+    assert parse(data) == quick
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_what_pyarrow_writes_is_not_read_field_by_field(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes 20 times as long."""
+    data = written(options)
+    read: list[int] = []
+    monkeypatch.setattr(parquet_footer, "_check_place", lambda column, index: read.append(index))
+    parse(data)
+    assert read == []
+
+
+@pytest.mark.parametrize("groups", [[0], [2, 3, 7], [19], list(range(20))])
+def test_pyarrow_reads_row_groups_by_a_footer_of_these_alone(groups: list[int]) -> None:
+    data = written({})
+    part = pq.read_metadata(io.BytesIO(parse(data, ["embedding"]).select(groups)))
+    assert [part.row_group(n).num_rows for n in range(part.num_row_groups)] == [3] * len(groups)
+    rows = np.concatenate([np.arange(3 * group, 3 * group + 3) for group in groups])
+    found = pq.ParquetFile(io.BytesIO(data), metadata=part).read_row_groups(list(range(len(groups))))
+    assert found.equals(pq.read_table(io.BytesIO(data)).take(rows))
+
+
+def test_garbled_footers_are_called_so() -> None:
+    """What Python says of the bytes tells a user nothing."""
+    said = set()
+    for seed in range(300):
+        try:
+            parse(mutate.parquet_footer(Random(seed), parquet_seeds()))
+        except FormatError as error:
+            said.add(str(error))
+    assert len(said) > 20
+    assert [text for text in said if re.search("a.parquet: .*; write", text) is None] == []
+    assert [text for text in said if re.search("(Key|Index|Type|Value)Error|not supported|takes no", text)] == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Columns that nobody asked for
+
+
+def edited(path: Path, edit: Callable[[bytes], bytes]) -> None:
+    """Rewrite the footer of a file."""
+    data = path.read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    footer = edit(data[start:-8])
+    assert footer != data[start:-8]
+    path.write_bytes(data[:start] + footer + struct.pack("<I", len(footer)) + b"PAR1")
+
+
+def untype(footer: bytes) -> bytes:
+    """Make the first column one of integers that are said to be text, which pyarrow refuses."""
+    node = b"\x15\x04\x25\x02\x18\x05first"
+    return footer.replace(node + b"\x00", node + b"\x25\x00\x00")
+
+
+def say_nulls(name: bytes, found: int, said: int) -> Callable[[bytes], bytes]:
+    """Let the statistics of a column whose largest value is its name tell of another number of nulls."""
+    largest = b"\x28" + bytes([len(name)]) + name
+    return lambda footer: footer.replace(b"\x36" + bytes([2 * found]) + largest, b"\x36" + bytes([2 * said]) + largest)
+
+
+def read(root: Path, *names: str) -> dict[str, list[Any]]:
+    """The vectors, read in two ways, and metadata."""
+    reader = EmbeddingReader(root, "parquet", meta_columns=list(names))
+    np.testing.assert_array_equal(reader.to_dask_array().compute(), VECTORS)
+    np.testing.assert_array_equal(np.concatenate([rows for rows, _ in reader(7, show_progress=False)]), VECTORS)
+    frame = reader.to_dask_dataframe().compute()
+    return {name: frame[name].tolist() for name in names}
+
+
+@pytest.mark.parametrize("store_schema", [True, False])
+@pytest.mark.parametrize("name", ["short", "kind", "pair", "c3"])
+def test_a_column_that_pyarrow_cannot_type_hides_no_other(tmp_path: Path, name: str, store_schema: bool) -> None:
+    pq.write_table(table(**WIDE), tmp_path / "0.parquet", row_group_size=25, store_schema=store_schema)
+    expected = read(tmp_path, name)
+    edited(tmp_path / "0.parquet", untype)
+    with pytest.raises(OSError, match="UTF8"):
+        pq.read_metadata(tmp_path / "0.parquet")
+    assert str(read(tmp_path, name)) == str(expected)
+    with pytest.raises(FormatError, match=r"0\.parquet.*cannot tell the type of column 'first'"):
+        EmbeddingReader(tmp_path, "parquet", meta_columns=["first"])
+    with pytest.raises(ColumnError, match="has no column 'frist'; its columns are 'first'"):
+        EmbeddingReader(tmp_path, "parquet", meta_columns=["frist"])
+
+
+@pytest.mark.parametrize("said", [0, 9, ROWS + 1])
+def test_null_counts_may_be_wrong(tmp_path: Path, said: int) -> None:
+    """Whoever did not ask for the column is not bothered; who did gets the nulls that there are."""
+    text = pa.array([None, "a", None, "zzzzzzzz"] * (ROWS // 4))
+    pq.write_table(table(tag=text), tmp_path / "0.parquet")
+    edited(tmp_path / "0.parquet", say_nulls(b"zzzzzzzz", ROWS // 2, said))
+    assert read(tmp_path) == {}
+    found = read(tmp_path, "tag")["tag"]
+    assert found[1::2] == text.to_pylist()[1::2]
+    assert pd.isna(found[::2]).all()
+
+
+def test_nulls_in_dictionaries_of_old_writers_are_expected(tmp_path: Path) -> None:
+    """Arrow before 5 says of every dictionary that it holds no nulls: integers could not be told from others' later."""
+    numbers = pa.array([1, None, 3] * (ROWS // 3)).dictionary_encode()
+    pq.write_table(table(n=numbers), tmp_path / "0.parquet", write_statistics=["first"])
+    before = "parquet-cpp-arrow version "
+    writer = pq.read_metadata(tmp_path / "0.parquet").created_by
+    old = f"{before}4.0.1".ljust(len(writer))
+    edited(tmp_path / "0.parquet", lambda footer: footer.replace(writer.encode(), old.encode()))
+    reader = EmbeddingReader(tmp_path, "parquet", meta_columns=["n"])
+    assert reader.manifest.fields[0].has_nulls
+    column = parse((tmp_path / "0.parquet").read_bytes())
+    assert column.writer == old
+    assert parquet._counts_nulls_wrongly(old)
+    assert not parquet._counts_nulls_wrongly(writer)
+    assert not parquet._counts_nulls_wrongly("parquet-mr version 1.12.3 (build x)")
+
+
+def test_a_wrong_null_count_of_vectors_is_looked_into(tmp_path: Path) -> None:
+    """Where the footer tells of null vectors, their rows are looked for; there may be none."""
+    binary = pa.array([row.tobytes() for row in VECTORS[:-1]] + [b"zzzzzzzzzzzzzzzz"], pa.binary(16))
+    pq.write_table(pa.table({"embedding": binary}), tmp_path / "0.parquet")
+    reader = EmbeddingReader(tmp_path, "parquet", embedding_dtype="float32")
+    np.testing.assert_array_equal(reader.to_dask_array().compute()[:-1], VECTORS[:-1])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is kept
+
+
+def test_footers_are_kept_in_so_many_bytes() -> None:
+    footer = parse(written({}), ["embedding"])
+    files = [StoredFile(LocalFileSystem(), f"{n}", 1, "") for n in range(9)]
+    cache = FooterCache(3 * footer.nbytes)
+    for file in files:
+        cache.put(file, footer, frozenset(["embedding"]))
+        cache.get(files[0])  # used again and again
+        assert cache.nbytes <= 3 * footer.nbytes
+    assert [cache.get(file) is not None for file in files] == [True, *[False] * 6, True, True]
+    cache.put(files[1], footer._replace(data=footer.data * 9), frozenset())  # the last one is kept, large or not
+    assert [file for file in files if cache.get(file)] == [files[1]]
+    cache.put(files[1], footer, frozenset())
+    assert cache.nbytes == footer.nbytes
+    cache.clear()
+    assert cache.nbytes == 0
+
+
+def test_what_is_kept_takes_no_more_than_is_counted() -> None:
+    """Of footers of 8,000 column chunks, all of which are wanted."""
+    made = pa.table({f"c{n}": pa.array(range(400)) for n in range(20)})
+    sink = io.BytesIO()
+    pq.write_table(made, sink, row_group_size=1)
+    data = sink.getvalue()
+    parse(data)
+    tracemalloc.start()
+    kept = [parse(bytes(data)) for _ in range(3)]
+    took, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert took <= 1.2 * sum(footer.nbytes for footer in kept)
+
+
+def test_a_second_look_at_a_footer_reads_the_file_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(table(**WIDE), tmp_path / "0.parquet")
+    EmbeddingReader(tmp_path, "parquet")
+    monkeypatch.delattr(parquet, "_read_footer")
+    assert EmbeddingReader(tmp_path, "parquet", meta_columns=["c3"]).manifest.fields[0].name == "c3"
+
+
+def test_kept_footers_count_as_memory_of_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read ahead while footers hold the limit."""
+    from dask_embedding_reader import batches
+
+    pq.write_table(table(), tmp_path / "0.parquet", row_group_size=5)
+    limit = 2**30
+    ahead = []
+    for held in (0, limit):
+        monkeypatch.setattr(batches, "footers_nbytes", lambda held=held: held)
+        reader = EmbeddingReader(tmp_path, "parquet")
+        taken = reader(5, max_piece_size=5, max_ram_usage_in_bytes=limit, show_progress=False)
+        next(taken)
+        reading = taken.gi_frame.f_locals["reading"]  # type: ignore[attr-defined]
+        ahead.append(len(reading._slots))
+        assert len(list(taken)) == ROWS // 5 - 1
+    assert ahead[0] > ahead[1]
