@@ -115,7 +115,6 @@ _MASKED_ARRAYS: dict[str, Any] = {
     "b": pd.arrays.BooleanArray,
     "i": pd.arrays.IntegerArray,
     "u": pd.arrays.IntegerArray,
-    "f": pd.arrays.FloatingArray,
 }
 
 
@@ -133,7 +132,9 @@ def expected_column(column: pa.ChunkedArray, *, nullable: bool | None = None) ->
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
         column = column.cast(kind)
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind):
+    if pa.types.is_floating(kind):  # null is NaN
+        return np.array(column.to_pylist(), dtype=np.dtype(kind.to_pandas_dtype()))
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         missing = np.array([value is None for value in column.to_pylist()], dtype=bool)
         dtype = np.dtype(kind.to_pandas_dtype())
         data = np.array([0 if value is None else value for value in column.to_pylist()], dtype=dtype)
@@ -158,6 +159,13 @@ def expected_frame(table: pa.Table, *, nullable: Mapping[str, bool] | None = Non
     frame = pd.DataFrame(columns, index=pd.RangeIndex(table.num_rows))
     frame.index = pd.Index(np.arange(table.num_rows, dtype=np.int64), name="i")
     return frame
+
+
+def as_batch(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame as batches have it: text as Python's own strings, and None where it is null."""
+    text = [name for name in frame if isinstance(frame[name].dtype, pd.StringDtype)]
+    objects = {name: [None if pd.isna(value) else value for value in frame[name]] for name in text}
+    return frame.assign(**{name: pd.Series(objects[name], frame.index, dtype=object) for name in text})
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -362,9 +370,9 @@ class Collection:
         return self.metadata.iloc[start:stop]
 
     def batch_frame(self, start: int, stop: int) -> pd.DataFrame:
-        """Metadata of a batch of these rows: ``i`` is the last column, the index counts from 0."""
+        """Metadata of a batch of these rows: ``i`` is the last column, the index counts from 0, text is Python's."""
         frame = self.frame(start, stop)
-        return frame.assign(i=frame.index.to_numpy()).reset_index(drop=True)
+        return as_batch(frame.assign(i=frame.index.to_numpy()).reset_index(drop=True))
 
     def locate(self, row: int) -> tuple[str, int]:
         """Path of the file that holds the row, and the row's place in it."""

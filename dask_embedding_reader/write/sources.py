@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from dask_embedding_reader.batches import BatchRequest, read_table_batches
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, MismatchError
 from dask_embedding_reader.formats import Array
 from dask_embedding_reader.reader import EmbeddingReader
-from dask_embedding_reader.write.encoding import join_tables, make_table
+from dask_embedding_reader.write.encoding import join_tables, make_table, mark_table
 from dask_embedding_reader.write.parts import Part, Settings
 from dask_embedding_reader.write.request import (
     Request,
@@ -45,17 +46,21 @@ def of_reader(reader: EmbeddingReader, request: Request) -> PartSource:
     def parts(known: set[int]) -> Generator[Part, None, None]:
         limit = max(1, request.limit_nbytes - count_writers(request, part_nbytes) * part_nbytes)
         for first, last in _missing_runs(known, -(-reader.count // step)):
-            batches = reader(
-                step,
-                first * step,
-                last * step,
-                show_progress=False,
-                max_ram_usage_in_bytes=max(limit, step * reader.byte_per_item),
-                dtype=None,
+            batches = read_table_batches(
+                reader.manifest,
+                BatchRequest(
+                    batch_rows=step,
+                    start=first * step,
+                    stop=min(last * step, reader.count),
+                    max_piece_rows=None,
+                    threads=None,
+                    limit_nbytes=max(limit, step * reader.byte_per_item),
+                    dtype=reader.dtype,
+                    show_progress=False,
+                ),
             )
-            for number, (rows, frame) in enumerate(batches, first):
-                table = make_table(frame, request.embedding_column, number * step)
-                yield Part(number, number * step, rows, table)
+            for number, (rows, table) in enumerate(batches, first):
+                yield Part(number, number * step, rows, mark_table(table, fields, request.embedding_column))
 
     return PartSource(settings, parts, part_nbytes)
 
