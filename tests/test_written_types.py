@@ -116,7 +116,9 @@ def as_read(frame: pd.DataFrame) -> pd.DataFrame:
 
     def column(values: pd.Series[Any]) -> pd.Series[Any]:
         kind = pa.array(values, from_pandas=False).type
-        return pd.Series(values.to_numpy(kind.to_pandas_dtype(), na_value=np.nan)) if pa.types.is_floating(kind) else values
+        if not pa.types.is_floating(kind):
+            return values
+        return pd.Series(values.to_numpy(kind.to_pandas_dtype(), na_value=np.nan))
 
     return frame.assign(**{name: column(frame[name]) for name in frame})
 
