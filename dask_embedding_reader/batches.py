@@ -365,7 +365,7 @@ class _Reading:
     def take(self, start: int, stop: int) -> tuple[Array, Any]:
         """Hand out a finished batch."""
         array = self._slots.pop(self._batch_of(start)).hand_over()
-        self._metadata_start = stop
+        self._metadata_start = start  # what the caller works on is held too
         return array, self._take_frame(start, stop)
 
     def _take_frame(self, start: int, stop: int) -> Any:

@@ -164,8 +164,11 @@ def expected_frame(table: pa.Table, *, nullable: Mapping[str, bool] | None = Non
 def as_batch(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame as batches have it: text as Python's own strings, and None where it is null."""
     text = [name for name in frame if isinstance(frame[name].dtype, pd.StringDtype)]
-    objects = {name: [None if pd.isna(value) else value for value in frame[name]] for name in text}
-    return frame.assign(**{name: pd.Series(objects[name], frame.index, dtype=object) for name in text})
+    frame = frame.copy(deep=False)
+    for name in text:
+        values = [None if pd.isna(value) else value for value in frame[name]]
+        frame[name] = pd.Series(values, frame.index, dtype=object)
+    return frame
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -114,13 +114,12 @@ def plain(values: Any) -> str:
 def as_read(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame as readers give it: floating-point numbers are numpy's, where null is NaN."""
 
-    def column(values: pd.Series[Any]) -> pd.Series[Any]:
-        kind = pa.array(values, from_pandas=False).type
-        if not pa.types.is_floating(kind):
-            return values
-        return pd.Series(values.to_numpy(kind.to_pandas_dtype(), na_value=np.nan))
-
-    return frame.assign(**{name: column(frame[name]) for name in frame})
+    frame = frame.copy(deep=False)
+    for name in frame:
+        kind = pa.array(frame[name], from_pandas=False).type
+        if pa.types.is_floating(kind):
+            frame[name] = frame[name].to_numpy(kind.to_pandas_dtype(), na_value=np.nan)
+    return frame
 
 
 def assert_same(got: pd.DataFrame, frame: pd.DataFrame) -> None:

@@ -23,12 +23,14 @@ _UTC = frozenset({"UTC", "Etc/UTC", "+00:00", "-00:00", "Z"})
 Change = Callable[[pa.DataType], pa.DataType]
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type that a column is held in: dictionaries decoded, text as large text.
+def decoded_type(kind: pa.DataType) -> pa.DataType:
+    """Return a type without dictionaries, and without views, which pandas cannot take rows of nor pyarrow slice."""
+    return _change_inside(kind, _decoded)
 
-    Views, which pandas cannot take rows of, become plain text, bytes and lists.
-    """
-    return _large_text(_change_inside(kind, _decoded))
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type that a column is held in: decoded, and text as large text."""
+    return _large_text(decoded_type(kind))
 
 
 def frame_type(kind: pa.DataType) -> pa.DataType:

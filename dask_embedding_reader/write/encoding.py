@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from dask_embedding_reader.errors import ColumnError, MismatchError
 from dask_embedding_reader.formats import MetaColumn
+from dask_embedding_reader.formats.arrow_types import convert, decoded_type
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField
 from dask_embedding_reader.formats.parquet_footer import arrow_schema
 from dask_embedding_reader.plan import default_piece_rows
@@ -223,8 +224,7 @@ def _column(values: pd.Series[Any], name: str, first_row: int) -> tuple[pa.Field
             column = pa.array(values, from_pandas=True)
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-        if pa.types.is_dictionary(column.type):  # parquet makes its own, and readers get plain values
-            column = column.dictionary_decode()
+        column = convert(column, decoded_type(column.type))  # parquet makes its own dictionaries, readers get values
         _check_type(column)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ColumnError(
