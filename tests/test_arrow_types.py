@@ -200,6 +200,35 @@ def test_every_type_in_every_way_of_reading_and_writing(name: str, schema: str, 
         assert python(again) == python([NAN if value is None and nan_is_null else value for value in want])
 
 
+class Celsius(pa.ExtensionType):  # type: ignore[misc]
+    """A type that Python defines."""
+
+    def __init__(self) -> None:
+        super().__init__(pa.int16(), "tests.celsius")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> Celsius:
+        return cls()
+
+
+def test_types_that_python_defines_are_read_as_they_are_stored(tmp_path: Path) -> None:
+    pa.register_extension_type(Celsius())
+    try:
+        column = extension(Celsius(), pa.array([-3, None], pa.int16()))
+        put(tmp_path / "source", column)
+        reader = EmbeddingReader(tmp_path / "source", "parquet", meta_columns="x")
+        assert reader.to_dask_dataframe()["x"].compute().tolist() == [-3, pd.NA]
+        write_embeddings(reader, tmp_path / "out", "parquet")
+    finally:
+        pa.unregister_extension_type("tests.celsius")
+    assert stored(tmp_path / "out") == [-3, None]
+    # Where nobody knows the type
+    check(next(EmbeddingReader(tmp_path / "source", "parquet", meta_columns="x")(2))[1], [-3, None])
+
+
 UTC = dt.timezone.utc
 NOON = dt.datetime(2020, 1, 1, 12, tzinfo=UTC)
 UTF8 = [b"a", b"bc"]

@@ -90,7 +90,7 @@ def merge_columns(names: Sequence[str], urls: Sequence[str], files: Sequence[Seq
     for position, name in enumerate(names):
         merged, origin = pa.null(), ""
         has_nulls = False
-        for kind, url in _distinct(name, urls, [columns[position] for columns in files]):
+        for kind, url in _distinct(urls, [columns[position] for columns in files]):
             has_nulls |= kind.has_nulls
             common = common_type(merged, plain_type(kind.type))
             if common is None:
@@ -116,17 +116,14 @@ def _checked(field: MetaField, url: str) -> MetaField:
     return field
 
 
-def _distinct(name: str, urls: Sequence[str], columns: Sequence[MetaColumn]) -> list[tuple[MetaColumn, str]]:
+def _distinct(urls: Sequence[str], columns: Sequence[MetaColumn]) -> list[tuple[MetaColumn, str]]:
     """Keep the first file of each kind: thousands of files mostly agree."""
     first: dict[MetaColumn, str] = {}
     for column, url in zip(columns, urls, strict=True):
         try:
             first.setdefault(column, url)
-        except TypeError:  # such a type has no hash; pyarrow before 18 makes one, and rightly unpickles nothing for it
-            raise FormatError(
-                f"{url}: column {name!r} is {column.type}, a pickled Python type, which is not opened; write the file "
-                "again with plain types, or leave the column out of meta_columns"
-            ) from None
+        except TypeError:  # extension types that Python defines have no hash; what they are stored as has one
+            first.setdefault(column._replace(type=frame_type(column.type)), url)
     return list(first.items())
 
 
