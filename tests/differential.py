@@ -197,7 +197,8 @@ def _check_lazy(trial: Trial, collection: Collection, reader: EmbeddingReader) -
             meta.loc[trial.start + one : trial.start + one].compute(), collection.frame().iloc[trial.start + one :][:1]
         )
     batches = iter_batches(x, meta, batch_size=trial.batch_size, max_ram_usage_in_bytes=trial.limit)
-    assert_batches(_same_bits(batches, collection, trial.start, None), collection, trial.batch_size, *part, None)
+    same_bits = _same_bits(batches, collection, trial.start, None)
+    assert_batches(same_bits, collection, trial.batch_size, *part, None, of_frame=True)
 
 
 def _check_copy(trial: Trial, collection: Collection, reader: EmbeddingReader, folder: Path) -> None:

@@ -372,10 +372,11 @@ class Collection:
         """Metadata of the rows, index ``i``: what ``to_dask_dataframe(start, stop).compute()`` must be."""
         return self.metadata.iloc[start:stop]
 
-    def batch_frame(self, start: int, stop: int) -> pd.DataFrame:
+    def batch_frame(self, start: int, stop: int, *, of_frame: bool = False) -> pd.DataFrame:
         """Metadata of a batch of these rows: ``i`` is the last column, the index counts from 0, text is Python's."""
         frame = self.frame(start, stop)
-        return as_batch(frame.assign(i=frame.index.to_numpy()).reset_index(drop=True))
+        frame = frame.assign(i=frame.index.to_numpy()).reset_index(drop=True)
+        return frame if of_frame else as_batch(frame)
 
     def locate(self, row: int) -> tuple[str, int]:
         """Path of the file that holds the row, and the row's place in it."""
@@ -495,8 +496,13 @@ def assert_batches(
     start: int = 0,
     end: int | None = None,
     dtype: npt.DTypeLike | None = np.float32,
+    *,
+    of_frame: bool = False,
 ) -> None:
-    """The batches of ``reader(batch_size, start, end, dtype=dtype)``, each checked to the last bit, none missing."""
+    """The batches of ``reader(batch_size, start, end, dtype=dtype)``, each checked to the last bit, none missing.
+
+    Those of ``iter_batches`` are those ``of_frame``: their text is that of the lazy frame.
+    """
     dtype = collection.rows.dtype if dtype is None else np.dtype(dtype)
     end = len(collection) if end is None else min(end, len(collection))
     place = min(start, end)
@@ -506,7 +512,7 @@ def assert_batches(
         assert_same_rows(embeddings, collection.rows[place:stop].astype(dtype))
         assert embeddings.flags.writeable
         assert embeddings.flags.c_contiguous
-        assert_same_frame(metadata, collection.batch_frame(place, stop))
+        assert_same_frame(metadata, collection.batch_frame(place, stop, of_frame=of_frame))
         assert isinstance(metadata.index, pd.RangeIndex)
         place = stop
     assert place == end, "rows missing at the end"
