@@ -9,11 +9,12 @@ limit before a piece is started. Nothing runs that was not asked for, so that le
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +23,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from dask_embedding_reader.buffers import Buffers, Slot
 from dask_embedding_reader.formats import Array, FileHeader
-from dask_embedding_reader.formats.metadata import ROW_NUMBER, make_frame
+from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, make_frame, make_table
 from dask_embedding_reader.formats.parquet import DECODER_NBYTES, footers_nbytes, open_table
 from dask_embedding_reader.manifest import FileTable, Manifest
 from dask_embedding_reader.plan import DEFAULT_PIECE_NBYTES, ReadPlan, default_piece_rows, make_plan
@@ -47,7 +49,11 @@ _METADATA_ROWS = 8_192
 METADATA_ROW_NBYTES = 256
 """What a row of metadata is taken to weigh until the first have been seen."""
 
+_WEIGHED_ROWS = 128
+"""Of so many of the rows that are decoded together, Python's strings are weighed."""
+
 Batch = tuple[Array, pd.DataFrame]
+TableBatch = tuple[Array, "pa.Table | None"]
 T = TypeVar("T")
 
 
@@ -88,11 +94,16 @@ def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
             "ahead; a smaller batch_size or a higher limit is faster",
             stacklevel=3,
         )
-    return _iterate(manifest, request)
+    return _iterate(manifest, request, _FRAMES)
 
 
-def _iterate(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
-    reading = _Reading(manifest, request)
+def read_table_batches(manifest: Manifest, request: BatchRequest) -> Iterator[TableBatch]:
+    """Return an iterator of the batches of a collection with their metadata as Arrow columns: no value is changed."""
+    return _iterate(manifest, request, _TABLES)
+
+
+def _iterate(manifest: Manifest, request: BatchRequest, form: _Form) -> Iterator[tuple[Array, Any]]:
+    reading = _Reading(manifest, request, form)
     rows = request.stop - request.start
     progress = progress_bar(request.show_progress, rows, "reading", " embeddings", manifest.byte_per_item)
     try:
@@ -104,6 +115,44 @@ def _iterate(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
     finally:
         reading.close()
         progress.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metadata
+
+
+class _Form(NamedTuple):
+    """What metadata are handed out as."""
+
+    make: Callable[[Sequence[MetaField], pa.Table, range, str], tuple[Any, int]]
+    """Given decoded columns, the rows and the file, returns what is handed out of them, and what it weighs."""
+    join: Callable[[list[Any]], Any]
+    """Puts what was made below each other: into a frame of its own, whose memory the caller may write to."""
+
+
+def _make_frame(fields: Sequence[MetaField], table: pa.Table, rows: range, url: str) -> tuple[pd.DataFrame, int]:
+    frame = make_frame(fields, table, pd.RangeIndex(len(rows)), url, text_as_objects=True)
+    step = max(1, len(rows) // _WEIGHED_ROWS)
+    texts = [frame[name].to_numpy()[::step] for name, dtype in frame.dtypes.items() if dtype == np.dtype(object)]
+    nbytes = 2 * table.nbytes + sum(8 * len(rows) + step * sum(map(sys.getsizeof, text)) for text in texts)
+    frame[ROW_NUMBER] = np.arange(rows.start, rows.stop, dtype=np.int64)
+    return frame, nbytes
+
+
+def _join_frames(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    if len(parts) > 1:
+        return pd.concat(parts, ignore_index=True)
+    batch = parts[0].copy(deep=False)  # a frame of its own, over the same columns
+    batch.index = pd.RangeIndex(len(batch))
+    return batch
+
+
+def _make_table(fields: Sequence[MetaField], table: pa.Table, _: range, url: str) -> tuple[pa.Table, int]:
+    return make_table(fields, table, url), 2 * table.nbytes
+
+
+_FRAMES = _Form(_make_frame, _join_frames)
+_TABLES = _Form(_make_table, pa.concat_tables)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -255,8 +304,8 @@ class _Window:
 class _Reading:
     """One pass over a range of rows: what has been started, what is finished, and what it all weighs."""
 
-    def __init__(self, manifest: Manifest, request: BatchRequest) -> None:
-        self._manifest, self._request = manifest, request
+    def __init__(self, manifest: Manifest, request: BatchRequest, form: _Form) -> None:
+        self._manifest, self._request, self._form = manifest, request, form
         vectors, columns = manifest.vectors, manifest.columns
         local = all(map(is_local, vectors.filesystems))
         threads = request.threads or (max(2, os.cpu_count() or 1) if local else _REMOTE_THREADS)
@@ -271,7 +320,7 @@ class _Reading:
         self._vectors = _Window(_jobs(plan, lambda header, a, b: open_rows(header, columns, a, b), self._pool, bounds))
         self._metadata = _Window(self._metadata_jobs(manifest.metadata))
         self._slots: dict[int, Slot] = {}
-        self._frames: deque[tuple[int, pd.DataFrame]] = deque()
+        self._frames: deque[tuple[int, Any]] = deque()
         self._numbered: deque[pd.DataFrame] = deque()
         self._batch_nbytes = request.batch_rows * manifest.dimension * request.dtype.itemsize
         self._buffers = Buffers(max(2 * self._batch_nbytes, request.limit_nbytes // 4))
@@ -288,19 +337,12 @@ class _Reading:
     def _metadata_jobs(self, files: FileTable | None) -> Iterator[_Job]:
         if files is None:
             return iter(())
-        fields = self._manifest.fields
+        fields, make = self._manifest.fields, self._form.make
         names = [field.name for field in fields]
 
-        def open_frames(header: Any, start: int, stop: int) -> Callable[[tuple[int, int]], tuple[pd.DataFrame, int]]:
+        def open_frames(header: Any, start: int, stop: int) -> Callable[[range], tuple[Any, int]]:
             read = open_table(header, names, start, stop)
-
-            def read_frame(rows: tuple[int, int]) -> tuple[pd.DataFrame, int]:
-                table = read(rows[1] - rows[0])
-                frame = make_frame(fields, table, pd.RangeIndex(rows[1] - rows[0]), header.file.url)
-                frame[ROW_NUMBER] = np.arange(*rows, dtype=np.int64)
-                return frame, table.nbytes
-
-            return read_frame
+            return lambda rows: make(fields, read(len(rows)), rows, header.file.url)
 
         plan = make_plan(files, self._request.start, self._request.stop, _METADATA_ROWS)
         return _jobs(plan, open_frames, self._pool)
@@ -313,7 +355,7 @@ class _Reading:
         self._vectors.finish(stop)
         for job, (frame, nbytes) in self._metadata.finish(stop):
             self._frames.append((job.start, frame))
-            self._metadata_row_nbytes = max(self._metadata_row_nbytes, 2 * nbytes // len(frame))
+            self._metadata_row_nbytes = max(self._metadata_row_nbytes, nbytes // len(frame))
 
     def _make_memory(self, stop: int) -> None:
         """See that the batch that is asked for need not wait for memory."""
@@ -322,14 +364,16 @@ class _Reading:
             self._most_batches = None  # the caller keeps batches: there is nothing to wait for
         slot.make()
 
-    def take(self, start: int, stop: int) -> Batch:
+    def take(self, start: int, stop: int) -> tuple[Array, Any]:
         """Hand out a finished batch."""
         array = self._slots.pop(self._batch_of(start)).hand_over()
-        self._metadata_start = stop
+        self._metadata_start = start  # what the caller works on is held too
         return array, self._take_frame(start, stop)
 
-    def _take_frame(self, start: int, stop: int) -> pd.DataFrame:
+    def _take_frame(self, start: int, stop: int) -> Any:
         if self._manifest.metadata is None:
+            if self._form is _TABLES:
+                return None
             if not self._numbered:
                 self._numbered.extend(self._number_rows(start))
             return self._numbered.popleft()
@@ -337,15 +381,11 @@ class _Reading:
         while start < stop:
             first, frame = self._frames[0]
             last = min(stop, first + len(frame))
-            parts.append(frame.iloc[start - first : last - first])
+            parts.append(frame[start - first : last - first])
             if last == first + len(frame):
                 self._frames.popleft()
             start = last
-        if len(parts) > 1:
-            return pd.concat(parts, ignore_index=True)
-        batch = parts[0].copy(deep=False)  # a frame of its own, over the same columns
-        batch.index = pd.RangeIndex(len(batch))
-        return batch
+        return self._form.join(parts)
 
     def _number_rows(self, start: int) -> Iterator[pd.DataFrame]:
         """Make the frames of several batches without metadata.
@@ -373,7 +413,7 @@ class _Reading:
             assert job is not None
             if job.start >= needed and (job.start >= needed + self._ahead_rows or not self._fits(job, window)):
                 return
-            window.start(self._parts(job) if window is self._vectors else partial(_same, (job.start, job.stop)))
+            window.start(self._parts(job) if window is self._vectors else partial(_same, range(job.start, job.stop)))
 
     def _fits(self, job: _Job, window: _Window) -> bool:
         """Tell whether a job may be started ahead of need."""

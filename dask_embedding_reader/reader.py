@@ -449,7 +449,8 @@ class EmbeddingReader:
         -------
         dask.dataframe.DataFrame
             With the columns ``meta_columns``, the global row number as index ``i`` (int64), and known divisions. Each
-            column has one dtype everywhere: numpy's where no value is null, else pandas' nullable one.
+            column has one dtype everywhere: numpy's where no value is null, and for floating-point numbers, where null
+            is NaN; else pandas' nullable one. Text is ``string[pyarrow]``, extension types are as they are stored.
 
         Notes
         -----
@@ -512,7 +513,8 @@ class EmbeddingReader:
         -------
         iterator of (numpy.ndarray, pandas.DataFrame)
             The vectors, a writable array of shape ``(rows, dimension)`` in C order, and their metadata with the columns
-            ``[*meta_columns, "i"]``, ``i`` being the global row number (int64).
+            ``[*meta_columns, "i"]``, ``i`` being the global row number (int64). Their dtypes are those of
+            :meth:`to_dask_dataframe`, but text comes as Python's own strings, and None where it is null.
 
         Raises
         ------

@@ -214,15 +214,15 @@ def _check_size(where: str, data: bytes) -> None:
     footer_start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     if data[-4:] != b"PAR1" or footer_start < 4:
         _fail(where, "is no parquet file, or was cut short")
-    footer = parse_footer(where, data[footer_start:], footer_start)
+    footer = parse_footer(where, data[footer_start:], footer_start, _SCHEMA.names)
     kinds = [6 if name in _TEXTS else 0 if name == "fortran_order" else 2 for name in _SCHEMA.names]
     if footer.schema.arrow.names != _SCHEMA.names or len(footer.schema.paths) != len(kinds):
         _fail(where, f"has the columns {', '.join(footer.schema.paths)[:200]}, not those of a manifest")
     nbytes, most = 0, _most_nbytes(len(data))
     if (rows := sum(footer.group_rows)) > _MOST_FILES * len(data):
         _fail(where, f"claims to name {rows:,} files, but has {len(data):,} bytes")
-    for chunks in footer.chunks:
-        for chunk, kind in zip(chunks, kinds, strict=True):
+    for leaf, kind in enumerate(kinds):
+        for chunk in footer.chunks[leaf]:
             if chunk.kind != kind:
                 _fail(where, "has a column of another type than those of manifests")
             for page in iter_page_heads(data, chunk.start, chunk.stop):

@@ -23,6 +23,7 @@ import dask
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 from dask.base import compute
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, verify_embeddings, write_embeddings
@@ -197,7 +198,8 @@ def _check_lazy(trial: Trial, collection: Collection, reader: EmbeddingReader) -
             meta.loc[trial.start + one : trial.start + one].compute(), collection.frame().iloc[trial.start + one :][:1]
         )
     batches = iter_batches(x, meta, batch_size=trial.batch_size, max_ram_usage_in_bytes=trial.limit)
-    assert_batches(_same_bits(batches, collection, trial.start, None), collection, trial.batch_size, *part, None)
+    same_bits = _same_bits(batches, collection, trial.start, None)
+    assert_batches(same_bits, collection, trial.batch_size, *part, None, of_frame=True)
 
 
 def _check_copy(trial: Trial, collection: Collection, reader: EmbeddingReader, folder: Path) -> None:
@@ -217,7 +219,12 @@ def _check_copy(trial: Trial, collection: Collection, reader: EmbeddingReader, f
     write_embeddings(source, folder, file_format, meta, rows_per_file=trial.copy_rows_per_file)
     copy = EmbeddingReader(folder, file_format, meta_columns=columns or None)
     assert_same_bits(np.concatenate([rows for rows, _ in copy(99, dtype=None, show_progress=False)]), collection.rows)
-    assert_same_frame(copy.to_dask_dataframe().compute(scheduler="threads"), collection.frame()[columns])
+    expected = collection.frame()[columns]
+    if trial.copy_source == "batches":  # where no batch has a string, Python's objects do not tell that it was text
+        text = [name for name in columns if isinstance(expected[name].dtype, pd.StringDtype)]
+        nothing = {name: pd.ArrowDtype(pa.null()) for name in text if expected[name].isna().all()}
+        expected = expected.astype(nothing)
+    assert_same_frame(copy.to_dask_dataframe().compute(scheduler="threads"), expected)
     assert verify_embeddings(folder).empty
     assert EmbeddingReader.from_manifest(folder / ".manifest.embeddings").count == len(collection)
 

@@ -115,7 +115,6 @@ _MASKED_ARRAYS: dict[str, Any] = {
     "b": pd.arrays.BooleanArray,
     "i": pd.arrays.IntegerArray,
     "u": pd.arrays.IntegerArray,
-    "f": pd.arrays.FloatingArray,
 }
 
 
@@ -133,7 +132,9 @@ def expected_column(column: pa.ChunkedArray, *, nullable: bool | None = None) ->
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
         column = column.cast(kind)
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind):
+    if pa.types.is_floating(kind):  # null is NaN
+        return np.array(column.to_pylist(), dtype=np.dtype(kind.to_pandas_dtype()))
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         missing = np.array([value is None for value in column.to_pylist()], dtype=bool)
         dtype = np.dtype(kind.to_pandas_dtype())
         data = np.array([0 if value is None else value for value in column.to_pylist()], dtype=dtype)
@@ -157,6 +158,16 @@ def expected_frame(table: pa.Table, *, nullable: Mapping[str, bool] | None = Non
     columns = {n: pd.Series(expected_column(table[n], nullable=known.get(n))) for n in table.column_names}
     frame = pd.DataFrame(columns, index=pd.RangeIndex(table.num_rows))
     frame.index = pd.Index(np.arange(table.num_rows, dtype=np.int64), name="i")
+    return frame
+
+
+def as_batch(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame as batches have it: text as Python's own strings, and None where it is null."""
+    text = [name for name in frame if isinstance(frame[name].dtype, pd.StringDtype)]
+    frame = frame.copy(deep=False)
+    for name in text:
+        values = [None if pd.isna(value) else value for value in frame[name]]
+        frame[name] = pd.Series(values, frame.index, dtype=object)
     return frame
 
 
@@ -361,10 +372,11 @@ class Collection:
         """Metadata of the rows, index ``i``: what ``to_dask_dataframe(start, stop).compute()`` must be."""
         return self.metadata.iloc[start:stop]
 
-    def batch_frame(self, start: int, stop: int) -> pd.DataFrame:
-        """Metadata of a batch of these rows: ``i`` is the last column, the index counts from 0."""
+    def batch_frame(self, start: int, stop: int, *, of_frame: bool = False) -> pd.DataFrame:
+        """Metadata of a batch of these rows: ``i`` is the last column, the index counts from 0, text is Python's."""
         frame = self.frame(start, stop)
-        return frame.assign(i=frame.index.to_numpy()).reset_index(drop=True)
+        frame = frame.assign(i=frame.index.to_numpy()).reset_index(drop=True)
+        return frame if of_frame else as_batch(frame)
 
     def locate(self, row: int) -> tuple[str, int]:
         """Path of the file that holds the row, and the row's place in it."""
@@ -484,8 +496,13 @@ def assert_batches(
     start: int = 0,
     end: int | None = None,
     dtype: npt.DTypeLike | None = np.float32,
+    *,
+    of_frame: bool = False,
 ) -> None:
-    """The batches of ``reader(batch_size, start, end, dtype=dtype)``, each checked to the last bit, none missing."""
+    """The batches of ``reader(batch_size, start, end, dtype=dtype)``, each checked to the last bit, none missing.
+
+    Those of ``iter_batches`` are those ``of_frame``: their text is that of the lazy frame.
+    """
     dtype = collection.rows.dtype if dtype is None else np.dtype(dtype)
     end = len(collection) if end is None else min(end, len(collection))
     place = min(start, end)
@@ -495,7 +512,7 @@ def assert_batches(
         assert_same_rows(embeddings, collection.rows[place:stop].astype(dtype))
         assert embeddings.flags.writeable
         assert embeddings.flags.c_contiguous
-        assert_same_frame(metadata, collection.batch_frame(place, stop))
+        assert_same_frame(metadata, collection.batch_frame(place, stop, of_frame=of_frame))
         assert isinstance(metadata.index, pd.RangeIndex)
         place = stop
     assert place == end, "rows missing at the end"

@@ -78,7 +78,7 @@ def test_array_and_frame_of_a_reader(client: Client, name: str, tmp_path: Path) 
     collection = write_collection(tmp_path, name, columns=["id", "caption"] if name != "npy" else None)
     reader = collection.open()
     x, meta = reader.to_dask_array(max_piece_size=4), reader.to_dask_dataframe(max_piece_size=4)
-    assert_batches(iter_batches(x, meta, batch_size=6), collection, 6, dtype=None)
+    assert_batches(iter_batches(x, meta, batch_size=6), collection, 6, dtype=None, of_frame=True)
 
 
 def test_a_frame_of_other_rows_is_an_error_before_wrong_pairs_come_out(client: Client, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_array_frame_and_batches_are_the_local_ones(client: Client, tmp_path: Pa
     assert_same_rows(x.compute(), collection.rows)
     assert_same_frame(meta.compute(), collection.frame())
     np.testing.assert_allclose(x.mean(axis=0).compute(), collection.rows.mean(axis=0), rtol=1e-5)
-    assert_batches(iter_batches(x, meta, batch_size=6), collection, 6, dtype=None)
+    assert_batches(iter_batches(x, meta, batch_size=6), collection, 6, dtype=None, of_frame=True)
 
 
 @pytest.mark.parametrize("name", ["npy", "parquet_npy", "parquet-list"])

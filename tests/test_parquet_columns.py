@@ -156,7 +156,7 @@ def test_nothing_but_shards_without_rows_is_nothing(tmp_path: Path, kind: str) -
     empty = EMPTY[kind]
     table = pa.Table.from_pandas(empty) if isinstance(empty, pd.DataFrame) else empty
     pq.write_table(table, tmp_path / "0.parquet")
-    with pytest.raises(NoFilesError, match="have no rows"):
+    with pytest.raises(NoFilesError, match="without rows"):
         EmbeddingReader(tmp_path, "parquet", meta_columns=["lab"])
 
 

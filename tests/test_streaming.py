@@ -320,10 +320,11 @@ def test_array_and_frame_of_a_reader(name: str, tmp_path: Path) -> None:
     collection = write_collection(tmp_path, name, row_group_rows=5)
     reader = collection.open()
     x, meta = reader.to_dask_array(max_piece_size=4), reader.to_dask_dataframe(max_piece_size=4)
-    assert_batches(iter_batches(x, meta, batch_size=6), collection, 6, dtype=None)
+    assert_batches(iter_batches(x, meta, batch_size=6), collection, 6, dtype=None, of_frame=True)
     if name == "npy":
         x, meta = reader.to_dask_array(3, 20, max_piece_size=4), reader.to_dask_dataframe(3, 20, max_piece_size=4)
-        assert_batches(iter_batches(x.rechunk((7, -1)), meta, batch_size=6), collection, 6, 3, 20, dtype=None)
+        batches = iter_batches(x.rechunk((7, -1)), meta, batch_size=6)
+        assert_batches(batches, collection, 6, 3, 20, dtype=None, of_frame=True)
 
 
 def table(rows: int) -> pd.DataFrame:

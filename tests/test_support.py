@@ -65,7 +65,7 @@ def test_oracle_dtypes_are_those_of_the_specification(tmp_path: Path) -> None:
         "big": "Int64",
         "small": "uint8",
         "score": "float64",
-        "weight": "Float32",
+        "weight": "float32",
         "seen": "bool",
         "liked": "boolean",
         "caption": "string",

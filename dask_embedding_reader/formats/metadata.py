@@ -7,7 +7,6 @@ Here the dtype of a column follows from what all files say of it before any valu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from dask_embedding_reader.errors import FormatError, MismatchError
 from dask_embedding_reader.formats import MetaColumn
+from dask_embedding_reader.formats.arrow_types import common_type, convert, frame_type, plain_type
 from dask_embedding_reader.retries import describe
 
 ROW_NUMBER = "i"
@@ -30,11 +30,9 @@ _MASKED = {
     pa.uint16(): pd.UInt16Dtype(),
     pa.uint32(): pd.UInt32Dtype(),
     pa.uint64(): pd.UInt64Dtype(),
-    pa.float32(): pd.Float32Dtype(),
-    pa.float64(): pd.Float64Dtype(),
     pa.bool_(): pd.BooleanDtype(),
 }
-"""What a numeric column becomes when it may hold nulls: numpy's own types cannot."""
+"""What a column becomes when it may hold nulls and numpy's own type cannot. Floating-point numbers can: NaN."""
 
 
 class MetaField(NamedTuple):
@@ -50,18 +48,23 @@ class MetaField(NamedTuple):
     @property
     def dtype(self) -> Any:
         """The pandas dtype in partitions and batches."""
-        kind = self.type
+        kind = frame_type(self.type)
         if pa.types.is_large_string(kind):
             return pd.StringDtype("pyarrow")
-        if kind in _MASKED:
-            return _MASKED[kind] if self.has_nulls else np.dtype(kind.to_pandas_dtype())
-        if pa.types.is_float16(kind) and not self.has_nulls:  # pandas has no masked one
-            return np.dtype(np.float16)
+        if self.is_masked:
+            return _MASKED[kind]
+        if kind in _MASKED or pa.types.is_floating(kind):
+            return np.dtype(kind.to_pandas_dtype())
         if pa.types.is_timestamp(kind):
             return np.dtype(f"M8[{kind.unit}]") if kind.tz is None else pd.DatetimeTZDtype(kind.unit, kind.tz)
         if pa.types.is_duration(kind):
             return np.dtype(f"m8[{kind.unit}]")
         return pd.ArrowDtype(kind)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether pandas holds it with a mask of nulls."""
+        return self.has_nulls and frame_type(self.type) in _MASKED
 
 
 def merge_columns(names: Sequence[str], urls: Sequence[str], files: Sequence[Sequence[MetaColumn]]) -> list[MetaField]:
@@ -79,7 +82,7 @@ def merge_columns(names: Sequence[str], urls: Sequence[str], files: Sequence[Seq
     Raises
     ------
     MismatchError
-        If two files hold what no common type can hold exactly, such as integers and floating-point numbers.
+        If two files hold what no common type can hold, such as text and numbers.
     FormatError
         If pandas has no type for a column, as for times of an unknown zone.
     """
@@ -87,9 +90,9 @@ def merge_columns(names: Sequence[str], urls: Sequence[str], files: Sequence[Seq
     for position, name in enumerate(names):
         merged, origin = pa.null(), ""
         has_nulls = False
-        for kind, url in _distinct(name, urls, [columns[position] for columns in files]):
+        for kind, url in _distinct(urls, [columns[position] for columns in files]):
             has_nulls |= kind.has_nulls
-            common = _common_type(merged, _plain(kind.type))
+            common = common_type(merged, plain_type(kind.type))
             if common is None:
                 raise MismatchError(
                     f"{url}: column {name!r} is {kind.type}, but in {origin} it is {merged}; one column must have one "
@@ -113,44 +116,15 @@ def _checked(field: MetaField, url: str) -> MetaField:
     return field
 
 
-def _distinct(name: str, urls: Sequence[str], columns: Sequence[MetaColumn]) -> list[tuple[MetaColumn, str]]:
+def _distinct(urls: Sequence[str], columns: Sequence[MetaColumn]) -> list[tuple[MetaColumn, str]]:
     """Keep the first file of each kind: thousands of files mostly agree."""
     first: dict[MetaColumn, str] = {}
     for column, url in zip(columns, urls, strict=True):
         try:
             first.setdefault(column, url)
-        except TypeError:  # such a type has no hash; pyarrow before 18 makes one, and rightly unpickles nothing for it
-            raise FormatError(
-                f"{url}: column {name!r} is {column.type}, a pickled Python type, which is not opened; write the file "
-                "again with plain types, or leave the column out of meta_columns"
-            ) from None
+        except TypeError:  # extension types that Python defines have no hash; what they are stored as has one
+            first.setdefault(column._replace(type=frame_type(column.type)), url)
     return list(first.items())
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_string(kind) or kind == _STRING_VIEW:
-        return pa.large_string()
-    return pa.large_binary() if kind == _BINARY_VIEW else kind
-
-
-_STRING_VIEW, _BINARY_VIEW = (pa.string_view(), pa.binary_view()) if hasattr(pa, "string_view") else (None, None)
-"""pyarrow cannot take rows of these."""
-
-
-def _common_type(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
-    if left == right or pa.types.is_null(right):
-        return left
-    if pa.types.is_null(left):
-        return right
-    for same_kind in (pa.types.is_signed_integer, pa.types.is_unsigned_integer, pa.types.is_floating):
-        if same_kind(left) and same_kind(right):
-            return max(left, right, key=lambda kind: kind.bit_width)
-    for coarse, fine in ((left, right), (right, left)):  # parquet has no seconds, but some files tell of them
-        if pa.types.is_timestamp(coarse) and (coarse.unit, fine) == ("s", pa.timestamp("ms", coarse.tz)):
-            return fine
-        if (coarse, fine) == (pa.time32("s"), pa.time32("ms")):
-            return fine
-    return None
 
 
 def empty_frame(fields: Sequence[MetaField]) -> pd.DataFrame:
@@ -158,27 +132,38 @@ def empty_frame(fields: Sequence[MetaField]) -> pd.DataFrame:
     return pd.DataFrame({field.name: pd.array([], dtype=field.dtype) for field in fields})
 
 
-def make_frame(fields: Sequence[MetaField], table: pa.Table, index: pd.Index, url: str) -> pd.DataFrame:
+def make_frame(
+    fields: Sequence[MetaField], table: pa.Table, index: pd.Index, url: str, *, text_as_objects: bool = False
+) -> pd.DataFrame:
     """Turn decoded columns of a file into a frame with the dtypes that the whole collection has.
+
+    With ``text_as_objects`` text comes as Python's own strings, and None where it is null.
 
     Raises
     ------
     FormatError
         If a column is not what the file, or the manifest that tells of it, has promised.
     """
-    columns = {field.name: _values(field, table.column(field.name), url) for field in fields}
+    columns = {}
+    for field in fields:
+        values = _cast(field, table.column(field.name), frame_type(field.type), url)
+        if text_as_objects and pa.types.is_large_string(values.type):
+            columns[field.name] = pd.Series(values.to_numpy(), index, object, copy=False)  # pandas 3 would guess
+        else:
+            columns[field.name] = _values(field.dtype, values)
     return pd.DataFrame(columns, index=index, copy=False)
 
 
-def _values(field: MetaField, values: pa.ChunkedArray, url: str) -> Any:
-    dtype = field.dtype
-    values = _cast(field, values, url)
-    # Where the dtype has a place for nulls, it does not matter that they were denied.
-    if values.null_count and not field.has_nulls and isinstance(dtype, np.dtype) and dtype.kind in "biu":
-        raise FormatError(
-            f"{url}: column {field.name!r} holds nulls, but its statistics promise that there is none; write the file "
-            "again, or leave the column out of meta_columns"
-        )
+def make_table(fields: Sequence[MetaField], table: pa.Table, url: str) -> pa.Table:
+    """Turn decoded columns of a file into those that the whole collection has, as :func:`make_frame` does.
+
+    Nothing is lost: NaN and null stay two things, and extension types stay.
+    """
+    columns = [_cast(field, table.column(field.name), field.type, url) for field in fields]
+    return pa.Table.from_arrays(columns, [field.name for field in fields])
+
+
+def _values(dtype: Any, values: pa.ChunkedArray) -> Any:
     if hasattr(dtype, "__from_arrow__"):
         return dtype.__from_arrow__(values)
     if dtype.kind in "mM":
@@ -187,15 +172,24 @@ def _values(field: MetaField, values: pa.ChunkedArray, url: str) -> Any:
     return array if array.flags.writeable else array.copy()  # users write into their batches
 
 
-def _cast(field: MetaField, values: pa.ChunkedArray, url: str) -> pa.ChunkedArray:
+def _cast(field: MetaField, values: pa.ChunkedArray, kind: pa.DataType, url: str) -> pa.ChunkedArray:
     """Return values in the type that holds those of every file. What was told of them, and led to it, may be wrong."""
-    stored = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-    common = _common_type(field.type, _plain(stored))
-    # What has a common type only with what is finer, is seconds, which are stored as milliseconds.
-    if common == field.type or (common is not None and pa.types.is_temporal(field.type)):
-        with suppress(pa.ArrowException):  # milliseconds may be no whole seconds
-            return values.cast(field.type)
+    if values.null_count and not field.has_nulls and frame_type(field.type) in _MASKED:
+        raise FormatError(
+            f"{url}: column {field.name!r} holds nulls, but its statistics promise that there is none; write the file "
+            "again, or leave the column out of meta_columns"
+        )
+    if values.type == kind:
+        return values
+    problem = ""
+    common = common_type(field.type, plain_type(values.type))
+    # Seconds are stored as milliseconds, which may be no whole seconds.
+    if common == field.type or (common is not None and getattr(field.type, "unit", None) == "s"):
+        try:
+            return pa.chunked_array([convert(chunk, kind) for chunk in values.chunks], kind)
+        except pa.ArrowException as error:
+            problem = f" ({describe(error)})"
     raise FormatError(
-        f"{url}: column {field.name!r} is {stored}, which does not hold the promised {field.type}; save the manifest "
-        "again if there is one, else write the file again, or leave the column out of meta_columns"
+        f"{url}: column {field.name!r} is {values.type}, which does not hold the promised {field.type}{problem}; save "
+        "the manifest again if there is one, else write the file again, or leave the column out of meta_columns"
     )

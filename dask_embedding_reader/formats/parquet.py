@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats import Array, Columns, FileHeader, MetaColumn, RowReader
 from dask_embedding_reader.formats.footer_cache import FooterCache
-from dask_embedding_reader.formats.parquet_footer import Footer, parse_footer
+from dask_embedding_reader.formats.parquet_footer import INT96_UNIT, Footer, parse_footer
 from dask_embedding_reader.formats.plain_pages import Place, iter_pages
 from dask_embedding_reader.formats.raw import copy_rows, raw_reader
 from dask_embedding_reader.retries import describe
@@ -673,6 +673,7 @@ def _open(
         metadata=pq.read_metadata(pa.BufferReader(footer.select(groups))),
         buffer_size=buffer_size,
         pre_buffer=False,
+        coerce_int96_timestamp_unit=INT96_UNIT,
         page_checksum_verification=True,  # where there are checksums; they cost little beside decoding
     )
 

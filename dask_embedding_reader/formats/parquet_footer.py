@@ -20,6 +20,9 @@ import pyarrow.parquet as pq
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.retries import describe
 
+INT96_UNIT = "us"
+"""What old timestamps of 96 bits (Spark's) are read as: in nanoseconds those before 1677 and after 2262 wrap."""
+
 _DEEPEST = 64
 """Levels of nesting; Thrift's own readers stop there too."""
 
@@ -466,7 +469,7 @@ def _keep_noted(key_values: bytes, count: int, kept: Sequence[int]) -> bytes:
 
 
 def _read_arrow(footer: bytes) -> pa.Schema:
-    return arrow_schema(pq.read_metadata(pa.BufferReader(_as_file(footer))))
+    return arrow_schema(_as_file(footer))
 
 
 def _spell_footer(elements: bytes, groups: Sequence[bytes], key_values: bytes, writer: bytes = b"") -> bytes:
@@ -482,13 +485,15 @@ def _as_file(footer: bytes) -> bytes:
     return b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
-def arrow_schema(metadata: pq.FileMetaData) -> pa.Schema:
-    """Return the columns of a file as they were when it was written.
+def arrow_schema(file: bytes) -> pa.Schema:
+    """Return the columns of a file, given its content or its footer alone, as they are when it is read.
 
-    Parquet has no seconds: pyarrow stores milliseconds, notes in the footer what it was given, and does not heed that.
+    But parquet has no seconds: pyarrow stores milliseconds, notes in the footer what it was given, and does not heed
+    that.
     """
-    schema = metadata.schema.to_arrow_schema()
-    noted = (metadata.metadata or {}).get(b"ARROW:schema")
+    opened = pq.ParquetFile(pa.BufferReader(file), coerce_int96_timestamp_unit=INT96_UNIT)
+    schema = opened.schema_arrow
+    noted = (opened.metadata.metadata or {}).get(b"ARROW:schema")
     if noted is None or not any(_in_seconds(field.type) for field in schema):
         return schema
     given = {field.name: field.type for field in pa.ipc.read_schema(pa.py_buffer(base64.b64decode(noted)))}

@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 
 from dask_embedding_reader.errors import ColumnError, MismatchError
 from dask_embedding_reader.formats import MetaColumn
-from dask_embedding_reader.formats.metadata import ROW_NUMBER
+from dask_embedding_reader.formats.arrow_types import convert, decoded_type
+from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField
 from dask_embedding_reader.formats.parquet_footer import arrow_schema
 from dask_embedding_reader.plan import default_piece_rows
 from dask_embedding_reader.retries import describe
 from dask_embedding_reader.write.casting import Vectors
-from dask_embedding_reader.write.pages import write_plain_parquet
+from dask_embedding_reader.write.pages import empty_file, write_plain_parquet
 from dask_embedding_reader.writing import Write
 
 _GROUP_NBYTES = 50_000_000
@@ -131,9 +132,7 @@ def _vector_field(vectors: Vectors, name: str) -> pa.Field:
 
 def _leaves(schema: pa.Schema) -> dict[str, str]:
     """Return the path of each leaf in the file and the name of its column; pyarrow takes options by these paths."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
-    leaves = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    leaves = pq.ParquetFile(pa.BufferReader(empty_file(schema))).schema
     names = sorted(schema.names, key=len, reverse=True)  # `a.b` before `a`
     paths = [leaves.column(position).path for position in range(len(leaves))]
     return {path: next(name for name in names if f"{path}.".startswith(f"{name}.")) for path in paths}
@@ -171,7 +170,25 @@ def make_table(frame: pd.DataFrame | None, embedding_column: str, first_row: int
     return pa.Table.from_arrays(columns, schema=pa.schema(fields)) if fields else None
 
 
-def _check_name(name: Any, names: pd.Index, embedding_column: str) -> None:
+def mark_table(table: pa.Table | None, fields: Sequence[MetaField], embedding_column: str) -> pa.Table | None:
+    """Return Arrow columns of a reader as :func:`make_table` returns those of frames; None where there are none.
+
+    Raises
+    ------
+    ColumnError
+        If a column would be lost.
+    """
+    if table is None:
+        return None
+    marked = []
+    for field, column in zip(fields, table.columns, strict=True):
+        _check_name(field.name, table.column_names, embedding_column)
+        marked.append(_field(field.name, column, field.is_masked))
+    # In one piece: where pages end must not depend on how the columns were read.
+    return pa.Table.from_arrays(table.columns, schema=pa.schema(marked)).combine_chunks()
+
+
+def _check_name(name: Any, names: Sequence[str] | pd.Index, embedding_column: str) -> None:
     if not isinstance(name, str):
         raise ColumnError(f"the metadata column {name!r} has no string for a name; rename it")
     if name != name.encode(errors="ignore").decode():
@@ -209,16 +226,19 @@ def _column(values: pd.Series[Any], name: str, first_row: int) -> tuple[pa.Field
             column = pa.array(values, from_pandas=True)
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-        if pa.types.is_dictionary(column.type):  # parquet makes its own, and readers get plain values
-            column = column.dictionary_decode()
+        column = convert(column, decoded_type(column.type))  # parquet makes its own dictionaries, readers get values
         _check_type(column)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ColumnError(
             f"the metadata column {name!r} ({dtype}) cannot be stored, in rows {first_row:,} to "
             f"{first_row + len(values):,}: {describe(error)}; convert it to one type that parquet knows"
         ) from error
-    masked = isinstance(dtype, pd.api.extensions.ExtensionDtype) and dtype.kind in "biuf" and not column.null_count
-    return pa.field(name, column.type, metadata={_MASKED: b""} if masked else None), column
+    return _field(name, column, isinstance(dtype, pd.api.extensions.ExtensionDtype) and dtype.kind in "biu"), column
+
+
+def _field(name: str, column: pa.Array | pa.ChunkedArray, masked: bool) -> pa.Field:
+    # Where there is a null, that says enough.
+    return pa.field(name, column.type, metadata={_MASKED: b""} if masked and not column.null_count else None)
 
 
 def _check_type(column: pa.Array) -> None:
@@ -232,9 +252,7 @@ def _check_type(column: pa.Array) -> None:
 @lru_cache(maxsize=1_000)
 def _stored_type(kind: pa.DataType) -> pa.DataType:
     """Return as what readers find a column of a type."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.schema([("column", kind)]).empty_table(), sink)
-    return arrow_schema(pq.read_metadata(pa.BufferReader(sink.getvalue()))).field(0).type
+    return arrow_schema(empty_file(pa.schema([("column", kind)]))).field(0).type
 
 
 def join_tables(tables: Sequence[pa.Table | None]) -> pa.Table | None:

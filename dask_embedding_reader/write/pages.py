@@ -55,7 +55,7 @@ def write_plain_parquet(
         Rows of each row group but the last.
     """
     other = None if metadata is None else read_raw_footer(metadata)
-    footer = read_raw_footer(_empty(schema))
+    footer = read_raw_footer(empty_file(schema))
     begin = b"PAR1" if other is None or metadata is None else metadata[: other.start]
     write(begin)
     position = len(begin)
@@ -75,10 +75,11 @@ def write_plain_parquet(
     write(end + len(end).to_bytes(4, "little") + b"PAR1")
 
 
-def _empty(schema: pa.Schema) -> bytes:
-    """Return a file of no rows, from whose footer everything is taken that the schema decides."""
+def empty_file(schema: pa.Schema) -> bytes:
+    """Return a file of no rows, whose footer says everything that the schema decides."""
     sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
+    # pyarrow's own empty tables have no extension types within others.
+    pq.write_table(pa.Table.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema), sink)
     return bytes(sink.getvalue())
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from dask_embedding_reader.batches import BatchRequest, read_table_batches
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError, MismatchError
 from dask_embedding_reader.formats import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
@@ -17,7 +18,7 @@ from dask_embedding_reader.reader import EmbeddingReader
 from dask_embedding_reader.streaming import checked_frame
 from dask_embedding_reader.streaming.row_numbers import count_on, has_row_numbers, row_base, row_numbers_of
 from dask_embedding_reader.units import counted
-from dask_embedding_reader.write.encoding import join_tables, make_table
+from dask_embedding_reader.write.encoding import join_tables, make_table, mark_table
 from dask_embedding_reader.write.parts import Part, Settings
 from dask_embedding_reader.write.request import (
     Request,
@@ -49,17 +50,21 @@ def of_reader(reader: EmbeddingReader, request: Request) -> PartSource:
     def parts(known: set[int]) -> Generator[Part, None, None]:
         limit = max(1, request.limit_nbytes - count_writers(request, part_nbytes) * part_nbytes)
         for first, last in _missing_runs(known, -(-reader.count // step)):
-            batches = reader(
-                step,
-                first * step,
-                last * step,
-                show_progress=False,
-                max_ram_usage_in_bytes=max(limit, step * reader.byte_per_item),
-                dtype=None,
+            batches = read_table_batches(
+                reader.manifest,
+                BatchRequest(
+                    batch_rows=step,
+                    start=first * step,
+                    stop=min(last * step, reader.count),
+                    max_piece_rows=None,
+                    threads=None,
+                    limit_nbytes=max(limit, step * reader.byte_per_item),
+                    dtype=reader.dtype,
+                    show_progress=False,
+                ),
             )
-            for number, (rows, frame) in enumerate(batches, first):
-                table = make_table(frame, request.embedding_column, number * step)
-                yield Part(number, number * step, rows, table)
+            for number, (rows, table) in enumerate(batches, first):
+                yield Part(number, number * step, rows, mark_table(table, fields, request.embedding_column))
 
     return PartSource(settings, parts, part_nbytes)
 
