@@ -222,8 +222,8 @@ def _check_copy(trial: Trial, collection: Collection, reader: EmbeddingReader, f
     expected = collection.frame()[columns]
     if trial.copy_source == "batches":  # where no batch has a string, Python's objects do not tell that it was text
         text = [name for name in columns if isinstance(expected[name].dtype, pd.StringDtype)]
-        nothing = {name: pd.ArrowDtype(pa.null()) for name in text if expected[name].isna().all()}
-        expected = expected.astype(nothing)
+        nothing: Any = pd.array(pa.nulls(len(expected)), dtype=pd.ArrowDtype(pa.null()))
+        expected = expected.assign(**{name: nothing for name in text if expected[name].isna().all()})
     assert_same_frame(copy.to_dask_dataframe().compute(scheduler="threads"), expected)
     assert verify_embeddings(folder).empty
     assert EmbeddingReader.from_manifest(folder / ".manifest.embeddings").count == len(collection)
