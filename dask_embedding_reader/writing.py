@@ -7,10 +7,13 @@ to a temporary file, which is then renamed.
 from __future__ import annotations
 
 import errno
+import inspect
 import io
 import os
 import posixpath
 import shutil
+import stat
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +22,16 @@ from typing import Any, TypeVar
 
 from dask_embedding_reader.connections import FileSystem, connected, exclusive, protocols
 from dask_embedding_reader.errors import ColumnError, ReadError, WriteError
-from dask_embedding_reader.retries import describe, shown_cause, with_retries
+from dask_embedding_reader.retries import describe, http_status, shown_cause, with_retries
 from dask_embedding_reader.storage import is_local, shown_url
 
 _ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory"})
 """Storages in which an object is there as a whole or not at all."""
+
+_EXCLUSIVE_OPEN = frozenset({"sftp", "ssh", "smb"})
+"""Servers that refuse to make a file that is there already, when asked to."""
+
+_AZURE = frozenset({"az", "abfs", "abfss"})
 
 _LARGEST_PUT_NBYTES = 5 * 2**30
 """S3 takes so much in one request."""
@@ -38,6 +46,9 @@ _UNDER_WAY_NBYTES = 64 * 2**20
 """Of what was written before so many bytes, the disk has had the time to take it."""
 
 _THREADS = 16
+
+_creating = threading.Lock()
+"""Held while a file is made that must be new, where the storage itself does not see to it."""
 
 Buffer = bytes | memoryview
 Write = Callable[[Buffer], object]
@@ -59,7 +70,7 @@ def put_file(filesystem: FileSystem, path: str, data: bytes, scratch: str | None
     data
         The content.
     scratch
-        A folder on the same storage for the temporary file; by default that of ``path``.
+        A folder on the same storage for the temporary file, which must be there; by default that of ``path``.
 
     Raises
     ------
@@ -76,8 +87,35 @@ def stream_file(
 
     On a local disk it is never in memory as a whole, and survives a loss of power once this returns. It is one of files
     of so many bytes in all (None: nobody knows): if these are few, the system keeps them for who reads them next.
+
+    Raises
+    ------
+    FileExistsError
+        If there is a file of this name. Only object stores raise it: they have no temporary files, without which a
+        writer that was taken for dead can no more put anything into its place.
     """
-    return _put(filesystem, path, content, scratch, durable=True, cached=_are_cached(of_nbytes))
+    return _put(filesystem, path, content, scratch, durable=True, cached=_are_cached(of_nbytes), is_new=True)
+
+
+def create_file(filesystem: FileSystem, path: str, data: bytes) -> bool:
+    """Write a small file unless there is one of this name; tell whether it was written.
+
+    Of several that try, one succeeds: disks, S3, Google's and Azure's storage, SFTP and SMB see to it themselves.
+    Elsewhere two may succeed that try in the same moment, and the content tells who was last.
+    """
+    with _explained(filesystem, path):
+        if is_local(filesystem):
+            return _create_local(path, data)
+        return bool(_retry(filesystem, path, lambda connection: _create(connection, path, data)))
+
+
+def make_folder(filesystem: FileSystem, folder: str) -> None:
+    """Make a folder for temporary files, where such are needed."""
+    with _explained(filesystem, folder):
+        if is_local(filesystem):
+            os.makedirs(folder, exist_ok=True)
+        elif not protocols(filesystem) & _ATOMIC_PUT:
+            _retry(filesystem, folder, lambda connection: connection.makedirs(folder, exist_ok=True))
 
 
 def _put(
@@ -88,25 +126,32 @@ def _put(
     *,
     durable: bool,
     cached: bool,
+    is_new: bool = False,
 ) -> T:
     folder, name = posixpath.split(path)
     temporary = f"{scratch or folder}/.{name}.{uuid.uuid4().hex}.tmp"
     with _explained(filesystem, path):
         if is_local(filesystem):
+            if scratch is None:
+                os.makedirs(folder, exist_ok=True)
             return _put_local(path, content, temporary, durable=durable, cached=cached)
         sink = io.BytesIO()
-        result = content(sink.write)
+        result, is_there = content(sink.write), False
         data = sink.getvalue()
-        if protocols(filesystem) & _ATOMIC_PUT:
-            _retry(filesystem, path, lambda connection: _upload(connection, path, data))
-        else:
+        if not protocols(filesystem) & _ATOMIC_PUT:
+            if scratch is None:
+                make_folder(filesystem, folder)
             _retry(filesystem, path, lambda connection: _put_and_rename(connection, path, data, temporary))
-        return result
+        elif is_new:
+            is_there = not _retry(filesystem, path, lambda connection: _create(connection, path, data))
+        else:
+            _retry(filesystem, path, lambda connection: _upload(connection, path, data))
+    if is_there:
+        raise FileExistsError(path)
+    return result
 
 
 def _put_local(path: str, content: Callable[[Write], T], temporary: str, *, durable: bool, cached: bool) -> T:
-    for folder in {os.path.dirname(path), os.path.dirname(temporary)}:
-        os.makedirs(folder, exist_ok=True)
     try:
         with open(temporary, "xb", buffering=0) as file:
             flushed = written = 0
@@ -127,12 +172,36 @@ def _put_local(path: str, content: Callable[[Write], T], temporary: str, *, dura
                 os.fsync(file.fileno())
             if not cached:
                 _flush(file.fileno(), 0, written)
+        # Not before: where the folder of temporary files has gone, nothing shall appear.
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.remove(temporary)
         raise
     return result
+
+
+def _create_local(path: str, data: bytes) -> bool:
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+        try:
+            os.link(temporary, path)  # it is there as a whole, or another one was there before
+        except FileExistsError:
+            return False
+        except OSError:  # a disk without links
+            with suppress(FileExistsError), open(path, "xb") as file:
+                file.write(data)
+                return True
+            return False
+        return True
+    finally:
+        with suppress(OSError):
+            os.remove(temporary)
 
 
 def _are_cached(nbytes: int | None) -> bool:
@@ -156,21 +225,61 @@ def _flush(descriptor: int, start: int, stop: int) -> None:
             os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
 
 
-def _upload(filesystem: FileSystem, path: str, data: bytes) -> None:
+def _upload(filesystem: FileSystem, path: str, data: bytes, **more: Any) -> None:
     names, options = protocols(filesystem), {}
     if names & {"s3", "s3a"}:
         # What S3 has of an upload in parts that was broken off is kept, and charged for, until somebody looks for it.
         options = {"chunksize": _LARGEST_PUT_NBYTES}
-    elif names & {"az", "abfs", "abfss"}:
+    elif names & _AZURE:
         options = {"retry_total": 0}  # its retries would multiply with ours: a minute for each
-    filesystem.pipe_file(path, data, **options)
+    filesystem.pipe_file(path, data, **options, **more)
+
+
+def _create(filesystem: FileSystem, path: str, data: bytes) -> bool:
+    """Store a file unless there is one of this name; tell whether it was stored."""
+    names = protocols(filesystem)
+    try:
+        if names & _EXCLUSIVE_OPEN:
+            with filesystem.open(path, "xb") as file:
+                file.write(data)
+            return True
+        if (only_new := _only_new(filesystem)) and "memory" not in names:
+            _upload(filesystem, path, data, **only_new)
+            return True
+    except FileExistsError:
+        return False
+    except Exception as error:
+        status = http_status(error)
+        if status == 412:
+            return False
+        if status == 409:  # another one is just being stored
+            raise OSError(f"{path}: {describe(error)}") from None
+        # Some servers that speak the language of S3 do not know of it, nor do earlier clients.
+        if status not in (400, 501) and type(error).__name__ != "ParamValidationError":
+            raise
+    with _creating:
+        filesystem.invalidate_cache()
+        if filesystem.exists(path):
+            return False
+        _upload(filesystem, path, data)
+    return True
+
+
+def _only_new(filesystem: FileSystem) -> dict[str, Any]:
+    """Return the options with which a client stores no file in the place of another; none where it has no such."""
+    names = protocols(filesystem)
+    if names & _AZURE:
+        return {"overwrite": False}
+    put = getattr(filesystem, "_pipe_file", filesystem.pipe_file)
+    if names & _ATOMIC_PUT and "mode" in inspect.signature(put).parameters:  # clients from 2024 on
+        return {"mode": "create"}
+    return {"IfNoneMatch": "*"} if names & {"s3", "s3a"} else {}
 
 
 def _put_and_rename(filesystem: FileSystem, path: str, data: bytes, temporary: str) -> None:
-    for folder in {posixpath.dirname(path), posixpath.dirname(temporary)}:
-        filesystem.makedirs(folder, exist_ok=True)
     try:
         filesystem.pipe_file(temporary, data)
+        filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
         _rename(filesystem, temporary, path)
     except BaseException:
         with suppress(Exception):
@@ -180,6 +289,8 @@ def _put_and_rename(filesystem: FileSystem, path: str, data: bytes, temporary: s
 
 def _rename(filesystem: FileSystem, source: str, target: str) -> None:
     if filesystem.exists(target):  # some storages refuse to replace a file
+        if not filesystem.exists(source):  # another writer took over: that is its file
+            raise FileNotFoundError(source)
         filesystem.rm_file(target)
     filesystem.mv(source, target)
 
@@ -196,14 +307,26 @@ def move_file(filesystem: FileSystem, source: str, target: str) -> None:
             _retry(filesystem, target, lambda connection: _rename(connection, source, target))
 
 
-def remove_files(filesystem: FileSystem, paths: Sequence[str]) -> None:
-    """Remove files; one that has gone already is fine."""
-    in_threads(lambda path: _remove(filesystem, path), paths)
+def is_object_store(filesystem: FileSystem) -> bool:
+    """Tell whether files appear under their names at once, without having had another one before."""
+    return not is_local(filesystem) and not protocols(filesystem).isdisjoint(_ATOMIC_PUT)
 
 
-def _remove(filesystem: FileSystem, path: str) -> None:
+def remove_files(filesystem: FileSystem, paths: Sequence[str], trash: str | None = None) -> None:
+    """Remove files; one that has gone already is fine.
+
+    With a folder ``trash`` on the same local disk, nothing is removed once that folder has gone.
+    """
+    in_threads(lambda path: _remove(filesystem, path, trash), paths)
+
+
+def _remove(filesystem: FileSystem, path: str, trash: str | None = None) -> None:
     with suppress(FileNotFoundError), _explained(filesystem, path, action="removed"):
         if is_local(filesystem):
+            if trash is not None:
+                gone = f"{trash}/{uuid.uuid4().hex}"
+                os.replace(path, gone)
+                path = gone
             os.remove(path)
         else:
             _retry(filesystem, path, lambda connection: _rm_file(connection, path))
@@ -216,8 +339,13 @@ def _rm_file(connection: FileSystem, path: str) -> None:
         connection.rm(path)
 
 
-def remove_folder(filesystem: FileSystem, folder: str) -> None:
-    """Remove a folder and all that is in it, where there is one."""
+def remove_folder(filesystem: FileSystem, folder: str, trash: str | None = None) -> None:
+    """Remove a folder and all that is in it, where there is one; at once, with a folder ``trash`` on the same disk."""
+    if trash is not None and is_local(filesystem):
+        gone = f"{trash}/{uuid.uuid4().hex}"
+        with suppress(FileNotFoundError), _explained(filesystem, folder, action="removed"):
+            os.replace(folder, gone)
+        folder = gone
     remove_files(filesystem, [f"{folder}/{name}" for name in list_files(filesystem, folder)])
     if is_local(filesystem):
         shutil.rmtree(folder, ignore_errors=True)  # what is left are folders
@@ -231,6 +359,14 @@ def remove_empty_folder(filesystem: FileSystem, folder: str) -> None:
     if is_local(filesystem):
         with suppress(OSError):
             os.rmdir(folder)
+
+
+def find_folders(filesystem: FileSystem, folder: str, prefix: str) -> list[str]:
+    """Return the folders in a local folder whose names begin so."""
+    if not is_local(filesystem):
+        return []
+    with _explained(filesystem, folder, "listed"), os.scandir(folder) as entries:
+        return [f"{folder}/{entry.name}" for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
 
 
 def list_files(filesystem: FileSystem, folder: str, kind: ErrorKind = WriteError) -> dict[str, int]:
@@ -278,11 +414,28 @@ def get_file(filesystem: FileSystem, path: str, kind: ErrorKind = WriteError) ->
     with _explained(filesystem, path, "read", kind):
         try:
             if is_local(filesystem):
-                with open(path, "rb") as file:
-                    return file.read()
+                return _read_regular(path)
             return bytes(_retry(filesystem, path, lambda connection: connection.cat_file(path)))
         except FileNotFoundError:
             return None
+
+
+def _read_regular(path: str) -> bytes:
+    # Without the flag, to open a pipe would wait for who writes into it.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("is not a regular file")
+        return file.read()
+
+
+def find_links(filesystem: FileSystem, folder: str) -> list[str]:
+    """Return what is a symbolic link in a local folder, itself included: it may lead anywhere."""
+    if not is_local(filesystem):
+        return []
+    found = [folder] if os.path.islink(folder) else []
+    for current, folders, names in os.walk(folder):
+        found += [path for name in (*folders, *names) if os.path.islink(path := f"{current}/{name}")]
+    return found
 
 
 def in_threads(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
@@ -331,3 +484,7 @@ def _remedy(error: Exception) -> str:
     if isinstance(error, NotImplementedError | ValueError | TypeError):
         return "this kind of storage cannot be written to in this way; name a folder on another one"
     return f"check the storage and the connection; {kept}"
+
+
+if hasattr(os, "register_at_fork"):  # a child must not find it held by a thread that it does not have
+    os.register_at_fork(before=_creating.acquire, after_in_parent=_creating.release, after_in_child=_creating.release)

@@ -68,7 +68,7 @@ def _count_steps(limit: int) -> list[int]:
 
         return wrapper
 
-    for name in ("replace", "remove", "fsync", "rmdir"):
+    for name in ("replace", "remove", "fsync", "rmdir", "link", "mkdir"):
         setattr(os, name, counted(getattr(os, name)))
     from dask_embedding_reader import writing
 

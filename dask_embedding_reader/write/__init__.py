@@ -161,9 +161,9 @@ def write_embeddings(
             f"array must be a numpy or Dask array, an EmbeddingReader or an iterable of batches, not "
             f"{type(array).__name__}"
         )
-    with claimed(request.folder.filesystem, request.folder.work) as check_claim:
-        prepared = prepare(request.folder, source.settings, request.overwrite)
-        write_source(source, prepared, request, check_claim)
+    with claimed(request.folder.filesystem, request.folder.work) as claim:
+        prepared = prepare(request.folder, source.settings, request.overwrite, claim)
+        write_source(source, prepared, request)
     return None
 
 

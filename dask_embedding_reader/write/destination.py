@@ -5,16 +5,19 @@ Everything that is not finished lies in ``_writing/`` below it, which readers pa
 new files wait in ``_writing/files/`` until all are there, and only then take the place of the old ones; else they go
 where they belong at once, and the mark ``_writing/incomplete`` keeps readers off. ``commit.json`` says that all is
 written: whoever finds it does the rest. A writer may be killed at any point of this, and started again.
+
+All that is changed is changed by the holder of the claim (see ``claim``). What another writer, which was taken for
+dead, may still put there has its own name on it, and does not count.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import DestinationError, FormatError, MismatchError, WriteError
@@ -23,18 +26,36 @@ from dask_embedding_reader.formats import Columns, get_format
 from dask_embedding_reader.formats.metadata import merge_columns
 from dask_embedding_reader.manifest import FileTable, Manifest, read_manifest
 from dask_embedding_reader.reopen import save_manifest
-from dask_embedding_reader.retries import describe
 from dask_embedding_reader.saved_manifest import SavedManifest, decode_manifest
 from dask_embedding_reader.storage import shown_url
-from dask_embedding_reader.write.claim import is_claim
+from dask_embedding_reader.write.claim import Claim, is_of_claims
 from dask_embedding_reader.write.encoding import meta_columns
-from dask_embedding_reader.write.parts import Part, Record, Settings, encode_part, measure, part_names
+from dask_embedding_reader.write.notes import (
+    DATA_SUFFIXES,
+    Commit,
+    DamagedNoteError,
+    Job,
+    is_inside,
+    is_own_name,
+    read_commit,
+    read_job,
+)
+from dask_embedding_reader.write.parts import (
+    Part,
+    Record,
+    Settings,
+    encode_part,
+    measure,
+    part_names,
+    read_settings,
+)
 from dask_embedding_reader.writing import (
+    Content,
     get_file,
     in_threads,
+    is_object_store,
     list_files,
     move_file,
-    put_file,
     remove_empty_folder,
     remove_files,
     remove_folder,
@@ -44,8 +65,10 @@ from dask_embedding_reader.writing import (
 _WRITING = "_writing"
 _JOB, _COMMIT = f"{_WRITING}/job.json", f"{_WRITING}/commit.json"
 _DONE, _STAGED = f"{_WRITING}/done", f"{_WRITING}/files"
-_SUFFIXES = (".npy", ".parquet")
-_OWN_NAME = re.compile(r"[0-9]{8}\.(npy|parquet)")
+_ATTEMPTS = 4
+"""A file that another writer put there, late, is replaced: so often."""
+
+T = TypeVar("T")
 
 
 class Folder(NamedTuple):
@@ -86,11 +109,19 @@ class Destination(NamedTuple):
     """Whether new files wait until all are there, because there is something that they replace."""
     overwrite: bool
     """Whether what is there may be replaced."""
+    claim: Claim
+    """The right to write to it."""
+    job: str
+    """The writer that began: what is its, and what another one wrote, are told apart by it."""
 
     @property
     def place(self) -> str:
         """Where in the folder new files go."""
-        return f"{_STAGED}/" if self.staged else ""
+        return _staging(self.job) if self.staged else ""
+
+
+def _staging(job: str) -> str:
+    return f"{_STAGED}/{job}/" if job else f"{_STAGED}/"  # of earlier releases
 
 
 class Prepared(NamedTuple):
@@ -110,33 +141,35 @@ class Prepared(NamedTuple):
 # Before the first file
 
 
-def prepare(folder: Folder, settings: Settings, overwrite: bool) -> Prepared:
+def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -> Prepared:
     """Look at what a folder holds, and decide how to write to it.
 
     Raises
     ------
     DestinationError
-        If it holds other data, complete or not, and these may not be overwritten.
+        If it holds other data, complete or not, and these may not be overwritten; or notes that cannot be read.
     """
     listing = list_files(folder.filesystem, folder.path)
     if was_complete := _COMMIT in listing:
-        complete(folder)
+        complete(folder, claim, listing)
         listing = list_files(folder.filesystem, folder.path)
-    data = [name for name in listing if name.endswith(_SUFFIXES) and not _is_hidden(name)]
-    job = _read_note(folder, _JOB) if _JOB in listing else None
-    if job is not None and job["settings"] == _spelled(settings):
-        if job["replaces"] and not overwrite:
+    data = [name for name in listing if name.endswith(DATA_SUFFIXES) and not _is_hidden(name)]
+    job = _read_note(folder, _JOB, read_job) if _JOB in listing else None
+    if job is not None and job.settings == _spelled(settings):
+        if job.replaces and not overwrite:
             raise DestinationError(_occupied(folder, data))
-        destination = Destination(folder, settings, bool(job["replaces"]), overwrite)
-        return Prepared(destination, _records(folder, job, listing), tuple(job["replaces"]), unfinished=True)
+        destination = Destination(folder, settings, bool(job.replaces), overwrite, claim, job.job)
+        return Prepared(destination, _records(destination, listing), job.replaces, unfinished=True)
     if job is not None:
         if not overwrite:
-            raise DestinationError(_other_job(folder, job["settings"], _spelled(settings)))
-        remove_files(folder.filesystem, [folder.at(name) for name in listing if _is_of_job(name)])
+            raise DestinationError(_other_job(folder, job.settings, _spelled(settings)))
+        claim.remove([folder.at(name) for name in listing if _is_of_job(name)])
     saved = _saved(folder) if MANIFEST_NAME in listing else None
-    if saved is not None and saved.written == _spelled(settings) and (was_complete or not overwrite):
+    # Without a token only the rows tell whether they are the same, and may not be written in the place of others.
+    goes_on = not overwrite or (was_complete and settings.token is not None)
+    if saved is not None and saved.written == _spelled(settings) and goes_on:
         known = _finished(folder, saved, settings, listing)
-        return Prepared(Destination(folder, settings, False, overwrite), known)
+        return Prepared(Destination(folder, settings, False, overwrite, claim, claim.job), known)
     if data and not overwrite:
         raise DestinationError(_occupied(folder, data))
     ours = {file.path for file in saved.files} if saved else set()
@@ -145,18 +178,23 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool) -> Prepared:
             f"{folder.shown}: {len(foreign):,} files in folders below it would be read together with what is written, "
             f"such as {foreign[0]}, and are not replaced; remove them, or name another folder"
         )
-    return Prepared(Destination(folder, settings, bool(data), overwrite), {}, tuple(data))
+    if odd := [name for name in data if not is_inside(name)]:
+        raise DestinationError(
+            f"{folder.shown}: {odd[0]!r} would be replaced, but a file of such a name may lie elsewhere on other "
+            "storages; remove it, or name another folder"
+        )
+    return Prepared(Destination(folder, settings, bool(data), overwrite, claim, claim.job), {}, tuple(data))
 
 
-def _read_note(folder: Folder, name: str) -> dict[str, Any]:
+def _read_note(folder: Folder, name: str, read: Callable[[bytes], T]) -> T:
     """Return what this or an interrupted run noted."""
     content = get_file(folder.filesystem, folder.at(name))
     try:
         if content is not None:
-            return dict(json.loads(content))
+            return read(content)
         problem = "has gone while it was needed"
-    except (ValueError, TypeError) as error:
-        problem = f"is damaged ({describe(error)})"
+    except DamagedNoteError as error:
+        problem = f"is damaged: {error}"
     raise DestinationError(
         f"{folder.shown}/{name}: {problem}; run this again, and if that does not help, remove "
         f"{folder.shown}/{_WRITING} and pass overwrite=True to begin anew"
@@ -175,22 +213,29 @@ def _spelled(settings: Settings) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings._asdict())))
 
 
-def _records(folder: Folder, job: Mapping[str, Any], listing: Mapping[str, int]) -> dict[int, Record]:
+def _records(destination: Destination, listing: Mapping[str, int]) -> dict[int, Record]:
     """Return the records of parts whose files are really there."""
-    names = [name for name in listing if name.startswith(f"{_DONE}/") and not _is_hidden(name.rpartition("/")[2])]
-    contents = in_threads(lambda name: get_file(folder.filesystem, folder.at(name)), names)
-    place = f"{_STAGED}/" if job["replaces"] else ""
+    folder, numbers = destination.folder, {}
+    for name in listing:
+        digits = name.removeprefix(f"{_DONE}/").removesuffix(".json")
+        if is_own_name(f"{digits}.npy") and name == _record_name(int(digits)):
+            numbers[name] = int(digits)
+    contents = in_threads(lambda name: get_file(folder.filesystem, folder.at(name)), list(numbers))
     records = {}
-    for name, content in zip(names, contents, strict=True):
+    for number, content in zip(numbers.values(), contents, strict=True):
         if content is None:
             continue
         try:
-            record = Record.from_json(content)
-        except ValueError:  # cut short by a loss of power: the part is written again
+            record = Record.from_json(content, part_names(destination.settings, number), destination.job)
+        except DamagedNoteError:  # cut short by a loss of power, or of another writer: the part is written again
             continue
-        if all(listing.get(place + file) == size for file, (size, _) in record.files.items()):
-            records[int(name.rpartition("/")[2].partition(".")[0])] = record
+        if all(listing.get(destination.place + file) == size for file, (size, _) in record.files.items()):
+            records[number] = record
     return records
+
+
+def _record_name(number: int) -> str:
+    return f"{_DONE}/{number:08d}.json"
 
 
 def _saved(folder: Folder) -> SavedManifest | None:
@@ -251,19 +296,23 @@ def _other_job(folder: Folder, there: Mapping[str, Any], here: Mapping[str, Any]
 
 
 def begin(prepared: Prepared) -> None:
-    """Say what is written, before anything is."""
+    """Say what is written and by whom, before anything is."""
     destination = prepared.destination
-    folder = destination.folder
     if not destination.staged:
-        _mark_incomplete(folder)
-    job = {"settings": _spelled(destination.settings), "replaces": prepared.replaces}
-    put_file(folder.filesystem, folder.at(_JOB), json.dumps(job).encode(), folder.work)
+        _mark_incomplete(destination)
+    job = Job(_spelled(destination.settings), prepared.replaces, destination.job, destination.claim.job)
+    _put_note(destination, _JOB, job)
 
 
-def _mark_incomplete(folder: Folder) -> None:
+def _mark_incomplete(destination: Destination) -> None:
     """Keep readers off. A mark that is there stays: where files are not replaced at once, there would be a gap."""
-    if get_file(folder.filesystem, folder.at(INCOMPLETE_NAME)) is None:
-        put_file(folder.filesystem, folder.at(INCOMPLETE_NAME), b"This collection is being written.\n")
+    path = destination.folder.at(INCOMPLETE_NAME)
+    if get_file(destination.folder.filesystem, path) is None:
+        destination.claim.put(path, b"This collection is being written.\n")
+
+
+def _put_note(destination: Destination, name: str, note: Job | Commit) -> None:
+    destination.claim.put(destination.folder.at(name), json.dumps(note._asdict()).encode())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -276,7 +325,7 @@ def write_part(destination: Destination, part: Part, known: Record | None = None
     Raises
     ------
     DestinationError
-        If the part is there already (``known``) with other rows.
+        If the part is there already (``known``) with other rows, or another writer took over.
     """
     folder = destination.folder
     record, contents = encode_part(destination.settings, part)
@@ -289,19 +338,38 @@ def write_part(destination: Destination, part: Part, known: Record | None = None
                 f"{folder.shown}: rows {part.first_row:,} to {part.first_row + record.rows:,} were written before with "
                 "other values: this is other data; name another folder, or pass overwrite=True to replace it"
             )
-    files = {
-        name: stream_file(
-            folder.filesystem,
-            folder.at(destination.place + name),
-            partial(measure, content),
-            folder.work,
-            of_nbytes=destination.settings.nbytes,
-        )
-        for name, content in contents.items()
-    }
-    record = record._replace(files=files)
-    put_file(folder.filesystem, folder.at(f"{_DONE}/{part.number:08d}.json"), record.to_json(), folder.work)
+    record = record._replace(
+        files={name: _put_data(destination, destination.place + name, content) for name, content in contents.items()}
+    )
+    destination.claim.put(folder.at(_record_name(part.number)), record.to_json(destination.job))
     return record
+
+
+def _put_data(destination: Destination, name: str, content: Content) -> tuple[int, str]:
+    """Write a file of data; return its size and SHA-256."""
+    filesystem, path, claim = destination.folder.filesystem, destination.folder.at(name), destination.claim
+    written: list[tuple[int, str]] = []
+
+    def put() -> tuple[int, str]:
+        nbytes = destination.settings.nbytes
+        written.append(stream_file(filesystem, path, partial(measure, content), claim.scratch, of_nbytes=nbytes))
+        return written[-1]
+
+    for _ in range(_ATTEMPTS):
+        try:
+            return claim.keep(put)
+        except DestinationError:
+            # Where nothing else stops it, a file may have come late, among those of who took over.
+            if written and is_object_store(filesystem):
+                there = get_file(filesystem, path)
+                if there is not None and (len(there), hashlib.sha256(there).hexdigest()) == written[-1]:
+                    remove_files(filesystem, [path])
+            raise
+        except FileExistsError:  # it is of an interrupted run, or has just come late
+            claim.remove([path])
+    raise DestinationError(
+        f"{shown_url(filesystem, path)}: something else writes files of this name; stop it, and run this again"
+    )
 
 
 def count_done(destination: Destination) -> int:
@@ -337,73 +405,101 @@ def check_columns(destination: Destination, records: Mapping[int, Record]) -> tu
 # After the last file
 
 
-def finish(destination: Destination, records: Mapping[int, Record], check_claim: Callable[[], None]) -> None:
+def finish(destination: Destination, records: Mapping[int, Record]) -> None:
     """Make a collection of the parts, all of which are complete.
 
     Raises
     ------
     MismatchError
         If they do not fit together.
+    DestinationError
+        If another writer took over.
+    WriteError
+        If something else has changed what was written.
     """
-    folder = destination.folder
+    folder, settings, claim = destination.folder, destination.settings, destination.claim
     columns = check_columns(destination, records)
     rows = sum(record.rows for record in records.values())
-    if destination.settings.rows not in (None, rows) or sorted(records) != list(range(len(records))):
-        raise MismatchError(f"{rows:,} rows were written where {destination.settings.rows:,} were expected")
+    if settings.rows not in (None, rows) or sorted(records) != list(range(len(records))):
+        raise MismatchError(f"{rows:,} rows were written where {settings.rows or 'others'} were expected")
     files = {name: facts for record in records.values() for name, facts in record.files.items()}
-    job = _read_note(folder, _JOB)
-    own = [name for name in list_files(folder.filesystem, folder.path) if _OWN_NAME.fullmatch(name)]
-    commit = {
-        "settings": _spelled(destination.settings),
-        "columns": columns,
-        "files": files,
-        "move": list(files) if destination.staged else [],
-        # What was there before, and what an interrupted run wrote of data that were longer then.
-        "remove": sorted({*job["replaces"], *own} - set(files)),
-        "rows": rows,
-    }
-    check_claim()
-    _mark_incomplete(folder)
-    put_file(folder.filesystem, folder.at(_COMMIT), json.dumps(commit).encode(), folder.work)
-    complete(folder)
+    job = _read_note(folder, _JOB, read_job)
+    listing = list_files(folder.filesystem, folder.path)
+    if others := [name for name, (size, _) in files.items() if listing.get(destination.place + name) != size]:
+        raise WriteError(
+            f"{folder.at(destination.place + others[0])}: has {listing.get(destination.place + others[0], 'gone')} "
+            f"bytes, and was written with {files[others[0]][0]:,}: something else changes this folder; run this again"
+        )
+    # What was there before, and what an interrupted run wrote of data that were longer then, or one that came late.
+    own = {name for name in listing if is_own_name(name)}
+    remove = sorted({*job.replaces, *own} - set(files))
+    move = tuple(files) if destination.staged else ()
+    claim.check()
+    _mark_incomplete(destination)
+    commit = Commit(_spelled(settings), columns, files, move, tuple(remove), rows, destination.job, claim.job)
+    _put_note(destination, _COMMIT, commit)
+    if not complete(folder, claim, listing):
+        raise WriteError(f"{folder.at(_JOB)}: is of another writer now; look what it has written, and run this again")
 
 
-def complete(folder: Folder) -> None:
-    """Put new files in the place of old ones, write the manifest, tidy up. May be interrupted and done again."""
+def complete(folder: Folder, claim: Claim, listing: Mapping[str, int]) -> bool:
+    """Put new files in the place of old ones, write the manifest, tidy up. May be interrupted and done again.
+
+    ``listing`` is what the folder holds.
+
+    Returns whether there was something to be completed: what a writer says late, of a job that is no more, is removed.
+    """
     filesystem = folder.filesystem
-    commit = _read_note(folder, _COMMIT)
-    settings = Settings(**commit["settings"])
-    staged = {name for name in list_files(filesystem, folder.at(_STAGED)) if not _is_hidden(name)}
-    if staged:  # what is found without a manifest is read as it is; with one, it would be missed
-        remove_files(filesystem, [folder.at(MANIFEST_NAME)])
-    # Those that are not there have been moved before.
-    moved = [name for name in commit["move"] if name in staged]
-    in_threads(lambda name: move_file(filesystem, folder.at(f"{_STAGED}/{name}"), folder.at(name)), moved)
-    remove_files(filesystem, [folder.at(name) for name in commit["remove"]])
-    manifest = _open_written(folder, settings, commit)
-    save_manifest(manifest, filesystem, folder.at(MANIFEST_NAME), _spelled(settings), folder.work)
-    # By their names too: should a listing miss the mark, nobody could read what is complete.
-    names = {folder.at(f"{_WRITING}/{name}") for name in list_files(filesystem, folder.work) if not is_claim(name)}
-    last = folder.at(_COMMIT)  # it says how to go on, should this be the moment to be killed
-    remove_files(filesystem, sorted({*names, folder.at(INCOMPLETE_NAME), folder.at(_JOB)} - {last}))
-    remove_folder(filesystem, folder.at(_DONE))
-    remove_folder(filesystem, folder.at(_STAGED))
-    remove_files(filesystem, [folder.at(_COMMIT)])
-    remove_empty_folder(filesystem, folder.work)
+    commit, settings = _read_note(folder, _COMMIT, _read_commit)
+    job = _read_note(folder, _JOB, read_job) if _JOB in listing else None
+    is_due = job is not None and (job.job, job.writer) == (commit.job, commit.writer)
+    staging, moved = _staging(commit.job), list[str]()
+    if is_due:
+        staged = {name for name in listing if name.startswith(staging)}
+        if staged:  # what is found without a manifest is read as it is; with one, it would be missed
+            claim.remove([folder.at(MANIFEST_NAME)])
+        # Those that are not there have been moved before.
+        moved = [name for name in commit.move if staging + name in staged]
+        claim.keep(
+            lambda: in_threads(lambda name: move_file(filesystem, folder.at(staging + name), folder.at(name)), moved)
+        )
+        claim.remove([folder.at(name) for name in commit.remove if name in listing])
+        manifest = _open_written(folder, settings, commit)
+        path = folder.at(MANIFEST_NAME)
+        claim.keep(lambda: save_manifest(manifest, filesystem, path, _spelled(settings), claim.scratch))
+    if is_due or job is None:  # all that is left is litter
+        ours = {name for name in listing if name.startswith(f"{_WRITING}/")}
+        litter = {name for name in ours if not is_of_claims(name.removeprefix(f"{_WRITING}/"))}
+        # By its name too: should a listing miss the mark, nobody could read what is complete.
+        names = {*litter, INCOMPLETE_NAME} - {_JOB, _COMMIT, *(staging + name for name in moved)}
+        claim.remove([folder.at(name) for name in sorted(names)])
+        if not is_object_store(filesystem):
+            for path in (folder.at(_DONE), folder.at(staging.rstrip("/"))):
+                claim.keep(partial(remove_folder, filesystem, path, claim.scratch))
+            remove_empty_folder(filesystem, folder.at(_STAGED))
+        # Each of the two says that all before it is done, should this be the moment to be killed.
+        claim.remove([folder.at(_JOB)])
+    claim.remove([folder.at(_COMMIT)])
+    return is_due
 
 
-def _open_written(folder: Folder, settings: Settings, commit: Mapping[str, Any]) -> Manifest:
+def _read_commit(content: bytes) -> tuple[Commit, Settings]:
+    commit = read_commit(content)
+    return commit, read_settings(commit.settings)
+
+
+def _open_written(folder: Folder, settings: Settings, commit: Commit) -> Manifest:
     """Open the collection as any reader would, and add what only the writer knows."""
-    columns = Columns(settings.embedding_column, None, tuple(commit["columns"]))
+    columns = Columns(settings.embedding_column, None, commit.columns)
     manifest = read_manifest(
         get_format(settings.file_format), [folder.url], columns, None, folder.storage_options, unfinished=True
     )
-    if manifest.count != commit["rows"]:
+    if manifest.count != commit.rows:
         raise WriteError(
-            f"{folder.shown}: {commit['rows']:,} rows were written, but {manifest.count:,} are found there: something "
+            f"{folder.shown}: {commit.rows:,} rows were written, but {manifest.count:,} are found there: something "
             "else wrote to this folder; remove what does not belong there, and run this again"
         )
-    checksums = {name: checksum for name, (_, checksum) in commit["files"].items()}
+    checksums = {name: checksum for name, (_, checksum) in commit.files.items()}
 
     def known(table: FileTable) -> FileTable:
         found = tuple(checksums.get(path.rpartition("/")[2], "") for path in table.paths)

@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,20 @@ from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats import Array
 from dask_embedding_reader.write.casting import Casting, Vectors, check_casting
 from dask_embedding_reader.write.encoding import described, write_npy, write_parquet
+from dask_embedding_reader.write.notes import (
+    DamagedNoteError,
+    files_of_part,
+    id_of,
+    integer,
+    load,
+    number,
+    refuse,
+    text,
+)
 from dask_embedding_reader.writing import Buffer, Content, Write
+
+_SUFFIXES = {"npy": ("npy",), "parquet": ("parquet",), "parquet_npy": ("parquet", "npy")}
+"""Of the files of a part, in the order in which they are written."""
 
 
 class Settings(NamedTuple):
@@ -63,16 +76,29 @@ class Record(NamedTuple):
     columns: str
     """Its metadata columns, as :func:`encoding.described` tells them, spelled in base64."""
 
-    def to_json(self) -> bytes:
-        """Spell it."""
-        return json.dumps(self._asdict()).encode()
+    def to_json(self, job: str) -> bytes:
+        """Spell it, as a part of what a job writes."""
+        return json.dumps({**self._asdict(), "job": job}).encode()
 
     @staticmethod
-    def from_json(data: bytes) -> Record:
-        """Read what :meth:`to_json` spelled."""
-        facts = json.loads(data)
-        files = {name: (int(size), str(checksum)) for name, (size, checksum) in facts["files"].items()}
-        return Record(facts["rows"], facts["not_finite"], files, facts["columns"])
+    def from_json(data: bytes, names: list[str], job: str) -> Record:
+        """Read what :meth:`to_json` spelled of a part that has these files.
+
+        Raises
+        ------
+        DamagedNoteError
+            If it is something else, or of another job.
+        """
+        note = load(data)
+        if id_of(note, "job") != job:
+            raise DamagedNoteError("it is of another job")
+        files = files_of_part(note, names)
+        record = Record(integer(note, "rows", 1), integer(note, "not_finite"), files, text(note, "columns"))
+        try:
+            record.schema  # noqa: B018 - whether there is one
+        except (ValueError, pa.ArrowException, OSError) as error:
+            raise DamagedNoteError("its columns cannot be read") from error
+        return record
 
     @property
     def schema(self) -> pa.Schema:
@@ -93,10 +119,40 @@ class Part(NamedTuple):
     """Their metadata, where there is any."""
 
 
+def read_settings(note: Mapping[str, Any]) -> Settings:
+    """Return settings that were noted.
+
+    Raises
+    ------
+    DamagedNoteError
+        If they are others than writers have.
+    """
+    if set(note) != set(Settings._fields):
+        refuse("settings", sorted(note), f"a note of {', '.join(Settings._fields)}")
+    settings = Settings(
+        None if note["token"] is None else text(note, "token"),
+        text(note, "file_format"),
+        text(note, "embedding_column"),
+        None if note["rows"] is None else integer(note, "rows", 1),
+        integer(note, "rows_per_file", 1),
+        integer(note, "dimension", 1),
+        text(note, "dtype"),
+        None if note["scale"] is None else number(note, "scale"),
+    )
+    if settings.file_format not in _SUFFIXES:
+        refuse("file_format", settings.file_format, f"one of {', '.join(_SUFFIXES)}")
+    try:
+        is_number = len(settings.dtype) < 10 and np.dtype(settings.dtype).kind in "biufc"
+    except (TypeError, ValueError, SyntaxError):
+        is_number = False
+    if not is_number:
+        refuse("dtype", settings.dtype, "a dtype of numbers")
+    return settings
+
+
 def part_names(settings: Settings, number: int) -> list[str]:
     """Return the names of the files of a part, in the order in which they are written."""
-    suffixes = {"npy": ("npy",), "parquet": ("parquet",), "parquet_npy": ("parquet", "npy")}[settings.file_format]
-    return [f"{number:08d}.{suffix}" for suffix in suffixes]
+    return [f"{number:08d}.{suffix}" for suffix in _SUFFIXES[settings.file_format]]
 
 
 def encode_part(settings: Settings, part: Part) -> tuple[Record, dict[str, Content]]:

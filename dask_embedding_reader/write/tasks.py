@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -21,11 +21,11 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
 
-from dask_embedding_reader.errors import ArgumentError, MismatchError
+from dask_embedding_reader.errors import ArgumentError, DestinationError, MismatchError
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.streaming import checked_array, checked_frame, rows_of_partitions
-from dask_embedding_reader.write.claim import check_unclaimed, claimed
+from dask_embedding_reader.write.claim import Claim, Lease, claimed, new_job, take
 from dask_embedding_reader.write.destination import (
     Destination,
     Prepared,
@@ -38,6 +38,7 @@ from dask_embedding_reader.write.destination import (
 from dask_embedding_reader.write.encoding import join_tables, make_table
 from dask_embedding_reader.write.parts import Part, Record, warn_of_not_finite
 from dask_embedding_reader.write.request import Request, choose_rows_per_file, estimate_nbytes, make_settings
+from dask_embedding_reader.writing import list_files
 
 _LOOK_SECONDS = 2.0
 """How often the progress bar looks for finished files."""
@@ -82,16 +83,19 @@ def write_array(array: da.Array, meta: Any, request: Request, *, compute: bool) 
     settings = make_settings(request, token, (rows, dimension), array.dtype, step, has_columns)
     folder = request.folder
     if not compute:
-        check_unclaimed(folder.filesystem, folder.work)
-        prepared = prepare(folder, settings, request.overwrite)
+        # Nothing is changed, not even a folder made, unless there is something of a writer to be put in order.
+        is_used = bool(list_files(folder.filesystem, folder.work))
+        unclaimed = nullcontext(Claim(folder.filesystem, folder.work, new_job(), 0))
+        with claimed(folder.filesystem, folder.work) if is_used else unclaimed as claim:
+            prepared = prepare(folder, settings, request.overwrite, claim)
         return _lazy(prepared, _graph(prepared, array, frame, frame_rows, step, request.embedding_column))
-    with claimed(folder.filesystem, folder.work) as check_claim:
-        prepared = prepare(folder, settings, request.overwrite)
+    with claimed(folder.filesystem, folder.work) as claim:
+        prepared = prepare(folder, settings, request.overwrite, claim)
         graph = _graph(prepared, array, frame, frame_rows, step, request.embedding_column)
         if graph.writes or prepared.unfinished:
             begin(prepared)
             records = _compute(prepared, graph, request, part_nbytes)
-            finish(prepared.destination, records, check_claim)
+            finish(prepared.destination, records)
             warn_of_not_finite(records)
     return None
 
@@ -175,8 +179,11 @@ class _WritePart(NamedTuple):
     table: bytes | None
     """The metadata, where they are known before."""
 
-    def __call__(self, chunks: Sequence[Any], partitions: Sequence[pd.DataFrame], _after: Any) -> Record:
-        """Write it."""
+    def __call__(self, chunks: Sequence[Any], partitions: Sequence[pd.DataFrame], begun: _Begun | None) -> Record:
+        """Write it, as what was begun says, if that was a task itself."""
+        destination = self.destination if begun is None else begun.destination
+        if begun is not None and self.number in begun.known:
+            return begun.known[self.number]
         rows = [np.asarray(chunk)[a:b] for chunk, (a, b, _) in zip(chunks, self.chunk_cuts, strict=True)]
         array = rows[0] if len(rows) == 1 else np.concatenate(rows)
         tables: list[pa.Table | None] = []
@@ -187,12 +194,12 @@ class _WritePart(NamedTuple):
                     f"a partition of the metadata has {len(frame):,} rows where {expected:,} were expected (rows from "
                     f"{first_row:,} on): it does not match the array row for row"
                 )
-            tables.append(make_table(frame.iloc[a:b], self.destination.settings.embedding_column, first_row))
+            tables.append(make_table(frame.iloc[a:b], destination.settings.embedding_column, first_row))
             first_row += b - a
         if self.table is not None:
             tables = [pa.ipc.open_stream(self.table).read_all()]
         table = join_tables(tables) if tables else None
-        return write_part(self.destination, Part(self.number, self.first_row, array, table))
+        return write_part(destination, Part(self.number, self.first_row, array, table))
 
 
 def _to_bytes(table: pa.Table) -> bytes:
@@ -251,28 +258,58 @@ def _progress(prepared: Prepared, request: Request) -> Iterator[None]:
         bar.close()
 
 
+class _Begun(NamedTuple):
+    """What the first task of a lazy object has found: all others need it."""
+
+    destination: Destination
+    """Where to write."""
+    known: dict[int, Record]
+    """The parts that were complete then."""
+    is_needed: bool
+    """Whether there is something to be written or finished."""
+    lease: Lease
+    """The claim, held as long as somebody needs this."""
+
+
 def _lazy(prepared: Prepared, graph: _Graph) -> Delayed:
     """Return a lazy object that begins, writes what is missing, and finishes."""
-    first, last = f"write-begin-{graph.token}", f"write-finish-{graph.token}"
+    destination = prepared.destination
+    # However often it is computed, and in however many processes: the claim is that of this object.
+    job = new_job()
+    first, last = f"write-begin-{graph.token}-{job}", f"write-finish-{graph.token}-{job}"
     tasks = dict(graph.tasks)
     for key in graph.writes.values():
         write, chunks, partitions, _ = tasks[key]
         tasks[key] = (write, chunks, partitions, first)
-    tasks[first] = (partial(_begin_lazily, prepared),)
+    tasks[first] = (partial(_begin_lazily, destination._replace(job=job), frozenset(graph.writes)),)
     keys = list(graph.writes.values())
-    tasks[last] = (partial(_finish_lazily, prepared, tuple(graph.writes)), keys, first)
+    tasks[last] = (partial(_finish_lazily, tuple(graph.writes)), keys, first)
     return _delayed(last, tasks)
 
 
-def _begin_lazily(prepared: Prepared) -> None:
-    folder = prepared.destination.folder
-    check_unclaimed(folder.filesystem, folder.work)
-    prepare(folder, prepared.destination.settings, prepared.destination.overwrite)  # it may hold something else by now
-    begin(prepared)
+def _begin_lazily(planned: Destination, numbers: frozenset[int]) -> _Begun:
+    folder, settings = planned.folder, planned.settings
+    lease = take(folder.filesystem, folder.work, planned.job, is_shared=True)
+    try:
+        prepared = prepare(folder, settings, planned.overwrite, lease.claim)  # it may hold something else by now
+        missing = set(range(-(-(settings.rows or 0) // settings.rows_per_file))) - set(prepared.known)
+        if not missing <= numbers:
+            raise DestinationError(
+                f"{folder.shown}: {len(missing - numbers):,} files that were complete when this lazy object was made "
+                "are no more; make it again"
+            )
+        is_needed = bool(missing) or prepared.unfinished
+        if is_needed:
+            begin(prepared)
+    except BaseException:
+        lease.give_back()  # now: whoever catches this has a traceback, and with it the lease
+        raise
+    return _Begun(prepared.destination, prepared.known, is_needed, lease)
 
 
-def _finish_lazily(prepared: Prepared, numbers: Sequence[int], written: Sequence[Record], _after: Any) -> None:
-    folder = prepared.destination.folder
-    records: Mapping[int, Record] = {**prepared.known, **dict(zip(numbers, written, strict=True))}
-    finish(prepared.destination, records, lambda: check_unclaimed(folder.filesystem, folder.work))
-    warn_of_not_finite(records)
+def _finish_lazily(numbers: Sequence[int], written: Sequence[Record], begun: _Begun) -> None:
+    records: Mapping[int, Record] = {**begun.known, **dict(zip(numbers, written, strict=True))}
+    if begun.is_needed:
+        finish(begun.destination, records)
+        warn_of_not_finite(records)
+    begun.lease.give_back()

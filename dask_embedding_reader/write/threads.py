@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dask_embedding_reader.errors import DestinationError
@@ -14,7 +13,7 @@ from dask_embedding_reader.write.request import Request, count_writers
 from dask_embedding_reader.write.sources import PartSource
 
 
-def write_source(source: PartSource, prepared: Prepared, request: Request, check_claim: Callable[[], None]) -> None:
+def write_source(source: PartSource, prepared: Prepared, request: Request) -> None:
     """Write the parts that are missing, and finish the collection.
 
     Raises
@@ -26,13 +25,16 @@ def write_source(source: PartSource, prepared: Prepared, request: Request, check
     # Without a token the rows themselves show whether a part is the same: they are taken, encoded and compared.
     skipped = set(known) if source.settings.token is not None else set()
     records = {number: known[number] for number in skipped}
-    begun = prepared.unfinished
+    begun = False
     writers = count_writers(request, source.part_nbytes)
     running: deque[tuple[int, Future[Record]]] = deque()
     progress = progress_bar(
         request.show_progress, source.settings.rows or 0, "writing", " embeddings", source.settings.row_nbytes
     )
     progress.update(sum(record.rows for record in records.values()))
+    if prepared.unfinished:  # another one goes on now
+        begin(prepared)
+        begun = True
     parts = source.parts(skipped)
 
     def collect() -> None:
@@ -65,5 +67,5 @@ def write_source(source: PartSource, prepared: Prepared, request: Request, check
             "data; name another folder, or pass overwrite=True to replace it"
         )
     if begun:
-        finish(destination, records, check_claim)
+        finish(destination, records)
     warn_of_not_finite(records)
