@@ -108,7 +108,7 @@ class Stopped:
 
     def before(self, change: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if not self.busy:
+            if not self.busy and not writing._creating.locked():  # who holds it cannot be looked at from outside
                 self.seen += 1
                 if self.seen == self.number:
                     self.busy = True
@@ -130,16 +130,20 @@ def stopped_at(number: int, meanwhile: Callable[[], object], kind: str) -> Itera
             for name in ("replace", "remove", "link", "mkdir", "rmdir", "fsync"):
                 patches.setattr(os, name, stopped.before(getattr(os, name)))
         else:
-            for name in ("pipe_file", "rm_file", "cp_file"):
-                patches.setattr(MemoryFileSystem, name, stopped.before(getattr(MemoryFileSystem, name)))
+            for name in ("_create", "_upload", "_rm_file"):
+                patches.setattr(writing, name, stopped.before(getattr(writing, name)))
+            patches.setattr(MemoryFileSystem, "cp_file", stopped.before(MemoryFileSystem.cp_file))
         yield stopped
+
+
+EVERY = [("local", 7), ("memory", 2), *(pytest.param(kind, 1, marks=pytest.mark.slow) for kind in ("local", "memory"))]
 
 
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
 @pytest.mark.parametrize("source", [batches, lazy])
-@pytest.mark.parametrize("kind", ["local", "memory"])
+@pytest.mark.parametrize(("kind", "every"), EVERY)
 def test_stopped_before_any_change_and_taken_for_dead(
-    tmp_path: Path, kind: str, source: Callable[..., Any], existing: bool
+    tmp_path: Path, kind: str, every: int, source: Callable[..., Any], existing: bool
 ) -> None:
     def attempt(number: int) -> tuple[int, dict[str, Any], bool]:
         place = {"folder": f"memory://{uuid.uuid4().hex}" if kind == "memory" else str(tmp_path / str(number))}
@@ -161,20 +165,30 @@ def test_stopped_before_any_change_and_taken_for_dead(
     assert steps > 20
     assert not failed
     assert_of_one(whole, FIRST)
-    for number in range(1, steps + 1):
+    for number in range(1, steps + 1, every):
         seen, place, failed = attempt(number)
         assert seen >= number
-        assert_of_one(place, SECOND if failed else rows_in(place)), number
-        # Before it has begun and after its end it was no other writer; else it says that it lost.
-        if failed:
-            assert not [name for name in names_in(place) if name.startswith("0") and name[:8] >= "00000006"], number
-        if kind == "local":
-            assert not os.path.exists(f"{place['folder']}/_writing"), number
+        try:
+            found = rows_in(place)
+        except EmbeddingReaderError:
+            # Of an object store one last request cannot be called back, such as that which marks a folder.
+            assert kind == "memory", number
+        else:
+            # Who loses says so. Before it has begun it has lost nothing, and writes after the other one.
+            np.testing.assert_array_equal(
+                found, SECOND if failed else found[:1].repeat(len(found), axis=0), str(number)
+            )
+            assert kind == "memory" or verify_embeddings(place["folder"]).empty, number
+        assert kind == "memory" or not [name for name in names_in(place) if name.startswith("_writing")], number
         write(SECOND, place)  # the folder is as good as before
         assert_of_one(place, SECOND)
+        assert not [name for name in names_in(place) if name.startswith("_writing")], number
+        assert kind == "memory" or not os.path.exists(f"{place['folder']}/_writing"), number
 
 
-@pytest.mark.parametrize("second", [lambda rows, place: write(rows, place), lambda rows, place: write(lazy(rows), place)])
+@pytest.mark.parametrize(
+    "second", [lambda rows, place: write(rows, place), lambda rows, place: write(lazy(rows), place)]
+)
 @pytest.mark.parametrize("first", [batches, lazy])
 def test_taken_for_dead_on_every_storage(
     place: dict[str, Any], first: Callable[..., Any], second: Callable[..., Any]
