@@ -39,6 +39,7 @@ from dask_embedding_reader.writing import (
     find_folders,
     find_links,
     get_file,
+    has_folder,
     list_files,
     make_folder,
     put_file,
@@ -102,7 +103,8 @@ class Claim(NamedTuple):
     def is_held(self) -> bool:
         """Tell whether no other writer has taken over."""
         content = get_file(self.filesystem, self.path)
-        return content is not None and self.job.encode() in content
+        # Who takes over removes the folder first.
+        return content is not None and self.job.encode() in content and has_folder(self.filesystem, self.scratch)
 
     def check(self) -> None:
         """Raise ``DestinationError`` if another writer has taken over."""
@@ -207,6 +209,12 @@ def take(filesystem: FileSystem, folder: str, job: str, *, is_shared: bool = Fal
         _starting.add(job)
     try:
         claim, dead = _claim(filesystem, folder, job)
+        try:
+            make_folder(filesystem, claim.scratch)
+        except WriteError:
+            with suppress(WriteError):
+                remove_files(filesystem, [claim.path])
+            raise
         with _holding:
             lease = _held[job] = Lease(claim, is_shared=is_shared)
     finally:
@@ -369,7 +377,6 @@ def _occupied(filesystem: FileSystem, folder: str, other: _Found) -> str:
 def _disarm(claim: Claim, dead: Sequence[_Found]) -> None:
     """Take from writers that are taken for dead what they could still do harm with."""
     filesystem, folder = claim.filesystem, claim.folder
-    make_folder(filesystem, claim.scratch)
     scratches = {f"{folder}/{_SCRATCH}{other.job}" for other in dead if other.job}
     scratches |= set(find_folders(filesystem, folder, _SCRATCH)) - {claim.scratch}
     for scratch in sorted(scratches):
