@@ -117,6 +117,11 @@ def make_folder(filesystem: FileSystem, folder: str) -> None:
             _retry(filesystem, folder, lambda connection: connection.makedirs(folder, exist_ok=True))
 
 
+def has_folder(filesystem: FileSystem, folder: str) -> bool:
+    """Tell whether a folder is there that :func:`make_folder` made; of local ones alone."""
+    return not is_local(filesystem) or os.path.isdir(folder)
+
+
 def _put(
     filesystem: FileSystem,
     path: str,

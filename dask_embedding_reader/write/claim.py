@@ -39,6 +39,7 @@ from dask_embedding_reader.writing import (
     find_folders,
     find_links,
     get_file,
+    has_folder,
     is_object_store,
     list_files,
     make_folder,
@@ -103,7 +104,8 @@ class Claim(NamedTuple):
     def is_held(self) -> bool:
         """Tell whether no other writer has taken over."""
         content = get_file(self.filesystem, self.path)
-        return content is not None and self.job.encode() in content
+        # Who takes over removes the folder first.
+        return content is not None and self.job.encode() in content and has_folder(self.filesystem, self.scratch)
 
     def check(self) -> None:
         """Raise ``DestinationError`` if another writer has taken over."""
@@ -208,6 +210,12 @@ def take(filesystem: FileSystem, folder: str, job: str, *, is_shared: bool = Fal
         _starting.add(job)
     try:
         claim, dead = _claim(filesystem, folder, job)
+        try:
+            make_folder(filesystem, claim.scratch)
+        except WriteError:
+            with suppress(WriteError):
+                remove_files(filesystem, [claim.path])
+            raise
         with _holding:
             lease = _held[job] = Lease(claim, is_shared=is_shared)
     finally:
@@ -370,7 +378,6 @@ def _occupied(filesystem: FileSystem, folder: str, other: _Found) -> str:
 def _disarm(claim: Claim, dead: Sequence[_Found]) -> None:
     """Take from writers that are taken for dead what they could still do harm with."""
     filesystem, folder = claim.filesystem, claim.folder
-    make_folder(filesystem, claim.scratch)
     scratches = {f"{folder}/{_SCRATCH}{other.job}" for other in dead if other.job}
     scratches |= set(find_folders(filesystem, folder, _SCRATCH)) - {claim.scratch}
     for scratch in sorted(scratches):
@@ -413,7 +420,8 @@ def _beat(claim: Claim, is_shared: bool, ended: SimpleQueue[bool]) -> None:
             pause = _BEAT_SECONDS
             try:
                 if not claim.is_held():
-                    return  # another writer took over
+                    is_done = False  # another writer took over
+                    continue
                 signs = [sign]
                 put_file(claim.filesystem, sign, _content(claim.job), claim.scratch)
             except Exception as error:  # noqa: BLE001 - one missed beat does no harm
@@ -435,8 +443,8 @@ def _end(claim: Claim, signs: list[str], *, is_done: bool, is_shared: bool) -> N
         signs = [path for found in _find_claims(filesystem, folder) if found.job == claim.job for path in found.others]
     if claim.is_held():
         remove_files(filesystem, [*signs, claim.path], claim.scratch)
-        if not is_object_store(filesystem):  # these have no temporary files
-            remove_folder(filesystem, claim.scratch)
     else:
         remove_files(filesystem, signs)
+    if not is_object_store(filesystem):  # these have no temporary files
+        remove_folder(filesystem, claim.scratch)  # also one made after another writer had taken over
     remove_empty_folder(filesystem, folder)

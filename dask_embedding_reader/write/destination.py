@@ -60,7 +60,6 @@ from dask_embedding_reader.writing import (
     list_files,
     list_infos,
     move_file,
-    remove_empty_folder,
     remove_files,
     remove_folder,
     stream_file,
@@ -470,6 +469,13 @@ def complete(folder: Folder, claim: Claim, listing: Mapping[str, int], written: 
     is_due = job is not None and (job.job, job.writer) == (commit.job, commit.writer)
     staging, moved = _staging(commit.job), list[str]()
     if is_due:
+        if gone := [
+            n for n, (size, _) in commit.files.items() if size not in (listing.get(n), listing.get(staging + n))
+        ]:
+            raise DestinationError(
+                f"{folder.shown}/{_COMMIT}: says that {gone[0]} was written, but it has gone or is another one; "
+                f"restore it, or remove {folder.shown}/{_WRITING} and pass overwrite=True to begin anew"
+            )
         staged = {name for name in listing if name.startswith(staging)}
         if staged:  # what is found without a manifest is read as it is; with one, it would be missed
             claim.remove([folder.at(name) for name in MANIFEST_NAMES])
@@ -492,9 +498,8 @@ def complete(folder: Folder, claim: Claim, listing: Mapping[str, int], written: 
         names = {*litter, INCOMPLETE_NAME} - {_JOB, _COMMIT, *(staging + name for name in moved)}
         claim.remove([folder.at(name) for name in sorted(names)])
         if not is_object_store(filesystem):
-            for path in (folder.at(_DONE), folder.at(staging.rstrip("/"))):
+            for path in (folder.at(_DONE), folder.at(_STAGED)):
                 claim.keep(partial(remove_folder, filesystem, path, claim.scratch))
-            remove_empty_folder(filesystem, folder.at(_STAGED))
         # Each of the two says that all before it is done, should this be the moment to be killed.
         claim.remove([folder.at(_JOB)])
     claim.remove([folder.at(_COMMIT)])

@@ -319,16 +319,20 @@ def _lazy(prepared: Prepared, graph: _Graph) -> Delayed:
 def _begin_lazily(planned: Destination, numbers: frozenset[int]) -> _Begun:
     folder, settings = planned.folder, planned.settings
     lease = take(folder.filesystem, folder.work, planned.job, is_shared=True)
-    prepared = prepare(folder, settings, planned.overwrite, lease.claim)  # it may hold something else by now
-    missing = set(range(-(-(settings.rows or 0) // settings.rows_per_file))) - set(prepared.known)
-    if not missing <= numbers:
-        raise DestinationError(
-            f"{folder.shown}: {len(missing - numbers):,} files that were complete when this lazy object was made are "
-            "no more; make it again"
-        )
-    is_needed = bool(missing) or prepared.unfinished
-    if is_needed:
-        begin(prepared)
+    try:
+        prepared = prepare(folder, settings, planned.overwrite, lease.claim)  # it may hold something else by now
+        missing = set(range(-(-(settings.rows or 0) // settings.rows_per_file))) - set(prepared.known)
+        if not missing <= numbers:
+            raise DestinationError(
+                f"{folder.shown}: {len(missing - numbers):,} files that were complete when this lazy object was made "
+                "are no more; make it again"
+            )
+        is_needed = bool(missing) or prepared.unfinished
+        if is_needed:
+            begin(prepared)
+    except BaseException:
+        lease.give_back()  # now: whoever catches this has a traceback, and with it the lease
+        raise
     return _Begun(prepared.destination, prepared.known, is_needed, lease)
 
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader import EmbeddingReader, write_embeddings
 from dask_embedding_reader.formats import Columns, parquet, read_rows
 from dask_embedding_reader.formats.metadata import make_frame, merge_columns
 from dask_embedding_reader.formats.npy import NPY
@@ -437,6 +437,70 @@ def read_arguments(data: bytes) -> bool:
     return True
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Notes of a writer
+
+_IDS = {"job": "0" * 32, "writer": "1" * 32}
+_SETTINGS: dict[str, Any] = {
+    "token": None,
+    "file_format": "npy",
+    "embedding_column": "embedding",
+    "rows": 20,
+    "rows_per_file": 5,
+    "dimension": 3,
+    "dtype": "<f4",
+    "scale": None,
+}
+_FILES = {"00000000.npy": [188, "a" * 64]}
+_SIGN = {"host": "a", "machine": "a", "pid": 9, "process_started": 0.0, "alive_at": 0.0, "job": "2" * 32}
+NOTES: dict[str, dict[str, Any]] = {
+    "job.json": {"settings": _SETTINGS, "replaces": ["old.npy"], **_IDS},
+    "commit.json": {
+        "settings": _SETTINGS,
+        "columns": [],
+        "files": _FILES,
+        "move": ["00000000.npy"],
+        "remove": ["old.npy"],
+        "rows": 20,
+        **_IDS,
+    },
+    "done/00000000.json": {"rows": 5, "not_finite": 0, "files": _FILES, "columns": "", "job": "0" * 32},
+    "writer-00000001.json": _SIGN,
+}
+NOTED_ROWS = np.arange(60, dtype=np.float32).reshape(20, 3)
+
+
+def make_notes(rng: Random) -> bytes:
+    """A line for each note: its name, and what it holds."""
+    notes = {}
+    for name in rng.sample(list(NOTES), rng.choice((1, 2, 3))):
+        note = json.loads(json.dumps(NOTES[name]))
+        for _ in range(rng.choice((0, 1, 2))):
+            inner = note.get("settings") if rng.random() < 0.4 else note
+            if isinstance(inner, dict):
+                inner[rng.choice(list(inner))] = rng.choice((mutate.odd_value, mutate.odd_path))(rng)
+        for key in ("replaces", "remove", "move"):
+            if isinstance(note.get(key), list) and rng.random() < 0.3:
+                note[key] = [mutate.odd_path(rng)]
+        text = json.dumps(note).encode()
+        notes[name] = mutate.damage(rng, text) if rng.random() < 0.2 else text
+    return b"\n".join(name.encode() + b" " + text.replace(b"\n", b" ") for name, text in notes.items())
+
+
+def read_notes(data: bytes) -> bool:
+    """Write to a folder that has such notes; what lies beside the folder stays."""
+    notes = dict(line.split(b" ", 1) for line in data.split(b"\n") if b" " in line)
+    files = {f"e/_writing/{name.decode('latin1')}": text for name, text in notes.items()}
+    with in_memory({"0.npy": b"precious", "README.txt": b"precious", **files}) as root:
+        try:
+            write_embeddings(NOTED_ROWS, f"{root}/e", rows_per_file=5, overwrite=True)
+            same(EmbeddingReader(f"{root}/e").count, len(NOTED_ROWS), "rows")
+        finally:
+            for name in ("0.npy", "README.txt"):
+                same(fsspec.filesystem("memory").cat_file(f"/fuzz/{name}"), b"precious", name)
+    return True
+
+
 def _parquet(mutator: Callable[[Random, list[bytes]], bytes]) -> Callable[[Random], bytes]:
     return lambda rng: mutator(rng, seeds.parquet_seeds())
 
@@ -459,6 +523,7 @@ TARGETS = {
     "pair": Target(make_pair, lambda data: read_pair(data, in_memory), 2),
     "manifest": Target(lambda rng: make_manifest(rng, manifests()), read_manifest, 4),
     "arguments": Target(make_arguments, read_arguments, 2),
+    "notes": Target(make_notes, read_notes, 2),
     "local npy": Target(lambda rng: mutate.npy(rng, seeds.npy_seeds()), lambda data: read_npy(data, on_disk), 4),
     "local parquet": Target(make_local_parquet, read_local_parquet, 12),
     "local pair": Target(make_pair, lambda data: read_pair(data, in_folder), 2),
