@@ -24,7 +24,8 @@ from dask.system import CPU_COUNT
 from dask_embedding_reader.errors import ArgumentError, MismatchError
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.progress import progress_bar
-from dask_embedding_reader.streaming import checked_array, checked_frame, rows_of_partitions
+from dask_embedding_reader.streaming import active_client, checked_array, checked_frame, rows_of_partitions
+from dask_embedding_reader.streaming.schedule import check_persisted, reference, with_persisted
 from dask_embedding_reader.write.claim import check_unclaimed, claimed
 from dask_embedding_reader.write.destination import (
     Destination,
@@ -88,6 +89,7 @@ def write_array(array: da.Array, meta: Any, request: Request, *, compute: bool) 
     with claimed(folder.filesystem, folder.work) as check_claim:
         prepared = prepare(folder, settings, request.overwrite)
         graph = _graph(prepared, array, frame, frame_rows, step, request.embedding_column)
+        check_persisted(graph.persisted, active_client())
         if graph.writes or prepared.unfinished:
             begin(prepared)
             records = _compute(prepared, graph, request, part_nbytes)
@@ -115,6 +117,8 @@ class _Graph(NamedTuple):
     """The tasks by their keys."""
     writes: dict[int, str]
     """The key of the task that writes each part."""
+    persisted: Sequence[Any]
+    """What they need of a cluster that holds it."""
     token: str
     """Stands for all of it in the names of keys."""
 
@@ -127,7 +131,7 @@ def _graph(
     rows = int(array.shape[0])
     missing = [number for number in range(-(-rows // step)) if number not in prepared.known]
     if not missing:
-        return _Graph({}, {}, token)
+        return _Graph({}, {}, (), token)
     (optimized,) = optimize(array)
     tasks: dict[Any, Any] = dict(optimized.__dask_graph__())
     chunks = _Pieces(list(flatten(optimized.__dask_keys__())), tuple(map(int, array.chunks[0])))
@@ -138,6 +142,7 @@ def _graph(
         partitions = _Pieces(list(flatten(lowered.__dask_keys__())), frame_rows)
     elif isinstance(frame, pd.DataFrame):
         table = make_table(frame, embedding_column, 0)
+    tasks, persisted = with_persisted(tasks, [*chunks.keys, *partitions.keys], [array, frame])
     chunk_starts = list(accumulate(chunks.rows, initial=0))
     partition_starts = list(accumulate(partitions.rows, initial=0))
     writes = {}
@@ -155,8 +160,9 @@ def _graph(
             None if table is None else _to_bytes(table.slice(start, stop - start)),
         )
         writes[number] = f"write-embeddings-{token}-{number}"
-        tasks[writes[number]] = (write, [cut[0] for cut in own_chunks], [cut[0] for cut in own_partitions], None)
-    return _Graph(tasks, writes, token)
+        cuts = [[reference(cut[0]) for cut in own] for own in (own_chunks, own_partitions)]
+        tasks[writes[number]] = (write, *cuts, None)
+    return _Graph(tasks, writes, persisted, token)
 
 
 class _WritePart(NamedTuple):
