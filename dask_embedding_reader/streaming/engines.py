@@ -247,9 +247,7 @@ class Cluster:
         """Return what was computed for a unit before it was started."""
         return self._globals[key] if key in self._globals else self._lent[key, self.schedule.lender(key, unit)]
 
-    def _submit(
-        self, tasks: Graph, given: Mapping[Key, Any], keys: Sequence[Key], priority: int
-    ) -> dict[Key, Any]:
+    def _submit(self, tasks: Graph, given: Mapping[Key, Any], keys: Sequence[Key], priority: int) -> dict[Key, Any]:
         """Have tasks computed under keys of our own, and return the futures of some of them.
 
         Under their own keys the scheduler would take them for those of whatever else computes the same array, though
@@ -293,12 +291,15 @@ class Cluster:
         garbage collector, in the event loop of the client.
         """
         self._closed = True
-        futures = [*self._globals.values(), *self._lent.values(), *chain.from_iterable(self._results.values())]
         self._pool.shutdown(wait=False, cancel_futures=True)
+        # Threads that wait for results wake up when these are released. To take away what they are fetching would have
+        # the scheduler complain; it is dropped when it is there.
+        fetched = {future for unit in self._results.values() if all(one.done() for one in unit) for future in unit}
+        futures = {*self._globals.values(), *self._lent.values(), *chain.from_iterable(self._results.values())}
         self._globals, self._lent, self._results = {}, {}, {}
-        for future in futures:
+        for future in futures - fetched:
             with suppress(AttributeError, RuntimeError):  # the client may be closed
-                future.release()  # more than dropping it: threads that are fetching hold on to it
+                future.release()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import pandas as pd
 from dask.dataframe.dispatch import concat
 from dask.sizeof import sizeof
 
+from dask_embedding_reader.arguments import is_numeric
 from dask_embedding_reader.batches import METADATA_ROW_NBYTES, Batch, row_numbers
 from dask_embedding_reader.buffers import Buffers, has_own_memory
 from dask_embedding_reader.errors import MismatchError
@@ -72,7 +73,7 @@ class Request:
     @property
     def is_numeric(self) -> bool:
         """Whether the array is of plain numbers, whose bytes say all."""
-        return self.array.dtype.kind in "biufc"
+        return is_numeric(self.array.dtype)
 
     @property
     def batch_nbytes(self) -> int:
