@@ -96,6 +96,11 @@ def check_dtype(name: str, dtype: Any) -> np.dtype[Any]:
         found: np.dtype[Any] = np.dtype(dtype)
     except TypeError as error:
         raise ArgumentTypeError(f"{name}={dtype!r} is no dtype that numpy knows") from error
-    if found.kind not in "biufc":
-        raise ArgumentError(f"{name}={found} is not numeric")
+    if not is_numeric(found):
+        raise ArgumentError(f"{name}={found} is none of numpy's own numeric dtypes")
     return found
+
+
+def is_numeric(dtype: np.dtype[Any]) -> bool:
+    """Tell whether a dtype is one of numpy's own numbers. Others (ml_dtypes) are counted from 256 on."""
+    return dtype.kind in "biufc" and dtype.num < 256

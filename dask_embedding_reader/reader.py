@@ -412,7 +412,8 @@ class EmbeddingReader:
         max_piece_size : int, optional
             The most rows in a chunk; by default as many as are about 32 MB as stored. Chunks end where files end.
         dtype : dtype-like, optional
-            The dtype wanted; by default the stored one.
+            The dtype wanted; by default the stored one. Integers that a narrower dtype cannot hold are a ``CastError``
+            when they are read; floats that it cannot hold become infinite, with a warning that names the file.
 
         Returns
         -------
@@ -522,6 +523,13 @@ class EmbeddingReader:
             At the call, if an argument makes no sense.
         ReadError, FileChangedError, FormatError
             While iterating, if a file cannot be read, changed since it was opened, or holds null or ragged vectors.
+        CastError
+            While iterating, if ``dtype`` is an integer that cannot hold some of the values; the message counts them.
+
+        Warns
+        -----
+        UserWarning
+            If finite values became infinite, because ``dtype`` is too narrow for them: once for each file.
 
         Examples
         --------

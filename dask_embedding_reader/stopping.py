@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -21,6 +21,7 @@ _own = threading.local()
 # No WeakSet: it runs Python when an event goes, and Python drops a Ctrl-C that arrives there.
 _all: list[weakref.ref[threading.Event]] = []
 _adding = threading.Lock()
+_asked: weakref.WeakKeyDictionary[threading.Event, set[Hashable]] = weakref.WeakKeyDictionary()
 
 
 def stoppable_pool(threads: int, stopped: threading.Event) -> ThreadPoolExecutor:
@@ -56,6 +57,21 @@ def is_stopped() -> bool:
     """Tell whether nobody waits for what this thread does."""
     stopped = _event()
     return stopped is not None and stopped.is_set()
+
+
+def is_first_time(what: Hashable) -> bool:
+    """Tell whether the threads that are stopped together with this one have not asked that of the same thing before.
+
+    In a thread that may not be stopped it is always the first time.
+    """
+    stopped = _event()
+    if stopped is None:
+        return True
+    with _adding:
+        asked = _asked.setdefault(stopped, set())
+        is_new = what not in asked
+        asked.add(what)
+    return is_new
 
 
 def pause(seconds: float) -> None:

@@ -1,16 +1,29 @@
-"""Half floats become float32, and the other way round, faster than with numpy: each of them as numpy converts it."""
+"""Vectors in another dtype: as numpy casts them, but for what would be lost, which is told.
+
+Half floats become float32, and the other way round, faster than with numpy: each of them as numpy converts it.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import re
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import dask.array as da
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, CastError
 from dask_embedding_reader.formats.cast import cast_into
 
 ALL = np.arange(2**16, dtype=np.uint16).view(np.float16)
@@ -104,3 +117,133 @@ def test_the_smallest_half_floats_survive_in_a_process_that_flushes_denormals() 
         cast_into(out, small)
     assert flushed, "the processor should have flushed"
     np.testing.assert_array_equal(out, expected)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# While reading
+
+
+TYPES = [np.dtype(name) for name in ("i2", "i8", "u2", "u8", "f4", "f8", "c16")]
+NARROWER = [(a, np.dtype(b)) for a in TYPES for b in ("i1", "i4", "u1", "i8", "f2", "f4", "c8")]
+NARROWER = [(a, b) for a, b in NARROWER if np.can_cast(a, b, "same_kind") and not np.can_cast(a, b, "safe")]
+ROWS, BAD_ROW = 120, 73
+
+
+def _npy(path: Path, rows: np.ndarray) -> None:
+    np.save(path, rows)
+
+
+def _npy_in_columns(path: Path, rows: np.ndarray) -> None:
+    np.save(path, np.asfortranarray(rows))
+
+
+def _npy_of_other_bytes(path: Path, rows: np.ndarray) -> None:
+    np.save(path, rows.astype(rows.dtype.newbyteorder(">")))
+
+
+def _pages(path: Path, rows: np.ndarray, **how: Any) -> None:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+    pq.write_table(pa.table({"embedding": vectors}), path, row_group_size=50, **how)
+
+
+FILES: dict[str, tuple[str, Callable[[Path, np.ndarray], None]]] = {
+    "npy": ("npy", _npy),
+    "in columns": ("npy", _npy_in_columns),
+    "big-endian": ("npy", _npy_of_other_bytes),
+    "decoded": ("parquet", _pages),
+    "plain pages": ("parquet", partial(_pages, compression="none", use_dictionary=False)),
+}
+
+WAYS: dict[str, Callable[[EmbeddingReader, np.dtype], np.ndarray]] = {
+    "call": lambda r, dtype: np.concatenate([x for x, _ in r(50, max_piece_size=20, show_progress=False, dtype=dtype)]),
+    "array": lambda r, dtype: r.to_dask_array(dtype=dtype).compute(),
+    "batches": lambda r, dtype: np.concatenate(
+        [x for x, _ in iter_batches(r.to_dask_array(dtype=dtype), batch_size=7)]
+    ),
+}
+
+
+def largest(dtype: np.dtype) -> Any:
+    return 1 if dtype.kind == "b" else np.iinfo(dtype).max if dtype.kind in "iu" else np.finfo(dtype).max
+
+
+def read(way: str, reader: EmbeddingReader, dtype: np.dtype) -> tuple[np.ndarray | None, str, list[str]]:
+    """What is read, the error and the warnings."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            rows, error = WAYS[way](reader, dtype), ""
+        except CastError as raised:
+            rows, error = None, str(raised)
+    return rows, error, [str(warning.message) for warning in told]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", FILES)
+def test_what_a_narrower_dtype_cannot_hold_is_told_when_it_is_read(kind: str, way: str, tmp_path: Path) -> None:
+    file_format, write = FILES[kind]
+    for number, stored in enumerate(TYPES):
+        if file_format == "parquet" and stored.kind in "bc":
+            continue
+        rows = np.ones((ROWS, 3), stored)
+        fitting, too_large = (tmp_path / f"{number}-{name}.{file_format}" for name in ("fitting", "large"))
+        write(fitting, rows)
+        rows[BAD_ROW, 1:] = largest(stored)
+        write(too_large, rows)
+        for dtype in (b for a, b in NARROWER if a == stored):
+            read_rows, error, told = read(way, EmbeddingReader(fitting, file_format), dtype)
+            assert (error, told) == ("", [])
+            np.testing.assert_array_equal(read_rows, np.ones((ROWS, 3), dtype), strict=True)
+            read_rows, error, told = read(way, EmbeddingReader(too_large, file_format), dtype)
+            with np.errstate(over="ignore"):
+                expected = rows.astype(dtype)
+            if dtype.kind in "iu" and (expected != rows).any():
+                assert f"{too_large}, rows " in error
+                assert f"in row {BAD_ROW}" in error
+                assert re.search(rf": 2 of [\d,]+ values cannot be read as {dtype}, which holds", error)
+                continue
+            assert error == ""
+            np.testing.assert_array_equal(read_rows, expected, strict=True)
+            lost = not np.isfinite(expected).all()
+            assert len(told) == lost
+            assert not lost or told[0].startswith(f"{too_large}: some of its {stored} values are too large for {dtype}")
+
+
+def test_a_file_that_overflows_is_named_once_a_pass(tmp_path: Path) -> None:
+    rows = np.full((1_000, 100), 1e300)
+    for number in range(2):
+        np.save(tmp_path / f"{number}.npy", rows)
+    reader = EmbeddingReader(tmp_path)
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in reader(30, max_piece_size=10, show_progress=False):
+                pass
+        named = sorted(str(warning.message).partition(": ")[0] for warning in told)
+        assert named == [str(tmp_path / f"{number}.npy") for number in range(2)]
+
+
+def test_infinities_and_nans_are_no_overflow(tmp_path: Path) -> None:
+    rows = np.array([[np.inf, -np.inf, np.nan, 1e-300]])
+    np.save(tmp_path / "0.npy", rows)
+    [(read_rows, _)] = EmbeddingReader(tmp_path)(1, show_progress=False)
+    np.testing.assert_array_equal(read_rows, rows.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_dtypes_of_others_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    dtype = getattr(pytest.importorskip("ml_dtypes"), name)
+    x = np.ones((3, 2), np.float32)
+    np.save(tmp_path / "0.npy", x)
+    with pytest.raises(ArgumentError, match=name):
+        EmbeddingReader(tmp_path)(3, dtype=dtype)
+    with pytest.raises(ArgumentError, match=name):
+        EmbeddingReader(tmp_path).to_dask_array(dtype=dtype)
+    with pytest.raises(ArgumentError, match=name):
+        write_embeddings(x, tmp_path / "out", dtype=dtype)
+    for array in (x.astype(dtype), da.from_array(x.astype(dtype)), iter([(x.astype(dtype), None)])):
+        with pytest.raises(ArgumentTypeError, match=name):
+            write_embeddings(array, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    [(rows, _)] = iter_batches(da.from_array(x.astype(dtype)), batch_size=3)
+    np.testing.assert_array_equal(rows, x.astype(dtype), strict=True)

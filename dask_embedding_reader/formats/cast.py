@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from dask_embedding_reader.errors import CastError
+from dask_embedding_reader.stopping import is_first_time
 
 _INFINITE = 0x7C00
 """The exponent bits of a half float; all set mark infinities and NaNs."""
@@ -40,6 +44,75 @@ def cast_into(out: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
     rows = max(1, items // values.shape[1])
     for start in range(0, len(values), rows):
         convert(out[start : start + rows], values[start : start + rows])
+
+
+def outside(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[np.bool_]:
+    """Tell which values an integer dtype cannot hold; NaN, which compares false, is one of them."""
+    limits = np.iinfo(dtype)
+    return ~((values >= limits.min) & (values <= limits.max))
+
+
+class CheckedCast:
+    """Copies vectors of a file into arrays of another dtype, and reports what that cannot hold.
+
+    It costs nothing but the least and the greatest integer of what stays in the processor's cache: where a float
+    becomes infinite, the processor itself remembers it.
+    """
+
+    def __init__(self, url: str, row: int) -> None:
+        self._url, self._first, self._row = url, row, row
+        self._size = self._bad = 0
+        self._found = ""
+        self._overflowed: str = ""
+
+    def into(self, out: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
+        """Copy the next rows."""
+        if values.dtype.kind in "iu" and out.dtype.kind in "iu" and not np.can_cast(values.dtype, out.dtype, "safe"):
+            self._count(values, out.dtype)
+        with np.errstate(over="call", invalid="ignore", call=lambda *_: self._note(values.dtype, out.dtype)):
+            cast_into(out, values)
+        self._row += len(values)
+        self._size += values.size
+
+    def report(self) -> None:
+        """Tell of what has been lost so far.
+
+        Raises
+        ------
+        CastError
+            If an integer dtype cannot hold some of the values.
+
+        Warns
+        -----
+        UserWarning
+            If finite values became infinite; once a pass for each file.
+        """
+        if self._bad:
+            raise CastError(
+                f"{self._url}, rows {self._first:,} to {self._row:,}: {self._bad:,} of {self._size:,} values "
+                f"{self._found}; read with a wider dtype, or with dtype=None as they are stored"
+            )
+        if self._overflowed and is_first_time((self._url, self._overflowed)):
+            warnings.warn(f"{self._url}: {self._overflowed}", stacklevel=2)
+
+    def _count(self, values: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
+        limits = np.iinfo(dtype)
+        if not values.size or (int(values.min()) >= limits.min and int(values.max()) <= limits.max):
+            return
+        bad = outside(values, dtype)
+        if not self._bad:
+            row, item = np.unravel_index(int(np.argmax(bad)), bad.shape)
+            self._found = (
+                f"cannot be read as {dtype}, which holds {limits.min:,} to {limits.max:,}; the first is "
+                f"{int(values[row, item]):,} in row {self._row + int(row):,}"
+            )
+        self._bad += int(np.count_nonzero(bad))
+
+    def _note(self, stored: np.dtype[Any], dtype: np.dtype[Any]) -> None:
+        self._overflowed = (
+            f"some of its {stored.newbyteorder('=')} values are too large for {dtype} and became infinite; read with a "
+            "wider dtype, or with dtype=None as they are stored"
+        )
 
 
 def _widen(out: npt.NDArray[np.float32], values: npt.NDArray[np.float16]) -> None:

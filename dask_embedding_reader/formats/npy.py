@@ -6,7 +6,6 @@ The header is parsed by numpy, the vectors are read without it: ``np.load`` read
 from __future__ import annotations
 
 import io
-from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
@@ -62,7 +61,7 @@ class _Npy:
             nonlocal start
             rows = sum(map(len, outs))
             with naming_rows(start, start + rows):
-                copy_rows(_read_fortran(header, start, rows), deque(outs))
+                copy_rows(_read_fortran(header, start, rows), outs, header.file, start)
             start += rows
 
         return read

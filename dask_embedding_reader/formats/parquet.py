@@ -10,7 +10,7 @@ import difflib
 import io
 import re
 from bisect import bisect_right
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, NoReturn
@@ -79,7 +79,7 @@ class _Parquet:
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that fills arrays with the next vectors, each row group decoded once at most."""
         blocks = _iter_blocks(header, columns, start, stop)
-        rows, read_block = 0, _array_reader(np.empty((0, header.dimension), header.dtype))
+        rows, read_block = 0, _array_reader(np.empty((0, header.dimension), header.dtype), header.file, start)
 
         def read(outs: Sequence[Array]) -> None:
             nonlocal rows, read_block
@@ -530,7 +530,7 @@ def _iter_blocks(header: FileHeader, columns: Columns, start: int, stop: int) ->
     if start < stop:
         step = max(1, _DECODE_NBYTES // max(1, header.dimension * header.dtype.itemsize))
         for table in iter_tables(header, (columns.embedding or "",), start, stop, step):
-            yield table.num_rows, _array_reader(_vectors(header, columns, start, table.column(0)))
+            yield table.num_rows, _array_reader(_vectors(header, columns, start, table.column(0)), header.file, start)
             start += table.num_rows
 
 
@@ -547,14 +547,14 @@ def _promised_field(header: FileHeader, columns: Columns) -> tuple[pa.Field, ran
     return field, leaves
 
 
-def _array_reader(vectors: Array) -> RowReader:
-    """Return a function that hands out vectors that have been decoded."""
+def _array_reader(vectors: Array, file: StoredFile, row: int) -> RowReader:
+    """Return a function that hands out vectors that have been decoded, from a row of a file on."""
 
     def read(outs: Sequence[Array]) -> None:
-        nonlocal vectors
+        nonlocal vectors, row
         rows = sum(map(len, outs))
-        copy_rows(vectors[:rows], deque(outs))
-        vectors = vectors[rows:]
+        copy_rows(vectors[:rows], outs, file, row)
+        vectors, row = vectors[rows:], row + rows
 
     return read
 

@@ -11,15 +11,15 @@ import numpy as np
 
 from dask_embedding_reader.errors import ReadError
 from dask_embedding_reader.formats import Array, RowReader
-from dask_embedding_reader.formats.cast import cast_into
+from dask_embedding_reader.formats.cast import CheckedCast
 from dask_embedding_reader.storage import StoredFile, is_local, read_into
 
 _SCRATCH_NBYTES = 2**19
 """Vectors that must be cast are read in blocks of this size: they stay in the processor's cache between the two."""
 
 
-def _read_raw(file: StoredFile, position: int, dtype: np.dtype[Any], outs: Sequence[Array]) -> None:
-    """Fill arrays, one after the other, with the vectors of a dtype that begin at a byte of a file."""
+def _read_raw(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, outs: Sequence[Array]) -> None:
+    """Fill arrays, one after the other, with the vectors of a dtype from a row on, which begin at a byte of a file."""
     if all(out.dtype == dtype for out in outs):
         read_into(file, position, [_bytes(out) for out in outs])
     elif all(out.dtype == dtype.newbyteorder() for out in outs):
@@ -27,7 +27,7 @@ def _read_raw(file: StoredFile, position: int, dtype: np.dtype[Any], outs: Seque
         for out in outs:
             out.byteswap(inplace=True)
     else:
-        _read_cast(file, position, dtype, deque(outs))
+        _read_cast(file, position, dtype, row, deque(outs))
 
 
 def raw_reader(file: StoredFile, position: int, dtype: np.dtype[Any], row_nbytes: int, row: int) -> RowReader:
@@ -37,7 +37,7 @@ def raw_reader(file: StoredFile, position: int, dtype: np.dtype[Any], row_nbytes
         nonlocal position, row
         rows = sum(map(len, outs))
         with naming_rows(row, row + rows):
-            _read_raw(file, position, dtype, outs)
+            _read_raw(file, position, dtype, row, outs)
         position += rows * row_nbytes
         row += rows
 
@@ -57,25 +57,34 @@ def _bytes(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _read_cast(file: StoredFile, position: int, dtype: np.dtype[Any], outs: deque[Array]) -> None:
+def _read_cast(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, outs: deque[Array]) -> None:
     rows, dimension = sum(map(len, outs)), outs[0].shape[1]
     step = rows
     if is_local(file.filesystem):  # elsewhere each block would be a request
         step = max(1, _SCRATCH_NBYTES // (dimension * dtype.itemsize))
     scratch = np.empty((min(step, rows), dimension), dtype)
+    cast = CheckedCast(file.url, row)
     for first in range(0, rows, step):
         block = scratch[: rows - first]
         read_into(file, position, [_bytes(block)])
-        copy_rows(block, outs)
+        _copy_rows(block, outs, cast)
         position += block.nbytes
+    cast.report()
 
 
-def copy_rows(values: Array, outs: deque[Array]) -> None:
+def copy_rows(values: Array, outs: Sequence[Array], file: StoredFile, row: int) -> None:
+    """Copy the rows of a file from one on into arrays, one after the other."""
+    cast = CheckedCast(file.url, row)
+    _copy_rows(values, deque(outs), cast)
+    cast.report()
+
+
+def _copy_rows(values: Array, outs: deque[Array], cast: CheckedCast) -> None:
     """Copy rows into arrays, one after the other; what is filled is taken out."""
     while len(values):
         out = outs.popleft()
         count = min(len(out), len(values))
-        cast_into(out[:count], values[:count])
+        cast.into(out[:count], values[:count])
         values = values[count:]
         if count < len(out):
             outs.appendleft(out[count:])

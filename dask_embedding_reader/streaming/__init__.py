@@ -43,8 +43,8 @@ def iter_batches(
     combined from all rows and needed for all of them, such as ``x.mean(axis=0)``, is computed first; the chunks it
     was computed from are computed again for the batches rather than held.
 
-    Runs on the threads of this process, or on the active ``distributed.Client`` where there is one. Leaving the loop
-    early stops the computation.
+    Runs on the threads of this process, or on the active ``distributed.Client`` where there is one, also within a task
+    of its cluster. What is persisted there is used as it is. Leaving the loop early stops the computation.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def iter_batches(
         batch_rows=check_positive("batch_size", batch_size),
         limit_nbytes=check_positive("max_ram_usage_in_bytes", max_ram_usage_in_bytes),
         show_progress=bool(show_progress),
-        client=_active_client(),
+        client=active_client(),
     )
     _warn_if_too_large(request)
     return iterate(request)
@@ -198,7 +198,8 @@ def _largest_inner_chunk(array: da.Array) -> int:
     return max(sizes)
 
 
-def _active_client() -> distributed.Client | None:
+def active_client() -> distributed.Client | None:
+    """Return the client of the cluster that ``compute`` would use, or None."""
     if "distributed" not in sys.modules:  # without it there is no client; importing it takes time
         return None
     from distributed import Client  # noqa: PLC0415

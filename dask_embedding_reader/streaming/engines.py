@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import threading
 import time
+import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,7 +20,7 @@ from dask.system import CPU_COUNT
 
 from dask_embedding_reader.buffers import Buffers, used_again
 from dask_embedding_reader.stopping import stoppable_pool
-from dask_embedding_reader.streaming.schedule import Graph, Key, Schedule, depth_first, literals
+from dask_embedding_reader.streaming.schedule import Graph, Key, Schedule, depth_first, literals, renamed
 
 if TYPE_CHECKING:
     import distributed
@@ -38,6 +38,9 @@ class Engine(Protocol):
 
     def start(self, units: Sequence[int]) -> list[Future[list[Any]]]:
         """Start the next units."""
+
+    def result(self, future: Future[list[Any]]) -> list[Any]:
+        """Wait for the results of a unit."""
 
     def consumed(self, unit: int) -> None:
         """Hear that the results of a unit have been taken."""
@@ -112,6 +115,10 @@ class Threads:
                 self._loans[key, unit] = _Loan(len(self.schedule.loans[key, unit]) - 1)
         return [self._pool.submit(self._compute, unit) for unit in units]
 
+    def result(self, future: Future[list[Any]]) -> list[Any]:
+        """Wait for the results of a unit."""
+        return future.result()
+
     def consumed(self, unit: int) -> None:
         """Nothing to do: what a unit borrowed was given back when it had been computed."""
 
@@ -183,9 +190,14 @@ class Threads:
 class Cluster:
     """Computes units on a cluster, and fetches their results in order."""
 
-    def __init__(self, graph: Graph, outputs: Sequence[Sequence[Key]], client: distributed.Client) -> None:
+    def __init__(
+        self, graph: Graph, outputs: Sequence[Sequence[Key]], persisted: Sequence[Key], client: distributed.Client
+    ) -> None:
         self._graph, self._outputs, self._client = graph, outputs, client
-        self._globals: dict[Key, Any] = {}
+        self._token = uuid.uuid4().hex
+        # The scheduler has what is persisted. These futures are our own: to let go of them takes nothing from others.
+        held = client.get({}, list(persisted), sync=False) if persisted else []
+        self._globals: dict[Key, Any] = dict(zip(persisted, held, strict=True))
         self._lent: dict[tuple[Key, int], Any] = {}
         self._results: dict[int, list[Any]] = {}
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="embedding-reader")
@@ -212,7 +224,7 @@ class Cluster:
         """Have the workers compute and keep what all units use."""
         for keys in levels:
             graph = {key: self._graph[key] for key in depth_first(self._graph, keys, self._globals)}
-            self._globals |= self._submit(graph | self._globals, list(keys), priority=1)
+            self._globals |= self._submit(graph, self._globals, keys, priority=1)
 
     def start(self, units: Sequence[int]) -> list[Future[list[Any]]]:
         """Send the tasks of the next units to the scheduler."""
@@ -225,7 +237,7 @@ class Cluster:
             for dep in chain(self._outputs[unit], *(graph[key].dependencies for key in schedule.tasks[unit]))
             if dep not in tasks
         }
-        futures = self._submit(tasks | given, list(dict.fromkeys(wanted)), priority=-units[0])
+        futures = self._submit(tasks, given, list(dict.fromkeys(wanted)), priority=-units[0])
         for unit in units:
             self._lent |= {(key, unit): futures[key] for key in schedule.lent[unit]}
             self._results[unit] = [futures[key] if key in futures else given[key] for key in self._outputs[unit]]
@@ -235,16 +247,34 @@ class Cluster:
         """Return what was computed for a unit before it was started."""
         return self._globals[key] if key in self._globals else self._lent[key, self.schedule.lender(key, unit)]
 
-    def _submit(self, graph: dict[Key, Any], keys: list[Key], priority: int) -> dict[Key, Any]:
+    def _submit(self, tasks: Graph, given: Mapping[Key, Any], keys: Sequence[Key], priority: int) -> dict[Key, Any]:
+        """Have tasks computed under keys of our own, and return the futures of some of them.
+
+        Under their own keys the scheduler would take them for those of whatever else computes the same array, though
+        they are joined in other ways: it warns of that, and may wait for ever.
+        """
         if not keys:
             return {}
-        return dict(zip(keys, self._client.get(graph, keys, sync=False, priority=priority), strict=True))
+        names = {key: self._name(key) for key in tasks} | {key: future.key for key, future in given.items()}
+        graph = {names[key]: renamed(node, names) for key, node in tasks.items()}
+        futures = self._client.get(graph, [names[key] for key in keys], sync=False, priority=priority)
+        return dict(zip(keys, futures, strict=True))
+
+    def _name(self, key: Key) -> Key:
+        return (f"{key[0]}-{self._token}", *key[1:]) if isinstance(key, tuple) else f"{key}-{self._token}"
 
     def _fetch(self, unit: int) -> list[Any]:
         if self._closed:
             raise CancelledError
         results: list[Any] = self._client.gather(self._results[unit])
         return results
+
+    def result(self, future: Future[list[Any]]) -> list[Any]:
+        """Wait for the results of a unit."""
+        if future.done():
+            return future.result()
+        with _others_may_run():
+            return future.result()
 
     def consumed(self, unit: int) -> None:
         """Let the workers forget what no later unit uses."""
@@ -254,25 +284,38 @@ class Cluster:
                 self._lent.pop(loan, None)
 
     def close(self) -> None:
-        """Cancel what is under way and let the workers forget the rest."""
+        """Let go of everything: the scheduler stops what nobody else waits for.
+
+        Nothing is cancelled: where results depend on others the scheduler fails at that, and ends its connection to the
+        client; and what the caller persisted would be lost. Nor is anything waited for: this may be called by the
+        garbage collector, in the event loop of the client.
+        """
         self._closed = True
-        futures = [*self._globals.values(), *self._lent.values(), *chain.from_iterable(self._results.values())]
         self._pool.shutdown(wait=False, cancel_futures=True)
+        # Threads that wait for results wake up when these are released. To take away what they are fetching would have
+        # the scheduler complain; it is dropped when it is there.
+        fetched = {future for unit in self._results.values() if all(one.done() for one in unit) for future in unit}
+        futures = {*self._globals.values(), *self._lent.values(), *chain.from_iterable(self._results.values())}
         self._globals, self._lent, self._results = {}, {}, {}
-        if not futures:
-            return
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            _cancel(self._client, futures)
-        else:
-            # Collected as garbage in an event loop, perhaps that of the client, which must not wait for itself.
-            threading.Thread(target=_cancel, args=(self._client, futures), daemon=True).start()
+        for future in futures - fetched:
+            with suppress(AttributeError, RuntimeError):  # the client may be closed
+                future.release()
 
 
-def _cancel(client: distributed.Client, futures: Sequence[Any]) -> None:
-    with suppress(Exception):  # the cluster may be gone, and the futures with it
-        client.cancel(futures)
+@contextmanager
+def _others_may_run() -> Iterator[None]:
+    """Lend the thread of a worker to other tasks while this task waits for some of them, as ``compute`` does."""
+    from distributed import rejoin, secede  # noqa: PLC0415 - takes time where there is no cluster
+
+    try:
+        secede()
+    except (AttributeError, KeyError, ValueError):  # this is no thread of a worker, or it is lent already
+        yield
+        return
+    try:
+        yield
+    finally:
+        rejoin()
 
 
 def _nbytes(value: Any) -> int:

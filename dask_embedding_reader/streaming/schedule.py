@@ -19,10 +19,13 @@ from typing import Any, NamedTuple
 
 import dask.array as da
 import dask.dataframe as dd
-from dask._task_spec import DataNode, GraphNode, convert_legacy_graph
+from dask._task_spec import Alias, DataNode, GraphNode, TaskRef, convert_legacy_graph
 from dask.array.optimization import optimize
+from dask.base import is_dask_collection
 from dask.core import flatten
 from dask.order import order
+
+from dask_embedding_reader.errors import ArgumentError
 
 Key = Any
 """A key of Dask's graph: a string, or a tuple of a name and numbers."""
@@ -51,8 +54,12 @@ class Unit(NamedTuple):
     """Whether it is a partition of the frame."""
 
 
-def make_graph(array: da.Array, frame: Any, frame_rows: Sequence[int]) -> tuple[Graph, list[Unit]]:
-    """Return the graph of the array and the frame, and the units in the order of their rows."""
+def make_graph(array: da.Array, frame: Any, frame_rows: Sequence[int]) -> tuple[Graph, list[Unit], list[Key]]:
+    """Return the graph of the array and the frame, the units in the order of their rows, and what is persisted.
+
+    The graph has a node for each key of a result that is persisted on a cluster, which depends on nothing: where it
+    lies among the rows counts as for any task, but it is not computed.
+    """
     graph: Any = array.__dask_graph__()
     keys = list(flatten(array.__dask_keys__()))
     tasks = dict(graph.cull(set(keys)) if hasattr(graph, "cull") else graph)
@@ -69,12 +76,60 @@ def make_graph(array: da.Array, frame: Any, frame_rows: Sequence[int]) -> tuple[
     units.sort(key=lambda unit: unit.start)
     # A plain dictionary, so that Dask only joins chains of tasks and moves slices into reads. With its layers Dask
     # would also join what several tasks use to each of them, and compute it as often.
-    return convert_legacy_graph(dict(optimize(tasks, keys))), units
+    joined: Graph = convert_legacy_graph(dict(optimize(tasks, keys)))
+    persisted = persisted_keys(joined, keys)
+    return joined | {key: DataNode(key, None) for key in persisted}, units, persisted
+
+
+def persisted_keys(graph: Graph, keys: Iterable[Key]) -> list[Key]:
+    """Return the keys that a graph needs and has no tasks for: those of what was persisted or scattered on a cluster.
+
+    Dask has futures in the place of such tasks, and no more than their keys once a graph is optimized.
+    """
+    needed = chain(keys, *(node.dependencies for node in graph.values()))
+    return [key for key in dict.fromkeys(needed) if key not in graph]
+
+
+def with_persisted(
+    tasks: Mapping[Key, Any], keys: Iterable[Key], collections: Iterable[Any]
+) -> tuple[dict[Key, Any], list[Key]]:
+    """Return the optimized tasks of collections with the futures that these hold, and the keys of what is persisted.
+
+    Dask drops such futures when it optimizes a graph: who keeps the graph alone would lose the results.
+    """
+    graph: Graph = convert_legacy_graph(tasks)
+    persisted = persisted_keys(graph, keys)
+    if not persisted:
+        return dict(graph), persisted
+    graphs = [collection.__dask_graph__() for collection in collections if is_dask_collection(collection)]
+    futures = {key: value for held in graphs for key, value in dict(held).items() if isinstance(value, TaskRef)}
+    return graph | futures, persisted
+
+
+def reference(key: Key) -> Any:
+    """Return what stands for a result in the arguments of a task, even if the graph has no task for it."""
+    return TaskRef(key)
+
+
+def check_persisted(persisted: Sequence[Key], client: Any) -> None:
+    """Raise an error where there is no client that could ask the cluster for what it holds."""
+    if persisted and client is None:
+        raise ArgumentError(
+            f"{len(persisted):,} chunks or partitions are held by a cluster (persist, scatter; {persisted[0]!r} is the "
+            "first), but no distributed.Client is active that could ask for them; use the client that they come from, "
+            'without dask.config.set(scheduler="threads") and before it is closed'
+        )
 
 
 def literals(values: Mapping[Key, Any]) -> Graph:
     """Return a graph of what is known already."""
     return {key: DataNode(key, value) for key, value in values.items()}
+
+
+def renamed(node: GraphNode, names: Mapping[Key, Key]) -> GraphNode:
+    """Return a task that has another key, and finds what it depends on under other keys."""
+    aliases = [Alias(key, names[key]) for key in node.dependencies if names[key] != key]
+    return GraphNode.fuse(*aliases, node, key=names[node.key])
 
 
 def _units(rows: Iterable[int], keys: Iterable[Sequence[Key]], *, is_frame: bool) -> list[Unit]:

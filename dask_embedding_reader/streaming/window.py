@@ -22,6 +22,7 @@ import pandas as pd
 from dask.dataframe.dispatch import concat
 from dask.sizeof import sizeof
 
+from dask_embedding_reader.arguments import is_numeric
 from dask_embedding_reader.batches import METADATA_ROW_NBYTES, Batch, row_numbers
 from dask_embedding_reader.buffers import Buffers, has_own_memory
 from dask_embedding_reader.errors import MismatchError
@@ -30,7 +31,7 @@ from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.progress import progress_bar
 from dask_embedding_reader.streaming.engines import Cluster, Threads
 from dask_embedding_reader.streaming.row_numbers import RowNumbers, has_row_numbers, row_base, trace_rows
-from dask_embedding_reader.streaming.schedule import Unit, find_globals, make_graph, make_schedule
+from dask_embedding_reader.streaming.schedule import Unit, check_persisted, find_globals, make_graph, make_schedule
 
 if TYPE_CHECKING:
     import distributed
@@ -73,7 +74,7 @@ class Request:
     @property
     def is_numeric(self) -> bool:
         """Whether the array is of plain numbers, whose bytes say all."""
-        return self.array.dtype.kind in "biufc"
+        return is_numeric(self.array.dtype)
 
     @property
     def batch_nbytes(self) -> int:
@@ -103,11 +104,12 @@ class _Stream:
 
     def __init__(self, request: Request) -> None:
         self._request = request
-        graph, self._units = make_graph(request.array, request.frame, request.frame_rows)
+        graph, self._units, persisted = make_graph(request.array, request.frame, request.frame_rows)
+        check_persisted(persisted, request.client)
         self._outputs = [unit.keys for unit in self._units]
-        self._graph = graph
+        self._graph, self._persisted = graph, persisted
         self._engine: Threads | Cluster = (
-            Cluster(graph, self._outputs, request.client)
+            Cluster(graph, self._outputs, persisted, request.client)
             if request.client
             else Threads(graph, self._outputs, request.limit_nbytes, request.inner_nbytes)
         )
@@ -130,9 +132,10 @@ class _Stream:
         if isinstance(self._request.frame, pd.DataFrame):
             self._check_row_numbers(self._request.frame, 0)
         levels = find_globals(self._graph, list(chain.from_iterable(self._outputs)))
+        known = {*chain.from_iterable(levels), *self._persisted}
         chunk_nbytes = max(map(self._nbytes, self._units), default=0) + self._inner_nbytes
         near = max(_NEAR_UNITS, self._request.limit_nbytes // (4 * max(1, chunk_nbytes)))
-        self._engine.schedule = make_schedule(self._graph, self._outputs, set(chain.from_iterable(levels)), near)
+        self._engine.schedule = make_schedule(self._graph, self._outputs, known, near)
         self._engine.compute_globals(levels)
 
     def take(self, start: int, stop: int) -> Batch:
@@ -202,7 +205,7 @@ class _Stream:
 
     def _finish_first(self) -> None:
         number, future = self._started[0]
-        results = future.result()
+        results = self._engine.result(future)
         self._started.popleft()
         self._engine.consumed(number)
         unit = self._units[number]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from dask_embedding_reader.errors import ArgumentError, CastError
 from dask_embedding_reader.formats import Array
-from dask_embedding_reader.formats.cast import cast_into
+from dask_embedding_reader.formats.cast import cast_into, outside
 
 _BLOCK_ITEMS = 2**18
 """Values are looked at in blocks that stay in the processor's cache from one look to the next."""
@@ -90,11 +90,11 @@ def check_casting(vectors: Vectors, first_row: int = 0) -> int:
         values = array[start : start + step]
         if _holds_all(values, casting):
             continue
-        outside, count = _look(values, casting)
+        lost, count = _look(values, casting)
         not_finite += count
-        if outside.any():
-            first_bad = first_bad if bad else start + int(np.argmax(outside.any(axis=1)))
-            bad += int(np.count_nonzero(outside))
+        if lost.any():
+            first_bad = first_bad if bad else start + int(np.argmax(lost.any(axis=1)))
+            bad += int(np.count_nonzero(lost))
     if bad:
         largest = np.abs(array[first_bad].astype(np.float64)).max()
         raise CastError(
@@ -120,8 +120,8 @@ def _holds_all(values: Array, casting: Casting) -> bool:
     if values.dtype.kind == "c":
         return False
     extremes = np.array([[values.min(), values.max()]])  # NaN is both, where there is one
-    outside, not_finite = _look(extremes, casting)
-    return not not_finite and not outside.any()
+    lost, not_finite = _look(extremes, casting)
+    return not not_finite and not lost.any()
 
 
 def _look(values: Array, casting: Casting) -> tuple[Array, int]:
@@ -132,9 +132,7 @@ def _look(values: Array, casting: Casting) -> tuple[Array, int]:
         return lost & np.isfinite(values), int(np.count_nonzero(lost))
     with np.errstate(over="ignore"):
         steps = values if scale is None else _steps(values, scale)
-    limits = np.iinfo(dtype)
-    # Compared as stored values: NaN compares false, and is outside too.
-    return ~((steps >= limits.min) & (steps <= limits.max)), 0
+    return outside(steps, dtype), 0  # compared as stored values
 
 
 def _steps(values: Array, scale: float) -> npt.NDArray[np.float64]:

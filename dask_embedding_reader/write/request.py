@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dask_embedding_reader.arguments import check_sources
+from dask_embedding_reader.arguments import check_sources, is_numeric
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, DestinationError
 from dask_embedding_reader.finding import resolve
 from dask_embedding_reader.plan import default_piece_rows
@@ -77,8 +77,10 @@ def make_settings(
     rows, dimension = shape
     if rows == 0 or dimension == 0:
         raise ArgumentError(f"an array of shape {shape} holds no embeddings: there is nothing to write")
-    if stored.kind not in "biufc":
-        raise ArgumentTypeError(f"the vectors are {stored}, not numbers")
+    if not is_numeric(stored):
+        raise ArgumentTypeError(
+            f'the vectors are {stored}, not numbers that numpy knows; cast them first, as in array.astype("float32")'
+        )
     dtype = plan_casting(stored, request.dtype, request.scale).dtype
     if request.file_format == "parquet" and (dtype.kind not in "iuf" or dtype.itemsize > 8):
         raise ArgumentError(f'parquet files hold no vectors of {dtype}; give dtype=, or write file_format="npy"')

@@ -24,8 +24,9 @@ from dask.system import CPU_COUNT
 from dask_embedding_reader.errors import ArgumentError, DestinationError, MismatchError
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.progress import progress_bar
-from dask_embedding_reader.streaming import checked_array, checked_frame, rows_of_partitions
+from dask_embedding_reader.streaming import active_client, checked_array, checked_frame, rows_of_partitions
 from dask_embedding_reader.streaming.row_numbers import RowNumbers, has_row_numbers, row_base, trace_rows
+from dask_embedding_reader.streaming.schedule import check_persisted, reference, with_persisted
 from dask_embedding_reader.units import counted
 from dask_embedding_reader.write.claim import Claim, Lease, claimed, new_job, take
 from dask_embedding_reader.write.destination import (
@@ -97,6 +98,7 @@ def write_array(array: da.Array, meta: Any, request: Request, *, compute: bool) 
     with claimed(folder.filesystem, folder.work) as claim:
         prepared = prepare(folder, settings, request.overwrite, claim)
         graph = _graph(prepared, array, frame, frame_rows, numbers, step, request.embedding_column)
+        check_persisted(graph.persisted, active_client())
         if graph.writes or prepared.unfinished:
             begin(prepared)
             records = _compute(prepared, graph, request, part_nbytes)
@@ -129,6 +131,8 @@ class _Graph(NamedTuple):
     """The tasks by their keys."""
     writes: dict[int, str]
     """The key of the task that writes each part."""
+    persisted: Sequence[Any]
+    """What they need of a cluster that holds it."""
     token: str
     """Stands for all of it in the names of keys."""
 
@@ -147,7 +151,7 @@ def _graph(
     rows = int(array.shape[0])
     missing = [number for number in range(-(-rows // step)) if number not in prepared.known]
     if not missing:
-        return _Graph({}, {}, token)
+        return _Graph({}, {}, (), token)
     (optimized,) = optimize(array)
     tasks: dict[Any, Any] = dict(optimized.__dask_graph__())
     chunks = _Pieces(list(flatten(optimized.__dask_keys__())), tuple(map(int, array.chunks[0])))
@@ -158,13 +162,14 @@ def _graph(
         partitions = _Pieces(list(flatten(lowered.__dask_keys__())), frame_rows)
     elif isinstance(frame, pd.DataFrame):
         table = make_table(frame, embedding_column, 0)
+    tasks, persisted = with_persisted(tasks, [*chunks.keys, *partitions.keys], [array, frame])
     chunk_starts = list(accumulate(chunks.rows, initial=0))
     partition_starts = list(accumulate(partitions.rows, initial=0))
     base = f"row-base-{token}"
     numbers = numbers if partitions.keys else None  # those of a frame in memory are compared
     if numbers and numbers.untold:
         [(first_partition, *_)] = partitions.overlapping(partition_starts, 0, 1)
-        tasks[base] = (row_base, first_partition)
+        tasks[base] = (row_base, reference(first_partition))
     writes = {}
     for number in missing:
         start, stop = number * step, min((number + 1) * step, rows)
@@ -181,9 +186,9 @@ def _graph(
             None if table is None else _to_bytes(table.slice(start, stop - start)),
         )
         writes[number] = f"write-embeddings-{token}-{number}"
-        keys = [cut[0] for cut in own_chunks], [cut[0] for cut in own_partitions]
-        tasks[writes[number]] = (write, *keys, base if numbers and start < numbers.untold else 0, None)
-    return _Graph(tasks, writes, token)
+        cuts = [[reference(cut[0]) for cut in own] for own in (own_chunks, own_partitions)]
+        tasks[writes[number]] = (write, *cuts, base if numbers and start < numbers.untold else 0, None)
+    return _Graph(tasks, writes, persisted, token)
 
 
 class _WritePart(NamedTuple):
