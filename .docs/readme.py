@@ -9,7 +9,7 @@ from typing import Any
 import click
 from mkdocs.structure.files import File, Files
 
-from dask_embedding_reader.cli import command_line
+from dask_embedding_reader.cli.commands import command_line
 
 ROOT = Path(__file__).parent.parent
 

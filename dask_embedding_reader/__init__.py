@@ -19,11 +19,11 @@ from dask_embedding_reader.errors import (
 )
 
 if TYPE_CHECKING:
+    from dask_embedding_reader.lazy.iter_batches import iter_batches
     from dask_embedding_reader.reader import EmbeddingReader, get_file_list
-    from dask_embedding_reader.recording import BatchRecorder
-    from dask_embedding_reader.streaming import iter_batches
-    from dask_embedding_reader.verify import verify_embeddings
-    from dask_embedding_reader.write import write_embeddings
+    from dask_embedding_reader.show.recorder import BatchRecorder
+    from dask_embedding_reader.write.embeddings import write_embeddings
+    from dask_embedding_reader.write.verify import verify_embeddings
 
 __version__ = "0.1.0"
 
@@ -51,12 +51,12 @@ __all__ = [
 
 # Imported when first used: they take seconds, for which the help of the command line should not wait.
 _MODULE_OF = {
-    "BatchRecorder": "recording",
+    "BatchRecorder": "show.recorder",
     "EmbeddingReader": "reader",
     "get_file_list": "reader",
-    "iter_batches": "streaming",
-    "verify_embeddings": "verify",
-    "write_embeddings": "write",
+    "iter_batches": "lazy.iter_batches",
+    "verify_embeddings": "write.verify",
+    "write_embeddings": "write.embeddings",
 }
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from dask_embedding_reader import batches, graph
-from dask_embedding_reader.arguments import (
+from dask_embedding_reader._common.arguments import (
+    Source,
     check_columns,
     check_dtype,
     check_integer,
@@ -20,17 +20,18 @@ from dask_embedding_reader.arguments import (
     check_sources,
     check_text,
 )
-from dask_embedding_reader.card import card
-from dask_embedding_reader.connections import FileSystem
+from dask_embedding_reader._common.units import counted, human_size
+from dask_embedding_reader.batches import read as batches
+from dask_embedding_reader.collection.manifest import Manifest, read_manifest
+from dask_embedding_reader.collection.reopen import check_place, reopen_manifest, save_manifest
 from dask_embedding_reader.errors import ArgumentError, NoFilesError
-from dask_embedding_reader.finding import MANIFEST_NAME, Listings, Source, find_files, resolve
-from dask_embedding_reader.formats import Columns, get_format
-from dask_embedding_reader.manifest import Manifest, read_manifest
-from dask_embedding_reader.plan import default_piece_rows
-from dask_embedding_reader.reopen import check_place, reopen_manifest, save_manifest
-from dask_embedding_reader.retries import hide_secrets
-from dask_embedding_reader.storage import file_url
-from dask_embedding_reader.units import counted, human_size
+from dask_embedding_reader.formats.base import Columns, default_piece_rows, get_format
+from dask_embedding_reader.lazy import graph
+from dask_embedding_reader.show.card import card
+from dask_embedding_reader.storage.connections import FileSystem
+from dask_embedding_reader.storage.find import MANIFEST_NAME, Listings, find_files, resolve
+from dask_embedding_reader.storage.read import file_url
+from dask_embedding_reader.storage.retries import hide_secrets
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -593,7 +594,7 @@ class EmbeddingReader:
         >>> [label.get_text() for label in axes.get_yticklabels()]
         ['batches', 'pieces', 'files']
         """
-        from dask_embedding_reader.pictures import plot_plan  # noqa: PLC0415 - needs matplotlib
+        from dask_embedding_reader.show.plots import plot_plan  # noqa: PLC0415 - needs matplotlib
 
         start, end = self._row_range(start, end)
         batch_rows = None if batch_size is None else check_positive("batch_size", batch_size)

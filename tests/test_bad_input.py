@@ -27,7 +27,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dask_embedding_reader import EmbeddingReader, get_file_list, storage, verify_embeddings, write_embeddings
+from dask_embedding_reader import EmbeddingReader, get_file_list, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -39,7 +39,8 @@ from dask_embedding_reader.errors import (
     NoFilesError,
     ReadError,
 )
-from dask_embedding_reader.finding import MANIFEST_NAME
+from dask_embedding_reader.storage import read as storage
+from dask_embedding_reader.storage.find import MANIFEST_NAME
 from tests.stores import Bucket, BucketFileSystem, Request, emptied_bucket
 from tests.support import finishes
 
@@ -91,7 +92,7 @@ every_way = pytest.mark.parametrize("way", list(WAYS))
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """An object store that does what a test tells it, and is asked again at once."""
-    monkeypatch.setattr("dask_embedding_reader.retries.FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("dask_embedding_reader.storage.retries.FIRST_PAUSE_SECONDS", 0.001)
     with emptied_bucket() as store:
         yield store
 

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, batches, iter_batches
-from dask_embedding_reader.buffers import Buffers, Slot, has_own_memory, new_array, used_again
+from dask_embedding_reader import EmbeddingReader, iter_batches
+from dask_embedding_reader._common.memory import Buffers, Slot, has_own_memory, new_array, used_again
+from dask_embedding_reader.batches import read as batches
 from tests.support import finishes, python_calls, wait_until
 
 FLOAT32 = np.dtype(np.float32)
@@ -155,7 +156,7 @@ def test_a_piece_that_waits_for_memory_is_not_overtaken() -> None:
 
 def test_no_piece_waits_until_its_time_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each wait for memory ends because there is some; where only the clock ended it, a loop took 20 times as long."""
-    monkeypatch.setattr("dask_embedding_reader.buffers._WAIT_SECONDS", 100.0)
+    monkeypatch.setattr("dask_embedding_reader._common.memory._WAIT_SECONDS", 100.0)
     rows = 400_000
     np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.float32, (rows, 64)).flush()
     reader = EmbeddingReader(tmp_path)

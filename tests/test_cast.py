@@ -24,7 +24,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, CastError
-from dask_embedding_reader.formats.cast import cast_into
+from dask_embedding_reader.formats.casting import cast_into
 
 ALL = np.arange(2**16, dtype=np.uint16).view(np.float16)
 

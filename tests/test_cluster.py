@@ -21,7 +21,7 @@ from distributed import Client, Event, LocalCluster, secede, worker_client
 
 from dask_embedding_reader import EmbeddingReader, write_embeddings
 from dask_embedding_reader.errors import ArgumentError, MismatchError
-from dask_embedding_reader.streaming import iter_batches
+from dask_embedding_reader.lazy.iter_batches import iter_batches
 from tests.support import assert_batches, finishes, wait_until, write_collection
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
-from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings, writing
+from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import EmbeddingReaderError
+from dask_embedding_reader.storage import put as writing
 from tests import servers
 from tests.faults import faulty
 from tests.killing import content

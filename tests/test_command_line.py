@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, cli_stats, write_embeddings
-from dask_embedding_reader.cli import main
+from dask_embedding_reader import EmbeddingReader, write_embeddings
+from dask_embedding_reader.cli import stats as cli_stats
+from dask_embedding_reader.cli.commands import main
 from tests.support import wait_until
 
 Run = Callable[..., tuple[int, str, str]]
@@ -326,7 +327,7 @@ def test_warnings_are_sentences_too(run: Run, shards: Path, monkeypatch: pytest.
         warnings.warn("something is odd", stacklevel=1)
         return {"runs": [], "suits": 1, "read_again": False}
 
-    monkeypatch.setattr("dask_embedding_reader.cli_bench.measure_reading", warn)
+    monkeypatch.setattr("dask_embedding_reader.cli.bench.measure_reading", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert run("bench", shards)[2] == "Warning: something is odd\n"
@@ -403,7 +404,7 @@ def start(*arguments: Any) -> subprocess.Popen[str]:
     # Background jobs of some shells start with Ctrl-C ignored, and pass that on.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from dask_embedding_reader.cli import main; main()"
+        "from dask_embedding_reader.cli.commands import main; main()"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -457,7 +458,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, atexit\n"
         "atexit.register(lambda: print(sorted({'numpy', 'pandas', 'dask', 'pyarrow', 'fsspec'} & set(sys.modules))))\n"
-        "from dask_embedding_reader.cli import main; main(['--help'])"
+        "from dask_embedding_reader.cli.commands import main; main(['--help'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Commands:" in done.stdout

@@ -24,10 +24,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, clients, direct, http_requests
-from dask_embedding_reader.connections import Asked, connected
+from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import ReadError
-from dask_embedding_reader.ranges import Wanted
+from dask_embedding_reader.storage.clients import requests as clients
+from dask_embedding_reader.storage.connections import Asked, connected
+from dask_embedding_reader.storage.direct import http as http_requests
+from dask_embedding_reader.storage.direct import sites as direct
+from dask_embedding_reader.storage.ranges import Wanted
 from tests import clouds, servers
 
 ROWS = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
@@ -229,7 +232,7 @@ def test_a_file_is_looked_up_and_its_header_read_in_one_request(server: servers.
 def test_a_server_that_is_busy_when_a_file_is_looked_up_is_asked_again_later(
     server: servers.HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dask_embedding_reader.retries.FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("dask_embedding_reader.storage.retries.FIRST_PAUSE_SECONDS", 0.001)
     server.faults = ["503"]
     assert EmbeddingReader(f"{server.url}/0.npy").count == len(ROWS)
     assert server.requests == [("GET", "/0.npy", "bytes=0-511")] * 2

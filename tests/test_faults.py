@@ -23,8 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, direct, retries
+from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import FileChangedError, ReadError
+from dask_embedding_reader.storage import retries
+from dask_embedding_reader.storage.direct import sites as direct
 from tests import servers
 from tests.faults import FAULTS, Asked, Proxy, faulty
 from tests.stores import Meeting
@@ -213,7 +215,7 @@ def test_a_full_read_is_right_where_one_request_in_twenty_fails(place: Place, cl
 @pytest.mark.usefixtures("client")
 def test_a_server_is_left_alone_as_long_as_it_asks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("dask_embedding_reader.stopping.time.sleep", pauses.append)
+    monkeypatch.setattr("dask_embedding_reader._common.threads.time.sleep", pauses.append)
     reader = place.open()
     place.proxy.faults = ["busy", "busy"]
     np.testing.assert_array_equal(reader.to_dask_array(0, 5).compute(), ROWS[:5])

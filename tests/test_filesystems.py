@@ -30,8 +30,7 @@ import pytest
 from dask.base import compute
 from dask.core import flatten
 
-from dask_embedding_reader import EmbeddingReader, connections, direct, get_file_list
-from dask_embedding_reader.connections import connected, sites
+from dask_embedding_reader import EmbeddingReader, get_file_list
 from dask_embedding_reader.errors import (
     ColumnError,
     EmbeddingReaderError,
@@ -40,6 +39,9 @@ from dask_embedding_reader.errors import (
     NoFilesError,
     ReadError,
 )
+from dask_embedding_reader.storage import connections
+from dask_embedding_reader.storage.connections import connected, sites
+from dask_embedding_reader.storage.direct import sites as direct
 from tests import clouds, hadoop, servers
 
 DIMENSION = 4

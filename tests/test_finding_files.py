@@ -23,7 +23,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, get_file_list, write_embeddings
 from dask_embedding_reader.errors import ArgumentError, FileChangedError, NoFilesError, ReadError
-from dask_embedding_reader.finding import MANIFEST_NAME
+from dask_embedding_reader.storage.find import MANIFEST_NAME
 from tests import servers
 
 

@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, iter_batches, retries, verify_embeddings, write_embeddings
+from dask_embedding_reader import EmbeddingReader, iter_batches, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError, MismatchError, ReadError, WriteError
-from dask_embedding_reader.formats import parquet
+from dask_embedding_reader.formats.parquet import read as parquet
+from dask_embedding_reader.storage import retries
 from tests.fragile import Fault
 from tests.fragile_local import FAULTS, local_calls, replacing
 from tests.support import finishes

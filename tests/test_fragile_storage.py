@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, iter_batches, retries, verify_embeddings, write_embeddings
+from dask_embedding_reader import EmbeddingReader, iter_batches, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError
+from dask_embedding_reader.storage import retries
 from dask_embedding_reader.write import claim
 from tests.fragile import FAULTS, Call, Fault, broken_at, calls_of, changing
 from tests.stores import BUCKET, emptied_bucket

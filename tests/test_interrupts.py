@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
-from dask_embedding_reader.cli import main
+from dask_embedding_reader.cli.commands import main
 from dask_embedding_reader.errors import ReadError
 from tests.support import wait_until
 
@@ -79,7 +79,7 @@ ACTIVITIES = {
     "converting": """
     from threading import Thread, Event
     from pathlib import Path
-    from dask_embedding_reader.cli import main
+    from dask_embedding_reader.cli.commands import main
     def watch():
         while len(list(Path(target).glob("*.npy"))) < 20:
             Event().wait(0.005)

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.core import url_to_fs
 
-from dask_embedding_reader import EmbeddingReader, retries
+from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import FileChangedError
+from dask_embedding_reader.storage import retries
 from tests import servers
 
 ROWS = np.random.default_rng(0).standard_normal((120, 16)).astype(np.float32)

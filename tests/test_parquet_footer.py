@@ -20,10 +20,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import ColumnError, FormatError
-from dask_embedding_reader.formats import parquet, parquet_footer
-from dask_embedding_reader.formats.footer_cache import FooterCache
-from dask_embedding_reader.formats.parquet_footer import Footer, parse_footer
-from dask_embedding_reader.storage import StoredFile
+from dask_embedding_reader.formats.parquet import footer as parquet_footer
+from dask_embedding_reader.formats.parquet import read as parquet
+from dask_embedding_reader.formats.parquet.footer import Footer, parse_footer
+from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
+from dask_embedding_reader.storage.read import StoredFile
 from tests.fuzz import mutate
 from tests.fuzz.seeds import parquet_seeds
 
@@ -278,7 +279,7 @@ def test_a_second_look_at_a_footer_reads_the_file_no_more(tmp_path: Path, monkey
 
 def test_kept_footers_count_as_memory_of_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read ahead while footers hold the limit."""
-    from dask_embedding_reader import batches
+    from dask_embedding_reader.batches import read as batches
 
     pq.write_table(table(), tmp_path / "0.parquet", row_group_size=5)
     limit = 2**30

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, FormatError, write_embeddings
-from dask_embedding_reader.formats import parquet
+from dask_embedding_reader.formats.parquet import read as parquet
 
 PLAIN: dict[str, Any] = {"use_dictionary": False, "compression": "none"}
 

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, NoFilesError, storage, verify_embeddings, write_embeddings, writing
+from dask_embedding_reader import EmbeddingReader, NoFilesError, verify_embeddings, write_embeddings
+from dask_embedding_reader.storage import put as writing
+from dask_embedding_reader.storage import read as storage
 from tests.support import assert_batches, assert_same_frame, assert_same_rows, write_collection
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from dask_embedding_reader import EmbeddingReader
-from dask_embedding_reader.cached_property import cached_property
+from dask_embedding_reader._common.cached_property import cached_property
 from dask_embedding_reader.errors import FileChangedError
 from tests import servers
 

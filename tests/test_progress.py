@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dask_embedding_reader import progress
-from dask_embedding_reader.progress import progress_bar
+from dask_embedding_reader._common import progress
+from dask_embedding_reader._common.progress import progress_bar
 
 
 class Terminal(io.StringIO):

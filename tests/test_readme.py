@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dask_embedding_reader.cli import main
+from dask_embedding_reader.cli.commands import main
 
 if sys.version_info >= (3, 11):
     import tomllib

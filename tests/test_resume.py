@@ -19,7 +19,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
 from dask_embedding_reader.errors import CastError, DestinationError, FileChangedError, NoFilesError, ReadError
-from dask_embedding_reader.finding import find_files
+from dask_embedding_reader.storage.find import find_files
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="killing a writer takes fork()")
 ROWS = np.arange(60, dtype=np.float32).reshape(20, 3)
@@ -176,7 +176,7 @@ def test_pairs_that_are_replaced_between_two_listings_are_not_called_a_mismatch(
                 (tmp_path / "_writing" / "incomplete").touch()
         return find_files(*args, **kwargs)
 
-    monkeypatch.setattr("dask_embedding_reader.manifest.find_files", replacing)
+    monkeypatch.setattr("dask_embedding_reader.collection.manifest.find_files", replacing)
     with pytest.raises(error, match=match):
         EmbeddingReader(tmp_path, "parquet_npy", meta_columns=["id"])
 

@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from dask_embedding_reader import EmbeddingReader, finding, storage, verify_embeddings, write_embeddings
+from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
+from dask_embedding_reader.collection.saved import decode_manifest
 from dask_embedding_reader.errors import (
     ArgumentError,
     ColumnError,
@@ -36,8 +37,9 @@ from dask_embedding_reader.errors import (
     MismatchError,
     NoFilesError,
 )
-from dask_embedding_reader.saved_manifest import decode_manifest
-from dask_embedding_reader.storage import StoredFile
+from dask_embedding_reader.storage import find as finding
+from dask_embedding_reader.storage import read as storage
+from dask_embedding_reader.storage.read import StoredFile
 from tests import servers
 from tests.stores import Bucket, emptied_bucket
 from tests.support import FORMATS, assert_batches, write_collection
@@ -125,8 +127,8 @@ def test_a_copy_that_keeps_times_is_as_good_as_the_collection(
     ):
         assert_batches(opened(5, dtype=None, show_progress=False), collection, 5, dtype=None)
     # And no header is read.
-    monkeypatch.setattr("dask_embedding_reader.storage._read_local", _only_manifests)
-    monkeypatch.setattr("dask_embedding_reader.formats.parquet.local_input", Mock(side_effect=AssertionError))
+    monkeypatch.setattr("dask_embedding_reader.storage.read._read_local", _only_manifests)
+    monkeypatch.setattr("dask_embedding_reader.formats.parquet.read.local_input", Mock(side_effect=AssertionError))
     assert len(replace(collection, folder=tmp_path / "copy").open()) == len(collection.rows)
 
 

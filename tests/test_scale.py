@@ -45,10 +45,10 @@ print(resident("VmHWM"))
 MILLION = """
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
-from dask_embedding_reader.formats import Columns, FileHeader, get_format
-from dask_embedding_reader.graph import make_array, make_metadata_frame
-from dask_embedding_reader.manifest import Manifest, _table
-from dask_embedding_reader.storage import StoredFile
+from dask_embedding_reader.formats.base import Columns, FileHeader, get_format
+from dask_embedding_reader.lazy.graph import make_array, make_metadata_frame
+from dask_embedding_reader.collection.manifest import Manifest, _table
+from dask_embedding_reader.storage.read import StoredFile
 
 before, storage, dtype = resident(), LocalFileSystem(), np.dtype(np.float16)
 

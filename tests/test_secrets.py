@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from dask.base import tokenize
 
-from dask_embedding_reader import EmbeddingReader, retries, write_embeddings
-from dask_embedding_reader.cli import main
+from dask_embedding_reader import EmbeddingReader, write_embeddings
+from dask_embedding_reader.cli.commands import main
 from dask_embedding_reader.errors import EmbeddingReaderError
+from dask_embedding_reader.storage import retries
 from tests import servers
 from tests.faults import FAULTS, REFUSALS, Proxy, faulty
 

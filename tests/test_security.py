@@ -22,9 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, retries
+from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import FormatError, NoFilesError, ReadError
-from dask_embedding_reader.formats.parquet_footer import parse_footer
+from dask_embedding_reader.formats.parquet.footer import parse_footer
+from dask_embedding_reader.storage import retries
 from tests.fuzz.seeds import npy_bytes, parquet_bytes
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)

@@ -20,10 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, iter_batches, retries, stopping
-from dask_embedding_reader.connections import STALL_SECONDS
+from dask_embedding_reader import EmbeddingReader, iter_batches
+from dask_embedding_reader._common import threads as stopping
+from dask_embedding_reader._common.threads import stoppable_pool
 from dask_embedding_reader.errors import FormatError
-from dask_embedding_reader.stopping import stoppable_pool
+from dask_embedding_reader.storage import retries
+from dask_embedding_reader.storage.connections import STALL_SECONDS
 from tests import servers
 from tests.faults import BUSY, Asked, Proxy, faulty
 from tests.support import finishes, python_calls, wait_until
@@ -162,7 +164,8 @@ def test_one_file_that_cannot_be_opened_ends_the_opening_of_all(place: Place) ->
 
 PROGRAM = """
 import sys
-from dask_embedding_reader import EmbeddingReader, retries
+from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader.storage import retries
 from tests.faults import faulty
 
 retries.FIRST_PAUSE_SECONDS = 1e9

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, MismatchError, ReadError
-from dask_embedding_reader.streaming import iter_batches
+from dask_embedding_reader.lazy.iter_batches import iter_batches
 from tests.support import FORMATS, assert_batches, finishes, wait_until, write_collection
 
 

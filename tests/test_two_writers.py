@@ -27,8 +27,9 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings, writing
+from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import DestinationError, EmbeddingReaderError
+from dask_embedding_reader.storage import put as writing
 from dask_embedding_reader.write import claim
 from tests import servers
 

@@ -33,7 +33,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
-from dask_embedding_reader.cli import main
+from dask_embedding_reader.cli.commands import main
 from dask_embedding_reader.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -45,9 +45,9 @@ from dask_embedding_reader.errors import (
     NoFilesError,
     WriteError,
 )
-from dask_embedding_reader.write import casting as casting_module
-from dask_embedding_reader.write import encoding
-from dask_embedding_reader.write.casting import Vectors, check_casting, plan_casting
+from dask_embedding_reader.formats import vectors as casting_module
+from dask_embedding_reader.formats.parquet import tables as encoding
+from dask_embedding_reader.formats.vectors import Vectors, check_casting, plan_casting
 from tests import servers
 from tests.support import FORMATS, Collection, assert_batches, assert_same_frame, write_collection
 
@@ -797,7 +797,7 @@ def test_s3_without_a_bucket_or_a_connection(s3: servers.S3Server, monkeypatch: 
     url = f"s3://{s3.bucket}/{uuid.uuid4().hex}"
     with monkeypatch.context() as patched:
         patched.setattr(S3FileSystem, "_call_s3", breaks_off)
-        patched.setattr("dask_embedding_reader.retries.FIRST_PAUSE_SECONDS", 0.001)
+        patched.setattr("dask_embedding_reader.storage.retries.FIRST_PAUSE_SECONDS", 0.001)
         with pytest.raises(WriteError, match=r"reset by peer.*check the storage and the connection"):
             write_embeddings(ROWS, url, rows_per_file=5, storage_options=s3.storage_options)
     assert len(calls) > 3  # it was tried more than once

@@ -179,7 +179,7 @@ def test_a_second_writer_is_told_who_is_first(cloud: Cloud) -> None:
 
 
 def test_an_upload_that_is_cut_off_is_tried_again(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dask_embedding_reader.retries.FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("dask_embedding_reader.storage.retries.FIRST_PAUSE_SECONDS", 0.001)
     url = cloud.new_url()
     with cloud.behind_proxy() as (proxy, options):
         cuts = iter([True, False, True])
@@ -196,7 +196,7 @@ def test_an_upload_that_is_cut_off_is_tried_again(cloud: Cloud, monkeypatch: pyt
     indirect=True,
 )
 def test_a_connection_that_is_lost_in_the_middle_of_an_upload(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dask_embedding_reader.retries.FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("dask_embedding_reader.storage.retries.FIRST_PAUSE_SECONDS", 0.001)
     url, direct = cloud.new_url(), cloud.server.storage_options
     with cloud.behind_proxy() as (proxy, options):
         proxy.halfway = lambda upload: "00000002.npy" in upload

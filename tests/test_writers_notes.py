@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings, writing
+from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import DestinationError
+from dask_embedding_reader.storage import put as writing
 from dask_embedding_reader.write import claim
 from dask_embedding_reader.write.notes import is_inside
 

@@ -14,9 +14,9 @@ import pandas as pd
 import pyarrow as pa
 
 from dask_embedding_reader.errors import FormatError, MismatchError
-from dask_embedding_reader.formats import MetaColumn
 from dask_embedding_reader.formats.arrow_types import common_type, convert, frame_type, plain_type
-from dask_embedding_reader.retries import describe
+from dask_embedding_reader.formats.base import MetaColumn
+from dask_embedding_reader.storage.retries import describe
 
 ROW_NUMBER = "i"
 """The name of the global row number: a column of batches, the index of the lazy frame."""

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import FormatError
-from dask_embedding_reader.formats import Array, Columns, FileHeader, RowReader
+from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader
 from dask_embedding_reader.formats.raw import copy_rows, naming_rows, raw_reader
-from dask_embedding_reader.storage import StoredFile, read_range, read_ranges
-from dask_embedding_reader.units import counted
+from dask_embedding_reader.storage.read import StoredFile, read_range, read_ranges
 
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER_NBYTES = 2**20

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from dask_embedding_reader.errors import ReadError
-from dask_embedding_reader.formats import Array, RowReader
-from dask_embedding_reader.formats.cast import CheckedCast
-from dask_embedding_reader.storage import StoredFile, is_local, read_into
+from dask_embedding_reader.formats.base import Array, RowReader
+from dask_embedding_reader.formats.casting import CheckedCast
+from dask_embedding_reader.storage.read import StoredFile, is_local, read_into
 
 _SCRATCH_NBYTES = 2**19
 """Vectors that must be cast are read in blocks of this size: they stay in the processor's cache between the two."""

@@ -29,12 +29,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
-from dask_embedding_reader.connections import FileSystem
 from dask_embedding_reader.errors import DestinationError, EmbeddingReaderError, WriteError
-from dask_embedding_reader.retries import describe
-from dask_embedding_reader.storage import shown_url
-from dask_embedding_reader.write.notes import DamagedNoteError, id_of, integer, load, number, text
-from dask_embedding_reader.writing import (
+from dask_embedding_reader.storage.connections import FileSystem
+from dask_embedding_reader.storage.put import (
     create_file,
     find_folders,
     find_links,
@@ -48,6 +45,9 @@ from dask_embedding_reader.writing import (
     remove_files,
     remove_folder,
 )
+from dask_embedding_reader.storage.read import shown_url
+from dask_embedding_reader.storage.retries import describe
+from dask_embedding_reader.write.notes import DamagedNoteError, id_of, integer, load, number, text
 
 logger = logging.getLogger("dask_embedding_reader")
 T = TypeVar("T")

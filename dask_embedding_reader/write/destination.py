@@ -21,18 +21,30 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from dask_embedding_reader.connections import FileSystem
+from dask_embedding_reader._common.units import counted
+from dask_embedding_reader.collection.manifest import FileTable, Manifest, make_manifest, read_manifest
+from dask_embedding_reader.collection.reopen import save_manifest
+from dask_embedding_reader.collection.saved import SavedManifest, decode_manifest
 from dask_embedding_reader.errors import DestinationError, FormatError, MismatchError, WriteError
-from dask_embedding_reader.finding import INCOMPLETE_NAME, MANIFEST_NAME, MANIFEST_NAMES, stored_file
-from dask_embedding_reader.formats import Columns, FileHeader, get_format
+from dask_embedding_reader.formats.base import Columns, FileHeader, get_format
 from dask_embedding_reader.formats.metadata import merge_columns
-from dask_embedding_reader.manifest import FileTable, Manifest, make_manifest, read_manifest
-from dask_embedding_reader.reopen import save_manifest
-from dask_embedding_reader.saved_manifest import SavedManifest, decode_manifest
-from dask_embedding_reader.storage import shown_url
-from dask_embedding_reader.units import counted
+from dask_embedding_reader.formats.parquet.tables import group_rows, meta_columns
+from dask_embedding_reader.storage.connections import FileSystem
+from dask_embedding_reader.storage.find import INCOMPLETE_NAME, MANIFEST_NAME, MANIFEST_NAMES, stored_file
+from dask_embedding_reader.storage.put import (
+    Content,
+    get_file,
+    in_threads,
+    is_object_store,
+    list_files,
+    list_infos,
+    move_file,
+    remove_files,
+    remove_folder,
+    stream_file,
+)
+from dask_embedding_reader.storage.read import shown_url
 from dask_embedding_reader.write.claim import Claim, is_of_claims
-from dask_embedding_reader.write.encoding import group_rows, meta_columns
 from dask_embedding_reader.write.notes import (
     DATA_SUFFIXES,
     Commit,
@@ -51,18 +63,6 @@ from dask_embedding_reader.write.parts import (
     measure,
     part_names,
     read_settings,
-)
-from dask_embedding_reader.writing import (
-    Content,
-    get_file,
-    in_threads,
-    is_object_store,
-    list_files,
-    list_infos,
-    move_file,
-    remove_files,
-    remove_folder,
-    stream_file,
 )
 
 _WRITING = "_writing"

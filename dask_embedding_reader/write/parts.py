@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import MismatchError
-from dask_embedding_reader.formats import Array
-from dask_embedding_reader.units import counted
-from dask_embedding_reader.write.casting import Casting, Vectors, check_casting
-from dask_embedding_reader.write.encoding import described, write_npy, write_parquet
+from dask_embedding_reader.formats.base import Array
+from dask_embedding_reader.formats.parquet.tables import described, write_npy, write_parquet
+from dask_embedding_reader.formats.vectors import Casting, Vectors, check_casting
+from dask_embedding_reader.storage.put import Buffer, Content, Write
 from dask_embedding_reader.write.notes import (
     DamagedNoteError,
     files_of_part,
@@ -28,7 +29,6 @@ from dask_embedding_reader.write.notes import (
     refuse,
     text,
 )
-from dask_embedding_reader.writing import Buffer, Content, Write
 
 _SUFFIXES = {"npy": ("npy",), "parquet": ("parquet",), "parquet_npy": ("parquet", "npy")}
 """Of the files of a part, in the order in which they are written."""

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dask_embedding_reader.arguments import check_sources, is_numeric
+from dask_embedding_reader._common.arguments import check_sources, is_numeric
+from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, DestinationError
-from dask_embedding_reader.finding import resolve
-from dask_embedding_reader.plan import default_piece_rows
-from dask_embedding_reader.retries import hide_secrets
-from dask_embedding_reader.storage import is_local
-from dask_embedding_reader.units import counted
-from dask_embedding_reader.write.casting import plan_casting
+from dask_embedding_reader.formats.base import default_piece_rows
+from dask_embedding_reader.formats.vectors import plan_casting
+from dask_embedding_reader.storage.find import resolve
+from dask_embedding_reader.storage.read import is_local
+from dask_embedding_reader.storage.retries import hide_secrets
 from dask_embedding_reader.write.destination import Folder
 from dask_embedding_reader.write.parts import Settings
 

@@ -10,15 +10,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_embedding_reader.batches import BatchRequest, read_table_batches
+from dask_embedding_reader._common.units import counted
+from dask_embedding_reader.batches.read import BatchRequest, read_table_batches
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError, MismatchError
-from dask_embedding_reader.formats import Array
+from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
+from dask_embedding_reader.formats.parquet.tables import join_tables, make_table, mark_table
+from dask_embedding_reader.lazy.iter_batches import checked_frame
+from dask_embedding_reader.lazy.row_numbers import count_on, has_row_numbers, row_base, row_numbers_of
 from dask_embedding_reader.reader import EmbeddingReader
-from dask_embedding_reader.streaming import checked_frame
-from dask_embedding_reader.streaming.row_numbers import count_on, has_row_numbers, row_base, row_numbers_of
-from dask_embedding_reader.units import counted
-from dask_embedding_reader.write.encoding import join_tables, make_table, mark_table
 from dask_embedding_reader.write.parts import Part, Settings
 from dask_embedding_reader.write.request import (
     Request,

@@ -21,13 +21,15 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
 
+from dask_embedding_reader._common.progress import progress_bar
+from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import ArgumentError, DestinationError, MismatchError
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
-from dask_embedding_reader.progress import progress_bar
-from dask_embedding_reader.streaming import active_client, checked_array, checked_frame, rows_of_partitions
-from dask_embedding_reader.streaming.row_numbers import RowNumbers, has_row_numbers, row_base, trace_rows
-from dask_embedding_reader.streaming.schedule import check_persisted, reference, with_persisted
-from dask_embedding_reader.units import counted
+from dask_embedding_reader.formats.parquet.tables import join_tables, make_table
+from dask_embedding_reader.lazy.iter_batches import active_client, checked_array, checked_frame, rows_of_partitions
+from dask_embedding_reader.lazy.row_numbers import RowNumbers, has_row_numbers, row_base, trace_rows
+from dask_embedding_reader.lazy.schedule import check_persisted, reference, with_persisted
+from dask_embedding_reader.storage.put import list_files
 from dask_embedding_reader.write.claim import Claim, Lease, claimed, new_job, take
 from dask_embedding_reader.write.destination import (
     Destination,
@@ -38,10 +40,8 @@ from dask_embedding_reader.write.destination import (
     prepare,
     write_part,
 )
-from dask_embedding_reader.write.encoding import join_tables, make_table
 from dask_embedding_reader.write.parts import Part, Record, warn_of_not_finite
 from dask_embedding_reader.write.request import Request, choose_rows_per_file, estimate_nbytes, make_settings
-from dask_embedding_reader.writing import list_files
 
 _LOOK_SECONDS = 2.0
 """How often the progress bar looks for finished files."""

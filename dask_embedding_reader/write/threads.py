@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from dask_embedding_reader._common.progress import progress_bar
+from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import DestinationError
-from dask_embedding_reader.progress import progress_bar
-from dask_embedding_reader.units import counted
 from dask_embedding_reader.write.destination import Prepared, begin, check_columns, finish, write_part
 from dask_embedding_reader.write.parts import Record, warn_of_not_finite
 from dask_embedding_reader.write.request import Request, count_writers

@@ -103,7 +103,7 @@ def convert(work: Work, data: Data) -> Job:
     """One call."""
     import_libraries(work)
     package = import_module("dask_embedding_reader")
-    import_module("dask_embedding_reader.write")
+    import_module("dask_embedding_reader.write.embeddings")
     target = prepare(work, data)
 
     def job() -> Answer:

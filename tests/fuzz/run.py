@@ -15,8 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, NoReturn, TextIO
 
-from dask_embedding_reader import retries
 from dask_embedding_reader.errors import EmbeddingReaderError
+from dask_embedding_reader.storage import retries
 from tests.fuzz.guard import Fault, guarded, most_reserved_nbytes
 from tests.fuzz.targets import TARGETS
 

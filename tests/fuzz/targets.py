@@ -27,11 +27,12 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader import EmbeddingReader, write_embeddings
-from dask_embedding_reader.formats import Columns, parquet, read_rows
+from dask_embedding_reader.collection.saved import decode_manifest
+from dask_embedding_reader.formats.base import Columns, read_rows
 from dask_embedding_reader.formats.metadata import make_frame, merge_columns
 from dask_embedding_reader.formats.npy import NPY
-from dask_embedding_reader.saved_manifest import decode_manifest
-from dask_embedding_reader.storage import StoredFile, fingerprint
+from dask_embedding_reader.formats.parquet import read as parquet
+from dask_embedding_reader.storage.read import StoredFile, fingerprint
 from tests.fuzz import mutate, seeds
 from tests.fuzz.guard import Fault
 

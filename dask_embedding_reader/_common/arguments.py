@@ -1,0 +1,108 @@
+"""Arguments of public functions, checked before anything is done with them.
+
+Each check names the argument, what was given and what was expected, in an error of :mod:`dask_embedding_reader.errors`.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
+
+Source = str | os.PathLike[str]
+"""A path or a URL."""
+
+
+def check_integer(name: str, value: Any) -> int:
+    """Return a whole number, however it is spelled: an int, one of numpy's, or 1e6."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return int(value)  # 1e6 is how people write a million
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ArgumentTypeError(f"{name} must be a whole number, not {value!r}") from None
+
+
+def check_positive(name: str, value: Any) -> int:
+    """Return a whole number of at least 1."""
+    number = check_integer(name, value)
+    if number < 1:
+        raise ArgumentError(f"{name} must be at least 1, not {number}")
+    return number
+
+
+def check_text(name: str, value: Any) -> str:
+    """Return a string."""
+    if not isinstance(value, str):
+        raise ArgumentTypeError(f"{name} must be a string, not {value!r}")
+    _check_whole(name, value)
+    return value
+
+
+def _check_whole(name: str, text: str) -> None:
+    """Refuse halves of characters, such as JSON may bring: no file holds such a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(f"{name}={text!r} holds half a character (a lone surrogate), which no file can") from None
+
+
+def check_sources(name: str, value: Any) -> list[Source]:
+    """Return a list of paths and URLs."""
+    given = [value] if isinstance(value, str | os.PathLike) else value
+    if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
+        raise ArgumentTypeError(f"{name} must be a path, a URL or a list of them, not {value!r}")
+    given = list(given)
+    for source in given:
+        if not isinstance(source, str | os.PathLike) or not isinstance(os.fspath(source), str):
+            raise ArgumentTypeError(f"{name} holds {source!r}; a path must be a string or an os.PathLike of one")
+        if not os.fspath(source).strip():
+            raise ArgumentError(f"{name} holds an empty path; for the current folder write '.'")
+    if not given:
+        raise ArgumentError(f"{name} is an empty list; name at least one file or folder")
+    return given
+
+
+def check_columns(names: Any) -> tuple[str, ...]:
+    """Return the names of metadata columns."""
+    if names is None:
+        return ()
+    given = [names] if isinstance(names, str) else names
+    if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
+        raise ArgumentTypeError(f"meta_columns must be a column name or a list of them, not {names!r}")
+    if len(set(given)) < len(given):
+        raise ArgumentError(f"meta_columns={list(given)} names a column twice")
+    for column in given:
+        _check_whole("meta_columns", column)
+    return tuple(given)
+
+
+def check_options(name: str, options: Any) -> Mapping[str, Any] | None:
+    """Return the options of a file system."""
+    if options is not None and not isinstance(options, Mapping):
+        # Never its value: it may hold secrets.
+        raise ArgumentTypeError(f"{name} must be a dictionary, not {type(options).__name__}")
+    return options
+
+
+def check_dtype(name: str, dtype: Any) -> np.dtype[Any]:
+    """Return a numeric dtype."""
+    try:
+        found: np.dtype[Any] = np.dtype(dtype)
+    except TypeError as error:
+        raise ArgumentTypeError(f"{name}={dtype!r} is no dtype that numpy knows") from error
+    if not is_numeric(found):
+        raise ArgumentError(f"{name}={found} is none of numpy's own numeric dtypes")
+    return found
+
+
+def is_numeric(dtype: np.dtype[Any]) -> bool:
+    """Tell whether a dtype is one of numpy's own numbers. Others (ml_dtypes) are counted from 256 on."""
+    return dtype.kind in "biufc" and dtype.num < 256

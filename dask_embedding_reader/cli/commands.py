@@ -1,0 +1,445 @@
+"""The command line: ``dask-embedding-reader COMMAND URL``.
+
+Each command finds facts (a dictionary of plain values) in a ``cli_*`` module, which is imported when the command runs,
+so that help comes at once; here are their options, and what is printed.
+
+Exit codes: 0 done; 1 the collection or the storage is at fault; 2 the command was wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from dask_embedding_reader import __version__
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, EmbeddingReaderError
+
+if TYPE_CHECKING:
+    from dask_embedding_reader.reader import EmbeddingReader
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+INTERRUPTED = 130
+"""What shells report of a program that Ctrl-C ended."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its code; whatever goes wrong is told in a sentence."""
+    show_warning, handler = warnings.showwarning, _LogHandler()
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    logger = logging.getLogger("dask_embedding_reader")
+    logger.addHandler(handler)
+    try:
+        _run(arguments)
+    finally:
+        # Those of who called this from Python.
+        warnings.showwarning = show_warning
+        logger.removeHandler(handler)
+
+
+def _run(arguments: Sequence[str] | None) -> NoReturn:
+    try:
+        # Not standalone: click would turn Ctrl-C into exit code 1.
+        result = command_line.main(arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(err=True)
+        _echo("Interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show(shown := io.StringIO())
+        for line in shown.getvalue().splitlines():
+            _echo(line, err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("DASK_EMBEDDING_READER_TRACEBACK"):
+            raise
+        known = isinstance(error, EmbeddingReaderError | ImportError)
+        from dask_embedding_reader.storage.retries import describe  # noqa: PLC0415 - help needs none of it
+
+        _echo(f"Error: {_as_options(str(error) if known else describe(error))}", err=True)
+        sys.exit(2 if isinstance(error, ArgumentError | ArgumentTypeError) else 1)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _as_options(message: str) -> str:
+    """Spell the arguments that a message names as the options of the command."""
+    names = "overwrite|scale|dtype|embedding_column|embedding_dtype|metadata_folder|storage_options"
+    # After a blank or a bracket: folders may be called `dtype=float16`.
+    named = re.sub(
+        rf"(?<![^ (])(rows_per_file\b|({names})(?==))", lambda found: "--" + found[0].replace("_", "-"), message
+    )
+    named = re.sub(r"(?<![^ (])(--[a-z-]+)=(True\b|\.\.\.|(?=[,;)]|$))", r"\1", named)
+    named = re.sub(r'(?<= write )file_format="(\w+)"', r"--to \1", named)
+    return re.sub(r'(?<![^ (])file_format="(\w+)"', r"--file-format \1", named)
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    _echo(f"Warning: {message}", err=True)
+
+
+class _LogHandler(logging.Handler):
+    """Shows what Python would show of a log that nobody takes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a line, unless the program that called this takes the log itself."""
+        if not logging.getLogger().handlers:
+            _echo(record.getMessage(), err=True)
+
+
+_NOT_SHOWN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+"""What terminals take for commands, or for the end of a line, or that turns around what comes after it; and halves of
+characters, which stand for bytes of a name that are no text."""
+
+
+def _printable(text: str) -> str:
+    """Spell names of files, and what files hold, so that a terminal does no more than show them."""
+    return _NOT_SHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _echo(line: str, *, err: bool = False) -> None:
+    """Print a line. All that is printed passes through here, or through :func:`_print_json`."""
+    click.echo(_printable(line), err=err)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="dask-embedding-reader")
+def command_line() -> None:
+    """Look at, check, convert and measure collections of embeddings.
+
+    URL is a folder, a file, a glob (in quotes) or any URL that fsspec knows: s3://, https://, gs://, hdfs:// ...
+
+    Exit codes: 0 done, 1 the files or the storage are at fault, 2 the command is wrong, 130 interrupted. Set
+    DASK_EMBEDDING_READER_TRACEBACK=1 to see where an error comes from.
+    """
+
+
+def _json_mapping(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise click.BadParameter(f"not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise click.BadParameter('a JSON object is expected, such as {"anon": true}')
+    return value
+
+
+FORMATS = click.Choice(["npy", "parquet", "parquet_npy"])
+STORAGE_OPTIONS = click.option(
+    "--storage-options", metavar="JSON", callback=_json_mapping, help="Passed to fsspec, such as '{\"anon\": true}'."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+QUIET = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+
+
+def _collection_options(command: F) -> F:
+    """Add the options that say how a collection is to be opened."""
+    for option in (
+        STORAGE_OPTIONS,
+        click.option("--embedding-dtype", metavar="DTYPE", help="parquet: item type of a binary column of vectors."),
+        click.option("--metadata-folder", metavar="URL", help="parquet_npy: where the parquet files are."),
+        click.option(
+            "--meta-column",
+            "-m",
+            "meta_columns",
+            multiple=True,
+            metavar="NAME",
+            help="Metadata column; may be repeated.",
+        ),
+        click.option(
+            "--embedding-column",
+            default="embedding",
+            show_default=True,
+            metavar="NAME",
+            help="parquet: column of vectors.",
+        ),
+        click.option(
+            "--file-format",
+            "-f",
+            type=FORMATS,
+            help="By default what the files are called says it.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _open(url: str, **options: Any) -> EmbeddingReader:
+    from dask_embedding_reader.cli.opening import open_collection  # noqa: PLC0415 - takes seconds
+
+    return open_collection(url, **options)
+
+
+@command_line.command(short_help="Tell what it is, and its problems.")
+@click.argument("url")
+@_collection_options
+@JSON
+def info(url: str, as_json: bool, **options: Any) -> None:
+    """Tell what a collection is: rows, dimension, dtype, sizes, files, row groups, problems."""
+    from dask_embedding_reader.cli.facts import collection_facts  # noqa: PLC0415
+
+    facts = collection_facts(_open(url, **options))
+    if as_json:
+        _print_json(facts)
+        return
+    from dask_embedding_reader._common.units import counted, human_size  # noqa: PLC0415
+
+    per_file = facts["rows_per_file"]
+    groups = facts["row_groups"]
+    shown = {
+        "rows": f"{facts['rows']:,}",
+        "dimension": f"{facts['dimension']:,}",
+        "dtype": facts["dtype"],
+        "size": f"{human_size(facts['nbytes'])}, {counted(facts['row_nbytes'], 'byte')} a row",
+        "files": f"{facts['files']:,} {facts['file_format']}, of {_rows(per_file)}",
+        "row groups": f"{groups['count']:,}, of {_rows(groups)}" if groups else "none",
+        "metadata": ", ".join(f"{name} ({dtype})" for name, dtype in facts["metadata"].items()) or "none read",
+        "columns": ", ".join(facts["columns"]) or None,
+        "problems": "none" if not facts["problems"] else "",
+    }
+    _print_facts(shown)
+    for problem in facts["problems"]:
+        _echo(f"  - {problem}")
+
+
+@command_line.command(short_help="Print some rows.")
+@click.argument("url")
+@click.option("--rows", "-n", type=click.IntRange(min=1), default=5, show_default=True, help="How many rows.")
+@click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="The first row.")
+@_collection_options
+@JSON
+def head(url: str, rows: int, start: int, as_json: bool, **options: Any) -> None:
+    """Print some rows: number, metadata and vector. Only these are read."""
+    from dask_embedding_reader.cli.facts import read_head, shown_vector  # noqa: PLC0415
+
+    found = read_head(_open(url, **options), start, rows)
+    if as_json:
+        _print_json(found)
+    else:
+        _print_table([{**row, "embedding": shown_vector(row["embedding"])} for row in found])
+
+
+@command_line.command(short_help="Tell its pieces and batches, draw them.")
+@click.argument("url")
+@click.option("--max-piece-size", type=click.IntRange(min=1), metavar="ROWS", help="The most rows in a piece.")
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="ROWS", help="Also count batches of so many rows.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, writable=True), metavar="FILE", help="Draw it: a PNG, PDF or SVG."
+)
+@_collection_options
+@JSON
+def plan(
+    url: str, max_piece_size: int | None, batch_size: int | None, plot: str | None, as_json: bool, **options: Any
+) -> None:
+    """Tell how a collection is cut into pieces (the chunks of the lazy array) and batches. Reads no rows."""
+    from dask_embedding_reader._common.units import human_size  # noqa: PLC0415
+    from dask_embedding_reader.cli.facts import draw_plan, plan_facts  # noqa: PLC0415
+
+    reader = _open(url, **options)
+    facts = plan_facts(reader, max_piece_size, batch_size)
+    if plot is not None:
+        draw_plan(reader, max_piece_size, batch_size, plot)
+    if as_json:
+        _print_json(facts)
+        return
+    pieces, batches = facts["pieces"], facts["batches"]
+    shown = {
+        "files": f"{facts['files']:,}",
+        "pieces": f"{pieces['count']:,}, of {_rows(pieces)}, up to {human_size(pieces['max_nbytes'])}",
+    }
+    if facts["row_groups"]:
+        shown["row groups"] = f"{facts['row_groups']['count']:,}, of {_rows(facts['row_groups'])}; {facts['decoding']}"
+    if batches:
+        shown["batches"] = f"{batches['count']:,}, of {_rows(batches)}, {human_size(batches['max_nbytes'])} as float32"
+    _print_facts(shown)
+    if plot is not None:
+        _echo(f"drawn in {plot}")
+
+
+@command_line.command(short_help="Norms, NaNs, zero vectors, duplicates.")
+@click.argument("url")
+@click.option("--start", type=click.IntRange(min=0), default=0, help="The first row.")
+@click.option("--end", type=click.IntRange(min=0), default=None, help="The row after the last one.")
+@_collection_options
+@QUIET
+@JSON
+def stats(url: str, start: int, end: int | None, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Read all rows once: norms, NaNs, infinities, zero vectors, duplicates. In bounded memory."""
+    from dask_embedding_reader.cli.stats import row_statistics  # noqa: PLC0415
+
+    facts = row_statistics(_open(url, **options), start, end, show_progress=not quiet)
+    if as_json:
+        _print_json(facts)
+        return
+    norms, duplicates = facts["norms"], facts["duplicates"]
+
+    def rows_of(kind: str) -> str:
+        found = facts[kind]
+        named = ", ".join(f"{row:,}" for row in found["first_rows"])
+        more = ", …" if found["rows"] > len(found["first_rows"]) else ""
+        return f"{found['rows']:,}" + (
+            f" ({'row' if found['rows'] == 1 else 'rows'} {named}{more})" if found["rows"] else ""
+        )
+
+    _print_facts(
+        {
+            "rows": f"{facts['rows']:,}",
+            "norms": "none is finite"
+            if norms is None
+            else f"{norms['min']:.6g} to {norms['max']:.6g}, mean {norms['mean']:.6g}"
+            + ("" if norms["std"] is None else f", deviation {norms['std']:.3g}"),
+            "NaN": rows_of("nan"),
+            "infinite": rows_of("infinite"),
+            "zero vectors": rows_of("zero"),
+            "duplicates": f"{'' if duplicates['exact'] else 'about '}{duplicates['rows']:,}"
+            + ("" if duplicates["exact"] else " (estimated: there are too many rows to remember each)"),
+        }
+    )
+
+
+@command_line.command(short_help="Write it in another format or dtype.")
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@_collection_options
+@click.option("--to", "target_format", type=FORMATS, help="Format to write; by default that of SRC.")
+@click.option("--rows-per-file", type=click.IntRange(min=1), metavar="ROWS", help="By default about 200 MB a file.")
+@click.option("--dtype", metavar="DTYPE", help="dtype to write; by default that of SRC.")
+@click.option("--scale", type=float, help="For an integer dtype: what a step of one stands for.")
+@click.option("--overwrite", is_flag=True, help="Replace data that DST holds, once the new ones are complete.")
+@click.option("--target-storage-options", metavar="JSON", callback=_json_mapping, help="Passed to fsspec for DST.")
+@QUIET
+@JSON
+def convert(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Write a collection anew: another format, dtype or size of files.
+
+    All metadata columns come along, unless some are named with -m. Started again after an interruption, it goes on
+    where it was.
+    """
+    from dask_embedding_reader.cli.convert import convert_collection  # noqa: PLC0415
+
+    facts = convert_collection(source, target, show_progress=not quiet, **options)
+    if as_json:
+        _print_json(facts)
+        return
+    if facts["left_out"]:
+        columns = ", ".join(facts["left_out"])
+        _echo(f"Not converted, since npy files hold no metadata: {columns}. --to parquet_npy keeps it.", err=True)
+    _print_facts(
+        {
+            "rows": f"{facts['rows']:,}",
+            "dtype": facts["dtype"],
+            "files": f"{facts['files']:,} {facts['file_format']}",
+            "metadata": ", ".join(facts["metadata"]) or "none",
+        }
+    )
+
+
+@command_line.command(short_help="Compare what was written with its checksums.")
+@click.argument("url")
+@STORAGE_OPTIONS
+@QUIET
+@JSON
+def verify(url: str, storage_options: dict[str, Any] | None, quiet: bool, as_json: bool) -> int:
+    """Read a collection that `convert` or write_embeddings wrote, and compare it with its checksums.
+
+    Exits with 1 if a file is damaged, missing, or does not belong there.
+    """
+    from dask_embedding_reader.write.verify import verify_embeddings  # noqa: PLC0415
+
+    table = verify_embeddings(url, storage_options=storage_options, show_progress=not quiet)
+    problems = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    if as_json:
+        _print_json(problems)
+    elif problems:
+        for problem in problems:
+            _echo(f"{problem['path']}: {problem['problem']}")
+    else:
+        _echo("all files are as they were written")
+    return 1 if problems else 0
+
+
+@command_line.command(short_help="Measure how fast its storage reads.")
+@click.argument("url")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="How long to read.")
+@_collection_options
+@QUIET
+@JSON
+def bench(url: str, seconds: float, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Measure how fast this storage really reads, and which parallel_pieces suits it."""
+    from dask_embedding_reader._common.units import human_size  # noqa: PLC0415
+    from dask_embedding_reader.cli.bench import measure_reading  # noqa: PLC0415
+
+    facts = measure_reading(_open(url, **options), seconds, show_progress=not quiet)
+    if as_json:
+        _print_json(facts)
+        return
+    _print_table(
+        [
+            {
+                "parallel_pieces": f"{run['parallel_pieces']}",
+                "speed": f"{human_size(float(format(run['nbytes_per_second'], '.3g')))}/s",
+                "rows/s": f"{run['rows_per_second']:,.0f}",
+                "read": human_size(float(format(run["nbytes"], ".3g"))),
+                "": "<- suits it" if run["parallel_pieces"] == facts["suits"] else "",
+            }
+            for run in facts["runs"]
+        ]
+    )
+    if facts["read_again"]:
+        _echo("The collection was read more than once: memory of the system may have answered.", err=True)
+
+
+def _rows(counts: Mapping[str, int]) -> str:
+    from dask_embedding_reader._common.units import counted  # noqa: PLC0415
+
+    least, most = counts["min_rows"], counts["max_rows"]
+    return counted(most, "row") if least == most else f"{least:,} to {most:,} rows"
+
+
+def _print_facts(facts: Mapping[str, str | None]) -> None:
+    shown = {name: value for name, value in facts.items() if value is not None}
+    width = max(map(len, shown))
+    for name, value in shown.items():
+        _echo(f"{name:{width}}  {value}".rstrip())
+
+
+def _print_table(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print rows under their names; a cell that is too long for a line of text ends in dots."""
+    cells = [{_printable(name): _cell(value) for name, value in row.items()} for row in rows]
+    if not cells:
+        return
+    widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in cells[0]}
+    for line in ({name: name for name in widths}, *cells):
+        _echo("  ".join(f"{line[name]:{width}}" for name, width in widths.items()).rstrip())
+
+
+def _cell(value: Any, longest: int = 48) -> str:
+    text = _printable(" ".join(str(value).split()))
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _print_json(facts: Any) -> None:
+    text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
+    # The same text to who reads JSON, which has no such character outside of strings but the ends of its lines.
+    click.echo("\n".join(_NOT_SHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Statistics of all rows, in one pass and bounded memory."""
+
+from __future__ import annotations
+
+import math
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_embedding_reader.cli.facts import plain
+from dask_embedding_reader.reader import EmbeddingReader
+
+_BATCH_NBYTES = 4_000_000
+"""Rows as stored that are looked at together; computing takes a few times as much."""
+
+_MOST_HASHES = 2**24
+"""Rows that are remembered to find duplicates: 128 MB, and to sort them as much again. Of more, only a sample is."""
+
+_FIRST_ROWS = 5
+"""Rows that are named of each kind."""
+
+
+def row_statistics(
+    reader: EmbeddingReader,
+    start: int = 0,
+    end: int | None = None,
+    *,
+    show_progress: bool = False,
+    most_hashes: int = _MOST_HASHES,
+) -> dict[str, Any]:
+    """Return the norms of a range of rows, and which are not finite, zero or there before; plain values.
+
+    Parameters
+    ----------
+    reader
+        The collection.
+    start, end
+        Which rows.
+    show_progress
+        Whether to show a progress bar.
+    most_hashes
+        Of so many rows duplicates are counted exactly; of more, their number is estimated.
+    """
+    norms = _Norms()
+    kinds = {name: _Kind() for name in ("nan", "infinite", "zero")}
+    seen = _Duplicates(most_hashes)
+    batch_rows = max(1, _BATCH_NBYTES // reader.byte_per_item)
+    for vectors, meta in reader(batch_rows, start, end, show_progress=show_progress, dtype=None):
+        first = int(meta["i"].iloc[0])
+        wide = vectors.astype(np.complex128 if vectors.dtype.kind == "c" else np.float64)
+        has_nan, has_infinity = np.isnan(wide).any(axis=1), np.isinf(wide).any(axis=1)
+        kinds["nan"].add(first, has_nan)
+        kinds["infinite"].add(first, has_infinity)
+        kinds["zero"].add(first, ~wide.any(axis=1))
+        norms.add(_norms(wide[~(has_nan | has_infinity)]))
+        seen.add(vectors)
+    return {
+        "rows": seen.rows,
+        "norms": plain(norms.facts()),
+        **{name: kind.facts() for name, kind in kinds.items()},
+        "duplicates": seen.facts(),
+    }
+
+
+def _norms(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the lengths of vectors, also of such whose squares are too large or too small for a float."""
+    largest = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
+    scale = np.where(largest > 0, largest, 1.0)
+    lengths: npt.NDArray[np.float64] = np.linalg.norm(rows / scale, axis=1) * scale[:, 0]
+    return lengths
+
+
+class _Kind:
+    """Counts rows of a kind, and names the first."""
+
+    def __init__(self) -> None:
+        self.rows, self.first_rows = 0, list[int]()
+
+    def add(self, first: int, is_one: Any) -> None:
+        found = np.flatnonzero(is_one)
+        self.rows += len(found)
+        self.first_rows += (first + found[: _FIRST_ROWS - len(self.first_rows)]).tolist()
+
+    def facts(self) -> dict[str, Any]:
+        return {"rows": self.rows, "first_rows": self.first_rows}
+
+
+class _Norms:
+    """Merges means and deviations batch by batch (Chan's method: no sum of squares that cancels)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+        self.least, self.most = math.inf, -math.inf
+
+    def add(self, norms: npt.NDArray[np.float64]) -> None:
+        if not len(norms):
+            return
+        mean = float(norms.mean())
+        difference, count = mean - self.mean, self.count + len(norms)
+        with np.errstate(over="ignore"):
+            squares = float(((norms - mean) ** 2).sum())
+        self.squares += squares + difference * difference * self.count * len(norms) / count
+        self.mean += difference * len(norms) / count
+        self.count = count
+        self.least, self.most = min(self.least, float(norms.min())), max(self.most, float(norms.max()))
+
+    def facts(self) -> dict[str, float] | None:
+        if not self.count:
+            return None
+        return {"min": self.least, "max": self.most, "mean": self.mean, "std": math.sqrt(self.squares / self.count)}
+
+
+class _Duplicates:
+    """Counts rows whose bytes were there before.
+
+    A row is remembered by 64 bits of a hash. Where there are too many, only rows are remembered whose hash is a
+    multiple of 2, then of 4 and so on: equal rows are kept or passed over together, and the count scales up.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._step = most, 1
+        self._hashes: list[npt.NDArray[np.uint64]] = []
+        self._kept, self.rows = 0, 0
+
+    def add(self, vectors: npt.NDArray[Any]) -> None:
+        self.rows += len(vectors)
+        data, row_nbytes = vectors.reshape(-1).view(np.uint8).data, vectors.shape[1] * vectors.itemsize
+        starts = range(0, len(data), row_nbytes)
+        digests = b"".join(blake2b(data[k : k + row_nbytes], digest_size=8).digest() for k in starts)
+        self._keep([np.frombuffer(digests, np.uint64)])
+        while self._kept > self._most:
+            self._step *= 2
+            hashes, self._hashes, self._kept = self._hashes, [], 0
+            self._keep(hashes)
+
+    def _keep(self, hashes: list[npt.NDArray[np.uint64]]) -> None:
+        for some in hashes:
+            kept = some[some % np.uint64(self._step) == 0]
+            self._hashes.append(kept)
+            self._kept += len(kept)
+
+    def facts(self) -> dict[str, Any]:
+        different = len(np.unique(np.concatenate(self._hashes))) if self._hashes else 0
+        return {"rows": (self._kept - different) * self._step, "exact": self._step == 1}

@@ -1,0 +1,107 @@
+"""What lies beside the data of a collection: its manifest, and a mark while it is being written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from dask_embedding_reader._common.units import counted
+from dask_embedding_reader.collection.saved import METADATA, MOST_FILE_NBYTES, SavedManifest, decode_manifest
+from dask_embedding_reader.errors import FileChangedError, FormatError, ReadError
+from dask_embedding_reader.formats.base import Columns, FileHeader
+from dask_embedding_reader.storage.connections import FileSystem
+from dask_embedding_reader.storage.find import EARLIER_MANIFEST_NAME, INCOMPLETE_NAME, MANIFEST_NAME
+from dask_embedding_reader.storage.read import StoredFile, lasting, read_range, shown_url
+
+logger = logging.getLogger("dask_embedding_reader")
+
+
+def check_finished(noticed: Sequence[StoredFile]) -> None:
+    """Refuse a collection that is not whole yet: what there is of it would pass for all of it.
+
+    Raises
+    ------
+    ReadError
+        If the mark is there.
+    """
+    for file in noticed:
+        if file.path.endswith(f"/{INCOMPLETE_NAME}"):
+            folder = shown_url(file.filesystem, file.path.removesuffix(f"/{INCOMPLETE_NAME}"))
+            raise ReadError(
+                f"{folder}: this collection is being written, or its writing was interrupted; wait, or run the writing "
+                f"again to finish it. What is there already can be read by naming the files, as in {folder}/*.npy"
+            )
+
+
+def read_saved(noticed: Sequence[StoredFile]) -> list[tuple[StoredFile, SavedManifest]]:
+    """Read the manifests beside the data, as far as they can be used."""
+    found = []
+    for manifest in _manifests(noticed):
+        try:
+            found.append((manifest, _read(manifest)))
+        except FormatError as error:
+            logger.warning("%s; it is not used", error)
+    return found
+
+
+def saved_headers(
+    manifests: Sequence[tuple[StoredFile, SavedManifest]], files: Sequence[StoredFile], columns: Columns
+) -> dict[StoredFile, FileHeader]:
+    """Return the headers of those files that have not changed since a manifest beside them was saved.
+
+    Raises
+    ------
+    FileChangedError
+        If files that a manifest names have gone: the rows after them would have other numbers.
+    """
+    known: dict[StoredFile, FileHeader] = {}
+    listed = {(file.filesystem, file.path) for file in files}
+    suffix = files[0].path[files[0].path.rfind(".") :] if files else ""
+    for manifest, saved in manifests:
+        headers = [file.header for file in saved.files if file.header.file.path.endswith(suffix)]
+        gone = [h.file.url for h in headers if (h.file.filesystem, h.file.path) not in listed]
+        if gone:
+            raise FileChangedError(
+                f"{len(gone):,} of the {counted(len(headers), 'file')} that {manifest.url} names have gone: "
+                f"{', '.join(gone[:5])}{', …' if len(gone) > 5 else ''}; "
+                "restore them, or remove the manifest to read what is left"
+            )
+        known |= _usable(saved, columns)
+    saved_as = {file: file._replace(fingerprint=lasting(file.fingerprint)) for file in files}
+    return {file: known[name]._replace(file=file) for file, name in saved_as.items() if name in known}
+
+
+def _manifests(noticed: Sequence[StoredFile]) -> Iterator[StoredFile]:
+    """Yield the manifests; where there is one of either name in a folder, the newer one."""
+    paths = {file.path for file in noticed}
+    for file in noticed:
+        folder, _, name = file.path.rpartition("/")
+        if name == MANIFEST_NAME or (name == EARLIER_MANIFEST_NAME and f"{folder}/{MANIFEST_NAME}" not in paths):
+            yield file
+
+
+def _read(manifest: StoredFile) -> SavedManifest:
+    folder = manifest.path.rpartition("/")[0]
+
+    def locate(source: int, path: str) -> tuple[FileSystem, str] | None:
+        # Others than the first source are folders elsewhere.
+        return None if source or not path else (manifest.filesystem, f"{folder}/{path}")
+
+    if manifest.size > MOST_FILE_NBYTES:
+        raise FormatError(f"{manifest.url}: has {manifest.size:,} bytes, more than any manifest; remove it")
+    return decode_manifest(read_range(manifest, 0, manifest.size), manifest.url, locate)
+
+
+def _usable(saved: SavedManifest, columns: Columns) -> dict[StoredFile, FileHeader]:
+    """Return the headers that say all that is wanted of a file, and no more of its columns than that."""
+    if columns.embedding is not None and columns[:2] != saved.columns[:2]:
+        return {}
+    if not set(columns.meta) <= set(saved.columns.meta):
+        return {}
+    places = [saved.columns.meta.index(name) for name in columns.meta]
+    return {
+        file.header.file: file.header._replace(meta=tuple(file.header.meta[place] for place in places))
+        for file in saved.files
+        if not columns.meta or len(file.header.meta) == len(saved.columns.meta)
+        if columns.embedding is not None or not columns.meta or file.kind == METADATA
+    }

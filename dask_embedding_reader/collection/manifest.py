@@ -1,0 +1,492 @@
+"""What a collection is: its files and what each holds, as columns.
+
+Columns, not a list of objects: a collection may have a million files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_embedding_reader._common.arguments import Source
+from dask_embedding_reader._common.cached_property import cached_property
+from dask_embedding_reader._common.progress import progress_bar
+from dask_embedding_reader._common.threads import threads_at_once
+from dask_embedding_reader._common.units import counted
+from dask_embedding_reader.collection.beside import check_finished, read_saved, saved_headers
+from dask_embedding_reader.collection.pairing import pair_files
+from dask_embedding_reader.errors import ColumnError, FileChangedError, MismatchError, NoFilesError
+from dask_embedding_reader.formats.base import Columns, FileHeader, Format, VectorFormat
+from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
+from dask_embedding_reader.formats.npy import NPY
+from dask_embedding_reader.formats.parquet.read import PARQUET
+from dask_embedding_reader.storage.connections import FileSystem
+from dask_embedding_reader.storage.find import Listings, find_files, find_sibling
+from dask_embedding_reader.storage.read import StoredFile, everywhere, file_url, identity, is_local
+from dask_embedding_reader.storage.retries import hide_secrets
+
+Int64s = npt.NDArray[np.int64]
+
+_LOCAL_THREADS = 8
+_REMOTE_THREADS = 64
+"""Headers are waited for, not computed: remote ones above all."""
+
+_MUCH_WAITING = 3
+"""Local headers come from memory, mostly: then threads, which take turns, only cost time. From a disk that lets us wait
+for so many times as long as we compute, many are read at once."""
+
+_BLOCK_FILES = 64
+"""Files that a thread takes at a time: handing over each one alone costs more than reading a local header."""
+
+
+@dataclass(frozen=True)
+class FileTable:
+    """The files of a collection, in order, as columns of equal length."""
+
+    filesystems: tuple[FileSystem, ...]
+    """The storages that hold them; most collections have one."""
+    filesystem_of: npt.NDArray[np.int16]
+    """Which of these each file is in."""
+    paths: tuple[str, ...]
+    """As the file system spells them."""
+    sizes: Int64s
+    """Bytes; -1 where the storage does not tell."""
+    fingerprints: tuple[str, ...]
+    """Change when the file does."""
+    offsets: Int64s
+    """The first row of each file in the collection, and after the last one the number of rows: one more than files."""
+    dimension: int
+    """Items in a vector; 0 for files of metadata alone."""
+    dtypes: tuple[np.dtype[Any], ...]
+    """The dtypes as stored, byte order included."""
+    dtype_of: npt.NDArray[np.int16]
+    """Which of these each file has."""
+    data_offsets: Int64s
+    """npy: where the first vector starts, in bytes."""
+    fortran_order: npt.NDArray[np.bool_]
+    """npy: whether the file stores column after column."""
+    group_rows: Int64s
+    """parquet: the rows of every row group, file after file."""
+    first_group: Int64s
+    """parquet: where each file's row groups start in ``group_rows``, and where the last one's end."""
+    checksums: tuple[str, ...]
+    """SHA-256 of each file, where a manifest beside the data tells it; else empty."""
+    roots: tuple[str, ...]
+    """The folders and files that were named when the collection was opened."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        return f"<FileTable of {counted(len(self), 'file')}, {counted(self.count, 'row')}>"
+
+    @property
+    def rows(self) -> Int64s:
+        """Rows of each file."""
+        return np.diff(self.offsets)
+
+    @property
+    def count(self) -> int:
+        """Rows of all files."""
+        return int(self.offsets[-1])
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether files consist of row groups, which can only be decoded whole."""
+        return len(self.group_rows) > 0
+
+    def url(self, position: int) -> str:
+        """Spell the path of a file so that it can be opened again."""
+        return file_url(self.filesystems[self.filesystem_of[position]], self.paths[position])
+
+    def header(self, position: int, start: int = 0, stop: int | None = None) -> FileHeader:
+        """Return what is known of one file as a small value; of its row groups those in ``[start, stop)``."""
+        file = StoredFile(
+            self.filesystems[self.filesystem_of[position]],
+            self.paths[position],
+            int(self.sizes[position]),
+            self.fingerprints[position],
+        )
+        rows = int(self.offsets[position + 1] - self.offsets[position])
+        groups, first, first_row = self._groups(position, start, rows if stop is None else stop)
+        return FileHeader(
+            file,
+            rows,
+            self.dimension,
+            self.dtypes[self.dtype_of[position]],
+            int(self.data_offsets[position]),
+            bool(self.fortran_order[position]),
+            groups,
+            first,
+            first_row,
+        )
+
+    def _groups(self, position: int, start: int, stop: int) -> tuple[tuple[int, ...], int, int]:
+        """Return the row groups of a file in ``[start, stop)``: their rows, the first one, and the row it starts at."""
+        low, high = int(self.first_group[position]), int(self.first_group[position + 1])
+        if low == high:
+            return (), 0, 0
+        bounds = self._group_bounds[low : high + 1] - self._group_bounds[low]
+        first = max(0, int(bounds.searchsorted(start, "right")) - 1)
+        last = int(bounds.searchsorted(stop, "left"))
+        return tuple(self.group_rows[low + first : low + last].tolist()), first, int(bounds[first])
+
+    @cached_property
+    def _group_bounds(self) -> Int64s:
+        """Where row groups start, counted over all files, and after the last one the end."""
+        return np.concatenate([[0], np.cumsum(self.group_rows)]).astype(np.int64)
+
+    @cached_property
+    def token(self) -> str:
+        """A hash of paths, fingerprints and rows: equal in every process, another one when a file changes."""
+        digest = hashlib.blake2b(digest_size=16)
+        versions = map(everywhere, self.fingerprints)
+        for text in (*map(identity, self.filesystems), *self.paths, *versions, *map(str, self.dtypes)):
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        for column in (self.filesystem_of, self.offsets, self.dtype_of):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
+    def __dask_tokenize__(self) -> object:
+        return "FileTable", self.token
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a collection is."""
+
+    format: Format
+    """How its files are laid out."""
+    columns: Columns
+    """Which columns were asked for."""
+    vectors: FileTable
+    """The files that hold vectors."""
+    metadata: FileTable | None
+    """The files that hold metadata, one for each file of ``vectors``, with the same rows (in the parquet format, the
+    very same files); None where no metadata was asked for."""
+    fields: tuple[MetaField, ...]
+    """The metadata columns."""
+    dtype: np.dtype[Any]
+    """The stored dtype of the vectors, in native byte order."""
+
+    @property
+    def count(self) -> int:
+        """Rows."""
+        return self.vectors.count
+
+    @property
+    def dimension(self) -> int:
+        """Items in a vector."""
+        return self.vectors.dimension
+
+    @property
+    def byte_per_item(self) -> int:
+        """Stored bytes of one vector."""
+        return self.dimension * self.dtype.itemsize
+
+    @property
+    def token(self) -> str:
+        """A hash that changes when a file changes or another column is asked for."""
+        parts = [self.vectors.token, self.metadata.token if self.metadata else "", repr(self.columns)]
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+    def __dask_tokenize__(self) -> object:
+        return "Manifest", self.format.name, self.token
+
+
+def read_manifest(
+    file_format: Format,
+    sources: Sequence[Source],
+    columns: Columns,
+    metadata_sources: Sequence[Source] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    metadata_storage_options: Mapping[str, Any] | None = None,
+    show_progress: bool = False,
+    *,
+    unfinished: bool = False,
+    listings: Listings | None = None,
+) -> Manifest:
+    """Find the files of a collection and read their headers, as far as no manifest beside them holds these.
+
+    A collection that is being written is refused, unless ``unfinished``. ``listings`` are as in ``find_files``.
+
+    Raises
+    ------
+    NoFilesError
+        If nothing is found, or nothing but empty files.
+    FormatError
+        If a file is not what its name says.
+    MismatchError
+        If files do not belong together.
+    ColumnError
+        If a column is missing.
+    ReadError
+        If the collection is being written, or its writing was interrupted.
+    FileChangedError
+        If files have gone that the manifest beside the others names.
+    """
+    if ROW_NUMBER in columns.meta:
+        raise ColumnError(
+            f"the metadata column {ROW_NUMBER!r} cannot be read: that name stands for the global row number; "
+            "rename the column in the files, or leave it out of meta_columns"
+        )
+
+    def read(listings: Listings) -> Manifest:
+        return _read_manifest(
+            file_format,
+            sources,
+            columns,
+            metadata_sources,
+            storage_options,
+            metadata_storage_options,
+            show_progress,
+            listings,
+            unfinished=unfinished,
+        )
+
+    try:
+        return read({} if listings is None else listings)
+    except FileChangedError:
+        # A writer that comes to its end while its folder is listed, page by page: its manifest names more files than
+        # the listing. What is missing, or changes, the second time is not coming.
+        return read({})
+
+
+def _read_manifest(
+    file_format: Format,
+    sources: Sequence[Source],
+    columns: Columns,
+    metadata_sources: Sequence[Source] | None,
+    storage_options: Mapping[str, Any] | None,
+    metadata_storage_options: Mapping[str, Any] | None,
+    show_progress: bool,
+    listings: Listings,
+    *,
+    unfinished: bool,
+) -> Manifest:
+    in_same_file = file_format.metadata == "same"
+    noticed: list[StoredFile] = []
+    marks: list[StoredFile] = []
+    roots: list[str] = []
+    shared: dict[tuple[Any, ...], FileSystem] = {}
+    vectors = file_format.vectors
+    heads: dict[StoredFile, bytes] = {}
+    empty: list[Source] = []
+    files = find_files(
+        sources,
+        vectors.suffix,
+        storage_options,
+        noticed,
+        roots,
+        shared,
+        vectors.first_nbytes,
+        heads,
+        empty,
+        listings=listings,
+    )
+    if not unfinished:
+        check_finished(noticed)
+    partner_files, partner_roots = None, roots
+    if file_format.metadata == "beside":
+        # Before any header is read: if files are replaced between two listings, an old one's is not there any more.
+        partner_roots = []
+        if metadata_sources is None:
+            without: list[Source] = []
+            partner_files = _find_metadata(sources, storage_options, marks, partner_roots, shared, without, listings)
+            empty = [source for source in empty if source in without]
+        else:
+            options = storage_options if metadata_storage_options is None else metadata_storage_options
+            partner_files = find_files(
+                metadata_sources,
+                PARQUET.suffix,
+                options,
+                marks,
+                partner_roots,
+                shared,
+                empty=empty,
+                listings=listings,
+            )
+        if not unfinished:
+            check_finished(marks)
+    for source in empty:
+        _warn_of_empty(source)
+    own_columns = columns if in_same_file else Columns()
+    saved = read_saved(noticed)
+    known = saved_headers(saved, files, own_columns)
+    headers = _read_headers(vectors, files, own_columns, show_progress, known, heads)
+    partners = None
+    if partner_files is not None:
+        paired = pair_files(files, partner_files, (roots, partner_roots))
+        known = saved_headers(saved, paired, Columns(meta=columns.meta))
+        partners = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known)
+    return make_manifest(
+        file_format, columns, (headers, roots), None if partners is None else (partners, partner_roots)
+    )
+
+
+def _find_metadata(
+    sources: Sequence[Source],
+    storage_options: Mapping[str, Any] | None,
+    marks: list[StoredFile],
+    roots: list[str],
+    shared: dict[tuple[Any, ...], FileSystem],
+    empty: list[Source],
+    listings: Listings,
+) -> list[StoredFile]:
+    """Find the metadata of npy files where nobody says where it is: in the same folders."""
+    try:
+        return find_files(
+            sources, PARQUET.suffix, storage_options, marks, roots, shared, empty=empty, named=False, listings=listings
+        )
+    except NoFilesError as error:
+        likely = find_sibling(sources[0], re.compile("meta"), storage_options)
+        remedy = f"is it metadata_folder={likely!r}?" if likely else "say where it is: metadata_folder=..."
+        raise NoFilesError(
+            f"no metadata found: {hide_secrets(os.fspath(sources[0]))!r} holds no {PARQUET.suffix} file beside its "
+            f'{NPY.suffix} files; {remedy} (file_format="npy" reads the vectors alone)'
+        ) from error
+
+
+def _warn_of_empty(source: Source) -> None:
+    warnings.warn(
+        f"{hide_secrets(os.fspath(source))!r} holds no file of this format and is passed over; the rows are those of "
+        "the other sources",
+        stacklevel=5,
+    )
+
+
+Headers = tuple[Sequence[FileHeader], Sequence[str]]
+"""Headers, and the folders and files that were named to find them."""
+
+
+def make_manifest(file_format: Format, columns: Columns, vectors: Headers, metadata: Headers | None) -> Manifest:
+    """Make one collection of files whose headers are known.
+
+    Raises
+    ------
+    NoFilesError
+        If they have no rows.
+    MismatchError
+        If they do not belong together.
+    """
+    headers = vectors[0]
+    _check_alike(headers)
+    table = _table(*vectors)
+    if not table.count:
+        raise NoFilesError(
+            f"no embeddings: {counted(len(headers), f'{file_format.vectors.suffix} file')} without rows (such as "
+            f"{headers[0].file.url})"
+        )
+    metadata_table, fields = None, []
+    if metadata is not None:
+        _check_rows(headers, metadata[0])
+    if columns.meta:
+        partners = headers if metadata is None else metadata[0]
+        metadata_table = table if metadata is None else _table(*metadata)
+        filled = [header for header in partners if header.rows]  # others may have columns of any type
+        fields = merge_columns(columns.meta, [h.file.url for h in filled], [h.meta for h in filled])
+    dtype = next(header.dtype for header in headers if header.rows).newbyteorder("=")
+    return Manifest(file_format, columns, table, metadata_table, tuple(fields), dtype)
+
+
+def _read_headers(
+    vectors: VectorFormat,
+    files: Sequence[StoredFile],
+    columns: Columns,
+    show_progress: bool,
+    known: Mapping[StoredFile, FileHeader],
+    heads: Mapping[StoredFile, bytes] = MappingProxyType({}),
+) -> list[FileHeader]:
+    """Read the headers of many files at once, in order; those that are known already are taken as they are."""
+    if known:
+        unknown = [file for file in files if file not in known]
+        read = iter(_read_headers(vectors, unknown, columns, show_progress, {}, heads) if unknown else ())
+        return [known.get(file) or next(read) for file in files]
+    local = all(is_local(file.filesystem) for file in files)
+    per_block = _BLOCK_FILES if local else 1
+    blocks = [files[first : first + per_block] for first in range(0, len(files), per_block)]
+
+    def read_block(block: Sequence[StoredFile]) -> list[FileHeader]:
+        return [vectors.read_header(file, columns, heads.get(file, b"")) for file in block]
+
+    headers: list[FileHeader] = []
+    rest = deque(blocks)
+    with progress_bar(show_progress, len(files), "opening", " files") as progress:
+        waits = not local
+        while rest and not waits:
+            began, worked = time.perf_counter(), time.thread_time()
+            block = read_block(rest.popleft())
+            waits = time.perf_counter() - began > _MUCH_WAITING * (time.thread_time() - worked)
+            headers += block
+            progress.update(len(block))
+        if rest:
+            with threads_at_once(min(len(rest), _LOCAL_THREADS if local else _REMOTE_THREADS)) as pool:
+                for block in pool.map(read_block, rest):
+                    headers += block
+                    progress.update(len(block))
+    return headers
+
+
+def _check_alike(headers: Sequence[FileHeader]) -> None:
+    """Check that all files with rows hold vectors of one dimension and dtype (in either byte order)."""
+
+    def kinds() -> Iterator[tuple[int, np.dtype[Any]]]:
+        return ((header.dimension, header.dtype.newbyteorder("=")) for header in headers if header.rows)
+
+    counts = Counter(kinds())
+    if len(counts) <= 1:
+        return
+    (dimension, dtype), most = counts.most_common(1)[0]
+    odd = next(h for h in headers if h.rows and (h.dimension, h.dtype.newbyteorder("=")) != (dimension, dtype))
+    like = next(h for h in headers if h.rows and (h.dimension, h.dtype.newbyteorder("=")) == (dimension, dtype))
+    raise MismatchError(
+        f"{odd.file.url} holds {counted(odd.rows, 'vector')} of {odd.dimension} x "
+        f"{odd.dtype.newbyteorder('=')}, but {most} of "
+        f"{sum(counts.values())} files hold {dimension} x {dtype} (such as {like.file.url}); open them as separate "
+        "collections, or write the file again"
+    )
+
+
+def _check_rows(headers: Sequence[FileHeader], partners: Sequence[FileHeader]) -> None:
+    for header, partner in zip(headers, partners, strict=True):
+        if header.rows != partner.rows:
+            raise MismatchError(
+                f"{header.file.url} has {counted(header.rows, 'row')}, but its metadata {partner.file.url} has "
+                f"{partner.rows:,}; they must be row for row the same: check which files belong together"
+            )
+
+
+def _table(headers: Sequence[FileHeader], roots: Sequence[str]) -> FileTable:
+    """Turn headers into columns."""
+    filesystem_ids: dict[FileSystem, int] = {}
+    filesystem_of = [filesystem_ids.setdefault(h.file.filesystem, len(filesystem_ids)) for h in headers]
+    dtype_ids: dict[np.dtype[Any], int] = {}
+    dtype_of = [dtype_ids.setdefault(header.dtype, len(dtype_ids)) for header in headers]
+    return FileTable(
+        filesystems=tuple(filesystem_ids),
+        filesystem_of=np.array(filesystem_of, np.int16),
+        paths=tuple(header.file.path for header in headers),
+        sizes=np.array([header.file.size for header in headers], np.int64),
+        fingerprints=tuple(header.file.fingerprint for header in headers),
+        offsets=np.cumsum([0, *(header.rows for header in headers)], dtype=np.int64),
+        dimension=next((header.dimension for header in headers if header.rows), 0),
+        dtypes=tuple(dtype_ids),
+        dtype_of=np.array(dtype_of, np.int16),
+        data_offsets=np.array([header.data_offset for header in headers], np.int64),
+        fortran_order=np.array([header.fortran_order for header in headers], np.bool_),
+        group_rows=np.array([rows for header in headers for rows in header.group_rows], np.int64),
+        first_group=np.cumsum([0, *(len(header.group_rows) for header in headers)], dtype=np.int64),
+        checksums=tuple(header.checksum for header in headers),
+        roots=tuple(roots),
+    )

@@ -1,0 +1,724 @@
+"""The parquet format: vectors in a column, metadata in others.
+
+Only the footer and the column chunks that are asked for are read. Vectors are taken as the flat array of items that
+parquet stores, never as one object a row, and decoded a few MB at a time: a row group may be larger than the memory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
+from dask_embedding_reader.formats.base import Array, Columns, FileHeader, MetaColumn, RowReader
+from dask_embedding_reader.formats.parquet.footer import INT96_UNIT, Footer, parse_footer
+from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
+from dask_embedding_reader.formats.parquet.plain_pages import Place, iter_pages
+from dask_embedding_reader.formats.raw import copy_rows, raw_reader
+from dask_embedding_reader.storage.read import StoredFile, check_local, is_local, local_input, read_range, read_ranges
+from dask_embedding_reader.storage.retries import describe
+
+_FOOTER_READ_NBYTES = 2**16
+"""Holds most footers; a longer one costs a second read."""
+
+DECODER_NBYTES = 48 * 2**20
+"""What decoding holds beside its result: pages, dictionaries, and what pyarrow's allocator keeps (measured)."""
+
+_DECODE_NBYTES = 2 * 2**20
+"""Vectors are decoded in steps of this many bytes: as fast as whole row groups, in a tenth of the memory."""
+
+_BUFFER_NBYTES = 2**20
+"""What pyarrow reads at a time of a column chunk that is larger than this."""
+
+_WINDOW_NBYTES = 32 * 2**20
+"""What is fetched at a time of a remote column chunk that is larger than this."""
+
+_PEEK_NBYTES = 2**20
+"""The same where only the first vectors are wanted."""
+
+_PEEK_ROWS = 100
+"""Most of so many tell how long the others should be."""
+
+_DECODE_ROWS = 8_192
+"""Metadata is decoded in steps of this many rows."""
+
+_PLAIN_TYPES = {1: ("<i4", "<u4"), 2: ("<i8", "<u8"), 4: ("<f4",), 5: ("<f8",), 7: ("<f2",)}
+"""What parquet's types are in memory, by their numbers; narrow integers are stored as wide ones."""
+
+_STEPS_BETWEEN_RELEASES = 8
+"""After so many steps pyarrow's allocator gives back what it keeps: 30 MB less are held, at no cost that shows."""
+
+
+class _Parquet:
+    suffix = ".parquet"
+    first_nbytes = 0
+
+    def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
+        """Read the footer of a parquet file: rows, row groups, and what the wanted columns hold."""
+        del head  # its footer is at the end
+        footer = _footer(file, _names(columns))
+        rows = sum(footer.group_rows)
+        header = FileHeader(file, rows, 0, np.dtype(np.float32), group_rows=footer.group_rows)
+        if not rows:  # its columns are of any type then, or missing: pandas and Dask write such shards
+            return header._replace(meta=(MetaColumn(pa.null(), True),) * len(columns.meta))
+        if columns.embedding is not None:
+            dtype, dimension = _vector_type(header, footer, columns)
+            header = header._replace(dtype=dtype, dimension=dimension)
+        return header._replace(meta=tuple(_meta_column(file, footer, name) for name in columns.meta))
+
+    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
+        """Return a function that fills arrays with the next vectors, each row group decoded once at most."""
+        blocks = _iter_blocks(header, columns, start, stop)
+        rows, read_block = 0, _array_reader(np.empty((0, header.dimension), header.dtype), header.file, start)
+
+        def read(outs: Sequence[Array]) -> None:
+            nonlocal rows, read_block
+            for out in outs:
+                filled = 0
+                while filled < len(out):
+                    if not rows:
+                        rows, read_block = next(blocks)
+                    count = min(rows, len(out) - filled)
+                    read_block([out[filled : filled + count]])
+                    rows -= count
+                    filled += count
+
+        return read
+
+
+PARQUET = _Parquet()
+
+
+TableReader = Callable[[int], pa.Table]
+
+
+def open_table(header: FileHeader, names: Sequence[str], start: int, stop: int) -> TableReader:
+    """Return a function that decodes the next so many of the rows ``[start, stop)`` of some columns."""
+    decoded = iter_tables(header, names, start, stop)
+    rest: list[pa.RecordBatch] = []
+
+    def read(rows: int) -> pa.Table:
+        taken = []
+        while rows:
+            batch = rest.pop() if rest else next(decoded)
+            taken.append(batch.slice(0, rows))
+            if batch.num_rows > rows:
+                rest.append(batch.slice(rows))
+            rows -= taken[-1].num_rows
+        return pa.Table.from_batches(taken)
+
+    return read
+
+
+def iter_tables(
+    header: FileHeader,
+    names: Sequence[str],
+    start: int,
+    stop: int,
+    step: int = _DECODE_ROWS,
+    window_nbytes: int = _WINDOW_NBYTES,
+) -> Iterator[pa.RecordBatch]:
+    """Decode the rows ``[start, stop)`` of some columns, in order, a few rows at a time.
+
+    Of a large remote column so much is fetched at a time.
+
+    Raises
+    ------
+    FormatError
+        If a page cannot be decoded.
+    ReadError
+        If the storage does not deliver it.
+    """
+    bounds = list(accumulate(header.group_rows, initial=header.first_group_row))
+    first, last = bisect_right(bounds, start) - 1, bisect_right(bounds, stop - 1) - 1
+    groups = [header.first_group + group for group in range(first, last + 1) if header.group_rows[group]]
+    row = group_stop = bounds[first]
+    count = 0
+    try:
+        _promised_footer(header, names)
+        file = _open(header.file, groups, names, window_nbytes)
+        # Group by group: where a page holds more rows than its group should, all later ones would be shifted.
+        for position, group in enumerate(groups):
+            group_stop += header.group_rows[group - header.first_group]
+            for batch in _iter_group(file, position, names, step):
+                batch_stop = row + batch.num_rows
+                if batch_stop > group_stop:
+                    raise _other_end(header, batch_stop, group_stop)
+                check_local(header.file)
+                count += 1
+                if count % _STEPS_BETWEEN_RELEASES == 0:
+                    pa.default_memory_pool().release_unused()
+                skip, keep = max(0, start - row), min(batch.num_rows, stop - row)
+                if skip < keep:
+                    # By name: pyarrow also takes the columns `a.b` for `a`, and keeps the order of the file.
+                    taken = batch.select(list(names)).slice(skip, keep - skip)
+                    _validate(header.file, row + skip, taken)
+                    yield taken
+                row = batch_stop
+            if row != group_stop:
+                raise _other_end(header, row, group_stop)
+    except ReadError as error:
+        raise type(error)(f"rows {max(start, row):,} to {stop:,}: {error}") from error
+    except EmbeddingReaderError:
+        raise
+    except Exception as error:
+        check_local(header.file)  # a file that was replaced explains what cannot be decoded
+        where = f"{header.file.url}, rows {row:,} to {max(row + 1, min(row + step, group_stop)):,}"
+        if isinstance(error, OSError) and error.errno:
+            raise ReadError(f"{where}: cannot be decoded: {describe(error)}") from error
+        what = _undecodable(header.file, bisect_right(bounds, row) - 1 + header.first_group, names)
+        raise FormatError(f"{where}: {what} cannot be decoded: {describe(error)}") from error
+
+
+def _iter_group(file: pq.ParquetFile, group: int, names: Sequence[str], step: int) -> Iterator[pa.RecordBatch]:
+    return file.iter_batches(  # type: ignore[no-any-return]
+        batch_size=step, row_groups=[group], columns=list(names), use_threads=False
+    )
+
+
+def _other_end(header: FileHeader, found: int, promised: int) -> FormatError:
+    return FormatError(
+        f"{header.file.url}: a row group ends after row {found:,} where the footer promises {promised:,}; write the "
+        "file again"
+    )
+
+
+def _validate(file: StoredFile, row: int, batch: pa.RecordBatch) -> None:
+    """Refuse text that is no UTF-8 and offsets that lead elsewhere: that would show when values are used, or never."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowException as error:
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if _fault(column) is not None:
+                low, high = 0, len(column)  # the first bad value is not before the one, and before the other
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    low, high = (middle, high) if _fault(column[low:middle]) is None else (low, middle)
+                raise FormatError(
+                    f"{file.url}, row {row + low:,}: column {name!r} is {column.type}, which this value is not: "
+                    f"{_fault(column[low:high])}; write the file again, or leave the column out of meta_columns"
+                ) from error
+        raise
+
+
+def _fault(values: pa.Array) -> str | None:
+    """Say what is wrong with values; None if nothing is."""
+    try:
+        values.validate(full=True)
+    except pa.ArrowException as error:
+        return describe(error)
+    return None
+
+
+def _undecodable(file: StoredFile, group: int, names: Sequence[str]) -> str:
+    """Return which of some columns of a row group cannot be decoded."""
+    if len(names) == 1:
+        return f"column {names[0]!r}"
+    for name in names:
+        try:
+            for _ in _iter_group(_open(file, [group], [name]), 0, [name], _DECODE_ROWS):
+                pass
+        except Exception:  # noqa: BLE001 - what is wrong with it was said already
+            return f"column {name!r}"
+    return "one of its columns"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The footer
+
+
+def column_names(files: Sequence[StoredFile]) -> list[str]:
+    """Return the names of all columns of the first file that has any: files without rows may have none."""
+    return next((list(names) for file in files if (names := _footer(file, ()).schema.names)), [])
+
+
+def footers_nbytes() -> int:
+    """Return the memory that the footers take that are kept."""
+    return _FOOTERS.nbytes
+
+
+_FOOTERS = FooterCache(32 * 2**20)
+"""A pass opens each file once a row group; and a footer may take as long to fetch as the data."""
+
+
+def _names(columns: Columns) -> tuple[str, ...]:
+    return columns.meta if columns.embedding is None else (columns.embedding, *columns.meta)
+
+
+def _footer(file: StoredFile, names: Sequence[str]) -> Footer:
+    """Return the footer of a file, with what it tells of some columns at least."""
+    wanted = frozenset(names)
+    known = _FOOTERS.get(file)
+    if known is not None and wanted <= known[1]:
+        return known[0]
+    if known is None:
+        data = _read_footer(file)
+    else:
+        data = known[0].data
+        wanted |= known[1]
+    footer = parse_footer(file.url, data, file.size - len(data), wanted)
+    _FOOTERS.put(file, footer, wanted)
+    return footer
+
+
+def _read_footer(file: StoredFile) -> bytes:
+    """Return the end of a file, from its footer on."""
+    if 0 <= file.size < 12:
+        raise FormatError(f"{file.url}: not a parquet file: it has only {file.size} bytes")
+    if file.size < 0:
+        raise ReadError(f"{file.url}: the storage does not tell its size, and a parquet file is read from its end")
+    tail = read_range(file, max(0, file.size - _FOOTER_READ_NBYTES), file.size)
+    if tail[-4:] == b"PARE":
+        raise FormatError(
+            f"{file.url}: encrypted parquet, which cannot be read; write the file again without encryption"
+        )
+    if tail[-4:] != b"PAR1":
+        raise FormatError(
+            f"{file.url}: not a readable parquet file: it ends with {tail[-4:]!r} where b'PAR1' was expected; was it "
+            "cut short?"
+        )
+    nbytes = int.from_bytes(tail[-8:-4], "little") + 8
+    if nbytes > file.size:
+        raise FormatError(f"{file.url}: damaged: its footer claims {nbytes:,} bytes of the file's {file.size:,}")
+    if nbytes > len(tail):
+        tail = read_range(file, file.size - nbytes, file.size - len(tail)) + tail
+    return tail[-nbytes:]
+
+
+def _promised_footer(header: FileHeader, names: Sequence[str]) -> Footer:
+    """Return the footer of a file that has the rows which the header tells, maybe from a manifest that is wrong."""
+    footer = _footer(header.file, names)
+    found = footer.group_rows[header.first_group : header.first_group + len(header.group_rows)]
+    if sum(footer.group_rows) != header.rows or found != header.group_rows:
+        raise FormatError(
+            f"{header.file.url}: holds {sum(footer.group_rows):,} rows in {len(footer.group_rows):,} row groups, where "
+            f"{header.rows:,} rows in other row groups were promised; save the manifest again if there is one, else "
+            "open the collection again"
+        )
+    return footer
+
+
+def _field(file: StoredFile, footer: Footer, name: str) -> tuple[pa.Field, range]:
+    """Return the field of a column and the indices of its leaves in the footer."""
+    indices = footer.schema.arrow.get_all_field_indices(name)
+    if len(indices) != 1:
+        raise ColumnError(f"{file.url}: {_how_many(footer, name)}; its columns are {_nearest(name, footer)}")
+    return footer.schema.arrow.field(indices[0]), footer.schema.leaves[indices[0]]
+
+
+def _vector_field(file: StoredFile, footer: Footer, name: str) -> tuple[pa.Field, range]:
+    """The same of the column of vectors."""
+    if footer.schema.names.count(name) == 1:
+        return _field(file, footer, name)
+    raise ColumnError(
+        f"{file.url}: {_how_many(footer, name)}; {_remedy(file, footer)}; its columns are {_nearest(name, footer)}"
+    )
+
+
+def _how_many(footer: Footer, name: str) -> str:
+    count = footer.schema.names.count(name)
+    return f"has {count} columns named {name!r}" if count else f"has no column {name!r}"
+
+
+def _nearest(name: str, footer: Footer) -> str:
+    """Spell names of columns, those like the one that was asked for first."""
+    if not footer.schema.names:
+        return "none"
+    likeness = {
+        other: difflib.SequenceMatcher(None, name.lower(), other[:100].lower()).ratio()
+        for other in footer.schema.names[:_MOST_COMPARED]
+    }
+    return _few(sorted(likeness, key=lambda other: -likeness[other]), len(set(footer.schema.names)))
+
+
+def _few(names: Sequence[str], count: int) -> str:
+    """Spell the first of many names."""
+    shown = [repr(name if len(name) <= 60 else f"{name[:59]}…") for name in names[:_MOST_NAMED]]
+    return ", ".join(shown) + (f" and {count - len(shown):,} more" if count > len(shown) else "")
+
+
+_MOST_COMPARED, _MOST_NAMED = 2_000, 10
+
+
+def _remedy(file: StoredFile, footer: Footer) -> str:
+    """Say which columns may be that of vectors: those of numbers in lists of one length."""
+    names = [field.name for field in footer.schema.arrow if _item_type(field.type) is not None][:_MOST_COMPARED]
+    found = []
+    try:
+        footer = _footer(file, names)
+    except FormatError:  # what is wrong with others is not what was asked for
+        names = []
+    schema = footer.schema.arrow
+    for name in names:
+        indices = schema.get_all_field_indices(name)
+        chunks = footer.chunks[footer.schema.leaves[indices[0]][0]]
+        lengths = {divmod(chunk.values, rows) for chunk, rows in zip(chunks, footer.group_rows, strict=True) if rows}
+        if len(indices) == 1 and len(lengths) == 1 and lengths.pop()[1] == 0:
+            found.append(name)
+    if not found:
+        return "name the column of vectors (embedding_column=...)"
+    return f"name the column of vectors (embedding_column=...), such as {_few(found, len(found))}"
+
+
+def _meta_column(file: StoredFile, footer: Footer, name: str) -> MetaColumn:
+    field, leaves = _field(file, footer, name)
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    has_nulls = field.nullable and (
+        (pa.types.is_dictionary(field.type) and _counts_nulls_wrongly(footer.writer))
+        or any(
+            chunk.nulls != 0
+            for leaf in leaves
+            for rows, chunk in zip(footer.group_rows, footer.chunks[leaf], strict=True)
+            if rows  # a group of no rows has no statistics either
+        )
+    )
+    return MetaColumn(kind, has_nulls)
+
+
+def _counts_nulls_wrongly(writer: str) -> bool:
+    """Tell whether the writer says of dictionaries that they hold no nulls, whatever they hold: Arrow before 5."""
+    version = re.match(r"parquet-cpp(?:-arrow)? version (\d+)\.", writer)
+    return version is not None and int(version[1]) < 5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Vectors
+
+
+def _vector_type(header: FileHeader, footer: Footer, columns: Columns) -> tuple[np.dtype[Any], int]:
+    """Return the dtype and dimension of the vector column, told by the footer alone wherever it can."""
+    field, leaves = _vector_field(header.file, footer, columns.embedding or "")
+    dtype, dimension = _type_of_items(header.file, footer, field, columns)
+    if _is_binary(field.type):
+        dimension = _first_width(header, columns, dtype)
+    elif not pa.types.is_fixed_size_binary(field.type):
+        dimension = _dimension(header._replace(dtype=dtype), columns, footer, leaves[0], dimension)
+    if not dimension:
+        raise FormatError(f"{header.file.url}: column {field.name!r} holds vectors of no items")
+    return dtype, dimension
+
+
+def _type_of_items(
+    file: StoredFile, footer: Footer, field: pa.Field, columns: Columns
+) -> tuple[np.dtype[Any], int | None]:
+    """Return the dtype of the vector column, and its dimension if the type tells it."""
+    kind, where = field.type, f"{file.url}: column {field.name!r}"
+    if pa.types.is_fixed_size_binary(kind):
+        dtype = _binary_dtype(f"{where} is binary of {kind.byte_width} bytes", columns)
+        return dtype, _binary_dimension(f"{where} is binary of {kind.byte_width} bytes", kind.byte_width, dtype)
+    if _is_binary(kind):
+        return _binary_dtype(f"{where} is {kind}", columns), None
+    item = _item_type(kind)
+    if item is None:
+        if isinstance(kind, pa.FixedShapeTensorType):
+            raise FormatError(f"{where} holds tensors of shape {tuple(kind.shape)}; only those of one axis are vectors")
+        if columns.embedding_dtype is not None:
+            raise ArgumentError(f"{where} is {kind}, which is not binary: embedding_dtype says nothing of it")
+        if _is_list(kind) or pa.types.is_fixed_size_list(kind):
+            what = "; its items must be integers or floating-point numbers"
+        else:
+            what = ", not a list of numbers"
+        raise FormatError(f"{where} is {kind}{what}; {_remedy(file, footer)}")
+    if columns.embedding_dtype is not None:
+        raise ArgumentError(f"{where} is {kind}, which tells its own dtype; leave embedding_dtype out")
+    if isinstance(kind, pa.FixedShapeTensorType):
+        dimension = kind.shape[0]
+    else:
+        dimension = kind.list_size if pa.types.is_fixed_size_list(kind) else None
+    return np.dtype(item.to_pandas_dtype()), dimension
+
+
+def _item_type(kind: pa.DataType) -> pa.DataType | None:
+    """Return what lists that may be vectors consist of; None for other types."""
+    if isinstance(kind, pa.FixedShapeTensorType):
+        item = kind.value_type if len(kind.shape) == 1 else None
+    else:
+        item = kind.value_type if _is_list(kind) or pa.types.is_fixed_size_list(kind) else None
+    return item if item is not None and (pa.types.is_floating(item) or pa.types.is_integer(item)) else None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    """Tell whether a type is that of lists that tell their lengths, in any of Arrow's ways."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) or _is_view(kind)
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return str(kind).startswith(("list_view<", "large_list_view<"))  # pyarrow 16 has no name for the second
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    """Tell whether a type is that of bytes that tell their lengths."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) or str(kind) == "binary_view"
+
+
+def _binary_dtype(where: str, columns: Columns) -> np.dtype[Any]:
+    if columns.embedding_dtype is None:
+        raise ArgumentError(f"{where} and does not tell its dtype; give embedding_dtype=...")
+    return columns.embedding_dtype
+
+
+def _binary_dimension(where: str, width: int, dtype: np.dtype[Any]) -> int:
+    if width == 0 or width % dtype.itemsize:
+        raise FormatError(f"{where}, which is no whole number of {dtype} items")
+    return width // dtype.itemsize
+
+
+def _first_width(header: FileHeader, columns: Columns, dtype: np.dtype[Any]) -> int:
+    """Return the dimension of the first vectors of a column of bytes: only the values tell their lengths."""
+    name = columns.embedding or ""
+    stop = min(header.rows, _PEEK_ROWS)
+    column = next(iter_tables(header, (name,), 0, stop, stop, _PEEK_NBYTES)).column(0)
+    lengths = Counter(len(value) for value in column.to_pylist() if value is not None)
+    if not lengths:
+        _bad_vector(header, columns, 0, "is null")
+    width = lengths.most_common(1)[0][0]
+    return _binary_dimension(f"{header.file.url}: column {name!r} holds {width} bytes a row", width, dtype)
+
+
+def _dimension(header: FileHeader, columns: Columns, footer: Footer, leaf: int, dimension: int | None) -> int:
+    """Return how many items each vector has, from the counts of items and rows; ragged vectors mostly show here."""
+    groups = list(zip(footer.group_rows, footer.chunks[leaf], strict=True))
+    if dimension is None:
+        lengths: Counter[int] = Counter()
+        for rows, chunk in groups:
+            if rows and not chunk.nulls and chunk.values % rows == 0:
+                lengths[chunk.values // rows] += rows
+        dimension = lengths.most_common(1)[0][0] if lengths else _most_common_length(header, columns)
+    header = header._replace(dimension=dimension)
+    start = 0
+    for rows, chunk in groups:
+        if rows and (chunk.nulls or chunk.values != rows * dimension):
+            # The counts do not tell which row it is; and they may be wrong themselves.
+            first = start
+            for table in iter_tables(header, (columns.embedding or "",), start, start + rows):
+                _vectors(header, columns, first, table.column(0))
+                first += table.num_rows
+        start += rows
+    return dimension
+
+
+def _most_common_length(header: FileHeader, columns: Columns) -> int:
+    """Return the dimension of most vectors of the first row group, where some are null or of another length."""
+    lengths: Counter[int] = Counter()
+    start = 0
+    stop = next(rows for rows in header.group_rows if rows)
+    for table in iter_tables(header, (columns.embedding or "",), start, stop):
+        column = table.column(0)
+        lengths.update(_lengths(column)[column.is_valid().to_numpy(zero_copy_only=False)].tolist())
+    return lengths.most_common(1)[0][0] if lengths else 0
+
+
+def _iter_blocks(header: FileHeader, columns: Columns, start: int, stop: int) -> Iterator[tuple[int, RowReader]]:
+    """Yield how many of the vectors ``[start, stop)`` are next, and what reads these: as they lie there, or decoded."""
+    try:
+        field, leaves = _promised_field(header, columns)
+        for rows, read in _iter_plain_blocks(header, field, leaves[0], start, stop):
+            yield rows, read
+            start += rows
+    except ReadError as error:
+        raise type(error)(f"rows {start:,} to {stop:,}: {error}") from error
+    if start < stop:
+        step = max(1, _DECODE_NBYTES // max(1, header.dimension * header.dtype.itemsize))
+        for table in iter_tables(header, (columns.embedding or "",), start, stop, step):
+            yield table.num_rows, _array_reader(_vectors(header, columns, start, table.column(0)), header.file, start)
+            start += table.num_rows
+
+
+def _promised_field(header: FileHeader, columns: Columns) -> tuple[pa.Field, range]:
+    """Return the column of vectors, of the type that the header tells: it may come from a manifest that is wrong."""
+    footer = _promised_footer(header, (columns.embedding or "",))
+    field, leaves = _vector_field(header.file, footer, columns.embedding or "")
+    dtype, dimension = _type_of_items(header.file, footer, field, columns)
+    if dtype != header.dtype or dimension not in (None, header.dimension):
+        raise FormatError(
+            f"{header.file.url}: column {field.name!r} is {field.type}, which does not hold the promised vectors of "
+            f"{header.dimension} {header.dtype}; save the manifest again"
+        )
+    return field, leaves
+
+
+def _array_reader(vectors: Array, file: StoredFile, row: int) -> RowReader:
+    """Return a function that hands out vectors that have been decoded, from a row of a file on."""
+
+    def read(outs: Sequence[Array]) -> None:
+        nonlocal vectors, row
+        rows = sum(map(len, outs))
+        copy_rows(vectors[:rows], outs, file, row)
+        vectors, row = vectors[rows:], row + rows
+
+    return read
+
+
+def _definition(field: pa.Field) -> int:
+    """Return the level of definition of an item that is not null: one for each thing that may be null or repeated."""
+    kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
+    return int(field.nullable) + (0 if pa.types.is_fixed_size_binary(kind) else 1 + int(kind.value_field.nullable))
+
+
+def _iter_plain_blocks(
+    header: FileHeader, field: pa.Field, leaf: int, start: int, stop: int
+) -> Iterator[tuple[int, RowReader]]:
+    """Yield the vectors from ``start`` on, as long as there is nothing to decode: they lie there as in memory."""
+    file = header.file
+    if not is_local(file.filesystem):
+        return
+    if _is_binary(field.type):  # the length of each lies between them
+        return
+    chunks = _footer(file, (field.name,)).chunks[leaf]
+    is_list = not pa.types.is_fixed_size_binary(field.type)
+    row_nbytes = header.dimension * header.dtype.itemsize
+    group_start = header.first_group_row
+    for group, group_rows in enumerate(header.group_rows, header.first_group):
+        skip, wanted = max(0, start - group_start), min(group_start + group_rows, stop) - max(group_start, start)
+        group_start += group_rows
+        if wanted <= 0:
+            continue
+        chunk = chunks[group]
+        if chunk.codec != 0 or (is_list and header.dtype.str not in _PLAIN_TYPES.get(chunk.kind or 0, ())):
+            return
+        place = Place(chunk.start, chunk.stop, is_list, _definition(field))
+        for position, rows in iter_pages(file, place, header.dimension, row_nbytes, skip, wanted):
+            yield rows, raw_reader(file, position, header.dtype, row_nbytes, start)
+            start, wanted = start + rows, wanted - rows
+        if wanted:
+            return
+
+
+def _vectors(header: FileHeader, columns: Columns, start: int, column: pa.Array) -> Array:
+    """View a decoded column as a 2-D array; fail on the first vector that is null or of another length."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    rows, dimension = len(column), header.dimension
+    if column.null_count:
+        bad = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+        _bad_vector(header, columns, start + bad, "is null")
+    if pa.types.is_fixed_size_binary(column.type):
+        binary = np.frombuffer(column.buffers()[1], header.dtype)
+        return binary[column.offset * dimension : (column.offset + rows) * dimension].reshape(rows, dimension)
+    unit, size = "items", dimension
+    if _is_binary(column.type):
+        column = column.cast(pa.large_binary())
+        unit, size = "bytes", dimension * header.dtype.itemsize
+    if not pa.types.is_fixed_size_list(column.type):
+        lengths = _lengths(column)
+        if (lengths != size).any():
+            bad = int(np.argmax(lengths != size))
+            _bad_vector(header, columns, start + bad, f"has {lengths[bad]} {unit}", f"{size} {unit}")
+    if _is_binary(column.type):
+        _, offsets, values = column.buffers()
+        first = int(np.frombuffer(offsets, np.int64)[column.offset]) if rows else 0
+        raw = np.frombuffer(values, np.uint8, rows * size, first) if rows else np.empty(0, np.uint8)
+        return raw.view(header.dtype).reshape(rows, dimension)
+    values = column.flatten()
+    if values.null_count:
+        bad = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // dimension
+        _bad_vector(header, columns, start + bad, "has a null item")
+    items: Array = values.to_numpy()
+    return items.reshape(rows, dimension)
+
+
+def _lengths(column: pa.Array) -> Array:
+    """Return the length of each list or large binary value; of those that are null it may be any."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if _is_view(column.type):
+        return column.sizes.to_numpy()  # type: ignore[no-any-return]
+    if _is_binary(column.type):
+        _, offsets, _ = column.buffers()
+        return np.diff(np.frombuffer(offsets, np.int64, len(column) + 1, 8 * column.offset))
+    if pa.types.is_fixed_size_list(column.type):
+        return np.full(len(column), column.type.list_size)
+    return np.diff(column.offsets.to_numpy())
+
+
+def _bad_vector(header: FileHeader, columns: Columns, row: int, what: str, expected: str = "") -> NoReturn:
+    expected = expected or (f"{header.dimension} items" if header.dimension else "")
+    others = f" where vectors of {expected} were expected" if expected else ""
+    raise FormatError(
+        f"{header.file.url}, row {row:,}: column {columns.embedding!r} holds a vector that {what}{others}; drop or "
+        "repair it"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def _open(
+    file: StoredFile, groups: Sequence[int], names: Sequence[str], window_nbytes: int = _WINDOW_NBYTES
+) -> pq.ParquetFile:
+    """Open some columns of some row groups, which are counted from 0 then."""
+    footer = _footer(file, names)
+    # Like pyarrow, which also takes the column `a.b` for a part of `a`.
+    starts = tuple(f"{name}." for name in names)
+    leaves = [leaf for leaf in footer.chunks if f"{footer.schema.paths[leaf]}.".startswith(starts)]
+    ranges = [footer.chunks[leaf][group][:2] for group in groups for leaf in leaves]
+    source = local_input(file) if is_local(file.filesystem) else _ChunkFile(file, ranges, window_nbytes)
+    # Small chunks are read whole: with a buffer, a damaged page that claims 2 GB would be given 2 GB.
+    largest = max((stop - start for start, stop in ranges), default=0)
+    buffer_size = _BUFFER_NBYTES if largest > _BUFFER_NBYTES else 0
+    return pq.ParquetFile(
+        source,
+        # Nothing is asked of it here, see ``parquet_footer``.
+        metadata=pq.read_metadata(pa.BufferReader(footer.select(groups))),
+        buffer_size=buffer_size,
+        pre_buffer=False,
+        coerce_int96_timestamp_unit=INT96_UNIT,
+        page_checksum_verification=True,  # where there are checksums; they cost little beside decoding
+    )
+
+
+class _ChunkFile(io.RawIOBase):
+    """A remote file of which only some column chunks can be read.
+
+    Chunks that are small are fetched at once and together; a large one is fetched window by window, as it is decoded.
+    """
+
+    def __init__(self, file: StoredFile, chunks: Sequence[tuple[int, int]], window_nbytes: int) -> None:
+        self._file = file
+        self._window_nbytes = window_nbytes
+        self._chunks = sorted(chunks)
+        self._position = 0
+        small = [(start, stop) for start, stop in self._chunks if stop - start <= self._window_nbytes]
+        self._windows = dict(
+            zip(small, zip((start for start, _ in small), read_ranges(file, small), strict=True), strict=True)
+        )
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        return read_ranges(self._file, [(start, stop)])[0]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._position
+        chunk = next((c for c in self._chunks if c[0] <= start < c[1]), None)
+        if chunk is None:
+            return b""  # a damaged page points outside its column chunk: pyarrow says so when the bytes run out
+        stop = min(start + size, chunk[1])
+        first, window = self._windows.get(chunk, (0, b""))
+        if not first <= start <= stop <= first + len(window):
+            first, window = start, self._fetch(start, min(max(stop, start + self._window_nbytes), chunk[1]))
+            self._windows[chunk] = first, window
+        self._position = stop
+        return window[start - first : stop - first]

@@ -1,0 +1,287 @@
+"""What is written into a file: vectors as npy, vectors and metadata as parquet that reads fast.
+
+The same rows always give the same bytes, so that a file can be told by its checksum.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dask_embedding_reader.errors import ColumnError, MismatchError
+from dask_embedding_reader.formats.arrow_types import convert, decoded_type
+from dask_embedding_reader.formats.base import MetaColumn, default_piece_rows
+from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField
+from dask_embedding_reader.formats.parquet.footer import arrow_schema
+from dask_embedding_reader.formats.parquet.write import empty_file, write_plain_parquet
+from dask_embedding_reader.formats.vectors import Vectors
+from dask_embedding_reader.storage.put import Write
+from dask_embedding_reader.storage.retries import describe
+
+_GROUP_NBYTES = 50_000_000
+"""The size of a row group of vectors: what readers decode at once, enough of them to decode several at a time."""
+
+_BLOCK_NBYTES = 2**20
+"""Vectors are handed on in blocks that stay in the processor's cache while they are measured and written."""
+
+_METADATA_GROUP_ROWS = 100_000
+"""Rows of a row group of a file of metadata alone."""
+
+
+def group_rows(rows: int, row_nbytes: int | None) -> tuple[int, ...]:
+    """Return the rows of each row group of a parquet file; of one of metadata alone where no vector has any bytes."""
+    most = _METADATA_GROUP_ROWS if row_nbytes is None else default_piece_rows(row_nbytes, _GROUP_NBYTES)
+    return tuple(min(most, rows - start) for start in range(0, rows, most))
+
+
+def write_npy(write: Write, vectors: Vectors) -> None:
+    """Write the content of an npy file."""
+    head = io.BytesIO()
+    facts = {"descr": vectors.dtype.str, "fortran_order": False, "shape": vectors.array.shape}
+    np.lib.format.write_array_header_1_0(head, facts)
+    write(head.getvalue())
+    step = max(1, _BLOCK_NBYTES // (vectors.dimension * vectors.dtype.itemsize))
+    for start in range(0, len(vectors.array), step):
+        write(vectors.stored(start, start + step).reshape(-1).view(np.uint8).data)
+
+
+def write_parquet(
+    write: Write, table: pa.Table | None, vectors: Vectors | None = None, embedding_column: str = ""
+) -> None:
+    """Write the content of a parquet file, a page at a time.
+
+    Vectors are neither compressed nor in a dictionary, nor is any of them null: there is nothing to decode then, and
+    pyarrow takes less than half the time too. Row groups are what readers decode as a whole, and hold about 50 MB.
+
+    Parameters
+    ----------
+    write
+        Where to.
+    table
+        The metadata, one row for each vector; None where there is none.
+    vectors
+        None for a file of metadata alone.
+    embedding_column
+        The name of their column, the first one.
+
+    Raises
+    ------
+    ColumnError
+        If parquet cannot hold what is in the metadata.
+    """
+    if vectors is None:
+        assert table is not None
+        _write_table(write, table, group_rows(table.num_rows, None)[0])
+        return
+    in_group = group_rows(len(vectors.array), vectors.dimension * vectors.dtype.itemsize)[0]
+    fields, metadata = [_vector_field(vectors, embedding_column)], None
+    if table is not None:
+        fields += [field.remove_metadata() for field in table.schema]
+        sink = io.BytesIO()
+        _write_table(sink.write, table, in_group)
+        metadata = sink.getvalue()
+    write_plain_parquet(write, vectors, pa.schema(fields), metadata, in_group)
+
+
+def _write_table(write: Write, table: pa.Table, in_group: int) -> None:
+    names = _leaves(table.schema)
+    # A masked pandas column without a null would come back as a numpy one: without statistics nothing proves it.
+    known = [path for path, name in names.items() if not _is_masked(table.schema.field(name))]
+    try:
+        pq.write_table(
+            table.replace_schema_metadata(None),
+            _Sink(write),
+            row_group_size=in_group,
+            compression="zstd",
+            use_dictionary=True,
+            write_statistics=known or False,
+            write_page_index=True,
+        )
+    except pa.ArrowException as error:
+        raise ColumnError(
+            f"the metadata columns {table.schema.names} cannot be stored: {describe(error)}; convert them"
+        ) from error
+
+
+class _Sink(io.RawIOBase):
+    """What pyarrow takes for a file."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._write(data)
+        return len(data)
+
+
+def _vector_field(vectors: Vectors, name: str) -> pa.Field:
+    element = pa.field("element", pa.from_numpy_dtype(vectors.dtype), nullable=False)
+    return pa.field(name, pa.list_(element, vectors.dimension), nullable=False)
+
+
+def _leaves(schema: pa.Schema) -> dict[str, str]:
+    """Return the path of each leaf in the file and the name of its column; pyarrow takes options by these paths."""
+    leaves = pq.ParquetFile(pa.BufferReader(empty_file(schema))).schema
+    names = sorted(schema.names, key=len, reverse=True)  # `a.b` before `a`
+    paths = [leaves.column(position).path for position in range(len(leaves))]
+    return {path: next(name for name in names if f"{path}.".startswith(f"{name}.")) for path in paths}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metadata
+
+
+_MASKED = b"masked"
+"""Marks a column that pandas holds with a mask, until it is written."""
+
+
+def _is_masked(field: pa.Field) -> bool:
+    return _MASKED in (field.metadata or {})
+
+
+def make_table(frame: pd.DataFrame | None, embedding_column: str, first_row: int) -> pa.Table | None:
+    """Return a frame as Arrow columns that come back with the same dtypes and nulls; None where it has none.
+
+    Raises
+    ------
+    ColumnError
+        If a column cannot be stored, or would be lost.
+    """
+    if frame is None:
+        return None
+    frame = _without_row_numbers(frame)
+    fields, columns = [], []
+    for position, name in enumerate(frame.columns):
+        _check_name(name, frame.columns, embedding_column)
+        field, column = _column(frame.iloc[:, position], name, first_row)
+        fields.append(field)
+        columns.append(column)
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields)) if fields else None
+
+
+def mark_table(table: pa.Table | None, fields: Sequence[MetaField], embedding_column: str) -> pa.Table | None:
+    """Return Arrow columns of a reader as :func:`make_table` returns those of frames; None where there are none.
+
+    Raises
+    ------
+    ColumnError
+        If a column would be lost.
+    """
+    if table is None:
+        return None
+    marked = []
+    for field, column in zip(fields, table.columns, strict=True):
+        _check_name(field.name, table.column_names, embedding_column)
+        marked.append(_field(field.name, column, field.is_masked))
+    # In one piece: where pages end must not depend on how the columns were read.
+    return pa.Table.from_arrays(table.columns, schema=pa.schema(marked)).combine_chunks()
+
+
+def _check_name(name: Any, names: Sequence[str] | pd.Index, embedding_column: str) -> None:
+    if not isinstance(name, str):
+        raise ColumnError(f"the metadata column {name!r} has no string for a name; rename it")
+    if name != name.encode(errors="ignore").decode():
+        raise ColumnError(
+            f"the name of the metadata column {name!r} holds half a character (a lone surrogate); rename it"
+        )
+    if list(names).count(name) > 1:
+        raise ColumnError(f"the metadata has more than one column {name!r}; rename or drop one of them")
+    if name == embedding_column:
+        raise ColumnError(
+            f"the metadata column {name!r} has the name of the column of vectors; rename it, or give another "
+            "embedding_column="
+        )
+
+
+def _without_row_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the row numbers that readers make anew, and nothing else."""
+    if any(name is not None and name != ROW_NUMBER for name in frame.index.names):
+        raise ColumnError(
+            f"the index {list(frame.index.names)} of the metadata would not be stored: make columns of it with "
+            "frame.reset_index(), or drop it with frame.reset_index(drop=True)"
+        )
+    return frame.drop(columns=ROW_NUMBER, errors="ignore")
+
+
+def _column(values: pd.Series[Any], name: str, first_row: int) -> tuple[pa.Field, pa.Array]:
+    dtype = values.dtype
+    try:
+        if isinstance(dtype, pd.PeriodDtype | pd.IntervalDtype):
+            raise TypeError("only pandas knows this type, and readers would find other values")
+        if isinstance(dtype, np.dtype) and dtype.kind != "O":
+            # NaN is a value of its own, and no null.
+            column = pa.array(values.to_numpy().astype(dtype.newbyteorder("="), copy=False), from_pandas=False)
+        else:
+            column = pa.array(values, from_pandas=True)
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+        column = convert(column, decoded_type(column.type))  # parquet makes its own dictionaries, readers get values
+        _check_type(column)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise ColumnError(
+            f"the metadata column {name!r} ({dtype}) cannot be stored, in rows {first_row:,} to "
+            f"{first_row + len(values):,}: {describe(error)}; convert it to one type that parquet knows"
+        ) from error
+    return _field(name, column, isinstance(dtype, pd.api.extensions.ExtensionDtype) and dtype.kind in "biu"), column
+
+
+def _field(name: str, column: pa.Array | pa.ChunkedArray, masked: bool) -> pa.Field:
+    # Where there is a null, that says enough.
+    return pa.field(name, column.type, metadata={_MASKED: b""} if masked and not column.null_count else None)
+
+
+def _check_type(column: pa.Array) -> None:
+    """Raise an error where values would come back as another type, or not at all."""
+    if (stored := _stored_type(column.type)) != column.type:
+        raise TypeError(f"parquet holds {column.type} as {stored}")
+    if pa.types.is_timestamp(column.type) and column.type.unit == "s":
+        column.cast(pa.timestamp("ms", column.type.tz))  # as it is stored: far years do not fit
+
+
+@lru_cache(maxsize=1_000)
+def _stored_type(kind: pa.DataType) -> pa.DataType:
+    """Return as what readers find a column of a type."""
+    return arrow_schema(empty_file(pa.schema([("column", kind)]))).field(0).type
+
+
+def join_tables(tables: Sequence[pa.Table | None]) -> pa.Table | None:
+    """Put tables below each other; columns without a value yet take the type of the others.
+
+    Raises
+    ------
+    MismatchError
+        If a column has types that do not fit together.
+    """
+    try:
+        return None if tables[0] is None else pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowException as error:
+        raise MismatchError(
+            f"a metadata column has different types in different rows: {error}; give it one dtype"
+        ) from error
+
+
+def described(table: pa.Table | None) -> pa.Schema:
+    """Return what a table of metadata holds as a schema: names, types, and as ``nullable`` whether nulls may occur."""
+    if table is None:
+        return pa.schema([])
+    return pa.schema(
+        [
+            field.with_nullable(bool(column.null_count) or _is_masked(field)).remove_metadata()
+            for field, column in zip(table.schema, table.columns, strict=True)
+        ]
+    )
+
+
+def meta_columns(schema: pa.Schema) -> tuple[MetaColumn, ...]:
+    """Return what :func:`described` says of each column, as file headers hold it."""
+    return tuple(MetaColumn(field.type, field.nullable) for field in schema)
