@@ -25,7 +25,8 @@ from dask_embedding_reader.batches import read as batches
 from dask_embedding_reader.collection.manifest import Manifest, read_manifest
 from dask_embedding_reader.collection.reopen import check_place, reopen_manifest, save_manifest
 from dask_embedding_reader.errors import ArgumentError, NoFilesError
-from dask_embedding_reader.formats.base import Columns, default_piece_rows, get_format
+from dask_embedding_reader.formats.base import Columns, default_piece_rows
+from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.lazy import graph
 from dask_embedding_reader.show.card import card
 from dask_embedding_reader.storage.connections import FileSystem
@@ -670,7 +671,7 @@ def get_file_list(
     filesystem, _ = resolve(sources[0], options)
     empty: list[Source] = []
     try:
-        files = find_files(sources, suffix, options, empty=empty, named=False)
+        files = find_files(sources, (suffix,), options, empty=empty, named=False)
     except NoFilesError:
         if len(sources) > 1 and len(empty) < len(sources):
             raise  # one of them does not exist: what the others hold is not all

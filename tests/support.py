@@ -282,6 +282,25 @@ def _pair_part(root: Path, part: Part, *, metadata: str = "metadata", names: tup
     return path
 
 
+def _fbin_part(root: Path, part: Part) -> Path:
+    suffix = {"<f4": "fbin", "<f2": "f16bin", "|u1": "u8bin", "|i1": "i8bin", "<i4": "ibin"}[part.rows.dtype.str]
+    path = root / "embeddings" / f"{part.name}.{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(np.array(part.rows.shape, "<u4").tobytes() + part.rows.tobytes())
+    return path
+
+
+def _beside(write: Callable[[Path, Part], Path], root: Path, part: Part) -> Path:
+    """A part in a format without metadata, and its metadata in a parquet file beside it."""
+    write_parquet(
+        root / "metadata" / f"{part.name}.parquet",
+        _with_column(part.table, "_row", pa.array(np.arange(len(part.rows)), pa.int64())),
+        part.row_group_rows,
+        **part.parquet_options,
+    )
+    return write(root, part)
+
+
 _FLOATS = ("float16", "float32", "float64")
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
@@ -313,6 +332,13 @@ FORMATS: dict[str, Format] = {
     "npy-header-3": Format("npy", partial(_npy_part, version=(3, 0)), metadata=False),
     "npy-long-header": Format("npy", partial(_npy_part, pad=1000), metadata=False),
     "npy-mixed": Format("npy", _npy_mixed, metadata=False),
+    "fbin": Format("fbin", _fbin_part, metadata=False, dtypes=("float32", "float16", "uint8", "int8", "int32")),
+    "parquet_fbin": Format(
+        "parquet_fbin",
+        partial(_beside, _fbin_part),
+        metadata_folder="metadata",
+        dtypes=("float32", "float16", "uint8", "int8", "int32"),
+    ),
     "parquet-list": Format("parquet", partial(_parquet_part, storage="list")),
     "parquet-large-list": Format("parquet", partial(_parquet_part, storage="large_list")),
     "parquet-fixed-size-list": Format("parquet", partial(_parquet_part, storage="fixed_size_list")),

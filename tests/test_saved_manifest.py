@@ -425,8 +425,16 @@ def _set(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], No
         ("dtype", "O"),
         ("dtype", "f4,O"),
         ("dtype", "nonsense"),
-        ("data_offset", -1),
-        ("data_offset", 0),
+        ("layout", "[-1, false]"),
+        ("layout", "[0, false]"),
+        ("layout", "[true, false]"),
+        ("layout", '["128", false]'),
+        ("layout", "[128, 0]"),
+        ("layout", "[128]"),
+        ("layout", "[]"),
+        ("layout", "[[128], false]"),
+        ("layout", "128"),
+        ("layout", "x"),
         ("size", -5),
         ("size", 10**6),
         ("group_rows", [-1, 21]),
@@ -436,7 +444,7 @@ def _set(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], No
         ("source", -1),
         ("source", 1),
         ("fingerprint", None),
-        ("version", 2),
+        ("version", 3),
         ("file_format", "pickle"),
         ("columns", None),
         ("embedding_dtype", "O"),
@@ -480,8 +488,8 @@ def _claiming(path: Path, column: str) -> None:
 
 
 SCHEMA = (
-    *("kind", "source", "path", "size", "fingerprint", "checksum", "rows", "dimension", "dtype", "data_offset"),
-    *("fortran_order", "group_rows", "columns"),
+    *("kind", "source", "path", "size", "fingerprint", "checksum", "rows", "dimension", "dtype", "layout"),
+    *("group_rows", "columns"),
 )
 
 
@@ -544,6 +552,25 @@ def test_a_manifest_of_another_shape_is_refused_before_it_is_decoded(
     monkeypatch.setattr(pq, "read_table", lambda *_, **__: pytest.fail("it was decoded"))
     with pytest.raises(FormatError, match=r"not a usable manifest: it has .*; remove it, and save it again"):
         EmbeddingReader.from_manifest(path)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("file_format", ["npy", "parquet"])
+def test_a_manifest_of_the_version_before_is_read(tmp_path: Path, order: Any, file_format: str) -> None:
+    if file_format == "npy":
+        np.save(tmp_path / "0.npy", np.asarray(ROWS, order=order))
+    else:
+        pq.write_table(pa.table({"embedding": list(ROWS)}), tmp_path / "0.parquet")
+    EmbeddingReader(tmp_path, file_format).save_manifest()
+    saved = tmp_path / ".manifest.embeddings"
+    table = pq.read_table(saved)
+    facts = json.loads(table.schema.metadata[b"dask_embedding_reader"])
+    offset, fortran_order = [*json.loads(table["layout"][0].as_py()), 0, False][:2]
+    place = table.schema.get_field_index("layout")
+    old = table.set_column(place, "data_offset", pa.array([offset]))
+    old = old.add_column(place + 1, "fortran_order", pa.array([fortran_order]))
+    pq.write_table(old.replace_schema_metadata({b"dask_embedding_reader": json.dumps(facts | {"version": 1})}), saved)
+    np.testing.assert_array_equal(EmbeddingReader.from_manifest(saved).to_dask_array().compute(), ROWS)
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"x" * 1000, b"PAR1" + b"\0" * 100 + b"PAR1"])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dask_embedding_reader.cli.opening import guess_format, metadata_columns, open_collection
+from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.reader import EmbeddingReader
 from dask_embedding_reader.storage.find import Listings
 from dask_embedding_reader.write.embeddings import write_embeddings
@@ -45,7 +46,7 @@ def convert_collection(
     given = file_format or guess_format(source, bool(meta_columns), metadata_folder, storage_options, listings)
     written = target_format or given
     there = metadata_columns(source, given, embedding_column, metadata_folder, storage_options, listings)
-    kept = [] if written == "npy" else list(meta_columns) or there
+    kept = [] if get_format(written).metadata == "none" else list(meta_columns) or there
     reader = open_collection(
         source,
         file_format=given,

@@ -31,7 +31,7 @@ def collection_facts(reader: EmbeddingReader) -> Facts:
     manifest = reader.manifest
     vectors = manifest.vectors
     rows = vectors.rows[vectors.rows > 0]
-    parquet = vectors if manifest.format.name == "parquet" else manifest.metadata
+    parquet = vectors if manifest.format.metadata == "same" else manifest.metadata
     return {
         "rows": reader.count,
         "dimension": reader.dimension,
@@ -61,13 +61,9 @@ def _problems(reader: EmbeddingReader) -> Iterator[str]:
             f"{reader.nb_files:,} files of {human_size(reader.total_size // reader.nb_files)} on average: opening each "
             "costs more than reading it; convert them to larger ones (--rows-per-file)"
         )
-    fortran = np.flatnonzero(vectors.fortran_order & (vectors.rows > 0))
-    if len(fortran):
-        yield (
-            f"{counted(len(fortran), 'file')} in Fortran order (such as "
-            f"{vectors.url(int(fortran[0]))}): their rows lie "
-            "scattered, and reading a few of them is slow; convert them"
-        )
+    slow = [(vectors.url(k), drawback) for k, drawback in enumerate(_drawbacks(reader)) if drawback]
+    if slow:
+        yield f"{counted(len(slow), 'file')} (such as {slow[0][0]}) {slow[0][1]}; convert them"
     if vectors.has_groups:
         largest = int(vectors.group_rows.max())
         if largest * reader.byte_per_item > _LARGE_GROUP_NBYTES:
@@ -75,6 +71,15 @@ def _problems(reader: EmbeddingReader) -> Iterator[str]:
                 f"row groups of up to {largest:,} rows, {human_size(largest * reader.byte_per_item)}: each can only be "
                 "decoded whole; write them smaller, of about 50 MB"
             )
+
+
+def _drawbacks(reader: EmbeddingReader) -> Iterator[str]:
+    """Say of each file what makes it slow to read."""
+    vectors = reader.manifest.vectors
+    return (
+        reader.manifest.format.vectors.drawback(vectors.header(k)) if vectors.rows[k] else ""
+        for k in range(len(vectors))
+    )
 
 
 def plan_facts(reader: EmbeddingReader, max_piece_size: int | None, batch_size: int | None) -> Facts:

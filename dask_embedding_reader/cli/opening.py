@@ -7,7 +7,9 @@ from typing import Any
 
 from dask_embedding_reader.errors import NoFilesError
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
-from dask_embedding_reader.formats.parquet.read import PARQUET, column_names
+from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.formats.parquet.read import column_names
+from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.reader import EmbeddingReader
 from dask_embedding_reader.storage.find import Listings, find_files
 from dask_embedding_reader.storage.read import read_range
@@ -51,11 +53,12 @@ def metadata_columns(
     listings: Listings,
 ) -> list[str]:
     """Return the names of all columns of a collection that metadata can be read from."""
-    if file_format == "npy":
+    layout = get_format(file_format)
+    if layout.metadata == "none":
         return []
     source = url if metadata_folder is None else metadata_folder
-    files = find_files([source], PARQUET.suffix, storage_options, listings=listings)
-    vectors = {embedding_column} if file_format == "parquet" else set()
+    files = find_files([source], PARQUET.suffixes, storage_options, listings=listings)
+    vectors = {embedding_column} if layout.metadata == "same" else set()
     return [name for name in column_names(files) if name not in vectors | {ROW_NUMBER}]
 
 
@@ -70,10 +73,10 @@ def guess_format(
     if metadata_folder is not None:
         return "parquet_npy"
     try:
-        files = find_files([url], ".npy", storage_options, listings=listings)
+        files = find_files([url], (".npy",), storage_options, listings=listings)
     except NoFilesError as error:
         try:
-            find_files([url], PARQUET.suffix, storage_options, listings=listings)
+            find_files([url], PARQUET.suffixes, storage_options, listings=listings)
         except NoFilesError:
             raise error from None
         return "parquet"

@@ -45,7 +45,10 @@ def read_saved(noticed: Sequence[StoredFile]) -> list[tuple[StoredFile, SavedMan
 
 
 def saved_headers(
-    manifests: Sequence[tuple[StoredFile, SavedManifest]], files: Sequence[StoredFile], columns: Columns
+    manifests: Sequence[tuple[StoredFile, SavedManifest]],
+    files: Sequence[StoredFile],
+    suffixes: tuple[str, ...],
+    columns: Columns,
 ) -> dict[StoredFile, FileHeader]:
     """Return the headers of those files that have not changed since a manifest beside them was saved.
 
@@ -56,9 +59,8 @@ def saved_headers(
     """
     known: dict[StoredFile, FileHeader] = {}
     listed = {(file.filesystem, file.path) for file in files}
-    suffix = files[0].path[files[0].path.rfind(".") :] if files else ""
     for manifest, saved in manifests:
-        headers = [file.header for file in saved.files if file.header.file.path.endswith(suffix)]
+        headers = [file.header for file in saved.files if file.header.file.path.endswith(suffixes)]
         gone = [h.file.url for h in headers if (h.file.filesystem, h.file.path) not in listed]
         if gone:
             raise FileChangedError(

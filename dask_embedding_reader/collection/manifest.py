@@ -27,10 +27,9 @@ from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.collection.beside import check_finished, read_saved, saved_headers
 from dask_embedding_reader.collection.pairing import pair_files
 from dask_embedding_reader.errors import ColumnError, FileChangedError, MismatchError, NoFilesError
-from dask_embedding_reader.formats.base import Columns, FileHeader, Format, VectorFormat
+from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, Format
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
-from dask_embedding_reader.formats.npy import NPY
-from dask_embedding_reader.formats.parquet.read import PARQUET
+from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.storage.connections import FileSystem
 from dask_embedding_reader.storage.find import Listings, find_files, find_sibling
 from dask_embedding_reader.storage.read import StoredFile, everywhere, file_url, identity, is_local
@@ -72,14 +71,12 @@ class FileTable:
     """The dtypes as stored, byte order included."""
     dtype_of: npt.NDArray[np.int16]
     """Which of these each file has."""
-    data_offsets: Int64s
-    """npy: where the first vector starts, in bytes."""
-    fortran_order: npt.NDArray[np.bool_]
-    """npy: whether the file stores column after column."""
+    layouts: tuple[tuple[Any, ...], ...]
+    """What only the format of the files understands."""
     group_rows: Int64s
-    """parquet: the rows of every row group, file after file."""
+    """The rows of every row group (what can only be decoded whole), file after file."""
     first_group: Int64s
-    """parquet: where each file's row groups start in ``group_rows``, and where the last one's end."""
+    """Where each file's row groups start in ``group_rows``, and where the last one's end."""
     checksums: tuple[str, ...]
     """SHA-256 of each file, where a manifest beside the data tells it; else empty."""
     roots: tuple[str, ...]
@@ -125,8 +122,7 @@ class FileTable:
             rows,
             self.dimension,
             self.dtypes[self.dtype_of[position]],
-            int(self.data_offsets[position]),
-            bool(self.fortran_order[position]),
+            self.layouts[position],
             groups,
             first,
             first_row,
@@ -285,7 +281,7 @@ def _read_manifest(
     empty: list[Source] = []
     files = find_files(
         sources,
-        vectors.suffix,
+        vectors.suffixes,
         storage_options,
         noticed,
         roots,
@@ -303,13 +299,15 @@ def _read_manifest(
         partner_roots = []
         if metadata_sources is None:
             without: list[Source] = []
-            partner_files = _find_metadata(sources, storage_options, marks, partner_roots, shared, without, listings)
+            partner_files = _find_metadata(
+                vectors, sources, storage_options, marks, partner_roots, shared, without, listings
+            )
             empty = [source for source in empty if source in without]
         else:
             options = storage_options if metadata_storage_options is None else metadata_storage_options
             partner_files = find_files(
                 metadata_sources,
-                PARQUET.suffix,
+                PARQUET.suffixes,
                 options,
                 marks,
                 partner_roots,
@@ -323,12 +321,12 @@ def _read_manifest(
         _warn_of_empty(source)
     own_columns = columns if in_same_file else Columns()
     saved = read_saved(noticed)
-    known = saved_headers(saved, files, own_columns)
+    known = saved_headers(saved, files, vectors.suffixes, own_columns)
     headers = _read_headers(vectors, files, own_columns, show_progress, known, heads)
     partners = None
     if partner_files is not None:
         paired = pair_files(files, partner_files, (roots, partner_roots))
-        known = saved_headers(saved, paired, Columns(meta=columns.meta))
+        known = saved_headers(saved, paired, PARQUET.suffixes, Columns(meta=columns.meta))
         partners = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known)
     return make_manifest(
         file_format, columns, (headers, roots), None if partners is None else (partners, partner_roots)
@@ -336,6 +334,7 @@ def _read_manifest(
 
 
 def _find_metadata(
+    vectors: FileFormat,
     sources: Sequence[Source],
     storage_options: Mapping[str, Any] | None,
     marks: list[StoredFile],
@@ -347,14 +346,22 @@ def _find_metadata(
     """Find the metadata of npy files where nobody says where it is: in the same folders."""
     try:
         return find_files(
-            sources, PARQUET.suffix, storage_options, marks, roots, shared, empty=empty, named=False, listings=listings
+            sources,
+            PARQUET.suffixes,
+            storage_options,
+            marks,
+            roots,
+            shared,
+            empty=empty,
+            named=False,
+            listings=listings,
         )
     except NoFilesError as error:
         likely = find_sibling(sources[0], re.compile("meta"), storage_options)
         remedy = f"is it metadata_folder={likely!r}?" if likely else "say where it is: metadata_folder=..."
         raise NoFilesError(
-            f"no metadata found: {hide_secrets(os.fspath(sources[0]))!r} holds no {PARQUET.suffix} file beside its "
-            f'{NPY.suffix} files; {remedy} (file_format="npy" reads the vectors alone)'
+            f"no metadata found: {hide_secrets(os.fspath(sources[0]))!r} holds no .parquet file beside its "
+            f'{vectors.name} files; {remedy} (file_format="{vectors.name}" reads the vectors alone)'
         ) from error
 
 
@@ -385,7 +392,7 @@ def make_manifest(file_format: Format, columns: Columns, vectors: Headers, metad
     table = _table(*vectors)
     if not table.count:
         raise NoFilesError(
-            f"no embeddings: {counted(len(headers), f'{file_format.vectors.suffix} file')} without rows (such as "
+            f"no embeddings: {counted(len(headers), f'{file_format.vectors.name} file')} without rows (such as "
             f"{headers[0].file.url})"
         )
     metadata_table, fields = None, []
@@ -401,7 +408,7 @@ def make_manifest(file_format: Format, columns: Columns, vectors: Headers, metad
 
 
 def _read_headers(
-    vectors: VectorFormat,
+    vectors: FileFormat,
     files: Sequence[StoredFile],
     columns: Columns,
     show_progress: bool,
@@ -473,6 +480,7 @@ def _table(headers: Sequence[FileHeader], roots: Sequence[str]) -> FileTable:
     filesystem_of = [filesystem_ids.setdefault(h.file.filesystem, len(filesystem_ids)) for h in headers]
     dtype_ids: dict[np.dtype[Any], int] = {}
     dtype_of = [dtype_ids.setdefault(header.dtype, len(dtype_ids)) for header in headers]
+    layouts: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # most files have the same: one value for all of them
     return FileTable(
         filesystems=tuple(filesystem_ids),
         filesystem_of=np.array(filesystem_of, np.int16),
@@ -483,8 +491,7 @@ def _table(headers: Sequence[FileHeader], roots: Sequence[str]) -> FileTable:
         dimension=next((header.dimension for header in headers if header.rows), 0),
         dtypes=tuple(dtype_ids),
         dtype_of=np.array(dtype_of, np.int16),
-        data_offsets=np.array([header.data_offset for header in headers], np.int64),
-        fortran_order=np.array([header.fortran_order for header in headers], np.bool_),
+        layouts=tuple(layouts.setdefault(header.layout, header.layout) for header in headers),
         group_rows=np.array([rows for header in headers for rows in header.group_rows], np.int64),
         first_group=np.cumsum([0, *(len(header.group_rows) for header in headers)], dtype=np.int64),
         checksums=tuple(header.checksum for header in headers),

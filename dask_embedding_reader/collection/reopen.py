@@ -17,8 +17,9 @@ from dask_embedding_reader.collection.saved import (
     encode_manifest,
 )
 from dask_embedding_reader.errors import ArgumentError, ColumnError, FormatError, NoFilesError, ReadError
-from dask_embedding_reader.formats.base import MetaColumn, get_format
-from dask_embedding_reader.formats.parquet.read import PARQUET
+from dask_embedding_reader.formats.base import MetaColumn
+from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.storage.connections import FileSystem
 from dask_embedding_reader.storage.find import EARLIER_MANIFEST_NAME, MANIFEST_NAME, MANIFEST_NAMES, is_litter, resolve
 from dask_embedding_reader.storage.put import get_file, put_file, remove_files
@@ -187,9 +188,9 @@ def _read_if_there(filesystem: FileSystem, path: str) -> bytes | None:
 
 def check_place(manifest: Manifest, filesystem: FileSystem, path: str) -> None:
     """Refuse to save a manifest under a name that would be read as data when the collection is opened again."""
-    kinds = [(manifest.vectors, manifest.format.vectors.suffix), (manifest.metadata, PARQUET.suffix)]
-    for table, suffix in kinds:
-        if table is None or not path.endswith(suffix) or filesystem not in table.filesystems:
+    kinds = [(manifest.vectors, manifest.format.vectors.suffixes), (manifest.metadata, PARQUET.suffixes)]
+    for table, suffixes in kinds:
+        if table is None or not path.endswith(suffixes) or filesystem not in table.filesystems:
             continue
         root = next((root for root in table.roots if path.startswith(_inside(_folder(root)))), None)
         if root is not None and not is_litter(path, _folder(root)):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import FormatError
-from dask_embedding_reader.formats.base import Columns, FileHeader, MetaColumn, get_format
+from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, MetaColumn
 from dask_embedding_reader.formats.parquet.footer import (
     PLAIN,
     PLAIN_DICTIONARY,
@@ -27,6 +27,8 @@ from dask_embedding_reader.formats.parquet.footer import (
     iter_page_heads,
     parse_footer,
 )
+from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.storage.connections import FileSystem
 from dask_embedding_reader.storage.read import StoredFile, lasting
 from dask_embedding_reader.storage.retries import describe
@@ -34,7 +36,8 @@ from dask_embedding_reader.storage.retries import describe
 VECTORS, METADATA = "vectors", "metadata"
 
 _KEY = b"dask_embedding_reader"
-_VERSION = 1
+_VERSION = 2
+_EARLIER_VERSION = 1
 _MOST_ROWS = 2**53
 
 MOST_FILE_NBYTES = 2**28
@@ -58,15 +61,22 @@ _SCHEMA = pa.schema(
         ("rows", pa.int64()),
         ("dimension", pa.int64()),
         ("dtype", pa.string()),
-        ("data_offset", pa.int64()),
-        ("fortran_order", pa.bool_()),
+        ("layout", pa.string()),
         ("group_rows", pa.list_(pa.int64())),
         ("columns", pa.int64()),
     ]
 )
 
 
-_TEXTS = ["kind", "path", "fingerprint", "checksum", "dtype"]
+_EARLIER_SCHEMA = pa.schema(
+    [field for field in _SCHEMA if field.name in ("kind", "source", "path", "size", "fingerprint", "checksum")]
+    + [field for field in _SCHEMA if field.name in ("rows", "dimension", "dtype")]
+    + [pa.field("data_offset", pa.int64()), pa.field("fortran_order", pa.bool_())]
+    + [field for field in _SCHEMA if field.name in ("group_rows", "columns")]
+)
+"""The version before had two columns for what only npy files have: their layout."""
+
+_TEXTS = ["kind", "path", "fingerprint", "checksum", "dtype", "layout"]
 
 
 class SavedFile(NamedTuple):
@@ -128,8 +138,7 @@ def encode_manifest(manifest: SavedManifest) -> bytes:
         "rows": [header.rows for header in headers],
         "dimension": [header.dimension for header in headers],
         "dtype": [header.dtype.str for header in headers],
-        "data_offset": [header.data_offset for header in headers],
-        "fortran_order": [header.fortran_order for header in headers],
+        "layout": [json.dumps(header.layout) for header in headers],
         "group_rows": [header.group_rows for header in headers],
         "columns": kinds,
     }
@@ -168,16 +177,17 @@ def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
         If it is damaged, of another version, or would lead out of the folder.
     """
     try:
-        _check_size(where, data)
+        schema = _check_size(where, data)
         table = pq.read_table(
             pa.BufferReader(data),
-            columns=_SCHEMA.names,
-            read_dictionary=_TEXTS,  # as many bytes as are stored, however often each is used
+            columns=schema.names,
+            # As many bytes as are stored, however often each is used.
+            read_dictionary=[name for name in _TEXTS if name in schema.names],
             page_checksum_verification=True,
         )
         facts = json.loads((table.schema.metadata or {})[_KEY])
-        if facts["version"] != _VERSION:
-            _fail(where, f"is of version {facts['version']!r}, this library reads {_VERSION}")
+        if facts["version"] != (_VERSION if schema is _SCHEMA else _EARLIER_VERSION):
+            _fail(where, f"is of version {facts['version']!r}, this library reads {_EARLIER_VERSION} and {_VERSION}")
         schemas = [pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text))) for text in facts["columns"]]
         dtype = None if facts["embedding_dtype"] is None else _numeric(where, facts["embedding_dtype"])
         meta = [tuple(MetaColumn(field.type, field.nullable) for field in schema) for schema in schemas]
@@ -185,7 +195,12 @@ def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
             _fail(where, "describes different columns in different files")
         sources, metadata_sources = int(facts["sources"]), int(facts["metadata_sources"])
         files = _decode_files(
-            _decode_columns(where, table, len(data)), where, meta, range(sources + metadata_sources), locate
+            dict(zip(schema.names, _decode_columns(where, table, schema, len(data)), strict=True)),
+            where,
+            get_format(facts["file_format"]).vectors,
+            meta,
+            range(sources + metadata_sources),
+            locate,
         )
         if not isinstance(facts["embedding_column"], str | None):
             _fail(where, f"names the column of vectors {facts['embedding_column']!r}")
@@ -209,14 +224,15 @@ def _most_nbytes(data_nbytes: int) -> int:
     return _MOST_NBYTES + _MOST_TIMES * data_nbytes
 
 
-def _check_size(where: str, data: bytes) -> None:
-    """Refuse what would take much more memory than a manifest can, before any of it is decoded."""
+def _check_size(where: str, data: bytes) -> pa.Schema:
+    """Refuse what would take much more memory than a manifest can, before any of it is decoded; return its columns."""
     footer_start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     if data[-4:] != b"PAR1" or footer_start < 4:
         _fail(where, "is no parquet file, or was cut short")
-    footer = parse_footer(where, data[footer_start:], footer_start, _SCHEMA.names)
-    kinds = [6 if name in _TEXTS else 0 if name == "fortran_order" else 2 for name in _SCHEMA.names]
-    if footer.schema.arrow.names != _SCHEMA.names or len(footer.schema.paths) != len(kinds):
+    footer = parse_footer(where, data[footer_start:], footer_start)
+    schema = _EARLIER_SCHEMA if "data_offset" in footer.schema.arrow.names else _SCHEMA
+    kinds = [6 if name in _TEXTS else 0 if name == "fortran_order" else 2 for name in schema.names]
+    if footer.schema.arrow.names != schema.names or len(footer.schema.paths) != len(kinds):
         _fail(where, f"has the columns {', '.join(footer.schema.paths)[:200]}, not those of a manifest")
     nbytes, most = 0, _most_nbytes(len(data))
     if (rows := sum(footer.group_rows)) > _MOST_FILES * len(data):
@@ -234,14 +250,15 @@ def _check_size(where: str, data: bytes) -> None:
                         where,
                         f"claims to hold more than {most:,} bytes, but has {len(data):,}",
                     )
+    return schema
 
 
-def _decode_columns(where: str, table: pa.Table, data_nbytes: int) -> Iterator[list[Any]]:
+def _decode_columns(where: str, table: pa.Table, schema: pa.Schema, data_nbytes: int) -> Iterator[list[Any]]:
     """Yield the columns as Python values."""
     if any(column.null_count for column in table.columns):
         _fail(where, "lacks values")
     nbytes = 0
-    for field in _SCHEMA:
+    for field in schema:
         if field.name not in _TEXTS:
             yield table[field.name].cast(field.type).to_pylist()
             continue
@@ -259,14 +276,22 @@ def _decode_columns(where: str, table: pa.Table, data_nbytes: int) -> Iterator[l
 
 
 def _decode_files(
-    columns: Iterator[list[Any]], where: str, meta: Sequence[Any], sources: range, locate: Locate
+    columns: dict[str, list[Any]],
+    where: str,
+    vectors: FileFormat,
+    meta: Sequence[Any],
+    sources: range,
+    locate: Locate,
 ) -> list[SavedFile]:
-    by_name = dict(zip(_SCHEMA.names, columns, strict=True))
-    dtypes = {text: _numeric(where, text) for text in set(by_name["dtype"])}
+    dtypes = {text: _numeric(where, text) for text in set(columns["dtype"])}
+    if "layout" not in columns:  # an earlier one: files of parquet had no offset
+        pairs = zip(columns.pop("data_offset"), columns.pop("fortran_order"), strict=True)
+        columns["layout"] = [json.dumps([offset, order] if offset else []) for offset, order in pairs]
+    layouts = {text: tuple(json.loads(text)) for text in set(columns["layout"])}
     files = []
     rows_of_all = 0
-    for row in zip(*by_name.values(), strict=True):
-        facts = dict(zip(_SCHEMA.names, row, strict=True))
+    for row in zip(*columns.values(), strict=True):
+        facts = dict(zip(columns, row, strict=True))
         path, kind, source = facts["path"], facts["kind"], facts["source"]
         _check_path(where, path)
         if kind not in (VECTORS, METADATA) or source not in sources:
@@ -278,14 +303,13 @@ def _decode_files(
             facts["rows"],
             facts["dimension"],
             dtypes[facts["dtype"]],
-            facts["data_offset"],
-            facts["fortran_order"],
+            layouts[facts["layout"]],
             tuple(facts["group_rows"]),
             meta=meta[facts["columns"]],
             checksum=facts["checksum"],
         )
         rows_of_all += header.rows
-        _check_header(where, path, header)
+        _check_header(where, path, header, vectors if kind == VECTORS else PARQUET)
         files.append(SavedFile(kind, source, path, header))
     if rows_of_all > _MOST_ROWS:
         _fail(where, f"claims {counted(rows_of_all, 'row')}")
@@ -311,18 +335,10 @@ def _check_path(where: str, path: str) -> None:
             _fail(where, f"names the file {path!r}, which would lead out of the folder of the collection")
 
 
-def _check_header(where: str, path: str, header: FileHeader) -> None:
+def _check_header(where: str, path: str, header: FileHeader, file_format: FileFormat) -> None:
     """Refuse numbers that cannot be; those that merely are wrong show when the file is read."""
-    numbers = (header.rows, header.dimension, header.data_offset, header.file.size + 1, *header.group_rows)
-    data_nbytes = header.data_offset + header.rows * header.dimension * header.dtype.itemsize
-    is_npy = not header.group_rows and header.data_offset
-    if (
-        min(numbers) < 0
-        or max(numbers) > _MOST_ROWS
-        or (header.group_rows and sum(header.group_rows) != header.rows)
-        or (is_npy and header.file.size >= 0 and data_nbytes != header.file.size)
-        or (header.rows and not header.group_rows and not is_npy)
-    ):
+    numbers = (header.rows, header.dimension, header.file.size + 1, *header.group_rows)
+    if min(numbers) < 0 or max(numbers) > _MOST_ROWS or not file_format.check_header(header):
         _fail(
             where,
             f"holds numbers for {path!r} that cannot be: {counted(header.rows, 'row')}, "

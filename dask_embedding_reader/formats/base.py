@@ -1,22 +1,25 @@
-"""What a file format must offer, and the formats there are.
+"""What a file format must offer.
 
-A collection has vectors, and perhaps metadata. A :class:`VectorFormat` reads vectors from files of one kind; metadata
-always comes from parquet columns, in the same files or in files beside them. A :class:`Format` combines the two.
-A new format is one module here and one line in :func:`get_format`.
+A collection has vectors, and perhaps metadata. A :class:`FileFormat` reads vectors from files of one kind, and writes
+them; metadata always comes from parquet columns, in the same files or in files beside them. A :class:`Format` combines
+the two. A new format is one module here and one line in ``registry``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from dask_embedding_reader._common.memory import new_array
-from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.storage.read import StoredFile
+
+if TYPE_CHECKING:
+    from dask_embedding_reader.formats.vectors import Vectors
+    from dask_embedding_reader.storage.put import Write
 
 Array = npt.NDArray[Any]
 
@@ -57,18 +60,16 @@ class FileHeader(NamedTuple):
     """Items in a vector; 0 where the file cannot tell (it has no rows, or only metadata)."""
     dtype: np.dtype[Any]
     """Type of an item as stored, byte order included."""
-    data_offset: int = 0
-    """npy: where the first vector starts, in bytes."""
-    fortran_order: bool = False
-    """npy: whether the file stores column after column."""
+    layout: tuple[Any, ...] = ()
+    """What only the format of the file understands, such as where its first vector starts, as values that JSON has."""
     group_rows: tuple[int, ...] = ()
-    """parquet: the rows of each row group, the smallest part of the file that can be decoded alone."""
+    """The rows of each part of the file that can only be decoded whole; none where rows can be read one by one."""
     first_group: int = 0
-    """parquet: the first row group in ``group_rows``; a task knows only those that it reads."""
+    """The first of these in ``group_rows``; a task knows only those that it reads."""
     first_group_row: int = 0
-    """parquet: the row of the file where that row group starts."""
+    """The row of the file where that part starts."""
     meta: tuple[MetaColumn, ...] = ()
-    """parquet: one for each metadata column that was asked for."""
+    """One for each metadata column that was asked for."""
     checksum: str = ""
     """The SHA-256 of the file, from the manifest beside it; empty where that is not known."""
 
@@ -80,14 +81,20 @@ Their dtype may differ from the stored one: the values are cast on the way, in o
 """
 
 
-class VectorFormat(Protocol):
-    """How to read vectors from files of one kind."""
+class FileFormat(Protocol):
+    """Files of one kind: how vectors are read from them and written to them."""
 
-    suffix: str
+    name: str
+    """What users call it."""
+
+    suffixes: tuple[str, ...]
     """What the names of such files end in."""
 
     first_nbytes: int
     """How many bytes at the beginning of a file hold its header, mostly; 0 where it is elsewhere."""
+
+    holds_columns: bool
+    """Whether metadata columns lie in the same files."""
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read what the file says of itself; raise ``FormatError`` where that cannot be right.
@@ -95,21 +102,38 @@ class VectorFormat(Protocol):
         ``head`` is what is known of its first bytes already.
         """
 
+    def check_header(self, header: FileHeader) -> bool:
+        """Tell whether a header that was saved in a manifest, which anybody may have written, can be right."""
+
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that fills arrays with the rows ``[start, stop)``, each call where the last one ended."""
+
+    def drawback(self, header: FileHeader) -> str:
+        """Say what makes such a file slow to read, as in "in Fortran order"; nothing where it is not slow."""
+
+    def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
+        """Return what the name of a file of this dtype ends in; None where no such file can hold it."""
+
+    def write(self, write: Write, vectors: Vectors, table: pa.Table | None, embedding_column: str) -> None:
+        """Write the content of a file: vectors, and their metadata where it ``holds_columns``."""
+
+    def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
+        """Return what ``read_header`` says of a file that ``write`` wrote; None where only a look at it tells."""
 
 
 class Format(NamedTuple):
     """A way to lay out a collection in files."""
 
     name: str
-    vectors: VectorFormat
+    """What users call it."""
+    vectors: FileFormat
+    """How vectors are stored."""
     metadata: str
-    """Where metadata columns are: ``"none"``, in the ``"same"`` files, or in files ``"beside"`` them."""
+    """Where metadata columns are: ``"none"``, in the ``"same"`` files, or in parquet files ``"beside"`` them."""
 
 
 def read_rows(
-    vectors: VectorFormat,
+    vectors: FileFormat,
     header: FileHeader,
     columns: Columns,
     start: int,
@@ -123,27 +147,6 @@ def read_rows(
     if stop > start:
         vectors.open_rows(header, columns, start, stop)([out])
     return out
-
-
-def get_format(name: str) -> Format:
-    """Return a format by name.
-
-    Raises
-    ------
-    ArgumentError
-        If there is none of that name.
-    """
-    from dask_embedding_reader.formats import npy  # noqa: PLC0415 - they need the classes above
-    from dask_embedding_reader.formats.parquet import read as parquet  # noqa: PLC0415 - they need the classes above
-
-    formats = {
-        "npy": Format("npy", npy.NPY, "none"),
-        "parquet": Format("parquet", parquet.PARQUET, "same"),
-        "parquet_npy": Format("parquet_npy", npy.NPY, "beside"),
-    }
-    if name not in formats:
-        raise ArgumentError(f"unknown file_format {name!r}; the formats are {', '.join(map(repr, formats))}")
-    return formats[name]
 
 
 def default_piece_rows(byte_per_item: int, nbytes: int = DEFAULT_PIECE_NBYTES) -> int:

@@ -11,11 +11,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+import pyarrow as pa
 
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader
-from dask_embedding_reader.formats.raw import copy_rows, naming_rows, raw_reader
+from dask_embedding_reader.formats.raw import copy_rows, naming_rows, open_raw, raw_header_fits, write_rows
+from dask_embedding_reader.formats.vectors import Vectors
+from dask_embedding_reader.storage.put import Write
 from dask_embedding_reader.storage.read import StoredFile, read_range, read_ranges
 
 _MAGIC = b"\x93NUMPY"
@@ -32,8 +35,10 @@ class _Parsed(NamedTuple):
 
 
 class _Npy:
-    suffix = ".npy"
+    name = "npy"
+    suffixes: tuple[str, ...] = (".npy",)
     first_nbytes = 512  # numpy writes 128; a longer header costs a second read
+    holds_columns = False
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read the shape, dtype and order of an npy file."""
@@ -48,14 +53,18 @@ class _Npy:
                 f"{parsed.dtype}, {needed:,} "
                 f"bytes in all, but the file has {file.size:,}; write the file again"
             )
-        return FileHeader(file, rows, dimension, parsed.dtype, data_offset, parsed.fortran_order)
+        return FileHeader(file, rows, dimension, parsed.dtype, (data_offset, parsed.fortran_order))
+
+    def check_header(self, header: FileHeader) -> bool:
+        """Tell whether the file is as long as its vectors."""
+        return len(header.layout) == 2 and isinstance(header.layout[1], bool) and raw_header_fits(header)
 
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that reads the next rows straight into arrays."""
         del columns, stop
-        if not header.fortran_order:
-            row_nbytes = header.dimension * header.dtype.itemsize
-            return raw_reader(header.file, header.data_offset + start * row_nbytes, header.dtype, row_nbytes, start)
+        _, fortran_order = header.layout
+        if not fortran_order:
+            return open_raw(header, start)
 
         def read(outs: Sequence[Array]) -> None:
             nonlocal start
@@ -65,6 +74,29 @@ class _Npy:
             start += rows
 
         return read
+
+    def drawback(self, header: FileHeader) -> str:
+        """Say whether columns are stored, whose rows are scattered."""
+        return (
+            "in Fortran order: their rows lie scattered, and reading a few of them is slow" if header.layout[1] else ""
+        )
+
+    def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
+        """Return the suffix: every dtype can be stored."""
+        return ".npy" if dtype.kind in _NUMERIC_KINDS else None
+
+    def write(self, write: Write, vectors: Vectors, table: pa.Table | None, embedding_column: str) -> None:
+        """Write the content of an npy file."""
+        del table, embedding_column  # an npy file has no columns
+        head = io.BytesIO()
+        facts = {"descr": vectors.dtype.str, "fortran_order": False, "shape": vectors.array.shape}
+        np.lib.format.write_array_header_1_0(head, facts)
+        write(head.getvalue())
+        write_rows(write, vectors)
+
+    def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
+        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
+        return FileHeader(file, rows, dimension, dtype, (file.size - rows * dimension * dtype.itemsize, False))
 
 
 NPY = _Npy()
@@ -145,6 +177,6 @@ def _fail(file: StoredFile, what: str) -> NoReturn:
 def _read_fortran(header: FileHeader, start: int, rows: int) -> Array:
     """Read rows of a file that stores column after column: a range of each column."""
     itemsize = header.dtype.itemsize
-    firsts = [header.data_offset + (column * header.rows + start) * itemsize for column in range(header.dimension)]
+    firsts = [header.layout[0] + (column * header.rows + start) * itemsize for column in range(header.dimension)]
     parts = read_ranges(header.file, [(first, first + rows * itemsize) for first in firsts])
     return np.frombuffer(b"".join(parts), header.dtype).reshape(header.dimension, -1).T

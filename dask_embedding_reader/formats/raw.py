@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 
 from dask_embedding_reader.errors import ReadError
-from dask_embedding_reader.formats.base import Array, RowReader
+from dask_embedding_reader.formats.base import Array, FileHeader, RowReader
 from dask_embedding_reader.formats.casting import CheckedCast
+from dask_embedding_reader.formats.vectors import Vectors
+from dask_embedding_reader.storage.put import Write
 from dask_embedding_reader.storage.read import StoredFile, is_local, read_into
 
 _SCRATCH_NBYTES = 2**19
 """Vectors that must be cast are read in blocks of this size: they stay in the processor's cache between the two."""
+
+_BLOCK_NBYTES = 2**20
+"""What is written at once."""
 
 
 def _read_raw(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, outs: Sequence[Array]) -> None:
@@ -30,6 +35,12 @@ def _read_raw(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, o
         _read_cast(file, position, dtype, row, deque(outs))
 
 
+def open_raw(header: FileHeader, row: int) -> RowReader:
+    """Return a function that fills arrays with the vectors from a row on; its layout says where the first begins."""
+    row_nbytes = header.dimension * header.dtype.itemsize
+    return raw_reader(header.file, header.layout[0] + row * row_nbytes, header.dtype, row_nbytes, row)
+
+
 def raw_reader(file: StoredFile, position: int, dtype: np.dtype[Any], row_nbytes: int, row: int) -> RowReader:
     """Return a function that fills arrays with the vectors from a row on, which begin at a byte of a file."""
 
@@ -42,6 +53,20 @@ def raw_reader(file: StoredFile, position: int, dtype: np.dtype[Any], row_nbytes
         row += rows
 
     return read
+
+
+def raw_header_fits(header: FileHeader) -> bool:
+    """Tell whether a file ends where its vectors do, which begin at the first number of its layout."""
+    data_offset = header.layout[0]
+    nbytes = data_offset + header.rows * header.dimension * header.dtype.itemsize
+    return type(data_offset) is int and data_offset > 0 and not header.group_rows and header.file.size in (-1, nbytes)
+
+
+def write_rows(write: Write, vectors: Vectors) -> None:
+    """Write vectors one after the other, in blocks that stay in the processor's cache while they are measured."""
+    step = max(1, _BLOCK_NBYTES // (vectors.dimension * vectors.dtype.itemsize))
+    for start in range(0, len(vectors.array), step):
+        write(vectors.stored(start, start + step).reshape(-1).view(np.uint8).data)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from dask.layers import ArrayBlockwiseDep
 from dask_embedding_reader.collection.manifest import Int64s, Manifest
 from dask_embedding_reader.collection.plan import ReadPlan, make_plan, plan_metadata
 from dask_embedding_reader.errors import EmbeddingReaderError, MismatchError, ReadError
-from dask_embedding_reader.formats.base import Array, Columns, FileHeader, VectorFormat, read_rows
+from dask_embedding_reader.formats.base import Array, Columns, FileFormat, FileHeader, read_rows
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, empty_frame, make_frame
 from dask_embedding_reader.formats.parquet.read import open_table
 
@@ -141,7 +141,7 @@ class LazyPiece:
 
     version: str
     """The version of this package that made it. First, so that every version finds it."""
-    vectors: VectorFormat
+    vectors: FileFormat
     """How to read them."""
     columns: Columns
     """Where they are in the file."""

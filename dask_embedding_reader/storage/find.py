@@ -111,7 +111,7 @@ Listings = dict[tuple[FileSystem, str], Listing]
 
 def find_files(
     sources: Sequence[Source],
-    suffix: str,
+    suffixes: tuple[str, ...],
     storage_options: Mapping[str, Any] | None = None,
     noticed: list[StoredFile] | None = None,
     roots: list[str] | None = None,
@@ -122,15 +122,15 @@ def find_files(
     named: bool = True,
     listings: Listings | None = None,
 ) -> list[StoredFile]:
-    """Find the files with a suffix in folders, globs and lists of these.
+    """Find the files with one of some suffixes in folders, globs and lists of these.
 
     Parameters
     ----------
     sources
         Paths and URLs, each of a file or a folder (searched recursively), or a glob. A path that exists literally wins
         over its reading as a glob.
-    suffix
-        What the names end in, such as ``".npy"``.
+    suffixes
+        What the names end in, such as ``(".npy",)``.
     storage_options
         Passed to fsspec.
     noticed
@@ -169,7 +169,7 @@ def find_files(
     def list_source(source: Source, where: tuple[FileSystem, str]) -> Listing:
         listing = None if listings is None else listings.get(where)
         if listing is None:
-            listing = _list_source(*where, suffix, source, first_nbytes)
+            listing = _list_source(*where, suffixes, source, first_nbytes)
             if listings is not None:
                 listings[where] = listing
         return listing
@@ -182,12 +182,12 @@ def find_files(
         if noticed is not None:
             noticed += [stored_file(filesystem, _known(filesystem, info)) for info in own]
         paths = [info["name"] for info in infos]
-        chosen = set(_choose(filesystem, paths, suffix, are_named if named else None))
+        chosen = set(_choose(filesystem, paths, suffixes, are_named if named else None))
         wanted = [info for info in infos if info["name"] in chosen and info.get("size") != 0]
         if not wanted:
             if any(info["name"].endswith(f"/{INCOMPLETE_NAME}") for info in own):
-                raise NoFilesError(_nothing_written(source, suffix))
-            problems.append(_nothing_found(source, suffix, paths))
+                raise NoFilesError(_nothing_written(source, suffixes))
+            problems.append(_nothing_found(source, suffixes, paths))
             if empty is not None:
                 empty.append(source)
         for info in wanted:
@@ -206,7 +206,7 @@ def find_files(
             if heads is not None and "head" in info:
                 heads[files[-1]] = info["head"]
     if not files:
-        raise NoFilesError(_nothing_found(sources[0], suffix, [path for _, path in found]))
+        raise NoFilesError(_nothing_found(sources[0], suffixes, [path for _, path in found]))
     return files
 
 
@@ -330,14 +330,16 @@ def _share(
     ]
 
 
-def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source, first_nbytes: int) -> Listing:
+def _list_source(
+    filesystem: FileSystem, path: str, suffixes: tuple[str, ...], source: Source, first_nbytes: int
+) -> Listing:
     """List the files of one source."""
     shown = hide_secrets(os.fspath(source))
     named: frozenset[str] = frozenset()
     pinned = _VERSION.search(path) if getattr(filesystem, "version_aware", False) else None
     try:
         info = None
-        if pinned or _has_suffix(filesystem, path, suffix):
+        if pinned or _has_suffix(filesystem, path, suffixes):
             info = _info(filesystem, path, first_nbytes)
         elif _may_be_web_file(filesystem, path):
             with suppress(Exception):  # listing it will tell
@@ -347,7 +349,7 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source,
             return Listing([{**info, "name": path}], [], frozenset([path]))
         if pinned:
             raise NoFilesError(
-                f"there is no {suffix} file {shown!r} of the version that is asked for; check both. "
+                f"there is no {_any_of(suffixes)} file {shown!r} of the version that is asked for; check both. "
                 "Versions can be told of files, not of folders"
             )
         if _GLOB_CHARACTERS.isdisjoint(path) or _exists(filesystem, path):
@@ -376,8 +378,8 @@ def _list_source(filesystem: FileSystem, path: str, suffix: str, source: Source,
     return Listing(sorted((info for info in infos if not is_litter(info["name"], root)), key=_name), own, named)
 
 
-def _has_suffix(filesystem: FileSystem, path: str, suffix: str) -> bool:
-    return _without_query(filesystem, path).endswith(suffix)
+def _has_suffix(filesystem: FileSystem, path: str, suffixes: tuple[str, ...]) -> bool:
+    return _without_query(filesystem, path).endswith(suffixes)
 
 
 def _without_query(filesystem: FileSystem, path: str) -> str:
@@ -397,8 +399,10 @@ def _is_page(info: Mapping[str, Any]) -> bool:
     return info.get("head", b"").lstrip()[:1] == b"<" or str(info.get("mimetype")).startswith("text/html")
 
 
-def _choose(filesystem: FileSystem, paths: Sequence[str], suffix: str, named: Set[str] | None) -> list[str]:
-    """Return the paths that are wanted: those with the suffix, and of those that are named which are spelled otherwise.
+def _choose(
+    filesystem: FileSystem, paths: Sequence[str], suffixes: tuple[str, ...], named: Set[str] | None
+) -> list[str]:
+    """Return the paths that are wanted: those with a suffix, and of those that are named which are spelled otherwise.
 
     A glob may name more than the data: files without any suffix of a format are meant if there are no others.
     """
@@ -407,10 +411,10 @@ def _choose(filesystem: FileSystem, paths: Sequence[str], suffix: str, named: Se
         path = _without_query(filesystem, path)
         return next((kind for kind, pattern in _SPELLINGS.items() if pattern.search(path)), None)
 
-    chosen = [path for path in paths if _has_suffix(filesystem, path, suffix)]
+    chosen = [path for path in paths if _has_suffix(filesystem, path, suffixes)]
     if named:
         kinds = {path: spelled(path) for path in paths if path in named}
-        chosen += [path for path, kind in kinds.items() if kind == suffix]
+        chosen += [path for path, kind in kinds.items() if kind in suffixes]
         if not chosen:
             chosen = [path for path, kind in kinds.items() if kind is None]
     return chosen
@@ -640,33 +644,40 @@ def stored_file(filesystem: FileSystem, info: Mapping[str, Any]) -> StoredFile:
     return StoredFile(filesystem, info["name"], -1 if size is None else int(size), fingerprint(info))
 
 
-def _nothing_written(source: Source, suffix: str) -> str:
+def _nothing_written(source: Source, suffixes: tuple[str, ...]) -> str:
     where = repr(hide_secrets(os.fspath(source)))
     return (
-        f"no {suffix} file found: {where} is being written, or its writing was interrupted or failed before a file was "
-        "complete; wait, or run the writing again to finish it"
+        f"no {_any_of(suffixes)} file found: {where} is being written, or its writing was interrupted or failed before "
+        "a file was complete; wait, or run the writing again to finish it"
     )
 
 
-def _nothing_found(source: Source, suffix: str, passed_over: Sequence[str]) -> str:
+def _nothing_found(source: Source, suffixes: tuple[str, ...], passed_over: Sequence[str]) -> str:
     """Say what was searched, what was there instead, and the likely remedy."""
     where = repr(hide_secrets(os.fspath(source)))
     if not passed_over:
-        return f"no {suffix} file found: {where} holds no files; check the path"
-    kinds = Counter("empty " + suffix if name.endswith(suffix) else _suffix(name) for name in passed_over)
+        return f"no {_any_of(suffixes)} file found: {where} holds no files; check the path"
+    kinds = Counter("empty " + _suffix(name) if name.endswith(suffixes) else _suffix(name) for name in passed_over)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
-    message = f"no {suffix} file found in {where}; found instead {counted(len(passed_over), 'file')}: {counts}"
+    message = (
+        f"no {_any_of(suffixes)} file found in {where}; found instead {counted(len(passed_over), 'file')}: {counts}"
+    )
     for other, file_format in ((".parquet", "parquet"), (".npy", "npy")):
-        if other != suffix and kinds[other]:
+        if other not in suffixes and kinds[other]:
             return f'{message}; did you mean file_format="{file_format}"?'
-    if suffix not in _SPELLINGS:
+    spellings = [pattern for suffix, pattern in _SPELLINGS.items() if suffix in suffixes]
+    if not spellings:
         return f"{message}; check the path"
-    if alike := [name for name in passed_over if not name.endswith(suffix) and _SPELLINGS[suffix].search(name)]:
+    if alike := [name for name in passed_over if not name.endswith(suffixes) and spellings[0].search(name)]:
         return f"{message}; to read files that are called otherwise, name them, as in '*{_suffix(alike[0])}'"
     return (
         f'{message}; what can be read are .npy files (file_format="npy", or "parquet_npy" with metadata in .parquet '
         'files) and .parquet files (file_format="parquet")'
     )
+
+
+def _any_of(suffixes: tuple[str, ...]) -> str:
+    return " or ".join(suffixes)
 
 
 def _suffix(name: str) -> str:

@@ -26,9 +26,11 @@ from dask_embedding_reader.collection.manifest import FileTable, Manifest, make_
 from dask_embedding_reader.collection.reopen import save_manifest
 from dask_embedding_reader.collection.saved import SavedManifest, decode_manifest
 from dask_embedding_reader.errors import DestinationError, FormatError, MismatchError, WriteError
-from dask_embedding_reader.formats.base import Columns, FileHeader, get_format
+from dask_embedding_reader.formats.base import Columns, FileHeader
 from dask_embedding_reader.formats.metadata import merge_columns
-from dask_embedding_reader.formats.parquet.tables import group_rows, meta_columns
+from dask_embedding_reader.formats.parquet.encode import metadata_header
+from dask_embedding_reader.formats.parquet.tables import meta_columns
+from dask_embedding_reader.formats.registry import all_suffixes, get_format
 from dask_embedding_reader.storage.connections import FileSystem
 from dask_embedding_reader.storage.find import INCOMPLETE_NAME, MANIFEST_NAME, MANIFEST_NAMES, stored_file
 from dask_embedding_reader.storage.put import (
@@ -46,7 +48,6 @@ from dask_embedding_reader.storage.put import (
 from dask_embedding_reader.storage.read import shown_url
 from dask_embedding_reader.write.claim import Claim, is_of_claims
 from dask_embedding_reader.write.notes import (
-    DATA_SUFFIXES,
     Commit,
     DamagedNoteError,
     Job,
@@ -156,7 +157,7 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
     if was_complete := _COMMIT in listing:
         complete(folder, claim, listing)
         listing = list_files(folder.filesystem, folder.path)
-    data = [name for name in listing if name.endswith(DATA_SUFFIXES) and not _is_hidden(name)]
+    data = [name for name in listing if name.endswith(all_suffixes()) and not _is_hidden(name)]
     job = _read_note(folder, _JOB, read_job) if _JOB in listing else None
     if job is not None and job.settings == _spelled(settings):
         if job.replaces and not overwrite:
@@ -521,29 +522,30 @@ def _known_manifest(folder: Folder, settings: Settings, commit: Commit, written:
     data = {name for name in written.infos if name.endswith(suffixes) and not _is_hidden(name)}
     if data - set(commit.remove) != set(commit.files) or not all(record.columns for record in written.records.values()):
         return None
-    headers: dict[str, list[FileHeader]] = {suffix: [] for suffix in suffixes}
+    vectors: list[FileHeader] = []
+    metadata: list[FileHeader] = []
     for number, record in sorted(written.records.items()):
-        for name in part_names(settings, number):
-            suffix, (size, checksum) = name[name.rfind(".") :], record.files[name]
-            file = stored_file(folder.filesystem, written.infos[name])
-            if suffix == ".npy":
-                offset = size - record.rows * settings.row_nbytes
-                header = FileHeader(file, record.rows, settings.dimension, dtype, offset, checksum=checksum)
-            else:
-                of_vectors = layout.metadata == "same"
-                header = FileHeader(
-                    file,
-                    record.rows,
-                    settings.dimension if of_vectors else 0,
-                    dtype if of_vectors else np.dtype(np.float32),
-                    group_rows=group_rows(record.rows, settings.row_nbytes if of_vectors else None),
-                    meta=meta_columns(record.schema),
-                    checksum=checksum,
-                )
-            headers[suffix].append(header)
-    vectors, root = headers.pop(layout.vectors.suffix), [folder.path]
-    metadata = next(((found, root) for found in headers.values()), None)
-    return make_manifest(layout, Columns(settings.embedding_column, None, commit.columns), (vectors, root), metadata)
+        files = {
+            name: (stored_file(folder.filesystem, written.infos[name]), checksum)
+            for name, (_, checksum) in record.files.items()
+        }
+        *names_of_metadata, name = part_names(settings, number)
+        file, checksum = files[name]
+        header = layout.vectors.written_header(file, record.rows, settings.dimension, dtype)
+        if header is None:
+            return None
+        columns = meta_columns(record.schema)
+        vectors.append(header._replace(checksum=checksum, meta=columns if layout.metadata == "same" else ()))
+        for name in names_of_metadata:
+            file, checksum = files[name]
+            metadata.append(metadata_header(file, record.rows)._replace(checksum=checksum, meta=columns))
+    root = [folder.path]
+    return make_manifest(
+        layout,
+        Columns(settings.embedding_column, None, commit.columns),
+        (vectors, root),
+        (metadata, root) if metadata else None,
+    )
 
 
 def _open_written(folder: Folder, settings: Settings, commit: Commit) -> Manifest:

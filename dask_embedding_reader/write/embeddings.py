@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from dask_embedding_reader._common.arguments import Source, check_dtype, check_options, check_positive, check_text
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
-from dask_embedding_reader.formats.base import get_format
+from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.reader import EmbeddingReader
 from dask_embedding_reader.write.claim import claimed
 from dask_embedding_reader.write.destination import prepare

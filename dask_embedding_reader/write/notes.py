@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-DATA_SUFFIXES = (".npy", ".parquet")
+from dask_embedding_reader.formats.registry import all_suffixes
 
-_OWN_NAME = re.compile(r"[0-9]{8}\.(npy|parquet)", re.ASCII)
+_OWN_NAME = re.compile(r"[0-9]{8}\.[a-z0-9]+", re.ASCII)
 _ID = re.compile(r"([0-9a-f]{32})?", re.ASCII)
 _CHECKSUM = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -61,14 +61,14 @@ class Commit(NamedTuple):
 
 def is_own_name(name: str) -> bool:
     """Tell whether a file has a name such as parts are given."""
-    return _OWN_NAME.fullmatch(name) is not None
+    return _OWN_NAME.fullmatch(name) is not None and name.endswith(all_suffixes())
 
 
 def is_inside(name: str) -> bool:
     """Tell whether a name of data leads to a file in the folder, on every kind of storage."""
     return (
         0 < len(name) <= 4096
-        and name.endswith(DATA_SUFFIXES)
+        and name.endswith(all_suffixes())
         and not any(part == "" or part.startswith((".", "_")) for part in name.split("/"))
         and not any(sign in name for sign in ("\\", "\0", "::", "://"))
         and not _DRIVE.match(name)

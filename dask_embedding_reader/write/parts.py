@@ -16,7 +16,10 @@ import pyarrow as pa
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats.base import Array
-from dask_embedding_reader.formats.parquet.tables import described, write_npy, write_parquet
+from dask_embedding_reader.formats.parquet.encode import write_parquet
+from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.formats.parquet.tables import described
+from dask_embedding_reader.formats.registry import format_names, get_format
 from dask_embedding_reader.formats.vectors import Casting, Vectors, check_casting
 from dask_embedding_reader.storage.put import Buffer, Content, Write
 from dask_embedding_reader.write.notes import (
@@ -29,9 +32,6 @@ from dask_embedding_reader.write.notes import (
     refuse,
     text,
 )
-
-_SUFFIXES = {"npy": ("npy",), "parquet": ("parquet",), "parquet_npy": ("parquet", "npy")}
-"""Of the files of a part, in the order in which they are written."""
 
 
 class Settings(NamedTuple):
@@ -140,20 +140,24 @@ def read_settings(note: Mapping[str, Any]) -> Settings:
         text(note, "dtype"),
         None if note["scale"] is None else number(note, "scale"),
     )
-    if settings.file_format not in _SUFFIXES:
-        refuse("file_format", settings.file_format, f"one of {', '.join(_SUFFIXES)}")
+    if settings.file_format not in format_names():
+        refuse("file_format", settings.file_format, f"one of {', '.join(format_names())}")
     try:
         is_number = len(settings.dtype) < 10 and np.dtype(settings.dtype).kind in "biufc"
     except (TypeError, ValueError, SyntaxError):
         is_number = False
-    if not is_number:
-        refuse("dtype", settings.dtype, "a dtype of numbers")
+    if not is_number or get_format(settings.file_format).vectors.suffix_for(np.dtype(settings.dtype)) is None:
+        refuse("dtype", settings.dtype, "a dtype of numbers that such files can hold")
     return settings
 
 
 def part_names(settings: Settings, number: int) -> list[str]:
-    """Return the names of the files of a part, in the order in which they are written."""
-    return [f"{number:08d}.{suffix}" for suffix in _SUFFIXES[settings.file_format]]
+    """Return the names of the files of a part, in the order in which they are written: vectors last."""
+    layout = get_format(settings.file_format)
+    suffix = layout.vectors.suffix_for(np.dtype(settings.dtype))
+    assert suffix is not None, "what no file can hold is refused before"
+    suffixes = (*PARQUET.suffixes, suffix) if layout.metadata == "beside" else (suffix,)
+    return [f"{number:08d}{suffix}" for suffix in suffixes]
 
 
 def encode_part(settings: Settings, part: Part) -> tuple[Record, dict[str, Content]]:
@@ -176,14 +180,12 @@ def encode_part(settings: Settings, part: Part) -> tuple[Record, dict[str, Conte
         )
     vectors = Vectors(part.array, Casting(np.dtype(settings.dtype), settings.scale))
     not_finite = check_casting(vectors, part.first_row)
-    contents: list[Content]
-    if settings.file_format == "npy":
-        contents = [partial(write_npy, vectors=vectors)]
-    elif settings.file_format == "parquet":
-        column = settings.embedding_column
-        contents = [partial(write_parquet, table=part.table, vectors=vectors, embedding_column=column)]
-    else:
-        contents = [partial(write_parquet, table=part.table), partial(write_npy, vectors=vectors)]
+    layout = get_format(settings.file_format)
+    contents: list[Content] = [
+        partial(layout.vectors.write, vectors=vectors, table=part.table, embedding_column=settings.embedding_column)
+    ]
+    if layout.metadata == "beside":
+        contents.insert(0, partial(write_parquet, table=part.table))
     columns = base64.b64encode(described(part.table).serialize()).decode()
     record = Record(rows, not_finite, {}, columns)
     return record, dict(zip(part_names(settings, part.number), contents, strict=True))

@@ -12,6 +12,7 @@ from dask_embedding_reader._common.arguments import check_sources, is_numeric
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, DestinationError
 from dask_embedding_reader.formats.base import default_piece_rows
+from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.formats.vectors import plan_casting
 from dask_embedding_reader.storage.find import resolve
 from dask_embedding_reader.storage.read import is_local
@@ -82,14 +83,21 @@ def make_settings(
             f'the vectors are {stored}, not numbers that numpy knows; cast them first, as in array.astype("float32")'
         )
     dtype = plan_casting(stored, request.dtype, request.scale).dtype
-    if request.file_format == "parquet" and (dtype.kind not in "iuf" or dtype.itemsize > 8):
-        raise ArgumentError(f'parquet files hold no vectors of {dtype}; give dtype=, or write file_format="npy"')
-    if request.file_format == "npy" and has_columns:
-        raise ArgumentError('npy files hold no metadata; write file_format="parquet_npy" or "parquet", or leave it out')
-    if request.file_format == "parquet_npy" and has_columns is False:
+    layout = get_format(request.file_format)
+    if layout.vectors.suffix_for(dtype) is None:
         raise ArgumentError(
-            'there is no metadata to be written beside npy files; write file_format="npy", or give metadata (a reader '
-            "has the columns that it was opened with: meta_columns=[...])"
+            f'{layout.vectors.name} files hold no vectors of {dtype}; give dtype=, or write file_format="npy"'
+        )
+    if layout.metadata == "none" and has_columns:
+        raise ArgumentError(
+            f'{layout.name} files hold no metadata; write file_format="parquet_{layout.name}" or "parquet", or leave '
+            "it out"
+        )
+    if layout.metadata == "beside" and has_columns is False:
+        raise ArgumentError(
+            f"there is no metadata to be written beside {layout.vectors.name} files; write "
+            f'file_format="{layout.vectors.name}", or give metadata (a reader has the columns that it was opened with: '
+            "meta_columns=[...])"
         )
     return Settings(
         token, request.file_format, request.embedding_column, rows, rows_per_file, dimension, dtype.str, request.scale

@@ -32,6 +32,7 @@ from dask_embedding_reader.formats.base import Columns, read_rows
 from dask_embedding_reader.formats.metadata import make_frame, merge_columns
 from dask_embedding_reader.formats.npy import NPY
 from dask_embedding_reader.formats.parquet import read as parquet
+from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.storage.read import StoredFile, fingerprint
 from tests.fuzz import mutate, seeds
 from tests.fuzz.guard import Fault
@@ -124,7 +125,7 @@ def read_parquet(
 ) -> bool:
     """Vectors and metadata of one file; each may be refused alone."""
     with put("0.parquet", data) as file:
-        header = parquet.PARQUET.read_header(file, Columns(embedding, None, tuple(names)))
+        header = PARQUET.read_header(file, Columns(embedding, None, tuple(names)))
         if not header.rows or header.rows * max(header.dimension, 1) > MOST_NBYTES:
             return False
         part = some_rows(data, header.rows)
@@ -136,7 +137,7 @@ def read_parquet(
             same([frame[f.name].dtype for f in fields], [f.dtype for f in fields], "dtypes")
         rows = None
         if embedding:
-            rows = read_rows(parquet.PARQUET, header, Columns(embedding), part.start, part.stop)
+            rows = read_rows(PARQUET, header, Columns(embedding), part.start, part.stop)
     try:
         expected = pq.read_table(
             io.BytesIO(data), columns=[*names, *([embedding] if embedding else [])], use_threads=False

@@ -59,44 +59,37 @@ _STEPS_BETWEEN_RELEASES = 8
 """After so many steps pyarrow's allocator gives back what it keeps: 30 MB less are held, at no cost that shows."""
 
 
-class _Parquet:
-    suffix = ".parquet"
-    first_nbytes = 0
-
-    def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
-        """Read the footer of a parquet file: rows, row groups, and what the wanted columns hold."""
-        del head  # its footer is at the end
-        footer = _footer(file, _names(columns))
-        rows = sum(footer.group_rows)
-        header = FileHeader(file, rows, 0, np.dtype(np.float32), group_rows=footer.group_rows)
-        if not rows:  # its columns are of any type then, or missing: pandas and Dask write such shards
-            return header._replace(meta=(MetaColumn(pa.null(), True),) * len(columns.meta))
-        if columns.embedding is not None:
-            dtype, dimension = _vector_type(header, footer, columns)
-            header = header._replace(dtype=dtype, dimension=dimension)
-        return header._replace(meta=tuple(_meta_column(file, footer, name) for name in columns.meta))
-
-    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
-        """Return a function that fills arrays with the next vectors, each row group decoded once at most."""
-        blocks = _iter_blocks(header, columns, start, stop)
-        rows, read_block = 0, _array_reader(np.empty((0, header.dimension), header.dtype), header.file, start)
-
-        def read(outs: Sequence[Array]) -> None:
-            nonlocal rows, read_block
-            for out in outs:
-                filled = 0
-                while filled < len(out):
-                    if not rows:
-                        rows, read_block = next(blocks)
-                    count = min(rows, len(out) - filled)
-                    read_block([out[filled : filled + count]])
-                    rows -= count
-                    filled += count
-
-        return read
+def read_header(file: StoredFile, columns: Columns) -> FileHeader:
+    """Read the footer of a parquet file: rows, row groups, and what the wanted columns hold."""
+    footer = _footer(file, _names(columns))
+    rows = sum(footer.group_rows)
+    header = FileHeader(file, rows, 0, np.dtype(np.float32), group_rows=footer.group_rows)
+    if not rows:  # its columns are of any type then, or missing: pandas and Dask write such shards
+        return header._replace(meta=(MetaColumn(pa.null(), True),) * len(columns.meta))
+    if columns.embedding is not None:
+        dtype, dimension = _vector_type(header, footer, columns)
+        header = header._replace(dtype=dtype, dimension=dimension)
+    return header._replace(meta=tuple(_meta_column(file, footer, name) for name in columns.meta))
 
 
-PARQUET = _Parquet()
+def open_rows(header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
+    """Return a function that fills arrays with the next vectors, each row group decoded once at most."""
+    blocks = _iter_blocks(header, columns, start, stop)
+    rows, read_block = 0, _array_reader(np.empty((0, header.dimension), header.dtype), header.file, start)
+
+    def read(outs: Sequence[Array]) -> None:
+        nonlocal rows, read_block
+        for out in outs:
+            filled = 0
+            while filled < len(out):
+                if not rows:
+                    rows, read_block = next(blocks)
+                count = min(rows, len(out) - filled)
+                read_block([out[filled : filled + count]])
+                rows -= count
+                filled += count
+
+    return read
 
 
 TableReader = Callable[[int], pa.Table]

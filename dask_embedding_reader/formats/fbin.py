@@ -1,0 +1,105 @@
+"""The files of vectors of DiskANN, cuVS and big-ann-benchmarks: ``fbin``, and its siblings of other dtypes.
+
+Two little-endian ``uint32``, the rows and the dimension, and then the vectors, row after row [1]_. What an item is, the
+suffix tells.
+
+References
+----------
+.. [1] https://github.com/harsha-simhadri/big-ann-benchmarks/blob/main/benchmark/dataset_io.py
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dask_embedding_reader.errors import FormatError
+from dask_embedding_reader.formats.base import Columns, FileHeader, RowReader
+from dask_embedding_reader.formats.raw import open_raw, raw_header_fits, write_rows
+from dask_embedding_reader.formats.vectors import Vectors
+from dask_embedding_reader.storage.put import Write
+from dask_embedding_reader.storage.read import StoredFile, read_range
+
+_HEADER_NBYTES = 8
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    ".fbin": np.dtype("<f4"),
+    ".f16bin": np.dtype("<f2"),
+    ".u8bin": np.dtype("u1"),
+    ".i8bin": np.dtype("i1"),
+    ".ibin": np.dtype("<i4"),
+}
+
+
+class _Fbin:
+    name = "fbin"
+    suffixes: tuple[str, ...] = tuple(_DTYPES)
+    first_nbytes = _HEADER_NBYTES
+    holds_columns = False
+
+    def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
+        """Read the rows and the dimension; the size of the file has to agree."""
+        dtype = _DTYPES.get(os.path.splitext(file.path)[1].lower(), columns.embedding_dtype)
+        if dtype is None:
+            raise FormatError(
+                f"{file.url}: its name does not tell the dtype of its items, as one of {', '.join(_DTYPES)} would; "
+                "name it with embedding_dtype=, or rename the file"
+            )
+        if 0 <= file.size < _HEADER_NBYTES:
+            raise FormatError(f"{file.url}: not an fbin file: it has {file.size} bytes, less than its header of 8")
+        rows, dimension = np.frombuffer(head[:_HEADER_NBYTES] or read_range(file, 0, _HEADER_NBYTES), "<u4").tolist()
+        needed = _HEADER_NBYTES + rows * dimension * dtype.itemsize
+        if rows and not dimension:
+            raise FormatError(f"{file.url}: its header claims {rows:,} vectors of no items")
+        if file.size not in (-1, needed):
+            raise FormatError(f"{file.url}: {_explain(file, rows, dimension, dtype, needed)}")
+        return FileHeader(file, rows, dimension, dtype, (_HEADER_NBYTES,))
+
+    def check_header(self, header: FileHeader) -> bool:
+        """Tell whether the file is as long as its vectors."""
+        return header.layout == (_HEADER_NBYTES,) and raw_header_fits(header)
+
+    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
+        """Return a function that reads the next rows straight into arrays."""
+        del columns, stop
+        return open_raw(header, start)
+
+    def drawback(self, header: FileHeader) -> str:
+        """Say nothing: the vectors lie as they do in memory."""
+        del header
+        return ""
+
+    def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
+        """Return the suffix that tells the dtype, if there is one."""
+        return next((suffix for suffix, stored in _DTYPES.items() if stored == dtype), None)
+
+    def write(self, write: Write, vectors: Vectors, table: pa.Table | None, embedding_column: str) -> None:
+        """Write the content of a file."""
+        del table, embedding_column  # such a file has no columns
+        write(np.array(vectors.array.shape, "<u4").tobytes())
+        write_rows(write, vectors)
+
+    def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
+        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
+        return FileHeader(file, rows, dimension, dtype, (_HEADER_NBYTES,))
+
+
+FBIN = _Fbin()
+
+
+def _explain(file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any], needed: int) -> str:
+    """Say why a file is not as long as its header promises."""
+    promised = (
+        f"its header promises {rows:,} rows of {dimension:,} x {dtype}, {needed:,} bytes in all, but the file has"
+    )
+    if file.size == _HEADER_NBYTES + rows * dimension * 8:
+        return (
+            f"{promised} {file.size:,}: that is the size of a file of true neighbours, which holds numbers of rows and "
+            "then distances, and no vectors; leave it out, or move it"
+        )
+    whole, rest = divmod(file.size - _HEADER_NBYTES, max(1, dimension * dtype.itemsize))
+    cropped = f", {whole:,} rows exactly: it was cropped, correct its header or" if not rest else "; it was cut short:"
+    return f"{promised} {file.size:,}{cropped} write the file again"

@@ -1,0 +1,55 @@
+"""The parquet format: a column of vectors, and columns of metadata beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dask_embedding_reader.formats.base import Columns, FileHeader, RowReader
+from dask_embedding_reader.formats.parquet import read
+from dask_embedding_reader.formats.parquet.encode import group_rows, write_parquet
+from dask_embedding_reader.formats.vectors import Vectors
+from dask_embedding_reader.storage.put import Write
+from dask_embedding_reader.storage.read import StoredFile
+
+
+class _Parquet:
+    name = "parquet"
+    suffixes: tuple[str, ...] = (".parquet",)
+    first_nbytes = 0  # its footer is at the end
+    holds_columns = True
+
+    def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
+        """Read the footer of a parquet file: rows, row groups, and what the wanted columns hold."""
+        del head
+        return read.read_header(file, columns)
+
+    def check_header(self, header: FileHeader) -> bool:
+        """Tell whether its rows are those of its row groups."""
+        return header.layout == () and sum(header.group_rows) == header.rows
+
+    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
+        """Return a function that fills arrays with the next vectors, each row group decoded once at most."""
+        return read.open_rows(header, columns, start, stop)
+
+    def drawback(self, header: FileHeader) -> str:
+        """Say nothing: row groups are looked at by who knows how large they are."""
+        del header
+        return ""
+
+    def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
+        """Return the suffix: parquet has real numbers of up to 64 bits."""
+        return ".parquet" if dtype.kind in "iuf" and dtype.itemsize <= 8 else None
+
+    def write(self, write: Write, vectors: Vectors, table: pa.Table | None, embedding_column: str) -> None:
+        """Write the content of a parquet file."""
+        write_parquet(write, table, vectors, embedding_column)
+
+    def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
+        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
+        return FileHeader(file, rows, dimension, dtype, group_rows=group_rows(rows, dimension * dtype.itemsize))
+
+
+PARQUET = _Parquet()

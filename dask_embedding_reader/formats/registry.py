@@ -1,0 +1,54 @@
+"""The formats there are. Each is imported when it is first used."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import cast
+
+from dask_embedding_reader.errors import ArgumentError
+from dask_embedding_reader.formats.base import FileFormat, Format
+
+_FORMATS = {
+    "npy": "npy:NPY",
+    "parquet": "parquet.format:PARQUET",
+    "fbin": "fbin:FBIN",
+}
+"""Where each kind of file is read and written: a module of this package, and a value in it."""
+
+_BESIDE = "parquet_"
+"""What the names of layouts begin with whose metadata lies in parquet files beside the vectors: ``parquet_npy``."""
+
+
+@cache
+def file_format(name: str) -> FileFormat:
+    """Return a kind of file by its name."""
+    module, _, value = _FORMATS[name].partition(":")
+    return cast("FileFormat", getattr(import_module(f"{__package__}.{module}"), value))
+
+
+def format_names() -> tuple[str, ...]:
+    """Return the names of all layouts."""
+    return (*_FORMATS, *(_BESIDE + name for name in _FORMATS if not file_format(name).holds_columns))
+
+
+def get_format(name: str) -> Format:
+    """Return a layout by its name.
+
+    Raises
+    ------
+    ArgumentError
+        If there is none of that name.
+    """
+    if name in _FORMATS:
+        found = file_format(name)
+        return Format(name, found, "same" if found.holds_columns else "none")
+    vectors = name.removeprefix(_BESIDE)
+    if name in format_names():
+        return Format(name, file_format(vectors), "beside")
+    raise ArgumentError(f"unknown file_format {name!r}; the formats are {', '.join(map(repr, format_names()))}")
+
+
+def all_suffixes() -> tuple[str, ...]:
+    """Return what the names of files of vectors or metadata may end in."""
+    return tuple(suffix for name in _FORMATS for suffix in file_format(name).suffixes)
