@@ -18,6 +18,7 @@ import datetime as dt
 import decimal
 import gc
 import itertools
+import json
 import operator
 import os
 import struct
@@ -290,6 +291,38 @@ def _fbin_part(root: Path, part: Part) -> Path:
     return path
 
 
+def _fvecs_part(root: Path, part: Part) -> Path:
+    suffix = {"<f4": "fvecs", "|u1": "bvecs", "<i4": "ivecs"}[part.rows.dtype.str]
+    path = root / "embeddings" / f"{part.name}.{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = np.array([part.rows.shape[1]], "<i4").tobytes()
+    path.write_bytes(b"".join(prefix + row.tobytes() for row in part.rows))
+    return path
+
+
+def _npz_part(root: Path, part: Part, *, save: Callable[..., None] = np.savez, order: Any = "C") -> Path:
+    path = root / "embeddings" / f"{part.name}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(path, notes=np.arange(3), embedding=np.asarray(part.rows, order=order))
+    return path
+
+
+def _safetensors_part(root: Path, part: Part) -> Path:
+    path = root / "embeddings" / f"{part.name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kinds = {"f": "F", "i": "I", "u": "U"}
+    dtype = f"{kinds[part.rows.dtype.kind]}{part.rows.dtype.itemsize * 8}"
+    header = json.dumps(
+        {
+            "__metadata__": {"made by": "hand"},
+            "bias": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            "embedding": {"dtype": dtype, "shape": part.rows.shape, "data_offsets": [8, 8 + part.rows.nbytes]},
+        }
+    ).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8) + part.rows.tobytes())
+    return path
+
+
 def _beside(write: Callable[[Path, Part], Path], root: Path, part: Part) -> Path:
     """A part in a format without metadata, and its metadata in a parquet file beside it."""
     write_parquet(
@@ -339,6 +372,12 @@ FORMATS: dict[str, Format] = {
         metadata_folder="metadata",
         dtypes=("float32", "float16", "uint8", "int8", "int32"),
     ),
+    "fvecs": Format("fvecs", _fvecs_part, metadata=False, dtypes=("float32", "uint8", "int32")),
+    "npz": Format("npz", _npz_part, metadata=False),
+    "npz-fortran": Format("npz", partial(_npz_part, order="F"), metadata=False),
+    "npz-deflated": Format("npz", partial(_npz_part, save=np.savez_compressed), metadata=False),
+    "parquet_npz": Format("parquet_npz", partial(_beside, _npz_part), metadata_folder="metadata"),
+    "safetensors": Format("safetensors", _safetensors_part, metadata=False),
     "parquet-list": Format("parquet", partial(_parquet_part, storage="list")),
     "parquet-large-list": Format("parquet", partial(_parquet_part, storage="large_list")),
     "parquet-fixed-size-list": Format("parquet", partial(_parquet_part, storage="fixed_size_list")),

@@ -141,7 +141,7 @@ def _json_mapping(_: click.Context, __: click.Parameter, text: str | None) -> di
     return value
 
 
-FORMATS = click.Choice(["npy", "parquet", "parquet_npy", "fbin", "parquet_fbin"])  # as the registry has them
+FORMATS = click.STRING
 STORAGE_OPTIONS = click.option(
     "--storage-options", metavar="JSON", callback=_json_mapping, help="Passed to fsspec, such as '{\"anon\": true}'."
 )

@@ -319,7 +319,7 @@ def _read_manifest(
             check_finished(marks)
     for source in empty:
         _warn_of_empty(source)
-    own_columns = columns if in_same_file else Columns()
+    own_columns = columns if in_same_file else columns._replace(meta=())
     saved = read_saved(noticed)
     known = saved_headers(saved, files, vectors.suffixes, own_columns)
     headers = _read_headers(vectors, files, own_columns, show_progress, known, heads)
@@ -387,9 +387,9 @@ def make_manifest(file_format: Format, columns: Columns, vectors: Headers, metad
     MismatchError
         If they do not belong together.
     """
-    headers = vectors[0]
+    headers = _grouped(vectors[0])
     _check_alike(headers)
-    table = _table(*vectors)
+    table = _table(headers, vectors[1])
     if not table.count:
         raise NoFilesError(
             f"no embeddings: {counted(len(headers), f'{file_format.vectors.name} file')} without rows (such as "
@@ -405,6 +405,16 @@ def make_manifest(file_format: Format, columns: Columns, vectors: Headers, metad
         fields = merge_columns(columns.meta, [h.file.url for h in filled], [h.meta for h in filled])
     dtype = next(header.dtype for header in headers if header.rows).newbyteorder("=")
     return Manifest(file_format, columns, table, metadata_table, tuple(fields), dtype)
+
+
+def _grouped(headers: Sequence[FileHeader]) -> Sequence[FileHeader]:
+    """Where some files can only be decoded whole, take those whose rows can be read one by one for one such part."""
+    if not any(header.group_rows for header in headers):
+        return headers
+    return [
+        header._replace(group_rows=(header.rows,)) if header.rows and not header.group_rows else header
+        for header in headers
+    ]
 
 
 def _read_headers(

@@ -6,8 +6,8 @@ The header is parsed by numpy, the vectors are read without it: ``np.load`` read
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -28,7 +28,9 @@ _NUMERIC_KINDS = "biufc"
 _FIELDS_REMEDY = "save the field that holds the vectors as an array of its own"
 
 
-class _Parsed(NamedTuple):
+class Parsed(NamedTuple):
+    """What the header of an array says."""
+
     shape: tuple[int, ...]
     fortran_order: bool
     dtype: np.dtype[Any]
@@ -40,11 +42,16 @@ class _Npy:
     first_nbytes = 512  # numpy writes 128; a longer header costs a second read
     holds_columns = False
 
+    def find_column(self, file: StoredFile) -> str | None:
+        """Return any name: such a file has no columns."""
+        del file
+        return ""
+
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read the shape, dtype and order of an npy file."""
         del columns  # an npy file has none
-        parsed, data_offset = _parse(file, head)
-        rows, dimension = _rows_and_dimension(file, parsed)
+        parsed, data_offset = parse_npy(file, file.size, partial(read_range, file), head)
+        rows, dimension = rows_and_dimension(file, parsed)
         needed = data_offset + rows * dimension * parsed.dtype.itemsize
         if file.size >= 0 and file.size != needed:
             found = "is cut short" if file.size < needed else "has bytes after its array, which would be lost"
@@ -102,11 +109,23 @@ class _Npy:
 NPY = _Npy()
 
 
-def _parse(file: StoredFile, head: bytes) -> tuple[_Parsed, int]:
-    """Read the header of a file; return it with the position of the first byte after it."""
+def parse_npy(file: StoredFile, size: int, read: Callable[[int, int], bytes], head: bytes = b"") -> tuple[Parsed, int]:
+    """Parse the header of an array, which may lie within another file; return it with the position of its data.
+
+    Parameters
+    ----------
+    file
+        The file, for errors.
+    size
+        The bytes of the array with its header; -1 where that is not known.
+    read
+        Reads the bytes ``[start, stop)`` of it.
+    head
+        What is known of its first bytes already.
+    """
     if not head:
         first = NPY.first_nbytes
-        head = read_range(file, 0, min(first, file.size) if file.size >= 0 else first)
+        head = read(0, min(first, size) if size >= 0 else first)
     if head[:4] == b"PAR1":
         _fail(file, 'it is a parquet file; open it with file_format="parquet"')
     if head[:6] != _MAGIC:
@@ -119,10 +138,10 @@ def _parse(file: StoredFile, head: bytes) -> tuple[_Parsed, int]:
         _fail(file, f"its npy version is {tuple(head[6:8])}, or it is cut short; (1, 0) to (3, 0) can be read")
     width = 2 if head[6] == 1 else 4
     data_offset = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
-    if data_offset > _MAX_HEADER_NBYTES or 0 <= file.size < data_offset:
-        _fail(file, f"its header claims {data_offset:,} bytes of the file's {file.size:,}")
+    if data_offset > _MAX_HEADER_NBYTES or 0 <= size < data_offset:
+        _fail(file, f"its header claims {data_offset:,} bytes of the file's {size:,}")
     if data_offset > len(head):
-        head += read_range(file, len(head), data_offset)
+        head += read(len(head), data_offset)
     try:
         return _parse_header(head[:data_offset]), data_offset
     except _TooLongError as error:
@@ -138,7 +157,7 @@ class _TooLongError(Exception):
 
 
 @lru_cache(maxsize=256)  # the shards of a collection mostly have equal headers, and numpy takes 40 us to parse one
-def _parse_header(head: bytes) -> _Parsed:
+def _parse_header(head: bytes) -> Parsed:
     stripped = head.rstrip(b" \n")  # numpy refuses long headers, and padding is what makes them long
     width, read = (2, np.lib.format.read_array_header_1_0) if head[6] == 1 else (4, np.lib.format.read_array_header_2_0)
     text = stripped[8 + width :] + b"\n"
@@ -146,10 +165,11 @@ def _parse_header(head: bytes) -> _Parsed:
         raise _TooLongError(f"{len(text):,}")
     if head[6] == 3:
         text.decode()  # what only numpy's private reader of this version demands
-    return _Parsed(*read(io.BytesIO(len(text).to_bytes(width, "little") + text)))
+    return Parsed(*read(io.BytesIO(len(text).to_bytes(width, "little") + text)))
 
 
-def _rows_and_dimension(file: StoredFile, parsed: _Parsed) -> tuple[int, int]:
+def rows_and_dimension(file: StoredFile, parsed: Parsed) -> tuple[int, int]:
+    """Return what an array holds as vectors, if it does."""
     shape, dtype = parsed.shape, parsed.dtype
     if dtype.hasobject:
         _fail(file, "it holds Python objects, which would have to be unpickled; save an array of numbers instead")

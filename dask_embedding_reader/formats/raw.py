@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,7 +32,7 @@ def _read_raw(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, o
         for out in outs:
             out.byteswap(inplace=True)
     else:
-        _read_cast(file, position, dtype, row, deque(outs))
+        _read_cast(file, position, dtype, row, outs)
 
 
 def open_raw(header: FileHeader, row: int) -> RowReader:
@@ -82,25 +82,38 @@ def _bytes(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _read_cast(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, outs: deque[Array]) -> None:
-    rows, dimension = sum(map(len, outs)), outs[0].shape[1]
+def _read_cast(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, outs: Sequence[Array]) -> None:
+    row_type = np.dtype((dtype, (outs[0].shape[1],)))
+    copy_blocks(read_blocks(file, position, row_type, sum(map(len, outs))), outs, file, row)
+
+
+def read_blocks(file: StoredFile, position: int, row_type: np.dtype[Any], rows: int) -> Iterator[Array]:
+    """Read rows that are not wanted as they lie, in blocks that stay in the cache; each takes the last one's memory.
+
+    The dtype of a row is one with fields, or of a sub-array.
+    """
     step = rows
     if is_local(file.filesystem):  # elsewhere each block would be a request
-        step = max(1, _SCRATCH_NBYTES // (dimension * dtype.itemsize))
-    scratch = np.empty((min(step, rows), dimension), dtype)
-    cast = CheckedCast(file.url, row)
+        step = max(1, _SCRATCH_NBYTES // row_type.itemsize)
+    scratch = np.empty(min(step, rows) * row_type.itemsize, np.uint8)
     for first in range(0, rows, step):
-        block = scratch[: rows - first]
-        read_into(file, position, [_bytes(block)])
-        _copy_rows(block, outs, cast)
+        block = scratch[: min(step, rows - first) * row_type.itemsize]
+        read_into(file, position, [block.data])
+        items = block.view(row_type.base)
+        yield items.reshape(-1, *row_type.shape) if row_type.shape else items
         position += block.nbytes
-    cast.report()
 
 
 def copy_rows(values: Array, outs: Sequence[Array], file: StoredFile, row: int) -> None:
     """Copy the rows of a file from one on into arrays, one after the other."""
-    cast = CheckedCast(file.url, row)
-    _copy_rows(values, deque(outs), cast)
+    copy_blocks([values], outs, file, row)
+
+
+def copy_blocks(blocks: Iterable[Array], outs: Sequence[Array], file: StoredFile, row: int) -> None:
+    """Copy the rows of a file from one on, which come in blocks, into arrays, one after the other."""
+    cast, rest = CheckedCast(file.url, row), deque(outs)
+    for block in blocks:
+        _copy_rows(block, rest, cast)
     cast.report()
 
 

@@ -13,6 +13,9 @@ _FORMATS = {
     "npy": "npy:NPY",
     "parquet": "parquet.format:PARQUET",
     "fbin": "fbin:FBIN",
+    "fvecs": "fvecs:FVECS",
+    "npz": "npz:NPZ",
+    "safetensors": "safetensors:SAFETENSORS",
 }
 """Where each kind of file is read and written: a module of this package, and a value in it."""
 

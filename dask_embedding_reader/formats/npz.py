@@ -1,0 +1,302 @@
+"""The npz format: a zip archive of npy files, as ``numpy.savez`` and ``numpy.savez_compressed`` write it.
+
+A stored member is read like an npy file: its data begin after its local header, whose extra field is not the one of the
+archive's directory [1]_. A deflated one is inflated from its beginning, block by block.
+
+References
+----------
+.. [1] https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, sections 4.3.7 and 4.5.3
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import pyarrow as pa
+
+from dask_embedding_reader.errors import ColumnError, FormatError
+from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader
+from dask_embedding_reader.formats.npy import NPY, Parsed, parse_npy, rows_and_dimension
+from dask_embedding_reader.formats.raw import copy_blocks, naming_rows
+from dask_embedding_reader.formats.vectors import Vectors
+from dask_embedding_reader.storage.put import Write
+from dask_embedding_reader.storage.read import StoredFile, read_range
+
+_TAIL_NBYTES = 2**16
+"""What is read at first of the end of an archive, where its directory is."""
+
+_LOCAL = struct.Struct("<4s22xHH")
+"""Of a local header: its signature, the lengths of the name and of the extra field."""
+
+_HEAD_NBYTES = 1024
+"""What is read at first of a member: its local header and that of its array."""
+
+_BLOCK_NBYTES = 2**20
+"""What is inflated at once."""
+
+
+class _Member(NamedTuple):
+    data_offset: int
+    nbytes: int
+    is_deflated: bool
+    parsed: Parsed
+    header_nbytes: int
+
+
+class _Npz:
+    name = "npz"
+    suffixes: tuple[str, ...] = (".npz",)
+    first_nbytes = 0  # the directory is at the end
+    holds_columns = False
+
+    def find_column(self, file: StoredFile) -> str | None:
+        """Return the name of the one member that holds vectors."""
+        archive = _open(file)
+        names = [info.filename.removesuffix(".npy") for info in archive.infolist() if _is_array(info)]
+        if "embedding" in names or len(names) == 1:
+            return "embedding" if "embedding" in names else names[0]
+        found = [name for name in names if len(_member(file, archive, name).parsed.shape) == 2]
+        if len(found) == 1:
+            return found[0]
+        raise ColumnError(
+            f"{file.url}: {len(found)} of its {len(names)} arrays have two axes"
+            f"{': ' + ', '.join(map(repr, found[:5])) if found else ''}; name the one of vectors with embedding_column="
+        )
+
+    def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
+        """Read where the wanted array lies, its shape and dtype."""
+        del head
+        archive = _open(file)
+        member = _member(file, archive, columns.embedding or "")
+        rows, dimension = rows_and_dimension(file, member.parsed)
+        dtype = member.parsed.dtype
+        promised = member.header_nbytes + rows * dimension * dtype.itemsize
+        if promised != member.nbytes:
+            _fail(
+                file,
+                f"its array {columns.embedding!r} promises {rows:,} rows of {dimension} x {dtype}, {promised:,} bytes "
+                f"in all, but has {member.nbytes:,}; write it again",
+            )
+        if not member.is_deflated:
+            return FileHeader(
+                file, rows, dimension, dtype, (member.data_offset + member.header_nbytes, member.parsed.fortran_order)
+            )
+        if member.parsed.fortran_order and rows > 1 and dimension > 1:
+            _fail(file, "its array is deflated and in Fortran order: no row can be read alone; save it in C order")
+        layout = (member.data_offset, member.header_nbytes, _compressed_nbytes(archive, columns.embedding or ""))
+        return FileHeader(file, rows, dimension, dtype, layout, group_rows=(rows,))
+
+    def check_header(self, header: FileHeader) -> bool:
+        """Tell whether the array lies within the file."""
+        numbers = header.layout[:1] if len(header.layout) == 2 else header.layout
+        if len(header.layout) not in (2, 3) or any(type(number) is not int or number < 0 for number in numbers):
+            return False
+        if len(header.layout) == 2:
+            end = header.layout[0] + header.rows * header.dimension * header.dtype.itemsize
+            fits = type(header.layout[1]) is bool and header.group_rows in ((), (header.rows,))
+        else:
+            end = header.layout[0] + header.layout[2]
+            fits = header.group_rows == (header.rows,)
+        return fits and not 0 <= header.file.size < end
+
+    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
+        """Return a function that reads the next rows."""
+        if len(header.layout) == 2:
+            return NPY.open_rows(header, columns, start, stop)
+        data_offset, header_nbytes, compressed_nbytes = header.layout
+        row_nbytes = header.dimension * header.dtype.itemsize
+        inflating = _Inflating(header.file, data_offset, compressed_nbytes)
+        row, skipped = start, False
+
+        def inflate(rows: int) -> Iterator[Array]:
+            step = max(1, _BLOCK_NBYTES // row_nbytes)
+            for first in range(0, rows, step):
+                data = inflating.read(min(step, rows - first) * row_nbytes)
+                yield np.frombuffer(data, header.dtype).reshape(-1, header.dimension)
+
+        def read(outs: Sequence[Array]) -> None:
+            nonlocal row, skipped
+            rows = sum(map(len, outs))
+            with naming_rows(row, row + rows):
+                if not skipped:
+                    inflating.skip(header_nbytes + start * row_nbytes)
+                    skipped = True
+                copy_blocks(inflate(rows), outs, header.file, row)
+            row += rows
+
+        return read
+
+    def drawback(self, header: FileHeader) -> str:
+        """Say whether an array is deflated, or in Fortran order."""
+        if len(header.layout) == 3:
+            return "deflated: whoever reads a row has to inflate all before it"
+        return NPY.drawback(header)
+
+    def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
+        """Return the suffix: every dtype can be stored."""
+        return ".npz" if NPY.suffix_for(dtype) else None
+
+    def write(self, write: Write, vectors: Vectors, table: pa.Table | None, embedding_column: str) -> None:
+        """Write the content of an archive of one stored array."""
+        del table  # such a file has no columns
+        info = zipfile.ZipInfo(f"{embedding_column or 'embedding'}.npy")  # of 1980: equal data give equal bytes
+        with (
+            zipfile.ZipFile(_Sink(write), "w", zipfile.ZIP_STORED) as archive,
+            archive.open(info, "w", force_zip64=True) as member,
+        ):
+            NPY.write(member.write, vectors, None, "")
+
+    def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
+        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
+        del file, rows, dimension, dtype  # its directory tells, which zipfile wrote
+        return None
+
+
+NPZ = _Npz()
+
+
+class _Sink(io.RawIOBase):
+    """A file that can only be written to from beginning to end."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._write(data)
+        return len(data)
+
+
+class _Tail(io.RawIOBase):
+    """An archive as a file whose end has been read."""
+
+    def __init__(self, file: StoredFile) -> None:
+        self._file, self._position = file, 0
+        self._start = max(0, file.size - _TAIL_NBYTES)
+        self._data = read_range(file, self._start, file.size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        if origin + offset < 0:
+            raise OSError("before the beginning")
+        self._position = origin + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        stop = self._file.size if size is None or size < 0 else min(self._file.size, self._position + size)
+        start, self._position = self._position, max(self._position, stop)
+        if start >= stop:
+            return b""
+        if start >= self._start:
+            return self._data[start - self._start : stop - self._start]
+        return read_range(self._file, start, stop)
+
+
+class _Inflating:
+    """The bytes of a deflated member, from its beginning on."""
+
+    def __init__(self, file: StoredFile, start: int, nbytes: int) -> None:
+        self._file, self._position, self._stop = file, start, start + nbytes
+        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._rest = b""
+
+    def read(self, nbytes: int) -> bytes:
+        """Return the next bytes, of which as many must be there."""
+        parts: list[bytes] = []
+        while nbytes:
+            if not self._rest and self._position < self._stop:
+                stop = min(self._stop, self._position + _BLOCK_NBYTES)
+                self._rest = read_range(self._file, self._position, stop)
+                self._position = stop
+            try:
+                part = self._inflate.decompress(self._rest, nbytes)
+            except zlib.error as error:
+                raise FormatError(
+                    f"{self._file.url}: not a readable npz file: its array is damaged ({error})"
+                ) from error
+            if not part and not self._inflate.unconsumed_tail and self._position >= self._stop:
+                _fail(self._file, "its array ends before its last row; write it again")
+            self._rest = self._inflate.unconsumed_tail
+            parts.append(part)
+            nbytes -= len(part)
+        return b"".join(parts)
+
+    def skip(self, nbytes: int) -> None:
+        """Pass over the next bytes."""
+        while nbytes:
+            nbytes -= len(self.read(min(nbytes, _BLOCK_NBYTES)))
+
+
+def _open(file: StoredFile) -> zipfile.ZipFile:
+    """Read the directory of an archive."""
+    if file.size < 0:
+        _fail(file, "the storage does not tell its size, and the directory of an archive is at its end")
+    try:
+        return zipfile.ZipFile(_Tail(file))
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError) as error:
+        raise FormatError(f"{file.url}: not a readable npz file: {error}; is it one at all, and whole?") from error
+
+
+def _is_array(info: zipfile.ZipInfo) -> bool:
+    return info.filename.endswith(".npy")
+
+
+def _member(file: StoredFile, archive: zipfile.ZipFile, name: str) -> _Member:
+    """Find an array, and read its header."""
+    names = [info.filename.removesuffix(".npy") for info in archive.infolist() if _is_array(info)]
+    if names.count(name) != 1:
+        shown = ", ".join(map(repr, names[:10]))
+        raise ColumnError(
+            f"{file.url}: has {'several arrays' if name in names else 'no array'} {name!r}; its arrays are {shown}; "
+            "name one with embedding_column="
+        )
+    info = archive.getinfo(f"{name}.npy")
+    if info.flag_bits & 1:
+        _fail(file, f"its array {name!r} is encrypted")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        _fail(file, f"its array {name!r} is compressed by method {info.compress_type}; stored and deflated can be read")
+    head = read_range(file, info.header_offset, min(file.size, info.header_offset + _HEAD_NBYTES))
+    if len(head) < 30 or head[:4] != b"PK\3\4":
+        _fail(file, f"its directory says that the array {name!r} is where it is not; write it again")
+    _, name_nbytes, extra_nbytes = _LOCAL.unpack(head[: _LOCAL.size])
+    data_offset = info.header_offset + _LOCAL.size + name_nbytes + extra_nbytes
+    if data_offset + info.compress_size > file.size:
+        _fail(file, f"its array {name!r} ends beyond the end of the file: it was cut short; write it again")
+    is_deflated = info.compress_type == zipfile.ZIP_DEFLATED
+    if not is_deflated and info.compress_size != info.file_size:
+        _fail(
+            file, f"its array {name!r} is stored, with two sizes: {info.compress_size:,} and {info.file_size:,} bytes"
+        )
+
+    def read(start: int, stop: int) -> bytes:
+        if is_deflated:
+            return _Inflating(file, data_offset, info.compress_size).read(stop)[start:]
+        return read_range(file, data_offset + start, data_offset + stop)
+
+    parsed, header_nbytes = parse_npy(file, info.file_size, read)
+    return _Member(data_offset, info.file_size, is_deflated, parsed, header_nbytes)
+
+
+def _compressed_nbytes(archive: zipfile.ZipFile, name: str) -> int:
+    return archive.getinfo(f"{name}.npy").compress_size
+
+
+def _fail(file: StoredFile, what: str) -> NoReturn:
+    raise FormatError(f"{file.url}: not a readable npz file: {what}")

@@ -1,0 +1,204 @@
+"""The safetensors format: named tensors after a header of JSON.
+
+The length of the header as a little-endian ``uint64``, the header ``{name: {dtype, shape, data_offsets}}``, and the
+data, from whose beginning offsets are counted [1]_.
+
+References
+----------
+.. [1] https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import pyarrow as pa
+
+from dask_embedding_reader.errors import ColumnError, FormatError
+from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader
+from dask_embedding_reader.formats.raw import copy_blocks, naming_rows, open_raw, read_blocks, write_rows
+from dask_embedding_reader.formats.vectors import Vectors
+from dask_embedding_reader.storage.put import Write
+from dask_embedding_reader.storage.read import StoredFile, read_range
+
+_LENGTH_NBYTES = 8
+_MOST_NBYTES = 100_000_000
+"""The largest header that safetensors itself reads."""
+
+_BF16 = "BF16"
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+    # The upper half of a float32, which numpy has no name for: it becomes one, exactly.
+    _BF16: np.dtype("<f4"),
+}
+
+
+class _Tensor(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def is_vectors(self) -> bool:
+        return len(self.shape) == 2 and self.dtype in _DTYPES and self.shape[1] > 0
+
+
+class _Safetensors:
+    name = "safetensors"
+    suffixes: tuple[str, ...] = (".safetensors",)
+    first_nbytes = 512  # a header of one tensor has some 100; a longer one costs a second read
+    holds_columns = False
+
+    def find_column(self, file: StoredFile) -> str | None:
+        """Return the name of the one tensor of vectors."""
+        tensors, _ = _read_tensors(file, b"")
+        found = [name for name, tensor in tensors.items() if tensor.is_vectors]
+        if "embedding" in found or len(found) == 1:
+            return "embedding" if "embedding" in found else found[0]
+        raise ColumnError(
+            f"{file.url}: {len(found)} of its {len(tensors)} tensors hold vectors (of two axes, of numbers)"
+            f"{': ' + ', '.join(map(repr, found[:5])) if found else ''}; name one with embedding_column="
+        )
+
+    def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
+        """Read where the wanted tensor lies."""
+        tensors, data_offset = _read_tensors(file, head)
+        name = columns.embedding
+        if name not in tensors:
+            raise ColumnError(
+                f"{file.url}: has no tensor {name!r}; its tensors are {', '.join(map(repr, list(tensors)[:10]))}: name "
+                "one with embedding_column="
+            )
+        tensor = tensors[name]
+        if tensor.dtype not in _DTYPES:
+            _fail(file, f"its tensor {name!r} holds {tensor.dtype}; {', '.join(_DTYPES)} can be read")
+        if not tensor.is_vectors:
+            _fail(file, f"its tensor {name!r} has the shape {tensor.shape}; a collection holds (rows, dimension)")
+        rows, dimension = tensor.shape
+        return FileHeader(
+            file, rows, dimension, _DTYPES[tensor.dtype], (data_offset + tensor.start, tensor.dtype == _BF16)
+        )
+
+    def check_header(self, header: FileHeader) -> bool:
+        """Tell whether the vectors lie within the file."""
+        if len(header.layout) != 2 or header.group_rows:
+            return False
+        data_offset, is_bf16 = header.layout
+        nbytes = header.rows * header.dimension * (2 if is_bf16 is True else header.dtype.itemsize)
+        return (
+            type(data_offset) is int
+            and type(is_bf16) is bool
+            and data_offset >= _LENGTH_NBYTES
+            and not 0 <= header.file.size < data_offset + nbytes
+        )
+
+    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
+        """Return a function that reads the next rows."""
+        del columns, stop
+        data_offset, is_bf16 = header.layout
+        if not is_bf16:
+            return open_raw(header, start)
+        row_type = np.dtype(("<u2", (header.dimension,)))
+
+        def read(outs: Sequence[Array]) -> None:
+            nonlocal start
+            rows = sum(map(len, outs))
+            with naming_rows(start, start + rows):
+                blocks = read_blocks(header.file, data_offset + start * row_type.itemsize, row_type, rows)
+                copy_blocks(map(_widen, blocks), outs, header.file, start)
+            start += rows
+
+        return read
+
+    def drawback(self, header: FileHeader) -> str:
+        """Say nothing: the vectors lie as they do in memory."""
+        del header
+        return ""
+
+    def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
+        """Return the suffix, for dtypes that the format has."""
+        return ".safetensors" if dtype.newbyteorder("<") in _DTYPES.values() else None
+
+    def write(self, write: Write, vectors: Vectors, table: pa.Table | None, embedding_column: str) -> None:
+        """Write the content of a file of one tensor."""
+        del table  # such a file has no columns
+        dtype = next(name for name, stored in _DTYPES.items() if stored == vectors.dtype)
+        shape = list(vectors.array.shape)
+        facts = {"dtype": dtype, "shape": shape, "data_offsets": [0, shape[0] * shape[1] * vectors.dtype.itemsize]}
+        header = json.dumps({embedding_column or "embedding": facts}).encode()
+        header += b" " * (-len(header) % 8)  # the data are aligned
+        write(len(header).to_bytes(_LENGTH_NBYTES, "little") + header)
+        write_rows(write, vectors)
+
+    def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
+        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
+        return FileHeader(file, rows, dimension, dtype, (file.size - rows * dimension * dtype.itemsize, False))
+
+
+SAFETENSORS = _Safetensors()
+
+
+def _widen(values: Array) -> Array:
+    """Return bfloat16 as float32: the lower half is zeros."""
+    wide = values.astype("<u4")
+    np.left_shift(wide, 16, out=wide)
+    return wide.view("<f4")
+
+
+def _read_tensors(file: StoredFile, head: bytes) -> tuple[dict[str, _Tensor], int]:
+    """Return the tensors of a file by name, and where their data begin; trust none of it."""
+    if 0 <= file.size < _LENGTH_NBYTES:
+        _fail(file, f"it has {file.size} bytes, less than the 8 of its length; write it again")
+    first = SAFETENSORS.first_nbytes
+    head = head or read_range(file, 0, min(first, file.size) if file.size >= 0 else first)
+    nbytes = int.from_bytes(head[:_LENGTH_NBYTES], "little")
+    data_offset = _LENGTH_NBYTES + nbytes
+    if nbytes > _MOST_NBYTES or 0 <= file.size < data_offset:
+        _fail(file, f"its header claims {nbytes:,} of the file's {file.size:,} bytes; is it one at all, and whole?")
+    if data_offset > len(head):
+        head += read_range(file, len(head), data_offset)
+    try:
+        facts = json.loads(head[_LENGTH_NBYTES:data_offset])
+        tensors = {name: _parse(tensor) for name, tensor in facts.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise FormatError(f"{file.url}: not a readable safetensors file: its header is malformed ({error})") from error
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if tensor.start < end or 0 <= file.size < data_offset + tensor.stop:
+            _fail(file, f"its tensor {name!r} lies over another, or beyond the end of the file; write it again")
+        end = tensor.stop
+        if tensor.is_vectors:
+            itemsize = 2 if tensor.dtype == _BF16 else _DTYPES[tensor.dtype].itemsize
+            if tensor.stop - tensor.start != tensor.shape[0] * tensor.shape[1] * itemsize:
+                _fail(
+                    file,
+                    f"its tensor {name!r} of {tensor.shape} {tensor.dtype} has {tensor.stop - tensor.start:,} bytes",
+                )
+    return tensors, data_offset
+
+
+def _parse(facts: Any) -> _Tensor:
+    start, stop = facts["data_offsets"]
+    numbers = (*facts["shape"], start, stop)
+    if any(type(number) is not int or not 0 <= number < 2**62 for number in numbers) or stop < start:
+        raise ValueError(f"a shape and offsets of {numbers}")
+    return _Tensor(str(facts["dtype"]), tuple(facts["shape"]), start, stop)
+
+
+def _fail(file: StoredFile, what: str) -> NoReturn:
+    raise FormatError(f"{file.url}: not a readable safetensors file: {what}")
