@@ -16,6 +16,10 @@ class ArgumentError(EmbeddingReaderError, ValueError):
     """An argument has a value that makes no sense."""
 
 
+class RowError(ArgumentError, IndexError):
+    """There is no such row."""
+
+
 class ArgumentTypeError(EmbeddingReaderError, TypeError):
     """An argument has a type that makes no sense."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
@@ -17,27 +19,42 @@ from dask_embedding_reader._common.arguments import (
     check_integer,
     check_options,
     check_positive,
+    check_rows,
+    check_share,
+    check_slice,
     check_sources,
     check_text,
 )
 from dask_embedding_reader._common.units import counted, human_size
 from dask_embedding_reader.batches import read as batches
+from dask_embedding_reader.collection.filters import select
 from dask_embedding_reader.collection.manifest import Manifest, read_manifest
+from dask_embedding_reader.collection.plan import count_by_file
 from dask_embedding_reader.collection.reopen import check_place, reopen_manifest, save_manifest
-from dask_embedding_reader.errors import ArgumentError, NoFilesError
+from dask_embedding_reader.errors import ArgumentError, NoFilesError, RowError
 from dask_embedding_reader.formats.base import Columns, default_piece_rows
 from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.lazy import graph
+from dask_embedding_reader.rows import Int64s, Rows, Section, Shuffled, Stretch, pick, sample, shard, shuffle
 from dask_embedding_reader.show.card import card
 from dask_embedding_reader.storage.connections import FileSystem
 from dask_embedding_reader.storage.find import MANIFEST_NAME, Listings, find_files, resolve
-from dask_embedding_reader.storage.read import file_url
+from dask_embedding_reader.storage.read import file_url, is_local
 from dask_embedding_reader.storage.retries import hide_secrets
 
 if TYPE_CHECKING:
     import dask.array as da
     import dask.dataframe as dd
+    import pandas as pd
     from matplotlib.axes import Axes
+
+
+BUFFER_NBYTES = 128_000_000
+"""Vectors that a shuffled reader mixes, as stored. A constant: another one would be another order."""
+
+BLOCK_NBYTES, REMOTE_BLOCK_NBYTES = 64_000, 1_000_000
+"""Vectors that stay neighbours in a shuffled reader until they are mixed: large enough to be read at once, locally and
+from elsewhere. Constants too."""
 
 
 class EmbeddingReader:
@@ -197,15 +214,32 @@ class EmbeddingReader:
         )
         self._take_facts()
 
-    def _take_facts(self) -> None:
+    def _take_facts(self, rows: Rows | None = None) -> None:
         vectors = self.manifest.vectors
-        self.count = vectors.count
+        self.rows: Rows = Stretch(range(vectors.count)) if rows is None else rows
+        self.count = len(self.rows)
         self.dimension = vectors.dimension
         self.dtype = self.manifest.dtype
         self.byte_per_item = self.manifest.byte_per_item
         self.total_size = self.count * self.byte_per_item
-        self.nb_files = int(np.count_nonzero(vectors.rows))
-        self.max_file_size = int(vectors.rows.max()) * self.byte_per_item
+        self._rows_of_files: Int64s | None = None
+        self._shards: tuple[int, int] | None = None
+
+    @property
+    def nb_files(self) -> int:
+        """Number of files that have rows of this reader."""
+        return int(np.count_nonzero(self._file_rows()))
+
+    @property
+    def max_file_size(self) -> int:
+        """Stored bytes of the vectors of this reader in the file that has the most."""
+        return int(self._file_rows().max()) * self.byte_per_item
+
+    def _file_rows(self) -> Int64s:
+        """Return how many rows of this reader each file has."""
+        if self._rows_of_files is None:
+            self._rows_of_files = count_by_file(self.manifest.vectors.offsets, self.rows)
+        return self._rows_of_files
 
     @classmethod
     def from_manifest(
@@ -332,27 +366,274 @@ class EmbeddingReader:
             )
         save_manifest(self.manifest, vectors.filesystems[0], f"{root.rstrip('/')}/{MANIFEST_NAME}")
 
-    def __len__(self) -> int:
-        return self.count
+    @property
+    def token(self) -> str:
+        """A hash of the files, the columns and the rows, equal in every process."""
+        if self.rows == Stretch(range(self.manifest.count)):
+            return self.manifest.token
+        return hashlib.blake2b(f"{self.manifest.token} {self.rows.token}".encode(), digest_size=16).hexdigest()
 
     def __eq__(self, other: object) -> bool:
         """Tell whether both read the same rows and columns of the same versions of the same files."""
-        return isinstance(other, EmbeddingReader) and self.manifest.token == other.manifest.token
+        return isinstance(other, EmbeddingReader) and (self.manifest.token, self.rows) == (
+            other.manifest.token,
+            other.rows,
+        )
 
     def __hash__(self) -> int:
-        return hash(self.manifest.token)
+        return hash((self.manifest.token, self.rows))
 
     def __dask_tokenize__(self) -> object:
-        return "EmbeddingReader", self.manifest.token
+        return "EmbeddingReader", self.token
+
+    def __len__(self) -> int:
+        return self.count
 
     def __repr__(self) -> str:
+        of = f"{self.count:,} of {self.manifest.count:,}" if self._noun == "selection" else f"{self.count:,}"
         return (
-            f"<EmbeddingReader: {self.count:,} x {self.dimension} {self.dtype} in "
+            f"<EmbeddingReader: {of} x {self.dimension} {self.dtype} in "
             f"{counted(self.nb_files, f'{self.manifest.format.name} file')}, {human_size(self.total_size)}>"
         )
 
     def _repr_html_(self) -> str:
-        return card(self.manifest)
+        shuffled = isinstance(self.rows, Shuffled) or self.rows.window_rows
+        return card(
+            self.manifest, self.count, "shuffled" if shuffled else "" if self.rows.is_ascending else "as picked"
+        )
+
+    def _view(self, rows: Rows) -> EmbeddingReader:
+        view = copy.copy(self)
+        view._take_facts(rows)
+        return view
+
+    def _before_shuffling(self, verb: str) -> None:
+        if isinstance(self.rows, Shuffled) or self._shards:
+            done = "shuffled" if isinstance(self.rows, Shuffled) and not self._shards else "a shard"
+            raise ArgumentError(
+                f"{verb} comes before shuffle and shard, but this reader is {done}: the steps are "
+                "filter, take and sample in any order, then shuffle, then shard, then start= and end="
+            )
+
+    def take(self, rows: slice | Sequence[int] | npt.NDArray[Any] | Rows) -> EmbeddingReader:
+        """Return a reader of some rows, in the order given.
+
+        Nothing is read. What is computed from it reads these rows only, near ones at once; ``x[list]`` of a Dask array
+        reads whole chunks.
+
+        Parameters
+        ----------
+        rows : slice, sequence of int or of bool
+            A slice; positions in this reader, in any order and more than once; or a mask, a boolean for each row.
+
+        Returns
+        -------
+        EmbeddingReader
+            Its arrays, frames and batches have these rows; ``i`` is still the row number in the collection.
+
+        Raises
+        ------
+        RowError
+            If there is no such row: an ``ArgumentError`` and an ``IndexError``. Negative ones do not count from the
+            end: searches give them for hits that they did not find.
+        ArgumentError, ArgumentTypeError
+            If a mask has another length, or these are no rows.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.arange(12).reshape(6, 2))
+        >>> hits = EmbeddingReader(folder).take([5, 0, 3])
+        >>> hits.to_dask_array().compute()
+        array([[10, 11],
+               [ 0,  1],
+               [ 6,  7]])
+        """
+        self._before_shuffling("take")
+        if isinstance(rows, slice):
+            return self._view(self.rows[check_slice("rows", rows)])
+        return self._view(pick(self.rows.at(check_rows("rows", rows, self.count))))
+
+    def filter(
+        self,
+        filters: Sequence[Any] | Callable[[pd.DataFrame], Any],
+        *,
+        columns: str | Sequence[str] | None = None,
+    ) -> EmbeddingReader:
+        """Return a reader of the rows whose metadata satisfy a condition. The columns that it names are read, now.
+
+        Parameters
+        ----------
+        filters : list of tuple, list of list of tuple, or callable
+            Conditions ``(column, operator, value)`` that all have to hold, with the operators ``==``, ``=``, ``!=``,
+            ``<``, ``<=``, ``>``, ``>=``, ``in`` and ``not in``; a list of such lists, of which one has to hold (as in
+            ``dask.dataframe.read_parquet``); or a function that gets a frame of ``columns`` and returns a boolean for
+            each row. It is called for part after part of the rows, in threads.
+        columns : str or list of str, optional
+            What the function looks at. They need not be among ``meta_columns``.
+
+        Returns
+        -------
+        EmbeddingReader
+            The number of its rows is known. A null satisfies no condition.
+
+        Raises
+        ------
+        ColumnError
+            If a column is missing.
+        ArgumentError, ArgumentTypeError
+            If a column cannot be compared with a value, or the function returns something else.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.ones((3, 2), "float32"))
+        >>> pd.DataFrame({"word": ["lion", "bear", "oak"]}).to_parquet(os.path.join(folder, "0.parquet"))
+        >>> reader = EmbeddingReader(folder, "parquet_npy", meta_columns=["word"])
+        >>> reader.filter([("word", "in", ["oak", "lion"])]).to_dask_dataframe().compute()
+           word
+        i
+        0  lion
+        2   oak
+        >>> len(reader.filter(lambda frame: frame["word"].str.startswith("b"), columns="word"))
+        1
+        """
+        self._before_shuffling("filter")
+        return self._view(select(self.manifest, self.rows, filters, columns))
+
+    def sample(self, n: int | None = None, *, frac: float | None = None, seed: int = 0) -> EmbeddingReader:
+        """Return a reader of rows drawn at random, without replacement, in the order of this reader.
+
+        Parameters
+        ----------
+        n : int, optional
+            How many rows, exactly. Those of a smaller sample are among those of a larger one with the same seed.
+        frac : float, optional
+            How many, as a share of all rows.
+        seed : int, default 0
+            Equal seeds draw equal rows, on every machine.
+
+        Returns
+        -------
+        EmbeddingReader
+            Nothing is read.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.arange(200).reshape(100, 2))
+        >>> len(EmbeddingReader(folder).sample(frac=0.1, seed=1))
+        10
+        """
+        self._before_shuffling("sample")
+        if (n is None) == (frac is None):
+            raise ArgumentError(f"sample takes either n= or frac=, not n={n!r} and frac={frac!r}")
+        count = round(check_share("frac", frac) * self.count) if n is None else check_integer("n", n)
+        if not 0 <= count <= self.count:
+            raise ArgumentError(f"n={count:,} rows cannot be drawn from {self.count:,}, none of them twice")
+        return self._view(sample(self.rows, count, check_integer("seed", seed)))
+
+    def shuffle(self, seed: int = 0, *, epoch: int = 0, buffer_rows: int | None = None) -> EmbeddingReader:
+        """Return a reader of the same rows in a random order. Nothing is read or held, however many rows there are.
+
+        Every epoch has every row once. The order depends on the data, ``seed``, ``epoch`` and ``buffer_rows`` alone,
+        not on machines, threads, ranks or versions. To resume is ``start=``: ``epoch(batch_size, start=rows_done)``
+        goes on where it was, at once. With :meth:`shard`, any number of ranks that divides 64 gets the same batches
+        (all ranks together), also when it changes in the middle.
+
+        Rows are mixed as widely as memory allows: blocks of 64 kB (1 MB of remote files) come from all over the
+        collection, and their rows are mixed in a window of ``buffer_rows``. With batches of B rows and a window of
+        K blocks, the classes of sorted rows are spread over the batches as by chance, but for an excess of B / K.
+
+        Parameters
+        ----------
+        seed : int, default 0
+            Another seed is another order.
+        epoch : int, default 0
+            Another epoch too.
+        buffer_rows : int, optional
+            Rows that are mixed with each other; by default as many as are 128 MB as stored. Batches hold two such
+            windows in memory.
+
+        Returns
+        -------
+        EmbeddingReader
+            Batches of it are the fastest way to read it; the chunks of its array are windows.
+
+        Warns
+        -----
+        UserWarning
+            If parquet files cannot be read in part, so that each window decodes whole row groups.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.arange(12).reshape(6, 2))
+        >>> reader = EmbeddingReader(folder)
+        >>> epoch = reader.shuffle(seed=1, epoch=3)
+        >>> sorted(epoch.rows) == list(reader.rows)
+        True
+        >>> epoch.rows[4:] == reader.shuffle(seed=1, epoch=3).rows[4:]
+        True
+        """
+        self._before_shuffling("shuffle")
+        row_nbytes = max(1, self.byte_per_item)
+        buffer = default_piece_rows(row_nbytes, BUFFER_NBYTES) if buffer_rows is None else buffer_rows
+        local = all(map(is_local, self.manifest.vectors.filesystems))
+        block = default_piece_rows(row_nbytes, BLOCK_NBYTES if local else REMOTE_BLOCK_NBYTES)
+        return self._view(
+            shuffle(
+                self.rows,
+                check_integer("seed", seed),
+                check_integer("epoch", epoch),
+                block,
+                check_positive("buffer_rows", buffer),
+            )
+        )
+
+    def shard(self, num_shards: int, index: int) -> EmbeddingReader:
+        """Return a reader of one of several shards, one for each rank or worker.
+
+        Parameters
+        ----------
+        num_shards : int
+            How many shards there are.
+        index : int
+            Which one, from 0 on.
+
+        Returns
+        -------
+        EmbeddingReader
+            Of a shuffled reader, every ``num_shards``-th row: batch k of all shards together is the same for every
+            number of shards. All shards have equally many rows, so that no rank waits for another one. For that the
+            last rows are left out, fewer than 64 where ``num_shards`` divides 64, else fewer than ``num_shards``:
+            ``epoch(batch_size, start=num_shards * len(shard))`` of the whole epoch has them. Of another reader,
+            a stretch of rows; all shards together have every row.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, os
+        >>> folder = tempfile.mkdtemp()
+        >>> np.save(os.path.join(folder, "0.npy"), np.arange(256).reshape(128, 2))
+        >>> reader = EmbeddingReader(folder)
+        >>> [list(reader.shard(3, rank).rows[:2]) for rank in range(3)]
+        [[0, 1], [42, 43], [85, 86]]
+        >>> epoch = reader.shuffle(seed=1)
+        >>> epoch.shard(2, 1).rows[:3] == epoch.rows[1:6:2]
+        True
+        """
+        if self._shards:
+            raise ArgumentError(f"this reader is a shard already (shard {self._shards[1]} of {self._shards[0]})")
+        shards, number = check_positive("num_shards", num_shards), check_integer("index", index)
+        if not 0 <= number < shards:
+            raise ArgumentError(f"index={number} is no shard: of num_shards={shards} they are 0 to {shards - 1}")
+        view = self._view(shard(self.rows, shards, number))
+        view._shards = shards, number
+        return view
 
     def locate(self, row: SupportsIndex, *, secrets: bool = False) -> tuple[str, int]:
         """Find the file that holds a row.
@@ -360,7 +641,7 @@ class EmbeddingReader:
         Parameters
         ----------
         row : int
-            Row number in the collection; a negative one counts from the end.
+            Position in this reader: of a whole collection the row number. A negative one counts from the end.
         secrets : bool, default False
             Whether to leave passwords and signatures in the addresses of web servers.
 
@@ -373,8 +654,8 @@ class EmbeddingReader:
 
         Raises
         ------
-        ArgumentError
-            If there is no such row.
+        RowError
+            If there is no such row: an ``ArgumentError`` and an ``IndexError``.
 
         Examples
         --------
@@ -386,10 +667,10 @@ class EmbeddingReader:
         >>> os.path.basename(path), row
         ('1.npy', 1)
         """
-        number = check_integer("row", row)
-        if not -self.count <= number < self.count:
-            raise ArgumentError(f"row {number:,} is out of range: the collection has {counted(self.count, 'row')}")
-        number %= self.count
+        position = check_integer("row", row)
+        if not -self.count <= position < self.count:
+            raise RowError(f"row {position:,} is out of range: the {self._noun} has {counted(self.count, 'row')}")
+        number = self.rows[position]
         vectors = self.manifest.vectors
         file = int(np.searchsorted(vectors.offsets, number, "right")) - 1
         url = vectors.url(file)
@@ -434,9 +715,13 @@ class EmbeddingReader:
         >>> x.mean(axis=0).compute()
         array([5., 6.], dtype=float32)
         """
-        start, end = self._row_range(start, end)
+        rows = self._selected(start, end)
         wanted = self._wanted_dtype(dtype)
-        return graph.make_array(self.manifest, start, end, self._piece_rows(max_piece_size), wanted)
+        piece_rows = self._piece_rows(max_piece_size)
+        if isinstance(rows, Stretch) and rows.is_contiguous:
+            first = rows.values.start
+            return graph.make_array(self.manifest, first, first + len(rows), piece_rows, wanted)
+        return graph.make_selected_array(self.manifest, rows, piece_rows, wanted)
 
     def to_dask_dataframe(
         self, start: int = 0, end: int | None = None, *, max_piece_size: int | None = None
@@ -477,8 +762,12 @@ class EmbeddingReader:
         1  bear
         2   oak
         """
-        start, end = self._row_range(start, end)
-        return graph.make_metadata_frame(self.manifest, start, end, self._piece_rows(max_piece_size))
+        rows = self._selected(start, end)
+        piece_rows = self._piece_rows(max_piece_size)
+        if isinstance(rows, Stretch) and rows.is_contiguous:
+            first = rows.values.start
+            return graph.make_metadata_frame(self.manifest, first, first + len(rows), piece_rows)
+        return graph.make_selected_frame(self.manifest, rows, piece_rows)
 
     def __call__(
         self,
@@ -543,18 +832,35 @@ class EmbeddingReader:
         (2, 2) int8 [1, 2]
         (2, 2) int8 [3, 4]
         """
-        start, end = self._row_range(start, end)
+        first, stop, selected = batches.span_of(self._selected(start, end))
         request = batches.BatchRequest(
             batch_rows=check_positive("batch_size", batch_size),
-            start=start,
-            stop=end,
+            start=first,
+            stop=stop,
+            rows=selected,
             max_piece_rows=None if max_piece_size is None else check_positive("max_piece_size", max_piece_size),
             threads=None if parallel_pieces is None else check_positive("parallel_pieces", parallel_pieces),
             limit_nbytes=check_positive("max_ram_usage_in_bytes", max_ram_usage_in_bytes),
             dtype=self._wanted_dtype(dtype),
             show_progress=bool(show_progress),
         )
+        self._warn_of_order(request.batch_rows)
         return batches.read_batches(self.manifest, request)
+
+    def _warn_of_order(self, batch_rows: int) -> None:
+        """Say what is left of chance where a batch is larger than the window has blocks."""
+        whole = self.rows.of if isinstance(self.rows, Section) else self.rows
+        if not isinstance(whole, Shuffled) or whole.block_rows == 1:
+            return
+        rows = batch_rows * (self._shards[0] if self._shards else 1)
+        if rows > whole.blocks_mixed:
+            warnings.warn(
+                f"batches of {rows:,} rows{' (of all shards)' if self._shards else ''} are mixed from "
+                f"{whole.blocks_mixed:,} blocks of {whole.block_rows:,} neighbouring rows: where neighbours are alike, "
+                f"what a batch has of each kind varies {1 + rows / whole.blocks_mixed:.3g} times as much as by chance "
+                "(chi2/df); a larger buffer_rows (of shuffle), or a smaller batch_size, mixes more",
+                stacklevel=3,
+            )
 
     def plot_plan(
         self,
@@ -601,12 +907,21 @@ class EmbeddingReader:
         batch_rows = None if batch_size is None else check_positive("batch_size", batch_size)
         return plot_plan(self.manifest, start, end, self._piece_rows(max_piece_size), batch_rows)
 
+    @property
+    def _noun(self) -> str:
+        return "collection" if self.rows == Stretch(range(self.manifest.count)) else "selection"
+
+    def _selected(self, start: int, end: int | None) -> Rows:
+        """Return the rows ``[start, end)`` of this reader."""
+        first, last = self._row_range(start, end)
+        return self.rows[first:last] if first < last else Stretch(range(0))
+
     def _row_range(self, start: int, end: int | None) -> tuple[int, int]:
         first = check_integer("start", start)
         last = self.count if end is None else min(check_integer("end", end), self.count)
         if not 0 <= first <= self.count:
             raise ArgumentError(
-                f"start={first:,} is out of range: the collection has {counted(self.count, 'row')}, from 0 on"
+                f"start={first:,} is out of range: the {self._noun} has {counted(self.count, 'row')}, from 0 on"
             )
         if last < first:
             raise ArgumentError(f"end={last:,} is before start={first:,}")
@@ -614,7 +929,8 @@ class EmbeddingReader:
 
     def _piece_rows(self, max_piece_size: int | None) -> int:
         if max_piece_size is None:
-            return default_piece_rows(self.byte_per_item)
+            # Of a shuffled selection a window: to read a part of it takes as long as all of it.
+            return max(default_piece_rows(self.byte_per_item), self.rows.window_rows)
         return check_positive("max_piece_size", max_piece_size)
 
     def _wanted_dtype(self, dtype: npt.DTypeLike | None) -> np.dtype[Any]:

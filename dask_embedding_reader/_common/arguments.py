@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, RowError
 
 Source = str | os.PathLike[str]
 """A path or a URL."""
@@ -36,6 +37,46 @@ def check_positive(name: str, value: Any) -> int:
     if number < 1:
         raise ArgumentError(f"{name} must be at least 1, not {number}")
     return number
+
+
+def check_share(name: str, value: Any) -> float:
+    """Return a number from 0 to 1."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+        raise ArgumentTypeError(f"{name} must be a number from 0 to 1, not {value!r}")
+    if not 0 <= value <= 1:
+        raise ArgumentError(f"{name} must be from 0 to 1, not {value!r}")
+    return float(value)
+
+
+def check_slice(name: str, value: slice) -> slice:
+    """Return a slice of whole numbers."""
+    parts = [None if part is None else check_integer(name, part) for part in (value.start, value.stop, value.step)]
+    if parts[2] == 0:
+        raise ArgumentError(f"{name}={value} has a step of 0")
+    return slice(*parts)
+
+
+def check_rows(name: str, value: Any, count: int) -> npt.NDArray[np.int64]:
+    """Return positions among ``count`` rows, given as such or as a mask."""
+    given = np.asarray(value)
+    if given.ndim != 1 or (given.dtype.kind not in "iub" and given.size):
+        what = f"{type(value).__name__} of shape {given.shape} and dtype {given.dtype}"
+        raise ArgumentTypeError(f"{name} must be a slice, a list of row numbers or a mask of booleans, not {what}")
+    if given.dtype.kind == "b":
+        if len(given) != count:
+            raise ArgumentError(f"{name} is a mask of {len(given):,} booleans where there are {count:,} rows")
+        return np.flatnonzero(given)
+    wrong = np.flatnonzero((given < 0) | (given >= count))
+    if len(wrong):
+        more = f" (and {len(wrong) - 1:,} more)" if len(wrong) > 1 else ""
+        hint = "; searches give -1 for hits that they did not find: leave those out" if given[wrong[0]] < 0 else ""
+        raise RowError(
+            f"{name} holds {int(given[wrong[0]]):,} at position {int(wrong[0]):,}{more}, but there are rows from 0 to "
+            f"{count - 1:,} only{hint}"
+            if count
+            else f"{name} holds {int(given[wrong[0]]):,}, but there are no rows"
+        )
+    return given.astype(np.int64)
 
 
 def check_text(name: str, value: Any) -> str:

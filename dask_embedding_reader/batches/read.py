@@ -9,12 +9,11 @@ limit before a piece is started. Nothing runs that was not asked for, so that le
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import warnings
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -29,11 +28,15 @@ from dask_embedding_reader._common.memory import Buffers, Slot
 from dask_embedding_reader._common.progress import progress_bar
 from dask_embedding_reader._common.threads import stoppable_pool
 from dask_embedding_reader._common.units import counted
+from dask_embedding_reader.batches.metadata import FRAMES, TABLES, Form, numbered
+from dask_embedding_reader.batches.selected import SelectedRead, metadata_reads, vector_reads
+from dask_embedding_reader.batches.windows import WindowReading, are_few, window_nbytes, window_rows
 from dask_embedding_reader.collection.manifest import FileTable, Manifest
 from dask_embedding_reader.collection.plan import ReadPlan, make_plan
 from dask_embedding_reader.formats.base import DEFAULT_PIECE_NBYTES, Array, FileHeader, default_piece_rows
-from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, make_frame, make_table
 from dask_embedding_reader.formats.parquet.read import DECODER_NBYTES, footers_nbytes, open_table
+from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
+from dask_embedding_reader.rows import Int64s, Rows, Stretch
 from dask_embedding_reader.storage.read import is_local
 
 _LOCAL_PIECE_NBYTES = 8 * 2**20
@@ -48,9 +51,6 @@ _METADATA_ROWS = 8_192
 
 METADATA_ROW_NBYTES = 256
 """What a row of metadata is taken to weigh until the first have been seen."""
-
-_WEIGHED_ROWS = 128
-"""Of so many of the rows that are decoded together, Python's strings are weighed."""
 
 Batch = tuple[Array, pd.DataFrame]
 TableBatch = tuple[Array, "pa.Table | None"]
@@ -76,6 +76,19 @@ class BatchRequest(NamedTuple):
     """The dtype of the batches."""
     show_progress: bool
     """Whether to show a progress bar, where somebody watches."""
+    rows: Rows | None = None
+    """Selected rows, of which ``start`` and ``stop`` are positions; None where they are rows of the collection."""
+
+    def numbers(self, start: int, stop: int) -> Int64s:
+        """Return the row numbers of the rows ``[start, stop)``."""
+        return np.arange(start, stop, dtype=np.int64) if self.rows is None else self.rows.numbers(start, stop)
+
+
+def span_of(rows: Rows) -> tuple[int, int, Rows | None]:
+    """Return what a request calls ``start``, ``stop`` and ``rows``, for all of a selection."""
+    if isinstance(rows, Stretch) and rows.is_contiguous:
+        return rows.values.start, rows.values.start + len(rows), None
+    return 0, len(rows), rows
 
 
 def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
@@ -94,16 +107,28 @@ def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
             "ahead; a smaller batch_size or a higher limit is faster",
             stacklevel=3,
         )
-    return _iterate(manifest, request, _FRAMES)
+    elif _is_read_by_windows(manifest, request) and window_nbytes(manifest, request) > request.limit_nbytes:
+        warnings.warn(
+            f"rows in this order take about {window_nbytes(manifest, request):,} bytes: two windows of "
+            f"{counted(window_rows(manifest, request), 'row')}, which are read in one go, and two batches; the limit "
+            f"is {request.limit_nbytes:,} (max_ram_usage_in_bytes): windows are read in parts, with nothing read "
+            "ahead; a smaller buffer_rows (of shuffle) or a higher limit is faster",
+            stacklevel=3,
+        )
+    return _iterate(manifest, request, FRAMES)
 
 
 def read_table_batches(manifest: Manifest, request: BatchRequest) -> Iterator[TableBatch]:
     """Return an iterator of the batches of a collection with their metadata as Arrow columns: no value is changed."""
-    return _iterate(manifest, request, _TABLES)
+    return _iterate(manifest, request, TABLES)
 
 
-def _iterate(manifest: Manifest, request: BatchRequest, form: _Form) -> Iterator[tuple[Array, Any]]:
-    reading = _Reading(manifest, request, form)
+def _is_read_by_windows(manifest: Manifest, request: BatchRequest) -> bool:
+    return request.rows is not None and (not request.rows.is_ascending or are_few(manifest, request))
+
+
+def _iterate(manifest: Manifest, request: BatchRequest, form: Form) -> Iterator[tuple[Array, Any]]:
+    reading = (WindowReading if _is_read_by_windows(manifest, request) else _Reading)(manifest, request, form)
     rows = request.stop - request.start
     progress = progress_bar(request.show_progress, rows, "reading", " embeddings", manifest.byte_per_item)
     try:
@@ -115,44 +140,6 @@ def _iterate(manifest: Manifest, request: BatchRequest, form: _Form) -> Iterator
     finally:
         reading.close()
         progress.close()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Metadata
-
-
-class _Form(NamedTuple):
-    """What metadata are handed out as."""
-
-    make: Callable[[Sequence[MetaField], pa.Table, range, str], tuple[Any, int]]
-    """Given decoded columns, the rows and the file, returns what is handed out of them, and what it weighs."""
-    join: Callable[[list[Any]], Any]
-    """Puts what was made below each other: into a frame of its own, whose memory the caller may write to."""
-
-
-def _make_frame(fields: Sequence[MetaField], table: pa.Table, rows: range, url: str) -> tuple[pd.DataFrame, int]:
-    frame = make_frame(fields, table, pd.RangeIndex(len(rows)), url, text_as_objects=True)
-    step = max(1, len(rows) // _WEIGHED_ROWS)
-    texts = [frame[name].to_numpy()[::step] for name, dtype in frame.dtypes.items() if dtype == np.dtype(object)]
-    nbytes = 2 * table.nbytes + sum(8 * len(rows) + step * sum(map(sys.getsizeof, text)) for text in texts)
-    frame[ROW_NUMBER] = np.arange(rows.start, rows.stop, dtype=np.int64)
-    return frame, nbytes
-
-
-def _join_frames(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    if len(parts) > 1:
-        return pd.concat(parts, ignore_index=True)
-    batch = parts[0].copy(deep=False)  # a frame of its own, over the same columns
-    batch.index = pd.RangeIndex(len(batch))
-    return batch
-
-
-def _make_table(fields: Sequence[MetaField], table: pa.Table, _: range, url: str) -> tuple[pa.Table, int]:
-    return make_table(fields, table, url), 2 * table.nbytes
-
-
-_FRAMES = _Form(_make_frame, _join_frames)
-_TABLES = _Form(_make_table, pa.concat_tables)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -194,6 +181,15 @@ def _jobs(plan: ReadPlan, open_reader: OpenReader, pool: _Pool, bounds: range = 
             if not plan.files.has_groups:
                 lane = _Lane(pool, partial(open_reader, header, a - first_row, b - first_row))
             yield _Job(a, b, lane)
+
+
+def _jobs_of(reads: Iterator[SelectedRead], pool: _Pool) -> Iterator[_Job]:
+    """Turn reads into jobs, in order."""
+    lane = opened = None
+    for read in reads:
+        if lane is None or read.open is not opened:
+            lane, opened = _Lane(pool, read.open), read.open
+        yield _Job(read.start, read.stop, lane)
 
 
 def _cut(start: int, stop: int, rows: int, bounds: range) -> Iterator[tuple[int, int]]:
@@ -304,7 +300,7 @@ class _Window:
 class _Reading:
     """One pass over a range of rows: what has been started, what is finished, and what it all weighs."""
 
-    def __init__(self, manifest: Manifest, request: BatchRequest, form: _Form) -> None:
+    def __init__(self, manifest: Manifest, request: BatchRequest, form: Form) -> None:
         self._manifest, self._request, self._form = manifest, request, form
         vectors, columns = manifest.vectors, manifest.columns
         local = all(map(is_local, vectors.filesystems))
@@ -317,8 +313,12 @@ class _Reading:
         bounds = range(request.start, request.stop, request.batch_rows) if self._large else range(0)
         plan = make_plan(vectors, request.start, request.stop, piece_rows)
         open_rows = manifest.format.vectors.open_rows
-        self._vectors = _Window(_jobs(plan, lambda header, a, b: open_rows(header, columns, a, b), self._pool, bounds))
-        self._metadata = _Window(self._metadata_jobs(manifest.metadata))
+        if request.rows is None:
+            jobs = _jobs(plan, lambda header, a, b: open_rows(header, columns, a, b), self._pool, bounds)
+            metadata_jobs = self._metadata_jobs(manifest.metadata)
+        else:
+            jobs, metadata_jobs = self._selected_jobs(request.rows, piece_rows, bounds)
+        self._vectors, self._metadata = _Window(jobs), _Window(metadata_jobs)
         self._slots: dict[int, Slot] = {}
         self._frames: deque[tuple[int, Any]] = deque()
         self._numbered: deque[pd.DataFrame] = deque()
@@ -330,9 +330,20 @@ class _Reading:
         # Those being filled, and the one that the caller works on; None: as many as there is room for.
         self._most_batches = 1 + -(-parallel_rows // request.batch_rows) if self._large else None
         self._reading_nbytes = _reading_nbytes(manifest, threads, piece_rows, local)
+        if request.rows is not None:
+            self._reading_nbytes += threads * SCRATCH_NBYTES
         self._reads_parquet = vectors.has_groups or manifest.metadata is not None
         self._metadata_row_nbytes = METADATA_ROW_NBYTES if manifest.metadata else 0
         self._metadata_start = request.start
+
+    def _selected_jobs(self, rows: Rows, piece_rows: int, bounds: range) -> tuple[Iterator[_Job], Iterator[_Job]]:
+        """Return the jobs for the vectors of selected rows that ascend, and for their metadata."""
+        manifest, span = self._manifest, (self._request.start, self._request.stop)
+        vectors = _jobs_of(vector_reads(manifest, rows, span, piece_rows, bounds), self._pool)
+        if manifest.metadata is None:
+            return vectors, iter(())
+        metadata = metadata_reads(manifest, manifest.metadata, rows, span, _METADATA_ROWS, self._form)
+        return vectors, _jobs_of(metadata, self._pool)
 
     def _metadata_jobs(self, files: FileTable | None) -> Iterator[_Job]:
         if files is None:
@@ -372,7 +383,7 @@ class _Reading:
 
     def _take_frame(self, start: int, stop: int) -> Any:
         if self._manifest.metadata is None:
-            if self._form is _TABLES:
+            if self._form is TABLES:
                 return None
             if not self._numbered:
                 self._numbered.extend(self._number_rows(start))
@@ -394,8 +405,8 @@ class _Reading:
         """
         rows = self._request.batch_rows
         stop = min(self._request.stop, start + max(1, _METADATA_ROWS // rows) * rows)
-        numbers = np.arange(start, stop, dtype=np.int64)
-        return (_numbered(numbers[first : first + rows]) for first in range(0, len(numbers), rows))
+        numbers = self._request.numbers(start, stop)
+        return (numbered(numbers[first : first + rows]) for first in range(0, len(numbers), rows))
 
     def close(self) -> None:
         """Stop reading and let go of all memory."""
@@ -462,18 +473,9 @@ def _same(value: T) -> T:
     return value
 
 
-_ONLY_ROW_NUMBER = pd.Index([ROW_NUMBER])
-
-
 def row_numbers(start: int, stop: int) -> pd.DataFrame:
     """Return the frame of a batch without metadata."""
-    return _numbered(np.arange(start, stop, dtype=np.int64))
-
-
-def _numbered(numbers: Array) -> pd.DataFrame:
-    # From two axes: ten times faster than from a dictionary, which counts in small batches. A view of the names, since
-    # they may be given a name themselves.
-    return pd.DataFrame(numbers.reshape(-1, 1), columns=_ONLY_ROW_NUMBER.view(), copy=False)
+    return numbered(np.arange(start, stop, dtype=np.int64))
 
 
 def _next_start(window: _Window, default: int = 0) -> int:

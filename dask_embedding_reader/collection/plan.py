@@ -8,14 +8,18 @@ ones: a piece is then either made of whole row groups or a part of one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from dask_embedding_reader._common.cached_property import cached_property
 from dask_embedding_reader.collection.manifest import FileTable, Int64s
+from dask_embedding_reader.formats.base import FileHeader
+from dask_embedding_reader.formats.picking import split_by_file
+from dask_embedding_reader.rows import Rows, Section, Shuffled, Stretch
 
 
 class Piece(NamedTuple):
@@ -113,6 +117,142 @@ def plan_metadata(files: FileTable, bounds: Int64s) -> ReadPlan:
         return _plan_of_segments(files, bounds, 1)
     groups = _clip(_group_bounds(files), int(bounds[0]), int(bounds[-1]))
     return _plan_of_segments(files, bounds if np.isin(bounds, groups).all() else groups, None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Selections
+
+
+_TASK_NBYTES = 2_500
+"""Picked rows of one piece take so many bytes at most, nearly: they travel in its task."""
+
+_MOST_FILES = 16
+"""Of files with few selected rows so many share a piece at most: their headers travel in its task."""
+
+
+@dataclass(frozen=True)
+class SelectionPlan:
+    """Selected rows of a collection as pieces, in order; a piece may have rows of several files."""
+
+    files: FileTable
+    """The files."""
+    rows: Rows
+    """The rows."""
+    bounds: Int64s
+    """The position of each piece in the selection, and after the last one the number of rows."""
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @property
+    def stop(self) -> int:
+        """The number of rows."""
+        return int(self.bounds[-1])
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Rows of each piece, as Dask wants them: no piece at all is one chunk of no rows."""
+        return tuple(np.diff(self.bounds).tolist()) or (0,)
+
+    @cached_property
+    def token(self) -> str:
+        """A hash of the files, the rows and the pieces, equal in every process."""
+        digest = hashlib.blake2b(f"{self.files.token} {self.rows.token}".encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.bounds, np.int64).tobytes())
+        return digest.hexdigest()
+
+
+class PickedFile(NamedTuple):
+    """Rows of one file that are read together."""
+
+    header: FileHeader
+    """What is known of the file."""
+    first_row: int
+    """Its first row, counted in the collection."""
+    rows: Int64s
+    """Which rows, counted in the file: none is less than the one before."""
+    places: Int64s | None
+    """Where each of them goes; None where they go one after the other."""
+
+
+def picked_files(files: FileTable, numbers: Int64s, *, ascending: bool) -> Iterator[PickedFile]:
+    """Sort row numbers of a collection by file."""
+    for file, rows, places in split_by_file(files.offsets, numbers, ascending=ascending):
+        header = files.header(file, int(rows[0]), int(rows[-1]) + 1)
+        yield PickedFile(header, int(files.offsets[file]), rows, places)
+
+
+def count_by_file(offsets: Int64s, rows: Rows) -> Int64s:
+    """Return how many of the selected rows each file has; of a shuffled selection, where its rows come from."""
+    while isinstance(rows, Shuffled | Section) and not rows.is_ascending:
+        rows = rows.of
+    if rows.is_ascending:
+        return np.diff(rows.search(offsets))
+    found = np.zeros(len(offsets) - 1, np.int64)
+    for start in range(0, len(rows), _COUNTED_ROWS):
+        numbers = rows.numbers(start, min(start + _COUNTED_ROWS, len(rows)))
+        found += np.bincount(np.searchsorted(offsets, numbers, "right") - 1, minlength=len(found))
+    return found
+
+
+_COUNTED_ROWS = 2**20
+
+
+def plan_selection(files: FileTable, rows: Rows, max_rows: int) -> SelectionPlan:
+    """Cut selected rows of a collection into pieces of at most ``max_rows``.
+
+    Of rows that ascend pieces end where files end, or row groups, unless these have few of them; a piece of a
+    shuffled selection has rows of anywhere.
+    """
+    if not rows.is_ascending:
+        cuts = np.concatenate([[0], rows.windows(0, len(rows)), [len(rows)]])
+        return SelectionPlan(files, rows, _cut_evenly(cuts, max_rows))
+    if not files.has_groups and not isinstance(rows, Stretch):
+        max_rows = min(max_rows, max(256, _TASK_NBYTES * len(rows) // max(1, rows.nbytes)))
+    cuts = selection_cuts(files, rows, max_rows)
+    return SelectionPlan(files, rows, _cut_evenly(_join_small(cuts, max_rows), max_rows))
+
+
+def selection_cuts(files: FileTable, rows: Rows, max_rows: int) -> Int64s:
+    """Return the positions where an ascending selection goes on to another file, or to another row group."""
+    cuts = _file_bounds(files)
+    if files.has_groups:
+        cuts = _merge_groups(_group_bounds(files), cuts, max_rows)
+    return np.unique(rows.search(cuts))
+
+
+def plan_selected_metadata(files: FileTable, plan: SelectionPlan) -> SelectionPlan:
+    """Cut the same rows of metadata files into what is decoded at once, for the pieces of a plan.
+
+    Where rows ascend, each row group is decoded once and then cut, unless no piece parts one.
+    """
+    if not plan.rows.is_ascending:
+        return SelectionPlan(files, plan.rows, plan.bounds)
+    groups = np.unique(plan.rows.search(_group_bounds(files)))
+    return SelectionPlan(files, plan.rows, plan.bounds if np.isin(plan.bounds, groups).all() else groups)
+
+
+def _cut_evenly(cuts: Int64s, max_rows: int) -> Int64s:
+    """Cut what lies between two cuts into equal pieces."""
+    rows = np.diff(cuts)
+    pieces = -(-rows // max_rows)
+    sizes = -(-rows // np.maximum(pieces, 1))
+    within = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    bounds: Int64s = np.append(np.repeat(cuts[:-1], pieces) + within * np.repeat(sizes, pieces), cuts[-1])
+    return np.unique(bounds)
+
+
+def _join_small(cuts: Int64s, max_rows: int) -> Int64s:
+    """Leave out cuts between neighbours that fit into one piece, if there are not too many of them."""
+    if np.diff(cuts).min(initial=max_rows) * 2 > max_rows:
+        return cuts
+    kept, last, files = [int(cuts[0])], int(cuts[0]), 0
+    for bound, following in pairwise(cuts[1:].tolist()):
+        files += 1
+        if following - last > max_rows or files >= _MOST_FILES:
+            kept.append(bound)
+            last, files = bound, 0
+    return np.array([*kept, int(cuts[-1])] if len(cuts) > 1 else kept, np.int64)
 
 
 def _plan_of_segments(files: FileTable, cuts: Int64s, max_rows: int | None) -> ReadPlan:

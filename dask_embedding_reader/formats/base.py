@@ -81,6 +81,28 @@ Their dtype may differ from the stored one: the values are cast on the way, in o
 """
 
 
+Stretch = tuple[int, Array]
+"""The row of a file that a 2-D array begins with, and the array, which is to be filled from there on."""
+
+StretchReader = Callable[[Sequence[Stretch]], None]
+"""Fills arrays with stretches of rows of a file, which ascend, also from one call to the next.
+
+As for :data:`RowReader`, the dtype of an array may be another one; the stored one, byte order included, is the fastest.
+"""
+
+
+def in_order(read: StretchReader, start: int) -> RowReader:
+    """Return a function that fills arrays with the rows of a file from one on, each call where the last one ended."""
+
+    def read_next(outs: Sequence[Array]) -> None:
+        nonlocal start
+        for out in outs:
+            read([(start, out)])
+            start += len(out)
+
+    return read_next
+
+
 class FileFormat(Protocol):
     """Files of one kind: how vectors are read from them and written to them."""
 
@@ -116,6 +138,9 @@ class FileFormat(Protocol):
 
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that fills arrays with the rows ``[start, stop)``, each call where the last one ended."""
+
+    def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
+        """Return a function that fills arrays with some of the rows ``[start, stop)``, in ascending order."""
 
     def drawback(self, header: FileHeader) -> str:
         """Say what makes such a file slow to read, as in "in Fortran order"; nothing where it is not slow."""

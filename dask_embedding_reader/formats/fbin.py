@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from dask_embedding_reader.errors import FormatError
-from dask_embedding_reader.formats.base import Columns, FileHeader, RowReader
-from dask_embedding_reader.formats.raw import open_raw, raw_header_fits, write_rows
+from dask_embedding_reader.formats.base import Columns, FileHeader, RowReader, StretchReader
+from dask_embedding_reader.formats.raw import open_raw, open_raw_stretches, raw_header_fits, write_rows
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.put import Write
 from dask_embedding_reader.storage.read import StoredFile, read_range
@@ -71,6 +71,11 @@ class _Fbin:
         """Return a function that reads the next rows straight into arrays."""
         del columns, stop
         return open_raw(header, start)
+
+    def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
+        """Return a function that reads stretches of rows straight into arrays."""
+        del columns, start, stop
+        return open_raw_stretches(header)
 
     def drawback(self, header: FileHeader) -> str:
         """Say nothing: the vectors lie as they do in memory."""

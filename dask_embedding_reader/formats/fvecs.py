@@ -17,7 +17,15 @@ import numpy as np
 import pyarrow as pa
 
 from dask_embedding_reader.errors import FormatError
-from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader
+from dask_embedding_reader.formats.base import (
+    Array,
+    Columns,
+    FileHeader,
+    RowReader,
+    Stretch,
+    StretchReader,
+    in_order,
+)
 from dask_embedding_reader.formats.raw import copy_blocks, naming_rows, read_blocks
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.put import Write
@@ -75,11 +83,14 @@ class _Fvecs:
 
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that reads the next rows, and checks that each has the same dimension."""
-        del columns, stop
+        return in_order(self.open_stretches(header, columns, start, stop), start)
+
+    def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
+        """Return a function that reads stretches of rows, and checks that each row has the same dimension."""
+        del columns, start, stop
         row_type = _row_type(header)
 
-        def check(blocks: Iterator[Array]) -> Iterator[Array]:
-            row = start
+        def check(blocks: Iterator[Array], row: int) -> Iterator[Array]:
             for block in blocks:
                 if len(odd := np.flatnonzero(block["dimension"] != header.dimension)):
                     _fail(
@@ -90,13 +101,11 @@ class _Fvecs:
                 yield block["items"]
                 row += len(block)
 
-        def read(outs: Sequence[Array]) -> None:
-            nonlocal start
-            rows = sum(map(len, outs))
-            with naming_rows(start, start + rows):
-                blocks = read_blocks(header.file, start * row_type.itemsize, row_type, rows)
-                copy_blocks(check(blocks), outs, header.file, start)
-            start += rows
+        def read(stretches: Sequence[Stretch]) -> None:
+            for row, out in stretches:
+                with naming_rows(row, row + len(out)):
+                    blocks = read_blocks(header.file, row * row_type.itemsize, row_type, len(out))
+                    copy_blocks(check(blocks, row), [out], header.file, row)
 
         return read
 

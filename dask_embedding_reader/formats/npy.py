@@ -15,8 +15,15 @@ import pyarrow as pa
 
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import FormatError
-from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader
-from dask_embedding_reader.formats.raw import copy_rows, naming_rows, open_raw, raw_header_fits, write_rows
+from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader, Stretch, StretchReader
+from dask_embedding_reader.formats.raw import (
+    copy_rows,
+    naming_rows,
+    open_raw,
+    open_raw_stretches,
+    raw_header_fits,
+    write_rows,
+)
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.put import Write
 from dask_embedding_reader.storage.read import StoredFile, read_range, read_ranges
@@ -79,6 +86,18 @@ class _Npy:
             with naming_rows(start, start + rows):
                 copy_rows(_read_fortran(header, start, rows), outs, header.file, start)
             start += rows
+
+        return read
+
+    def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
+        """Return a function that reads stretches of rows straight into arrays."""
+        del start, stop
+        if not header.layout[1]:
+            return open_raw_stretches(header)
+
+        def read(stretches: Sequence[Stretch]) -> None:
+            for row, out in stretches:
+                self.open_rows(header, columns, row, row + len(out))([out])
 
         return read
 

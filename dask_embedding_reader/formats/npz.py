@@ -21,7 +21,15 @@ import numpy as np
 import pyarrow as pa
 
 from dask_embedding_reader.errors import ColumnError, FormatError
-from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader
+from dask_embedding_reader.formats.base import (
+    Array,
+    Columns,
+    FileHeader,
+    RowReader,
+    Stretch,
+    StretchReader,
+    in_order,
+)
 from dask_embedding_reader.formats.npy import NPY, Parsed, parse_npy, rows_and_dimension
 from dask_embedding_reader.formats.raw import copy_blocks, naming_rows
 from dask_embedding_reader.formats.vectors import Vectors
@@ -109,10 +117,16 @@ class _Npz:
         """Return a function that reads the next rows."""
         if len(header.layout) == 2:
             return NPY.open_rows(header, columns, start, stop)
+        return in_order(self.open_stretches(header, columns, start, stop), start)
+
+    def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
+        """Return a function that reads stretches of rows; what is deflated is inflated once, all before them, too."""
+        if len(header.layout) == 2:
+            return NPY.open_stretches(header, columns, start, stop)
         data_offset, header_nbytes, compressed_nbytes = header.layout
         row_nbytes = header.dimension * header.dtype.itemsize
         inflating = _Inflating(header.file, data_offset, compressed_nbytes)
-        row, skipped = start, False
+        position = 0
 
         def inflate(rows: int) -> Iterator[Array]:
             step = max(1, _BLOCK_NBYTES // row_nbytes)
@@ -120,15 +134,14 @@ class _Npz:
                 data = inflating.read(min(step, rows - first) * row_nbytes)
                 yield np.frombuffer(data, header.dtype).reshape(-1, header.dimension)
 
-        def read(outs: Sequence[Array]) -> None:
-            nonlocal row, skipped
-            rows = sum(map(len, outs))
-            with naming_rows(row, row + rows):
-                if not skipped:
-                    inflating.skip(header_nbytes + start * row_nbytes)
-                    skipped = True
-                copy_blocks(inflate(rows), outs, header.file, row)
-            row += rows
+        def read(stretches: Sequence[Stretch]) -> None:
+            nonlocal position
+            for row, out in stretches:
+                with naming_rows(row, row + len(out)):
+                    begin = header_nbytes + row * row_nbytes
+                    inflating.skip(begin - position)
+                    copy_blocks(inflate(len(out)), [out], header.file, row)
+                    position = begin + len(out) * row_nbytes
 
         return read
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from dask_embedding_reader.errors import ReadError
-from dask_embedding_reader.formats.base import Array, FileHeader, RowReader
+from dask_embedding_reader.formats.base import Array, FileHeader, RowReader, Stretch, StretchReader
 from dask_embedding_reader.formats.casting import CheckedCast
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.put import Write
-from dask_embedding_reader.storage.read import StoredFile, is_local, read_into
+from dask_embedding_reader.storage.read import StoredFile, is_local, read_each_into, read_into
 
 _SCRATCH_NBYTES = 2**19
 """Vectors that must be cast are read in blocks of this size: they stay in the processor's cache between the two."""
@@ -41,11 +41,20 @@ def open_raw(header: FileHeader, row: int) -> RowReader:
     return raw_reader(header.file, header.layout[0] + row * row_nbytes, header.dtype, row_nbytes, row)
 
 
-def raw_reader(file: StoredFile, position: int, dtype: np.dtype[Any], row_nbytes: int, row: int) -> RowReader:
+class SkippingReader(Protocol):
+    """A ``RowReader`` that may pass over some rows first."""
+
+    def __call__(self, outs: Sequence[Array], skip: int = 0) -> None:
+        """Fill arrays with the next rows after those that are skipped."""
+
+
+def raw_reader(file: StoredFile, position: int, dtype: np.dtype[Any], row_nbytes: int, row: int) -> SkippingReader:
     """Return a function that fills arrays with the vectors from a row on, which begin at a byte of a file."""
 
-    def read(outs: Sequence[Array]) -> None:
+    def read(outs: Sequence[Array], skip: int = 0) -> None:
         nonlocal position, row
+        position += skip * row_nbytes
+        row += skip
         rows = sum(map(len, outs))
         with naming_rows(row, row + rows):
             _read_raw(file, position, dtype, row, outs)
@@ -67,6 +76,25 @@ def write_rows(write: Write, vectors: Vectors) -> None:
     step = max(1, _BLOCK_NBYTES // (vectors.dimension * vectors.dtype.itemsize))
     for start in range(0, len(vectors.array), step):
         write(vectors.stored(start, start + step).reshape(-1).view(np.uint8).data)
+
+
+def open_raw_stretches(header: FileHeader) -> StretchReader:
+    """Return a function that fills arrays with stretches of vectors; the layout says where the first one begins."""
+    file, dtype, row_nbytes = header.file, header.dtype, header.dimension * header.dtype.itemsize
+
+    def read(stretches: Sequence[Stretch]) -> None:
+        if not stretches:
+            return
+        with naming_rows(stretches[0][0], stretches[-1][0] + len(stretches[-1][1])):
+            places = [header.layout[0] + row * row_nbytes for row, _ in stretches]
+            if all(out.dtype == dtype for _, out in stretches):
+                outs = [[_bytes(out)] for _, out in stretches]
+                read_each_into(file, list(zip(places, outs, strict=True)))
+                return
+            for place, (row, out) in zip(places, stretches, strict=True):
+                _read_raw(file, place, dtype, row, [out])
+
+    return read
 
 
 @contextmanager

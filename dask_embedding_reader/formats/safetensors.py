@@ -18,8 +18,23 @@ import numpy as np
 import pyarrow as pa
 
 from dask_embedding_reader.errors import ColumnError, FormatError
-from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader
-from dask_embedding_reader.formats.raw import copy_blocks, naming_rows, open_raw, read_blocks, write_rows
+from dask_embedding_reader.formats.base import (
+    Array,
+    Columns,
+    FileHeader,
+    RowReader,
+    Stretch,
+    StretchReader,
+    in_order,
+)
+from dask_embedding_reader.formats.raw import (
+    copy_blocks,
+    naming_rows,
+    open_raw,
+    open_raw_stretches,
+    read_blocks,
+    write_rows,
+)
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.put import Write
 from dask_embedding_reader.storage.read import StoredFile, read_range
@@ -109,19 +124,23 @@ class _Safetensors:
 
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that reads the next rows."""
-        del columns, stop
+        if not header.layout[1]:
+            return open_raw(header, start)
+        return in_order(self.open_stretches(header, columns, start, stop), start)
+
+    def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
+        """Return a function that reads stretches of rows."""
+        del columns, start, stop
         data_offset, is_bf16 = header.layout
         if not is_bf16:
-            return open_raw(header, start)
+            return open_raw_stretches(header)
         row_type = np.dtype(("<u2", (header.dimension,)))
 
-        def read(outs: Sequence[Array]) -> None:
-            nonlocal start
-            rows = sum(map(len, outs))
-            with naming_rows(start, start + rows):
-                blocks = read_blocks(header.file, data_offset + start * row_type.itemsize, row_type, rows)
-                copy_blocks(map(_widen, blocks), outs, header.file, start)
-            start += rows
+        def read(stretches: Sequence[Stretch]) -> None:
+            for row, out in stretches:
+                with naming_rows(row, row + len(out)):
+                    blocks = read_blocks(header.file, data_offset + row * row_type.itemsize, row_type, len(out))
+                    copy_blocks(map(_widen, blocks), [out], header.file, row)
 
         return read
 

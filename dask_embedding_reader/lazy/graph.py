@@ -24,12 +24,27 @@ from dask.array.core import getter
 from dask.highlevelgraph import HighLevelGraph
 from dask.layers import ArrayBlockwiseDep
 
+from dask_embedding_reader._common.memory import new_array
 from dask_embedding_reader.collection.manifest import Int64s, Manifest
-from dask_embedding_reader.collection.plan import ReadPlan, make_plan, plan_metadata
+from dask_embedding_reader.collection.plan import (
+    ReadPlan,
+    SelectionPlan,
+    make_plan,
+    picked_files,
+    plan_metadata,
+    plan_selected_metadata,
+    plan_selection,
+    selection_cuts,
+)
 from dask_embedding_reader.errors import EmbeddingReaderError, MismatchError, ReadError
 from dask_embedding_reader.formats.base import Array, Columns, FileFormat, FileHeader, read_rows
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, empty_frame, make_frame
 from dask_embedding_reader.formats.parquet.read import open_table
+from dask_embedding_reader.formats.picking import read_picked, read_picked_frame, split_by_file
+from dask_embedding_reader.rows import Packed, Rows, pack
+
+AnyPlan = ReadPlan | SelectionPlan
+"""Consecutive rows, or selected ones."""
 
 _WORTH_SKIPPING_NBYTES = 2**16
 """Rows wanted from one piece are read apart where more than this lies between them: about what a request costs."""
@@ -39,6 +54,21 @@ def make_array(manifest: Manifest, start: int, stop: int, max_rows: int, dtype: 
     """Return the vectors of the rows ``[start, stop)`` as a lazy array, a chunk for each piece."""
     plan = make_plan(manifest.vectors, start, stop, max_rows)
     reads = plan.whole_segments() if manifest.vectors.has_groups else plan
+    return _make_array(manifest, reads, plan, dtype)
+
+
+def make_selected_array(manifest: Manifest, rows: Rows, max_rows: int, dtype: np.dtype[Any]) -> da.Array:
+    """Return the vectors of selected rows as a lazy array."""
+    plan = plan_selection(manifest.vectors, rows, max_rows)
+    reads = plan
+    if manifest.vectors.has_groups and rows.is_ascending:  # each row group is decoded once, and then cut
+        cuts = selection_cuts(manifest.vectors, rows, max_rows)
+        reads = SelectionPlan(plan.files, rows, cuts[np.isin(cuts, plan.bounds)])
+    return _make_array(manifest, reads, plan, dtype)
+
+
+def _make_array(manifest: Manifest, reads: AnyPlan, plan: AnyPlan, dtype: np.dtype[Any]) -> da.Array:
+    """Return an array of which some chunks are read together, and then cut."""
     dep = _PieceDep(manifest, reads, dtype)
     array: da.Array = da.blockwise(
         getter,
@@ -56,7 +86,7 @@ def make_array(manifest: Manifest, start: int, stop: int, max_rows: int, dtype: 
     return array if len(reads) == len(plan) else _split(array, reads, plan)
 
 
-def _split(array: da.Array, reads: ReadPlan, plan: ReadPlan) -> da.Array:
+def _split(array: da.Array, reads: AnyPlan, plan: AnyPlan) -> da.Array:
     """Cut chunks into pieces: parts of a row group are cut from the one task that decodes it.
 
     What ``rechunk`` would do, in a layer that keeps the name and costs less for many chunks.
@@ -80,6 +110,17 @@ def make_metadata_frame(manifest: Manifest, start: int, stop: int, max_rows: int
     """Return the metadata of the rows ``[start, stop)`` as a lazy frame, a partition for each chunk of the array."""
     plan = make_plan(manifest.vectors, start, stop, max_rows)
     reads = plan if manifest.metadata is None else plan_metadata(manifest.metadata, plan.bounds)
+    return _make_frame(manifest, reads, plan)
+
+
+def make_selected_frame(manifest: Manifest, rows: Rows, max_rows: int) -> dd.DataFrame:
+    """Return the metadata of selected rows as a lazy frame, a partition for each chunk of the array."""
+    plan = plan_selection(manifest.vectors, rows, max_rows)
+    reads = plan if manifest.metadata is None else plan_selected_metadata(manifest.metadata, plan)
+    return _make_frame(manifest, reads, plan)
+
+
+def _make_frame(manifest: Manifest, reads: AnyPlan, plan: AnyPlan) -> dd.DataFrame:
     meta = empty_frame(manifest.fields).set_axis(pd.Index([], dtype=np.int64, name=ROW_NUMBER))
     # Our columns have the dtypes they should have; Dask would convert strings to what they are already.
     with dask.config.set({"dataframe.convert-string": False}):
@@ -95,11 +136,15 @@ def make_metadata_frame(manifest: Manifest, start: int, stop: int, max_rows: int
     return frame
 
 
-def _divisions(plan: ReadPlan) -> tuple[int | None, ...]:
-    """Return the first row of each partition and the last row of the last one."""
+def _divisions(plan: AnyPlan) -> tuple[int | None, ...]:
+    """Return the first row of each partition and the last row of the last one, where they ascend."""
     if not len(plan):
         return (None, None)
-    return (*plan.bounds[:-1].tolist(), plan.stop - 1)
+    if isinstance(plan, ReadPlan):
+        return (*plan.bounds[:-1].tolist(), plan.stop - 1)
+    if not plan.rows.is_ascending:
+        return (None,) * (len(plan) + 1)
+    return tuple(plan.rows.at(np.append(plan.bounds[:-1], plan.stop - 1)).tolist())
 
 
 def _token(*parts: str) -> str:
@@ -113,7 +158,7 @@ def _token(*parts: str) -> str:
 class _PieceDep(ArrayBlockwiseDep):
     """What Dask puts into the task of each chunk: made from the plan when it is asked for."""
 
-    def __init__(self, manifest: Manifest, plan: ReadPlan, dtype: np.dtype[Any]) -> None:
+    def __init__(self, manifest: Manifest, plan: AnyPlan, dtype: np.dtype[Any]) -> None:
         super().__init__((plan.chunks, (manifest.dimension,)))
         self._vectors = manifest.format.vectors
         self._columns = Columns(manifest.columns.embedding, manifest.columns.embedding_dtype)
@@ -121,9 +166,13 @@ class _PieceDep(ArrayBlockwiseDep):
         self._dtype = dtype
         self.token = _token(plan.token, repr(self._columns), str(dtype))
 
-    def __getitem__(self, index: tuple[int, ...]) -> LazyPiece:
+    def __getitem__(self, index: tuple[int, ...]) -> LazyPiece | LazySelection:
         if not len(self._plan):
             return LazyPiece(_version(), self._vectors, self._columns, self._plan.files.header(0), 0, 0, self._dtype, 0)
+        if isinstance(self._plan, SelectionPlan):
+            picked = _pick(self._plan, index[0])
+            dimension = self._plan.files.dimension
+            return LazySelection(_version(), self._vectors, self._columns, picked, dimension, self._dtype)
         piece = self._plan[index[0]]
         header = self._plan.files.header(*piece)
         first_row = int(self._plan.files.offsets[piece.file]) + piece.start
@@ -203,6 +252,100 @@ class LazyPiece:
             return read_rows(self.vectors, self.header, self.columns, self.start + start, self.start + stop, self.dtype)
 
 
+class PickedRows(NamedTuple):
+    """Selected rows of some files. Small and picklable: a task holds it."""
+
+    rows: Packed | Rows
+    """Their numbers in the collection, in order."""
+    length: int
+    """How many there are."""
+    is_ascending: bool
+    """Whether each is greater than the one before."""
+    files: tuple[tuple[int, FileHeader], ...]
+    """The files that hold them, and the first row of each, counted in the collection."""
+
+    def numbers(self) -> Int64s:
+        """Return the row numbers."""
+        return self.rows.numbers()
+
+    def split(self, numbers: Int64s, *, ascending: bool) -> Iterator[tuple[FileHeader, Int64s, Int64s | None]]:
+        """Sort some of the numbers by file."""
+        offsets = np.array([first for first, _ in self.files], np.int64)
+        for file, rows, places in split_by_file(offsets, numbers, ascending=ascending):
+            yield self.files[file][1], rows, places
+
+
+def _pick(plan: SelectionPlan, piece: int) -> PickedRows:
+    """Return the rows of a piece, in their smallest form."""
+    start, stop = int(plan.bounds[piece]), int(plan.bounds[piece + 1])
+    numbers = plan.rows.numbers(start, stop)
+    files = picked_files(plan.files, numbers, ascending=plan.rows.is_ascending)
+    # What is computed is not sent, unless it takes a list of rows to compute it.
+    rows = plan.rows[start:stop] if plan.rows.nbytes < _FEW_NBYTES else pack(numbers)
+    return PickedRows(
+        rows, stop - start, plan.rows.is_ascending, tuple((file.first_row, file.header) for file in files)
+    )
+
+
+_FEW_NBYTES = 500
+"""Of a selection that takes no more, each task holds all."""
+
+
+@dataclass(frozen=True, slots=True)
+class LazySelection:
+    """The vectors of selected rows as an array that is read when it is indexed."""
+
+    version: str
+    """The version of this package that made it. First, so that every version finds it."""
+    vectors: FileFormat
+    """How to read them."""
+    columns: Columns
+    """Where they are in the files."""
+    picked: PickedRows
+    """Which rows."""
+    dimension: int
+    """Items of a vector."""
+    dtype: np.dtype[Any]
+    """The dtype wanted."""
+
+    @property
+    def rows(self) -> Int64s:
+        """The row numbers in the collection."""
+        return self.picked.numbers()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and items of a vector."""
+        return self.picked.length, self.dimension
+
+    @property
+    def ndim(self) -> int:
+        """Two axes, always."""
+        return 2
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        del copy  # what is read is always new
+        return np.asarray(self[:], dtype)
+
+    def __getitem__(self, index: Any) -> Array:
+        rows, items = (*index, slice(None))[:2] if isinstance(index, tuple) else (index, slice(None))
+        numbers = self.picked.numbers()[rows]
+        if numbers.ndim == 0:
+            vector: Array = self._read(numbers.reshape(1), ascending=True)[0, items]
+            return vector
+        ascending = self.picked.is_ascending and isinstance(rows, slice) and (rows.step or 1) > 0
+        vectors = self._read(numbers, ascending=ascending)
+        # A copy: a view of some items would keep all of them in memory.
+        return vectors if isinstance(items, slice) and items == slice(None) else vectors[:, items].copy()
+
+    def _read(self, numbers: Int64s, *, ascending: bool) -> Array:
+        out = new_array((len(numbers), self.dimension), self.dtype)
+        with _as_worker(self.version):
+            for header, rows, places in self.picked.split(numbers, ascending=ascending):
+                read_picked(self.vectors, self.columns, header, rows, [out], places)
+        return out
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The frame
 
@@ -224,10 +367,21 @@ class MetaPiece(NamedTuple):
     """The first row, counted in the collection."""
 
 
-class _FramePieces(Sequence[MetaPiece]):
+class PickedMetaPiece(NamedTuple):
+    """The metadata of selected rows, before they are read."""
+
+    version: str
+    """The version of this package that made it. First, so that every version finds it."""
+    picked: PickedRows
+    """Which rows; of no files where no metadata was asked for."""
+    fields: tuple[MetaField, ...]
+    """All columns of the frame."""
+
+
+class _FramePieces(Sequence["MetaPiece | PickedMetaPiece"]):
     """The pieces of a frame, made from the plan when Dask asks for them."""
 
-    def __init__(self, manifest: Manifest, plan: ReadPlan) -> None:
+    def __init__(self, manifest: Manifest, plan: AnyPlan) -> None:
         self._has_metadata = manifest.metadata is not None
         self._fields = manifest.fields
         self._plan = plan
@@ -240,21 +394,28 @@ class _FramePieces(Sequence[MetaPiece]):
             raise IndexError(position)
         if not len(self._plan):
             return MetaPiece(_version(), None, self._fields, 0, 0, self._plan.stop)
+        if isinstance(self._plan, SelectionPlan):
+            picked = _pick(self._plan, position)
+            return PickedMetaPiece(
+                _version(), picked if self._has_metadata else picked._replace(files=()), self._fields
+            )
         piece = self._plan[position]
         files = self._plan.files
         header = files.header(*piece) if self._has_metadata else None
         first_row = int(files.offsets[piece.file]) + piece.start
         return MetaPiece(_version(), header, self._fields, piece.start, piece.stop, first_row)
 
-    def __iter__(self) -> Iterator[MetaPiece]:
+    def __iter__(self) -> Iterator[MetaPiece | PickedMetaPiece]:
         return (self[position] for position in range(len(self)))
 
     def __dask_tokenize__(self) -> str:
         return _token(self._plan.token, repr(self._fields))
 
 
-def read_frame(piece: MetaPiece, columns: Sequence[str]) -> pd.DataFrame:
+def read_frame(piece: MetaPiece | PickedMetaPiece, columns: Sequence[str]) -> pd.DataFrame:
     """Read some columns of a piece; the index is the global row number."""
+    if isinstance(piece, PickedMetaPiece):
+        return _read_picked_frame(piece, columns)
     index = pd.RangeIndex(piece.first_row, piece.first_row + piece.stop - piece.start, name=ROW_NUMBER)
     fields = [field for name in columns for field in piece.fields if field.name == name]
     if piece.header is None or not fields:
@@ -262,6 +423,18 @@ def read_frame(piece: MetaPiece, columns: Sequence[str]) -> pd.DataFrame:
     with _as_worker(piece.version):
         read = open_table(piece.header, [field.name for field in fields], piece.start, piece.stop)
         return make_frame(fields, read(len(index)), index, piece.header.file.url)
+
+
+def _read_picked_frame(piece: PickedMetaPiece, columns: Sequence[str]) -> pd.DataFrame:
+    picked = piece.picked
+    numbers = picked.numbers()
+    index = pd.Index(numbers, name=ROW_NUMBER)
+    fields = [field for name in columns for field in piece.fields if field.name == name]
+    if not picked.files or not fields:
+        return pd.DataFrame(index=index)
+    with _as_worker(piece.version):
+        files = picked.split(numbers, ascending=picked.is_ascending)
+        return read_picked_frame(fields, files).set_axis(index)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

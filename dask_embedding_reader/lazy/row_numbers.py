@@ -22,7 +22,7 @@ from dask_embedding_reader.collection.manifest import Int64s
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
-from dask_embedding_reader.lazy.graph import LazyPiece
+from dask_embedding_reader.lazy.graph import LazyPiece, LazySelection
 from dask_embedding_reader.lazy.schedule import Graph, Key, depth_first
 
 Rows = range | Int64s
@@ -181,7 +181,7 @@ class _Trace:
             return self._rows.get(_target(node))
         if isinstance(node, DataNode):
             return self._rows_of(node.value)
-        if isinstance(node, LazyPiece):
+        if isinstance(node, LazyPiece | LazySelection):
             return node.rows
         if not isinstance(node, Task):
             return None

@@ -27,13 +27,16 @@ _LONGEST_PLACE = 90
 """Characters of the folder."""
 
 
-def card(manifest: Manifest) -> str:
-    """Return a manifest as HTML, a few kilobytes however many files there are; without secrets."""
+def card(manifest: Manifest, rows: int, order: str) -> str:
+    """Return a reader as HTML, a few kilobytes however many files there are; without secrets.
+
+    Of the collection so many rows are selected, in an order that has a name, or none if it is that of the files.
+    """
     cells = "".join(
         '<td style="text-align:left;padding:2px 24px 6px 0;vertical-align:top;background:none">'
         f'<div style="font-size:11px;opacity:.65">{escape(name)}</div>'
         f'<div style="font-size:15px;white-space:nowrap">{escape(value)}</div></td>'
-        for name, value in _facts(manifest)
+        for name, value in _facts(manifest, rows, order)
     )
     return (
         '<div style="border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:10px 14px;max-width:760px;'
@@ -45,12 +48,14 @@ def card(manifest: Manifest) -> str:
     )
 
 
-def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _facts(manifest: Manifest, rows: int, order: str) -> Iterator[tuple[str, str]]:
     vectors = manifest.vectors
-    yield "rows", f"{manifest.count:,}"
+    yield "rows", f"{rows:,}" if rows == manifest.count else f"{rows:,} of {manifest.count:,}"
+    if order:
+        yield "order", order
     yield "dimension", f"{manifest.dimension:,}"
     yield "dtype", str(manifest.dtype)
-    yield "size", human_size(manifest.count * manifest.byte_per_item)
+    yield "size", human_size(rows * manifest.byte_per_item)
     yield "a row", human_size(manifest.byte_per_item)
     files = int(np.count_nonzero(vectors.rows))
     yield "files", f"{files:,} {manifest.format.name}"

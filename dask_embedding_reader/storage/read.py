@@ -284,11 +284,18 @@ def read_into(file: StoredFile, start: int, buffers: Sequence[memoryview]) -> No
     ReadError
         If the storage does not deliver exactly these bytes, however often it is asked.
     """
-    buffers = [buffer for buffer in buffers if buffer.nbytes]
+    read_each_into(file, [(start, buffers)])
+
+
+def read_each_into(file: StoredFile, ranges: Sequence[tuple[int, Sequence[memoryview]]]) -> None:
+    """Read several byte ranges of one file as :func:`read_into` reads one: the file is opened, and compared, once.
+
+    Remote ranges are asked for all at once.
+    """
     if is_local(file.filesystem):
-        _read_local(file, start, buffers)
+        _read_local(file, ranges)
     else:
-        _check_after(file, _read_remote(file, [(start, buffers)]))
+        _check_after(file, _read_remote(file, ranges))
 
 
 def open_local(path: str) -> int:
@@ -423,23 +430,17 @@ def _check_remote(file: StoredFile) -> None:
 # Local files
 
 
-def _read_local(file: StoredFile, start: int, buffers: list[memoryview]) -> None:
+def _read_local(file: StoredFile, ranges: Sequence[tuple[int, Sequence[memoryview]]]) -> None:
     try:
         descriptor = open_local(file.path)
     except FileNotFoundError as error:
         raise _gone(file) from error
     except OSError as error:
         raise ReadError(f"{file.path}: cannot be read: {error}") from error
+    start = 0
     try:
-        while buffers:
-            count = _scatter(descriptor, _for_one_call(buffers), start)
-            if count == 0:
-                raise FileChangedError(
-                    f"{file.path}: ends at byte {start:,}, but {sum(b.nbytes for b in buffers):,} more were expected; "
-                    "the file was cut short while it was read: open the reader again"
-                )
-            start += count
-            buffers = drop_bytes(buffers, count)
+        for start, given in ranges:
+            _fill(file, descriptor, start, [buffer for buffer in given if buffer.nbytes])
         check_local(file, descriptor)
     except ReadError:
         raise
@@ -447,6 +448,19 @@ def _read_local(file: StoredFile, start: int, buffers: list[memoryview]) -> None
         raise ReadError(f"{file.path}: reading from byte {start:,} on failed: {error}") from error
     finally:
         os.close(descriptor)
+
+
+def _fill(file: StoredFile, descriptor: int, start: int, buffers: list[memoryview]) -> None:
+    """Fill buffers with the bytes of an open file from a position on."""
+    while buffers:
+        count = _scatter(descriptor, _for_one_call(buffers), start)
+        if count == 0:
+            raise FileChangedError(
+                f"{file.path}: ends at byte {start:,}, but {sum(b.nbytes for b in buffers):,} more were expected; "
+                "the file was cut short while it was read: open the reader again"
+            )
+        start += count
+        buffers = drop_bytes(buffers, count)
 
 
 def _scatter(descriptor: int, buffers: Sequence[memoryview], start: int) -> int:

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from dask_embedding_reader._common.units import counted
-from dask_embedding_reader.batches.read import BatchRequest, read_table_batches
+from dask_embedding_reader.batches.read import BatchRequest, read_table_batches, span_of
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError, MismatchError
 from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
@@ -45,17 +45,19 @@ def of_reader(reader: EmbeddingReader, request: Request) -> PartSource:
     shape, fields = (reader.count, reader.dimension), reader.manifest.fields
     step = choose_rows_per_file(request, reader.count, reader.dimension, reader.dtype)
     part_nbytes = estimate_nbytes(request, step, reader.dimension, reader.dtype)
-    settings = make_settings(request, reader.manifest.token, shape, reader.dtype, step, bool(fields))
+    settings = make_settings(request, reader.token, shape, reader.dtype, step, bool(fields))
 
     def parts(known: set[int]) -> Generator[Part, None, None]:
         limit = max(1, request.limit_nbytes - count_writers(request, part_nbytes) * part_nbytes)
         for first, last in _missing_runs(known, -(-reader.count // step)):
+            start, stop, selected = span_of(reader.rows[first * step : last * step])
             batches = read_table_batches(
                 reader.manifest,
                 BatchRequest(
                     batch_rows=step,
-                    start=first * step,
-                    stop=min(last * step, reader.count),
+                    start=start,
+                    stop=stop,
+                    rows=selected,
                     max_piece_rows=None,
                     threads=None,
                     limit_nbytes=max(limit, step * reader.byte_per_item),

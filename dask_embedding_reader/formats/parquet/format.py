@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dask_embedding_reader.formats.base import Columns, FileHeader, RowReader
+from dask_embedding_reader.formats.base import Columns, FileHeader, RowReader, StretchReader, in_order
 from dask_embedding_reader.formats.parquet import read
 from dask_embedding_reader.formats.parquet.encode import group_rows, write_parquet
 from dask_embedding_reader.formats.vectors import Vectors
@@ -36,7 +36,11 @@ class _Parquet:
 
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that fills arrays with the next vectors, each row group decoded once at most."""
-        return read.open_rows(header, columns, start, stop)
+        return in_order(read.open_stretches(header, columns, start, stop), start)
+
+    def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
+        """Return a function that fills arrays with some vectors; of those between, plain ones are not even read."""
+        return read.open_stretches(header, columns, start, stop)
 
     def drawback(self, header: FileHeader) -> str:
         """Say nothing: row groups are looked at by who knows how large they are."""

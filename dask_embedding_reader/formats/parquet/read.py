@@ -17,14 +17,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
-from dask_embedding_reader.formats.base import Array, Columns, FileHeader, MetaColumn, RowReader
+from dask_embedding_reader.formats.base import Array, Columns, FileHeader, MetaColumn, Stretch, StretchReader
 from dask_embedding_reader.formats.parquet.footer import INT96_UNIT, Footer, parse_footer
 from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
 from dask_embedding_reader.formats.parquet.plain_pages import Place, iter_pages
-from dask_embedding_reader.formats.raw import copy_rows, raw_reader
+from dask_embedding_reader.formats.raw import SkippingReader, copy_rows, raw_reader
 from dask_embedding_reader.storage.read import StoredFile, check_local, is_local, local_input, read_range, read_ranges
 from dask_embedding_reader.storage.retries import describe
 
@@ -49,7 +50,7 @@ _PEEK_NBYTES = 2**20
 _PEEK_ROWS = 100
 """Most of so many tell how long the others should be."""
 
-_DECODE_ROWS = 8_192
+DECODE_ROWS = 8_192
 """Metadata is decoded in steps of this many rows."""
 
 _PLAIN_TYPES = {1: ("<i4", "<u4"), 2: ("<i8", "<u8"), 4: ("<f4",), 5: ("<f8",), 7: ("<f2",)}
@@ -78,21 +79,25 @@ def find_column(file: StoredFile) -> str | None:
     return "embedding"
 
 
-def open_rows(header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
-    """Return a function that fills arrays with the next vectors, each row group decoded once at most."""
+def open_stretches(header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
+    """Return a function that fills arrays with some vectors; of those between, plain ones are not even read."""
     blocks = _iter_blocks(header, columns, start, stop)
     rows, read_block = 0, _array_reader(np.empty((0, header.dimension), header.dtype), header.file, start)
 
-    def read(outs: Sequence[Array]) -> None:
-        nonlocal rows, read_block
-        for out in outs:
+    def read(stretches: Sequence[Stretch]) -> None:
+        nonlocal start, rows, read_block
+        for row, out in stretches:
             filled = 0
             while filled < len(out):
-                if not rows:
+                skip = row + filled - start
+                if skip >= rows:
+                    start += rows
                     rows, read_block = next(blocks)
-                count = min(rows, len(out) - filled)
-                read_block([out[filled : filled + count]])
-                rows -= count
+                    continue
+                count = min(rows - skip, len(out) - filled)
+                read_block([out[filled : filled + count]], skip)
+                start += skip + count
+                rows -= skip + count
                 filled += count
 
     return read
@@ -124,7 +129,7 @@ def iter_tables(
     names: Sequence[str],
     start: int,
     stop: int,
-    step: int = _DECODE_ROWS,
+    step: int = DECODE_ROWS,
     window_nbytes: int = _WINDOW_NBYTES,
 ) -> Iterator[pa.RecordBatch]:
     """Decode the rows ``[start, stop)`` of some columns, in order, a few rows at a time.
@@ -225,7 +230,7 @@ def _undecodable(file: StoredFile, group: int, names: Sequence[str]) -> str:
         return f"column {names[0]!r}"
     for name in names:
         try:
-            for _ in _iter_group(_open(file, [group], [name]), 0, [name], _DECODE_ROWS):
+            for _ in _iter_group(_open(file, [group], [name]), 0, [name], DECODE_ROWS):
                 pass
         except Exception:  # noqa: BLE001 - what is wrong with it was said already
             return f"column {name!r}"
@@ -239,6 +244,16 @@ def _undecodable(file: StoredFile, group: int, names: Sequence[str]) -> str:
 def column_names(files: Sequence[StoredFile]) -> list[str]:
     """Return the names of all columns of the first file that has any: files without rows may have none."""
     return next((list(names) for file in files if (names := _footer(file, ()).schema.names)), [])
+
+
+def may_match(file: StoredFile, expression: Any) -> set[int] | None:
+    """Return the row groups that may hold rows for which an expression is true; None where nothing can be told."""
+    try:
+        # pyarrow's datasets, unlike its footers, turn whatever is wrong with statistics into exceptions.
+        fragment = ds.ParquetFileFormat().make_fragment(pa.py_buffer(_footer(file, ()).data))
+        return {group.id for part in fragment.split_by_row_group(expression) for group in part.row_groups}
+    except Exception:  # noqa: BLE001 - the rows will tell
+        return None
 
 
 def footers_nbytes() -> int:
@@ -517,7 +532,7 @@ def _most_common_length(header: FileHeader, columns: Columns) -> int:
     return lengths.most_common(1)[0][0] if lengths else 0
 
 
-def _iter_blocks(header: FileHeader, columns: Columns, start: int, stop: int) -> Iterator[tuple[int, RowReader]]:
+def _iter_blocks(header: FileHeader, columns: Columns, start: int, stop: int) -> Iterator[tuple[int, SkippingReader]]:
     """Yield how many of the vectors ``[start, stop)`` are next, and what reads these: as they lie there, or decoded."""
     try:
         field, leaves = _promised_field(header, columns)
@@ -546,11 +561,12 @@ def _promised_field(header: FileHeader, columns: Columns) -> tuple[pa.Field, ran
     return field, leaves
 
 
-def _array_reader(vectors: Array, file: StoredFile, row: int) -> RowReader:
+def _array_reader(vectors: Array, file: StoredFile, row: int) -> SkippingReader:
     """Return a function that hands out vectors that have been decoded, from a row of a file on."""
 
-    def read(outs: Sequence[Array]) -> None:
+    def read(outs: Sequence[Array], skip: int = 0) -> None:
         nonlocal vectors, row
+        vectors, row = vectors[skip:], row + skip
         rows = sum(map(len, outs))
         copy_rows(vectors[:rows], outs, file, row)
         vectors, row = vectors[rows:], row + rows
@@ -566,7 +582,7 @@ def _definition(field: pa.Field) -> int:
 
 def _iter_plain_blocks(
     header: FileHeader, field: pa.Field, leaf: int, start: int, stop: int
-) -> Iterator[tuple[int, RowReader]]:
+) -> Iterator[tuple[int, SkippingReader]]:
     """Yield the vectors from ``start`` on, as long as there is nothing to decode: they lie there as in memory."""
     file = header.file
     if not is_local(file.filesystem):

@@ -1,0 +1,238 @@
+"""Batches of selected rows in any order: the rows of a window are read as they lie in files, and picked from memory.
+
+A window is what a shuffled selection mixes, or as much of another one as is worth sorting. While batches are picked
+from one window, the next one is read, as far as both fit into the memory limit. Few rows are read at once, without
+threads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from dask_embedding_reader._common.memory import Buffers
+from dask_embedding_reader._common.threads import stoppable_pool
+from dask_embedding_reader.batches.metadata import Form
+from dask_embedding_reader.collection.manifest import FileTable, Manifest
+from dask_embedding_reader.collection.plan import PickedFile, picked_files
+from dask_embedding_reader.formats.base import Array, default_piece_rows
+from dask_embedding_reader.formats.casting import cast_into
+from dask_embedding_reader.formats.picking import SCRATCH_NBYTES, read_picked, read_picked_table
+from dask_embedding_reader.rows import Int64s, Rows
+from dask_embedding_reader.storage.read import is_local
+
+if TYPE_CHECKING:
+    from dask_embedding_reader.batches.read import BatchRequest
+
+_REMOTE_THREADS = 16
+
+_WINDOW_NBYTES = 128_000_000
+"""Rows in any other order than a shuffled one are sorted and read so many at a time, unless the limit is narrower."""
+
+_FEW_NBYTES = 2**20
+_FEW_ROWS = 1_000
+"""So few local rows are there before a thread has started."""
+
+
+def window_rows(manifest: Manifest, request: BatchRequest) -> int:
+    """Return how many rows of a selection are best read in one go."""
+    assert request.rows is not None
+    return request.rows.window_rows or default_piece_rows(manifest.byte_per_item, _WINDOW_NBYTES)
+
+
+def window_nbytes(manifest: Manifest, request: BatchRequest) -> int:
+    """Return what two windows, a batch that is picked and another one that is worked on take."""
+    rows = min(window_rows(manifest, request), request.stop - request.start)
+    batch = min(request.batch_rows, request.stop - request.start) * manifest.dimension * request.dtype.itemsize
+    return 2 * rows * manifest.byte_per_item + 2 * batch
+
+
+def are_few(manifest: Manifest, request: BatchRequest) -> bool:
+    """Tell whether rows are so few that they are read at once."""
+    rows = request.stop - request.start
+    few = rows <= _FEW_ROWS and rows * manifest.byte_per_item <= _FEW_NBYTES
+    return few and not manifest.vectors.has_groups and all(map(is_local, manifest.vectors.filesystems))
+
+
+class WindowReading:
+    """One pass over selected rows, window by window."""
+
+    def __init__(self, manifest: Manifest, request: BatchRequest, form: Form) -> None:
+        assert request.rows is not None
+        self._manifest, self._request, self._rows, self._form = manifest, request, request.rows, form
+        local = all(map(is_local, manifest.vectors.filesystems))
+        threads = request.threads or (max(2, os.cpu_count() or 1) if local else _REMOTE_THREADS)
+        part_nbytes = 2 * SCRATCH_NBYTES if local else SCRATCH_NBYTES
+        self._part_rows = request.max_piece_rows or default_piece_rows(manifest.byte_per_item, part_nbytes)
+        wanted = window_nbytes(manifest, request) + threads * SCRATCH_NBYTES
+        self._ahead = wanted <= request.limit_nbytes
+        row_nbytes = max(1, manifest.byte_per_item)
+        most = window_rows(manifest, request)
+        if not self._ahead:
+            most = max(1, min(most, request.limit_nbytes // (4 * row_nbytes)))
+        self._spans = _windows(self._rows, request.start, request.stop, most)
+        self._buffers = Buffers(2 * most * row_nbytes)
+        self._stopped = threading.Event()
+        self._pool: _Pool = _AtOnce() if are_few(manifest, request) else stoppable_pool(threads, self._stopped)
+        self._windows: deque[_Window] = deque()
+
+    def finish(self, stop: int) -> None:
+        """Wait until all rows before ``stop`` are there; have the next ones read meanwhile."""
+        while not self._windows or self._windows[-1].stop < stop:
+            self._start()
+        for window in self._windows:
+            if window.start < stop:
+                window.wait()
+        if self._ahead and self._windows[-1].start < stop:
+            self._start()
+
+    def _start(self) -> None:
+        span = next(self._spans, None)
+        if span is not None:
+            self._windows.append(
+                _Window(self._manifest, self._rows, self._form, span, self._part_rows, self._pool, self._buffers)
+            )
+
+    def take(self, start: int, stop: int) -> tuple[Array, Any]:
+        """Hand out a finished batch."""
+        out = np.empty((stop - start, self._manifest.dimension), self._request.dtype)
+        frames = []
+        for window in self._windows:
+            first, last = max(start, window.start), min(stop, window.stop)
+            if first < last:
+                frames.append(window.pick(first, last, out[first - start : last - start]))
+        while self._windows and self._windows[0].stop <= stop:
+            self._windows.popleft()
+        has_metadata = frames[0] is not None
+        return out, self._form.join(frames) if has_metadata else None
+
+    def close(self) -> None:
+        """Stop reading and let go of all memory."""
+        self._stopped.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._windows.clear()
+        self._buffers.close()
+
+
+class _Pool(Protocol):
+    def submit(self, run: Callable[..., Any], /, *args: Any) -> Future[Any]: ...
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None: ...
+
+
+class _AtOnce:
+    """Does what it is asked for before it answers."""
+
+    def submit(self, run: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(run(*args))
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        del wait, cancel_futures
+
+
+class _Window:
+    """The rows of some positions: read in the order of files, handed out in their own."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        rows: Rows,
+        form: Form,
+        span: tuple[int, int],
+        part_rows: int,
+        pool: _Pool,
+        buffers: Buffers,
+    ) -> None:
+        self._manifest, self._rows, self._form = manifest, rows, form
+        self._part_rows, self._buffers = part_rows, buffers
+        self.start, self.stop = span
+        self._numbers = self._ranks = np.empty(0, np.int64)
+        self._vectors: Array = np.empty((0, 0))
+        self._frame: Any = None
+        self._pool = pool
+        self._reads: list[Future[Any]] = []
+        self._prepared = pool.submit(self._prepare)
+
+    def _prepare(self) -> None:
+        """Sort the rows, and start to read them."""
+        manifest = self._manifest
+        numbers = self._rows.numbers(self.start, self.stop)
+        order = np.argsort(numbers)
+        ranks = np.empty_like(order)
+        ranks[order] = np.arange(len(order))
+        self._numbers, self._ranks = numbers, ranks
+        self._vectors = self._buffers.take((len(numbers), manifest.dimension), manifest.dtype)
+        if manifest.metadata is not None:
+            self._reads.append(self._pool.submit(self._read_frame, manifest.metadata))
+        for first, picked in _parts(manifest.vectors, numbers[order], self._part_rows):
+            self._reads.append(self._pool.submit(self._read, picked, self._vectors[first : first + len(picked.rows)]))
+
+    def _read(self, picked: PickedFile, out: Array) -> None:
+        read_picked(self._manifest.format.vectors, self._manifest.columns, picked.header, picked.rows, [out])
+
+    def _read_frame(self, files: FileTable) -> None:
+        fields = self._manifest.fields
+        names = [field.name for field in fields]
+        parts, places = [], []
+        for header, first_row, rows, here in picked_files(files, self._numbers, ascending=False):
+            table = read_picked_table(header, names, rows)
+            parts.append(self._form.make(fields, table, rows + first_row, header.file.url)[0])
+            assert here is not None
+            places.append(here)
+        order = np.argsort(np.concatenate(places))
+        self._frame = self._form.take(self._form.join(parts), order)
+
+    def wait(self) -> None:
+        """Wait until all is read."""
+        self._prepared.result()
+        while self._reads:
+            self._reads[-1].result()
+            self._reads.pop()
+
+    def pick(self, start: int, stop: int, out: Array) -> Any:
+        """Put the vectors of some positions into an array; return their metadata."""
+        here = slice(start - self.start, stop - self.start)
+        ranks = self._ranks[here]
+        if out.dtype == self._vectors.dtype:
+            np.take(self._vectors, ranks, axis=0, out=out, mode="clip")  # without clipping numpy makes a copy first
+        else:
+            cast_into(out, self._vectors[ranks])
+        if self._frame is None:
+            return self._form.of_none(self._numbers[here])
+        return self._frame[here]
+
+
+def _windows(rows: Rows, start: int, stop: int, most_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield the positions that are read in one go."""
+    for first, last in pairwise([start, *rows.windows(start, stop).tolist(), stop]):
+        count = max(1, -(-(last - first) // most_rows))
+        step = max(1, -(-(last - first) // count))
+        for position in range(first, last, step):
+            yield position, min(position + step, last)
+
+
+def _parts(files: FileTable, numbers: Int64s, part_rows: int) -> Iterator[tuple[int, PickedFile]]:
+    """Cut sorted rows into parts of one file each, where row groups end, or by their number; with the first place."""
+    place = 0
+    for picked in picked_files(files, numbers, ascending=True):
+        groups = picked.header.group_rows
+        if groups:
+            ends = picked.header.first_group_row + np.cumsum(groups)
+            cuts = np.unique([0, *np.searchsorted(picked.rows, ends).tolist()]).tolist()
+        else:
+            cuts = [*range(0, len(picked.rows), part_rows), len(picked.rows)]
+        for start, stop in pairwise(cuts):
+            yield place + start, picked._replace(rows=picked.rows[start:stop], places=None)
+        place += len(picked.rows)

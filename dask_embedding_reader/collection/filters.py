@@ -1,0 +1,276 @@
+"""Which rows satisfy a condition on their metadata: only the columns of the condition are read, now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dask_embedding_reader._common.threads import threads_at_once
+from dask_embedding_reader.collection.manifest import FileTable, Manifest
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError
+from dask_embedding_reader.formats.base import Columns, FileHeader, MetaColumn
+from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, make_frame, merge_columns
+from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.formats.parquet.read import iter_tables, may_match
+from dask_embedding_reader.formats.picking import open_table_picker
+from dask_embedding_reader.rows import Int64s, Rows, pick, pick_all
+from dask_embedding_reader.storage.read import is_local
+from dask_embedding_reader.storage.retries import describe
+
+Mask = npt.NDArray[np.bool_]
+Condition = tuple[str, str, Any]
+
+_COMPARISONS: dict[str, Callable[..., Any]] = {
+    "=": pc.equal,
+    "==": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+_OPERATORS = (*_COMPARISONS, "in", "not in")
+
+_STEP_ROWS = 2**16
+"""Rows whose metadata are looked at together."""
+
+_REMOTE_THREADS = 16
+
+
+class _Filter(NamedTuple):
+    """A condition, checked."""
+
+    columns: tuple[str, ...]
+    """What it looks at."""
+    mask: Callable[[pa.Table, str], Mask]
+    """Tells which rows of a table of a file satisfy it."""
+    expression: Any
+    """The same as pyarrow spells it, for the statistics of row groups; None where nothing can be told from them."""
+
+
+def select(manifest: Manifest, rows: Rows, filters: Any, columns: Any) -> Rows:
+    """Return which of the rows satisfy a condition, in their order."""
+    files = _files(manifest)
+    checked = _checked(manifest, files, filters, columns)
+    if rows.is_ascending:
+        return pick_all(_matching(files, rows, checked))
+    distinct = pick(np.unique(np.asarray(rows)))
+    found = np.asarray(pick_all(_matching(files, distinct, checked)))
+    numbers = np.asarray(rows)
+    return pick(numbers[np.isin(numbers, found)])
+
+
+def _files(manifest: Manifest) -> FileTable:
+    """Return the files whose columns can be asked for."""
+    if manifest.metadata is not None:
+        return manifest.metadata
+    if manifest.format.metadata == "same":
+        return manifest.vectors
+    remedy = (
+        "open it with meta_columns=[...], so that its metadata files are known"
+        if manifest.format.metadata == "beside"
+        else 'metadata in parquet files beside them are read with file_format="parquet_npy"'
+    )
+    raise ArgumentError(f"the {manifest.format.name} files of this reader have no columns to filter by; {remedy}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Conditions
+
+
+def _checked(manifest: Manifest, files: FileTable, filters: Any, columns: Any) -> _Filter:
+    if callable(filters):
+        names = _names(columns)
+        _check_names(manifest, files, names)
+        return _Filter(names, _called(filters, _fields(manifest, files, names)), None)
+    if columns is not None:
+        raise ArgumentError("columns= names what a function looks at; conditions name their columns themselves")
+    alternatives = _alternatives(filters)
+    names = tuple(dict.fromkeys(name for conditions in alternatives for name, _, _ in conditions))
+    _check_names(manifest, files, names)
+
+    def mask(table: pa.Table, url: str) -> Mask:
+        del url
+        masks = (reduce(pc.and_kleene, (_compare(table, *one) for one in conditions)) for conditions in alternatives)
+        return _true(reduce(pc.or_kleene, masks))
+
+    # What cannot be compared is refused now, though no row may ever be looked at.
+    first = files.header(int(np.flatnonzero(files.rows)[0]))
+    mask(pa.Table.from_batches([next(iter_tables(first, names, 0, 1)).slice(0, 0)]), "")
+    try:
+        expression = pq.filters_to_expression([list(conditions) for conditions in alternatives])
+    except Exception:  # noqa: BLE001 - it is only a help
+        expression = None
+    return _Filter(names, mask, expression)
+
+
+def _names(columns: Any) -> tuple[str, ...]:
+    names = (columns,) if isinstance(columns, str) else columns
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+        raise ArgumentError(
+            f"a function as filter needs columns=[...], the metadata columns that it looks at, not {columns!r}"
+        )
+    return tuple(dict.fromkeys(names))
+
+
+def _check_names(manifest: Manifest, files: FileTable, names: Sequence[str]) -> None:
+    if ROW_NUMBER in names:
+        raise ColumnError(f"{ROW_NUMBER!r} is the row number, not a column; take(slice(start, stop)) picks rows by it")
+    unknown = [name for name in names if name not in manifest.columns.meta]
+    if not unknown:
+        return
+    first = files.header(int(np.flatnonzero(files.rows)[0]))
+    PARQUET.read_header(first.file, Columns(meta=tuple(unknown)))
+
+
+def _alternatives(filters: Any) -> list[list[Condition]]:
+    """Return a filter as alternatives, of each of which all conditions hold."""
+    expected = (
+        'conditions are (column, operator, value), such as [("width", ">=", 512), ("nsfw", "==", "UNLIKELY")], or a '
+        "list of such lists, of which one has to hold"
+    )
+    if isinstance(filters, str | bytes) or not isinstance(filters, Sequence) or not filters:
+        raise ArgumentTypeError(f"filters={filters!r}: {expected}, or a function with columns=")
+    given = [filters] if all(isinstance(one, tuple) for one in filters) else filters
+    found = []
+    for conditions in given:
+        if not isinstance(conditions, list | tuple) or not conditions:
+            raise ArgumentTypeError(f"filters holds {conditions!r}: {expected}")
+        for one in conditions:
+            if not isinstance(one, tuple | list) or len(one) != 3 or not isinstance(one[0], str):
+                raise ArgumentTypeError(f"filters holds {one!r}: {expected}")
+            if one[1] not in _OPERATORS:
+                raise ArgumentError(f"{one!r}: the operator {one[1]!r} is none of {', '.join(_OPERATORS)}")
+            if one[1] in ("in", "not in") and not isinstance(one[2], list | tuple | set | frozenset | np.ndarray):
+                raise ArgumentTypeError(f"{one!r}: the value of {one[1]!r} must be a list, tuple or set")
+        found.append([(name, operator, value) for name, operator, value in conditions])
+    return found
+
+
+def _compare(table: pa.Table, name: str, operator: str, value: Any) -> Any:
+    """Compare a column with a value: true, false, or null where the column is null."""
+    column = _plain(table.column(name))
+    try:
+        if operator in _COMPARISONS:
+            if value is None:
+                return pa.nulls(len(column), pa.bool_())
+            if pa.types.is_null(column.type):
+                column = column.cast(pa.scalar(value).type)
+            return _COMPARISONS[operator](column, pa.scalar(value))
+        # A set of no values has no type of its own.
+        values = pa.array([item for item in _items(value) if item is not None])
+        if not len(values) or values.type != column.type:
+            values = values.cast(column.type)
+        found = pc.is_in(column, value_set=values, skip_nulls=True)
+        return pc.if_else(pc.is_null(column), None, found if operator == "in" else pc.invert(found))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"the column {name!r} is {column.type}, which cannot be compared with {value!r} ({operator}): "
+            f"{describe(error)}"
+        ) from error
+
+
+def _items(values: Any) -> list[Any]:
+    return values.tolist() if isinstance(values, np.ndarray) else list(values)
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column as a type that has functions: not every one knows dictionaries, or views of strings."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+        kind = kind.value_type
+    if str(kind) == "string_view":
+        return column.cast(pa.large_string())
+    return column
+
+
+def _true(mask: Any) -> Mask:
+    """Return where a mask is true: not where it is null."""
+    return np.asarray(pc.fill_null(mask, False), np.bool_)
+
+
+def _called(function: Callable[[pd.DataFrame], Any], fields: Sequence[MetaField]) -> Callable[[pa.Table, str], Mask]:
+    """Return what has a function look at the rows of a table."""
+
+    def mask(table: pa.Table, url: str) -> Mask:
+        frame = make_frame(fields, table, pd.RangeIndex(table.num_rows), url)
+        found = function(frame)
+        nullable = isinstance(found, pd.Series) and str(found.dtype) in ("boolean", "bool[pyarrow]")
+        values = found.to_numpy(bool, na_value=False) if nullable else np.asarray(found)
+        if values.dtype != bool or values.shape != (len(frame),):
+            raise ArgumentTypeError(
+                f"the filter returned {type(found).__name__} of shape {values.shape} and dtype {values.dtype}; "
+                f"{_expected(len(frame))}"
+            )
+        return values
+
+    return mask
+
+
+def _expected(rows: int) -> str:
+    return f"expected is a mask: a boolean for each of the {rows:,} rows of its frame"
+
+
+def _fields(manifest: Manifest, files: FileTable, names: Sequence[str]) -> list[MetaField]:
+    """Return the types of columns in all files; those that the reader was not opened with are looked up in each."""
+    known = {field.name: field for field in manifest.fields}
+    if set(names) <= known.keys():
+        return [known[name] for name in names]
+    numbers = np.flatnonzero(files.rows).tolist()
+
+    def columns(number: int) -> tuple[MetaColumn, ...]:
+        return PARQUET.read_header(files.header(number).file, Columns(meta=tuple(names))).meta
+
+    with threads_at_once(_threads(files)) as pool:
+        found = list(pool.map(columns, numbers))
+    return merge_columns(names, [files.url(number) for number in numbers], found)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def _threads(files: FileTable) -> int:
+    return max(2, os.cpu_count() or 1) if all(map(is_local, files.filesystems)) else _REMOTE_THREADS
+
+
+def _matching(files: FileTable, rows: Rows, condition: _Filter) -> Iterator[Int64s]:
+    """Yield which rows of an ascending selection satisfy a condition, file after file."""
+    cuts = rows.search(files.offsets)
+    spans = [(file, a, b) for file, (a, b) in enumerate(pairwise(cuts.tolist())) if a < b]
+
+    def read(span: tuple[int, int, int]) -> Int64s:
+        file, start, stop = span
+        first_row = int(files.offsets[file])
+        numbers = rows.numbers(start, stop) - first_row
+        return first_row + _read(files.header(file), numbers, condition)
+
+    with threads_at_once(_threads(files)) as pool:
+        yield from pool.map(read, spans)
+
+
+def _read(header: FileHeader, rows: Int64s, condition: _Filter) -> Int64s:
+    """Return which of some rows of a file satisfy a condition. Row groups that hold none are not read."""
+    found = [np.empty(0, np.int64)]
+    bounds = np.cumsum((0, *header.group_rows))
+    may = may_match(header.file, condition.expression) if condition.expression is not None else None
+    for group, (start, stop) in enumerate(pairwise(np.searchsorted(rows, bounds).tolist())):
+        if start == stop or (may is not None and group not in may):
+            continue
+        here = rows[start:stop]
+        decode = open_table_picker(header, condition.columns, int(here[0]), int(here[-1]) + 1, _STEP_ROWS)
+        for first in range(0, len(here), _STEP_ROWS):
+            some = here[first : first + _STEP_ROWS]
+            found.append(some[condition.mask(decode(some), header.file.url)])
+    return np.concatenate(found)

@@ -1,0 +1,320 @@
+"""Picked rows of files: near ones are read at once, each is put where it belongs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from dask_embedding_reader.formats.base import Array, Columns, FileFormat, FileHeader, Stretch
+from dask_embedding_reader.formats.casting import cast_into
+from dask_embedding_reader.formats.metadata import MetaField, empty_frame, make_frame
+from dask_embedding_reader.formats.parquet.read import DECODE_ROWS, iter_tables
+from dask_embedding_reader.storage.read import is_local
+
+Int64s = npt.NDArray[np.int64]
+
+_GAP_NBYTES = 2**14
+"""Rows are read together where less lies between them: to read on costs what another call costs (4 to 64 KB are equal
+within noise)."""
+
+_REMOTE_GAP_NBYTES = 2**20
+"""The same elsewhere: about what comes while a request is on its way."""
+
+_LONG_NBYTES = 2**15
+"""So many neighbours are read alone, straight to their place: to copy them would cost more than a call."""
+
+SCRATCH_NBYTES = 2**22
+"""As much is read at once from which rows are picked: it stays near the processor, and its memory is used again."""
+
+_REMOTE_SCRATCH_NBYTES = 2**23
+
+_REMOTE_REQUESTS = 64
+"""Ranges of a file that are asked for at once."""
+
+
+_FEW_ROWS = 8
+"""To see which of so few are near each other takes longer than to read each alone."""
+
+
+class Picked(NamedTuple):
+    """Rows of one file."""
+
+    file: int
+    """Its position among the files."""
+    rows: Int64s
+    """Which rows, counted in the file: none is less than the one before."""
+    places: Int64s | None
+    """Where each of them goes; None where they go one after the other."""
+
+
+Picker = Callable[[Int64s, Sequence[Array], "Int64s | None"], None]
+"""Puts rows of a file, none less than the one before, into arrays that are filled one after the other, or at places
+counted through all of them. Rows ascend from one call to the next."""
+
+
+def split_by_file(offsets: Int64s, numbers: Int64s, *, ascending: bool) -> Iterator[Picked]:
+    """Sort row numbers of a collection by file, whose first rows are known."""
+    places = None
+    if not ascending:
+        places = np.argsort(numbers, kind="stable")
+        numbers = numbers[places]
+    files = np.searchsorted(offsets, numbers, "right") - 1
+    starts = np.flatnonzero(np.diff(files, prepend=-1)).tolist()
+    for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
+        file = int(files[start])
+        here = slice(start, stop)
+        if places is not None or stop - start < len(numbers):
+            places_here: Int64s | None = np.arange(start, stop) if places is None else places[here]
+        else:
+            places_here = None
+        yield Picked(file, numbers[here] - offsets[file], places_here)
+
+
+def read_picked(
+    vectors: FileFormat,
+    columns: Columns,
+    header: FileHeader,
+    rows: Int64s,
+    outs: Sequence[Array],
+    places: Int64s | None = None,
+) -> None:
+    """Read rows of a file, none less than the one before, to their places: of row groups those that hold some."""
+    straight = len(outs) == 1 and outs[0].dtype == header.dtype and not header.group_rows
+    if straight and len(rows) <= _FEW_ROWS and is_local(header.file.filesystem):
+        each = zip(rows.tolist(), range(len(rows)) if places is None else places.tolist(), strict=True)
+        read = vectors.open_stretches(header, columns, int(rows[0]), int(rows[-1]) + 1)
+        read([(row, outs[0][place : place + 1]) for row, place in each])
+        return
+    for start, stop in _by_group(header, rows):
+        here = places if stop - start == len(rows) else np.arange(start, stop) if places is None else places[start:stop]
+        pick = open_picker(vectors, columns, header, int(rows[start]), int(rows[stop - 1]) + 1)
+        pick(rows[start:stop], outs, here)
+
+
+def _by_group(header: FileHeader, rows: Int64s) -> Iterator[tuple[int, int]]:
+    """Cut rows of a file where its row groups end."""
+    bounds = header.first_group_row + np.cumsum((0, *header.group_rows))
+    return pairwise(np.unique([0, *np.searchsorted(rows, bounds).tolist(), len(rows)]).tolist())
+
+
+def open_picker(vectors: FileFormat, columns: Columns, header: FileHeader, start: int, stop: int) -> Picker:
+    """Return a function that puts some of the rows ``[start, stop)`` of a file where they belong."""
+    read = vectors.open_stretches(header, columns, start, stop)
+    local = is_local(header.file.filesystem)
+    row_nbytes = max(1, header.dimension * header.dtype.itemsize)
+    gap_rows = (_GAP_NBYTES if local else _REMOTE_GAP_NBYTES) // row_nbytes
+    long_rows = max(2, _LONG_NBYTES // row_nbytes) if local else 0
+    most_rows = max(1, (SCRATCH_NBYTES if local else _REMOTE_SCRATCH_NBYTES) // row_nbytes)
+    most_reads = 2**20 if local else _REMOTE_REQUESTS
+
+    def pick(rows: Int64s, outs: Sequence[Array], places: Int64s | None) -> None:
+        if not len(rows):
+            return
+        target = _Target(outs)
+        group_of, starts = _group(rows, gap_rows, long_rows, most_rows)
+        stops = np.append(starts[1:], len(rows))
+        firsts, spans = rows[starts], rows[stops - 1] + 1 - rows[starts]
+        straight = (spans == stops - starts) & target.are_straight(starts, stops, places, header.dtype)
+        scratch = _scratch(min(most_rows, int(spans[~straight].sum())), header)
+        shifts = np.zeros(len(starts), np.int64)
+        first_places = (starts if places is None else places[starts]).tolist()
+        reads: list[Stretch] = []
+        done, used = 0, 0
+
+        def finish(group: int) -> None:
+            """Read what has been noted, up to a group, and pick rows of what was not read into its place."""
+            read(reads)
+            begin, end = int(starts[done]), int(stops[group - 1])
+            if used:
+                members = begin + np.flatnonzero(~straight[group_of[begin:end]])
+                target.put(
+                    members if places is None else places[members],
+                    scratch[:used],
+                    rows[members] + shifts[group_of[members]],
+                )
+            reads.clear()
+
+        for group, (first, span, is_straight) in enumerate(
+            zip(firsts.tolist(), spans.tolist(), straight.tolist(), strict=True)
+        ):
+            if (used + span > most_rows and not is_straight) or len(reads) >= most_reads:
+                finish(group)
+                done, used = group, 0
+            if is_straight:
+                reads.append((first, target.view(first_places[group], span)))
+            else:
+                reads.append((first, scratch[used : used + span]))
+                shifts[group] = used - first
+                used += span
+        finish(len(starts))
+
+    return pick
+
+
+def _group(rows: Int64s, gap_rows: int, long_rows: int, most_rows: int) -> tuple[Int64s, Int64s]:
+    """Return which group each row is read with, and where each group begins."""
+    # Neighbours have a distance of one, and no gap.
+    steps = np.diff(rows, prepend=rows[0])
+    apart = steps > gap_rows + 1
+    if long_rows:
+        runs = np.append(0, np.flatnonzero(steps > 1))
+        is_long = np.diff(runs, append=len(rows)) >= long_rows
+        apart[runs[is_long]] = apart[runs[1:][is_long[:-1]]] = True
+        apart[0] = False
+    group_of: Int64s = np.cumsum(apart)
+    firsts = rows[np.append(0, np.flatnonzero(apart))]
+    reads = (rows - firsts[group_of]) // most_rows
+    if reads.any():
+        np.logical_or(apart, np.diff(reads, prepend=0) != 0, out=apart)
+        group_of = np.cumsum(apart)
+    starts: Int64s = np.append(0, np.flatnonzero(apart))
+    return group_of, starts
+
+
+class _Target:
+    """Arrays that are filled as if they were one."""
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        self._arrays = arrays
+        self._bounds = np.cumsum([0, *map(len, arrays)])
+
+    def are_straight(self, starts: Int64s, stops: Int64s, places: Int64s | None, dtype: np.dtype[Any]) -> Any:
+        """Tell of which groups the rows go one after the other to one array, which holds them as they are stored."""
+        if any(array.dtype != dtype for array in self._arrays):
+            return np.zeros(len(starts), np.bool_)
+        firsts, lasts = (starts, stops - 1) if places is None else (places[starts], places[stops - 1])
+        same = np.searchsorted(self._bounds, firsts, "right") == np.searchsorted(self._bounds, lasts, "right")
+        if places is None:
+            return same
+        breaks = np.cumsum(np.diff(places, prepend=places[0] - 1) != 1)
+        return same & (breaks[starts] == breaks[stops - 1])
+
+    def view(self, place: int, rows: int) -> Array:
+        """Return the memory of rows that go to one array."""
+        if len(self._arrays) == 1:
+            return self._arrays[0][place : place + rows]
+        array = int(np.searchsorted(self._bounds, place, "right")) - 1
+        first = place - int(self._bounds[array])
+        return self._arrays[array][first : first + rows]
+
+    def put(self, places: Int64s, values: Array, rows: Int64s) -> None:
+        """Put rows of an array to places."""
+        if len(self._arrays) == 1:
+            _put(self._arrays[0], places, values, rows)
+            return
+        array_of = np.searchsorted(self._bounds, places, "right") - 1
+        if (np.diff(array_of) < 0).any():
+            order = np.argsort(array_of, kind="stable")
+            array_of, places, rows = array_of[order], places[order], rows[order]
+        cuts = np.flatnonzero(np.diff(array_of, prepend=-1, append=-1))
+        for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+            array = int(array_of[start])
+            _put(self._arrays[array], places[start:stop] - self._bounds[array], values, rows[start:stop])
+
+
+def _put(out: Array, places: Int64s, values: Array, rows: Int64s) -> None:
+    first, count = int(places[0]), len(places)
+    if int(places[-1]) - first == count - 1 and (np.diff(places) == 1).all():
+        out = out[first : first + count]
+        if out.dtype == values.dtype:
+            np.take(values, rows, axis=0, out=out, mode="clip")  # without clipping numpy makes a copy first
+        else:
+            cast_into(out, values[rows])
+        return
+    if len(rows) != len(values) or (np.diff(rows, prepend=-1) != 1).any():
+        values = values[rows]
+    if out.dtype != values.dtype:
+        cast = np.empty(values.shape, out.dtype)
+        cast_into(cast, values)
+        values = cast
+    out[places] = values
+
+
+_thread = threading.local()
+
+
+def _scratch(rows: int, header: FileHeader) -> Array:
+    """Return memory for rows as they are stored: of small sizes the same to each call of a thread."""
+    nbytes = rows * header.dimension * header.dtype.itemsize
+    if nbytes > SCRATCH_NBYTES:
+        return np.empty((rows, header.dimension), header.dtype)
+    buffer: Array | None = getattr(_thread, "buffer", None)
+    if buffer is None or buffer.nbytes < nbytes:
+        _thread.buffer = buffer = np.empty(nbytes, np.uint8)
+    return buffer[:nbytes].view(header.dtype).reshape(rows, header.dimension)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metadata
+
+
+TablePicker = Callable[[Int64s], pa.Table]
+"""Decodes rows of a file, none less than the one before, also from one call to the next."""
+
+
+def read_picked_table(header: FileHeader, names: Sequence[str], rows: Int64s) -> pa.Table:
+    """Decode some columns of some rows of a file, none less than the one before; of the row groups that hold some."""
+    parts = [
+        open_table_picker(header, names, int(rows[start]), int(rows[stop - 1]) + 1)(rows[start:stop])
+        for start, stop in _by_group(header, rows)
+    ]
+    return pa.concat_tables(parts)
+
+
+def read_picked_frame(
+    fields: Sequence[MetaField], files: Iterable[tuple[FileHeader, Int64s, Int64s | None]]
+) -> pd.DataFrame:
+    """Read metadata of rows of several files; of each file the rows, and the places where they go."""
+    names = [field.name for field in fields]
+    frames: list[pd.DataFrame] = []
+    order: list[Int64s] = []
+    for header, rows, places in files:
+        table = read_picked_table(header, names, rows)
+        frames.append(make_frame(fields, table, pd.RangeIndex(len(rows)), header.file.url))
+        order.append(np.arange(len(rows)) if places is None else places)
+    if not frames:
+        return empty_frame(fields)
+    frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
+    places = np.concatenate(order)
+    if (np.diff(places) != 1).any():
+        frame = frame.take(np.argsort(places)).reset_index(drop=True)
+    return frame
+
+
+def open_table_picker(
+    header: FileHeader, names: Sequence[str], start: int, stop: int, step_rows: int = DECODE_ROWS
+) -> TablePicker:
+    """Return a function that decodes some of the rows ``[start, stop)`` of a file, so many at a time."""
+    decoded = iter_tables(header, names, start, stop, step_rows)
+    batch: pa.RecordBatch | None = None
+
+    def pick(rows: Int64s) -> pa.Table:
+        nonlocal start, batch
+        taken, done = [], 0
+        while done < len(rows):
+            if batch is None:
+                batch = next(decoded)
+            found = int(np.searchsorted(rows, start + batch.num_rows))
+            if found > done:
+                taken.append(_take(batch, rows[done:found] - start))
+                done = found
+            if done < len(rows):
+                start += batch.num_rows
+                batch = None
+        return pa.Table.from_batches(taken)
+
+    return pick
+
+
+def _take(batch: pa.RecordBatch, rows: Int64s) -> pa.RecordBatch:
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows) and (np.diff(rows) == 1).all():
+        return batch.slice(first, len(rows))
+    return batch.take(pa.array(rows))

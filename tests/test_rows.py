@@ -1,0 +1,323 @@
+"""Which rows, in which order: every selection against a plain list of numbers, and what an epoch promises."""
+
+from __future__ import annotations
+
+import pickle
+import tracemalloc
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dask_embedding_reader import rows as rows_module
+from dask_embedding_reader.rows import (
+    LANES,
+    Rows,
+    Section,
+    Shuffled,
+    Stretch,
+    pack,
+    pick,
+    pick_all,
+    sample,
+    shard,
+    shuffle,
+)
+
+Int64s = npt.NDArray[np.int64]
+
+COUNT = st.integers(0, 700)
+LISTS = st.lists(st.integers(0, 500), max_size=300)
+MASKS = st.lists(st.tuples(st.booleans(), st.integers(1, 40)), max_size=30)
+
+
+@st.composite
+def selections(draw: st.DrawFn) -> Rows:
+    """A selection of any kind, one upon the other."""
+    kind = draw(st.sampled_from(["stretch", "list", "mask"]))
+    found: Rows
+    if kind == "stretch":
+        found = Stretch(range(draw(COUNT)))[:: draw(st.sampled_from([-3, -1, 1, 2]))]
+    elif kind == "list":
+        found = pick(np.array(draw(LISTS), np.int64))
+    else:
+        found = pick(np.flatnonzero([keep for keep, count in draw(MASKS) for _ in range(count)]))
+    if draw(st.booleans()):
+        found = shuffle(found, draw(st.integers(0, 3)), 0, draw(st.integers(1, 9)), draw(st.integers(1, 300)))
+        if draw(st.booleans()):
+            ranks = draw(st.sampled_from([1, 2, 3, 64, 100]))
+            found = shard(found, ranks, draw(st.integers(0, ranks - 1)))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of few rows, so that small selections have many."""
+    monkeypatch.setattr(rows_module, "_PART_ROWS", 16)
+    monkeypatch.setattr(rows_module, "_STEP_ROWS", 50)
+
+
+@settings(deadline=None, max_examples=300)
+@given(selections(), st.data())
+def test_a_selection_is_a_sequence_of_numbers(rows: Rows, data: st.DataObject) -> None:
+    plain = list(rows)
+    assert len(rows) == len(plain)
+    assert np.asarray(rows).tolist() == plain
+    assert np.asarray(rows).dtype == np.int64
+    for index in (0, -1, len(plain) // 2):
+        if plain:
+            assert rows[index] == plain[index]
+    with pytest.raises(IndexError):
+        rows[len(plain)]
+    cut = data.draw(st.slices(len(plain)))
+    assert list(rows[cut]) == plain[cut]
+    again = data.draw(st.slices(len(plain[cut])))
+    assert list(rows[cut][again]) == plain[cut][again]
+    positions = np.array(data.draw(st.lists(st.integers(0, len(plain) - 1))) if plain else [], np.int64)
+    assert rows.at(positions).tolist() == [plain[position] for position in positions.tolist()]
+    assert rows.is_ascending <= bool((np.diff(plain) > 0).all())
+
+
+@settings(deadline=None)
+@given(selections(), st.data())
+def test_runs_are_the_rows_in_stretches_as_long_as_can_be(rows: Rows, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(rows)))
+    stop = data.draw(st.integers(start, len(rows)))
+    positions, firsts, counts = rows.runs(start, stop)
+    spelled = [
+        row
+        for first, count in zip(firsts.tolist(), counts.tolist(), strict=True)
+        for row in range(first, first + count)
+    ]
+    assert spelled == rows.numbers(start, stop).tolist() == list(rows)[start:stop]
+    assert positions.tolist() == (start + np.cumsum([0, *counts])[:-1]).tolist()
+    assert (firsts[:-1] + counts[:-1] != firsts[1:]).all()
+
+
+@settings(deadline=None)
+@given(selections(), st.lists(st.integers(-3, 800)))
+def test_an_ascending_selection_is_searched(rows: Rows, wanted: list[int]) -> None:
+    for found in (rows, rows[1:-1], rows[::2]):
+        if found.is_ascending:
+            assert found.search(np.array(wanted, np.int64)).tolist() == np.searchsorted(list(found), wanted).tolist()
+
+
+@settings(deadline=None)
+@given(selections(), selections())
+def test_equal_rows_are_equal_and_survive_pickling(left: Rows, right: Rows) -> None:
+    same = list(left) == list(right)
+    assert (left == right) is same
+    assert not same or hash(left) == hash(right)
+    copy = pickle.loads(pickle.dumps(left))
+    assert copy == left
+    assert copy.token == left.token
+    assert same or left.token != right.token
+    assert left != list(left)
+
+
+@given(LISTS, MASKS, st.integers(1, 50))
+def test_how_rows_come_decides_nothing(numbers: list[int], mask: list[tuple[bool, int]], step: int) -> None:
+    for given_ in (np.array(numbers, np.int64), np.flatnonzero([keep for keep, count in mask for _ in range(count)])):
+        whole = pick(given_)
+        parted = pick_all(given_[start : start + step] for start in range(0, len(given_), step))
+        assert whole.token == parted.token
+        assert np.asarray(parted).tolist() == given_.tolist()
+        assert pack(given_).numbers().tolist() == given_.tolist()
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.3, 0.5, 0.9, 0.99])
+def test_picked_rows_take_a_bit_each_at_most(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    mask = np.random.default_rng(0).random(1_000_000) < share
+    picked = pick(np.flatnonzero(mask))
+    assert np.array_equal(np.asarray(picked), np.flatnonzero(mask))
+    assert picked.nbytes <= min(125_000, 2 * mask.sum()) * 1.01
+    blocks = pick(np.flatnonzero(np.repeat(mask[:1000], 1000)))
+    assert blocks.nbytes <= 16_000
+
+
+def test_rows_beyond_32_bits_are_kept() -> None:
+    numbers = np.array([0, 2**32, 2**32 + 1, 2**52, 5, 2**40], np.int64)
+    for some in (numbers, np.sort(numbers), np.concatenate([numbers, np.arange(2**33, 2**33 + 1000)])):
+        assert np.asarray(pick(some)).tolist() == some.tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# An epoch
+
+
+GOLDEN = [
+    ((20, 0, 0, 1, 100), [1, 5, 19, 9, 4, 12, 7, 14, 15, 16, 6, 2, 3, 0, 17, 8, 11, 13, 10, 18]),
+    ((1000, 1, 2, 2, 256), [280, 491, 315, 747, 62, 72, 933, 334, 325, 574, 882, 982, 998, 724, 302, 124]),
+    (
+        (5800000000, 3, 1, 42, 83333),
+        [1497576910, 905579565, 3728987284, 4419679506, 1950986550, 1950986557, 1950986559, 5799999997],
+    ),
+]
+
+
+@pytest.mark.parametrize(("case", "order"), GOLDEN)
+def test_orders_never_change(case: tuple[int, int, int, int, int], order: list[int]) -> None:
+    """Whoever resumes an epoch goes on in the order it was begun in, whatever the versions are."""
+    rows = shuffle(Stretch(range(case[0])), *case[1:])
+    half = len(order) // 2
+    assert rows.numbers(0, half).tolist() == order[:half]
+    assert rows.numbers(len(rows) - half, len(rows)).tolist() == order[half:]
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.integers(0, 5_000), st.integers(-(2**70), 2**70), st.integers(0, 9), st.integers(1, 40), st.integers(1, 6_000)
+)
+def test_an_epoch_has_every_row_once(count: int, seed: int, epoch: int, block: int, buffer: int) -> None:
+    rows = shuffle(Stretch(range(count)), seed, epoch, block, buffer)
+    assert sorted(rows) == list(range(count))
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2_000), st.integers(1, 9), st.integers(1, 2_000), st.sampled_from([1, 2, 3, 4, 8, 16, 64, 70]))
+def test_ranks_share_an_epoch(count: int, block: int, buffer: int, ranks: int) -> None:
+    epoch = shuffle(Stretch(range(count)), 1, 2, block, buffer)
+    shards = [shard(epoch, ranks, rank) for rank in range(ranks)]
+    assert len({len(rows) for rows in shards}) == 1
+    together = np.stack([np.asarray(rows) for rows in shards], axis=1).reshape(-1)
+    assert together.tolist() == list(epoch)[: len(together)]
+    lost = count - len(together)
+    assert lost == 0 if ranks == 1 else lost < LANES if LANES % ranks == 0 else lost < ranks
+
+
+def test_global_batches_are_the_same_on_any_number_of_ranks_changed_at_any_step() -> None:
+    epoch = shuffle(Stretch(range(100_000)), 7, 0, 16, 8_192)
+    batch_rows = 512
+    expected = [
+        set(epoch.numbers(start, start + batch_rows).tolist()) for start in range(0, 20 * batch_rows, batch_rows)
+    ]
+    for step, ranks in enumerate([1, 2, 4, 8, 16, 16, 8, 4, 2, 1, 1, 16, 2, 8, 4, 64, 32, 1, 2, 16]):
+        own = batch_rows // ranks
+        parts = [shard(epoch, ranks, rank).numbers(step * own, (step + 1) * own) for rank in range(ranks)]
+        found = np.concatenate(parts).tolist()
+        assert len(found) == batch_rows
+        assert set(found) == expected[step]
+
+
+def test_a_rank_reads_blocks_that_no_other_one_reads() -> None:
+    epoch = shuffle(Stretch(range(200_000)), 7, 0, 16, 8_192)
+    regular = LANES * epoch.lane_rows
+    for ranks in (2, 4, 8, 16, 64):
+        blocks = [set((shard(epoch, ranks, rank).numbers(0, regular // ranks) // 16).tolist()) for rank in range(ranks)]
+        assert sum(map(len, blocks)) == len(set().union(*blocks)) == regular // 16
+
+
+@settings(deadline=None)
+@given(st.integers(1, 20_000), st.integers(1, 30), st.integers(1, 5_000), st.sampled_from([1, 2, 8, 64]), st.data())
+def test_a_window_is_made_of_whole_blocks(count: int, block: int, buffer: int, ranks: int, data: st.DataObject) -> None:
+    """So that each block is read once, in one go, by whoever reads window by window."""
+    epoch = shuffle(Stretch(range(count)), 3, 1, block, buffer)
+    rows = shard(epoch, ranks, data.draw(st.integers(0, ranks - 1)))
+    regular = LANES * epoch.lane_rows // ranks
+    bounds = [0, *rows.windows(0, len(rows)).tolist(), len(rows)]
+    for start, stop in pairwise(bounds):
+        assert stop - start <= max(buffer, LANES) // ranks + LANES * epoch.block_rows
+        if stop <= regular:
+            numbers = np.sort(rows.numbers(start, stop)).reshape(-1, epoch.block_rows)
+            assert (numbers % epoch.block_rows == np.arange(epoch.block_rows)).all()
+    inner = rows.windows(1, max(1, len(rows) - 1)).tolist()
+    assert inner == [bound for bound in bounds[1:-1] if 1 < bound < len(rows) - 1]
+    if ranks == 1:
+        cut = rows[1:-1]
+        assert cut.windows(0, len(cut)).tolist() == [bound - 1 for bound in bounds[1:-1] if 1 < bound < len(rows) - 1]
+
+
+@pytest.mark.parametrize(("block", "buffer", "most"), [(64, 131_072, 1.6), (256, 262_144, 2.1), (1, 131_072, 1.1)])
+def test_batches_mix_the_classes_of_sorted_rows(block: int, buffer: int, most: float) -> None:
+    """chi2/df of the counts of 1,000 classes in batches of 1,024 rows: 1 is ideal, more by batch / blocks mixed."""
+    count, classes, batch_rows = 2_000_000, 1_000, 1_024
+    epoch = shuffle(Stretch(range(count)), 5, 0, block, buffer)
+    assert epoch.blocks_mixed == buffer // block
+    values = []
+    for start in range(0, count - batch_rows, 37 * batch_rows):
+        found = np.bincount(epoch.numbers(start, start + batch_rows) * classes // count, minlength=classes)
+        values.append(((found - batch_rows / classes) ** 2 / (batch_rows / classes)).sum() / (classes - 1))
+    assert 0.9 < np.mean(values) < most
+
+
+def test_orders_have_nothing_to_do_with_each_other() -> None:
+    count = 1_000_000
+    orders = [
+        np.asarray(shuffle(Stretch(range(count)), seed, epoch, 16, 65_536)) for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
+    ranks = [np.arange(count), *map(np.argsort, orders)]
+    for a, left in enumerate(ranks):
+        for right in ranks[:a]:
+            # Blocks of 16 rows move together: as if there were a sixteenth of the rows. Five standard deviations.
+            assert abs(np.corrcoef(left, right)[0, 1]) < 5 / np.sqrt(count / 16)
+
+
+@pytest.mark.parametrize("count", [20, 100])
+def test_neighbours_are_parted(count: int) -> None:
+    """That a row follows the one before it happens once an order, nearly, by chance. Five standard deviations."""
+    orders = [np.asarray(shuffle(Stretch(range(count)), seed, 0, 1, count)) for seed in range(2_000)]
+    follow = np.mean([(np.diff(order) == 1).sum() for order in orders])
+    assert abs(follow - (count - 1) / count) < 5 / np.sqrt(2_000)
+
+
+def test_every_place_is_as_likely_for_every_row() -> None:
+    found = np.zeros((10, 10))
+    for seed in range(4_000):
+        found[np.arange(10), np.asarray(shuffle(Stretch(range(10)), seed, 0, 1, 10))] += 1
+    assert ((found - 400) ** 2 / 400).sum() / 81 < 1.5
+
+
+def test_an_epoch_of_billions_holds_nothing() -> None:
+    tracemalloc.start()
+    try:
+        rows = shard(shuffle(Stretch(range(5_800_000_000)), 1, 3, 42, 83_333), 64, 7)
+        batch = rows.numbers(600_000 * 64, 600_001 * 64)
+        assert len(rows.runs(600_000 * 64, 600_001 * 64).counts) <= len(set(batch.tolist())) == 64
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        assert len(pickle.dumps(rows)) < 1_000
+    finally:
+        tracemalloc.stop()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samples and shards
+
+
+@settings(deadline=None)
+@given(selections(), st.integers(0, 3), st.data())
+def test_samples_are_exact_in_order_and_lie_in_larger_ones(rows: Rows, seed: int, data: st.DataObject) -> None:
+    few = data.draw(st.integers(0, len(rows)))
+    many = data.draw(st.integers(few, len(rows)))
+    positions = Stretch(range(len(rows)))
+    small, large = sample(positions, few, seed), sample(positions, many, seed)
+    assert len(small) == few
+    assert small.is_ascending
+    assert set(small) <= set(large)
+    assert list(sample(rows, few, seed)) == np.asarray(rows)[np.asarray(small)].tolist()
+
+
+def test_samples_are_drawn_from_everywhere() -> None:
+    drawn = np.concatenate([np.asarray(sample(Stretch(range(1_000)), 100, seed)) for seed in range(500)])
+    found = np.bincount(drawn, minlength=1_000)
+    assert ((found - 50) ** 2 / 45).sum() / 999 < 1.25
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 64, 1_000])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7, 64])
+def test_shards_of_rows_in_order_are_stretches_without_loss(count: int, ranks: int) -> None:
+    shards = [shard(Stretch(range(count)), ranks, rank) for rank in range(ranks)]
+    assert [row for rows in shards for row in rows] == list(range(count))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_kinds_say_what_they_are() -> None:
+    epoch: Any = shuffle(pick(np.array([5, 2, 9])), 0, 0, 1, 10)
+    assert isinstance(epoch, Shuffled)
+    assert isinstance(epoch[1:], Section)
+    assert repr(Stretch(range(5_000))) == "<5,000 rows: 0, 1, 2, …, 4,998, 4,999>"
+    assert repr(Stretch(range(2))) == "<2 rows: 0, 1>"
