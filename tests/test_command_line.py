@@ -229,10 +229,10 @@ def test_stats_are_those_of_numpy(run: Run, tmp_path: Path) -> None:
     assert facts["nan"] == {"rows": 2, "first_rows": [20, 22]}
     assert facts["infinite"] == {"rows": 1, "first_rows": [21]}
     assert facts["zero"] == {"rows": 2, "first_rows": [3, 400]}
-    assert facts["duplicates"] == {"rows": 4, "exact": True}
+    assert facts["duplicates"] == {"rows": 4, "exact": True, "groups": [[3, 400], [5, 10, 11, 499]]}
     _, out, _ = run("stats", tmp_path, "--start", 0, "--end", 100)
     assert "zero vectors  1 (rows 3)\n" in out
-    assert "duplicates    2\n" in out
+    assert "duplicates    2 (rows 5 = 10 = 11)\n" in out
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint64", "float64", "complex64", "bool", ">f4"])
@@ -247,6 +247,9 @@ def test_stats_of_any_dtype_in_many_batches(
     assert facts["norms"]["mean"] == pytest.approx(norms.mean())
     assert facts["norms"]["std"] == pytest.approx(norms.std())
     assert facts["duplicates"]["rows"] == 80 - len(np.unique(vectors, axis=0))
+    equal = (vectors[:, None] == vectors).all(axis=2)
+    groups = {tuple(np.flatnonzero(same).tolist()) for same in equal if same.sum() > 1}
+    assert facts["duplicates"]["groups"] == [list(group) for group in sorted(groups)]
     zero = np.flatnonzero(~vectors.any(axis=1)).tolist()
     assert len(zero) > 5
     assert facts["zero"] == {"rows": len(zero), "first_rows": zero[:5]}
@@ -266,6 +269,42 @@ def test_duplicates_of_more_rows_than_are_remembered_are_estimated(tmp_path: Pat
     facts = cli_stats.row_statistics(EmbeddingReader(tmp_path), most_hashes=3_000)
     assert facts["duplicates"]["exact"] is False
     assert facts["duplicates"]["rows"] == pytest.approx(10_000, rel=0.15)
+
+
+def test_nearest(run: Run, shards: Path, tmp_path: Path) -> None:
+    vectors = vectors_of(shards)
+    cosines = vectors @ vectors[7] / np.linalg.norm(vectors, axis=1) / np.linalg.norm(vectors[7])
+    wanted = np.argsort(-cosines)[:3].tolist()
+    code, out, err = run("nearest", shards, "--row", 7, "-k", 3, "-m", "word", "--json")
+    [found] = json.loads(out)
+    assert (code, err, found["query"]) == (0, "", 7)
+    assert [(hit["row"], hit["word"]) for hit in found["nearest"]] == [(row, f"word {row}") for row in wanted]
+    assert [hit["score"] for hit in found["nearest"]] == pytest.approx(cosines[wanted].tolist(), rel=1e-5)
+    np.save(tmp_path / "queries.npy", vectors[[7, 9]])
+    code, out, _ = run(
+        "nearest", shards, "--queries", tmp_path / "queries.npy", "-k", 1, "--metric", "l2", "-m", "word"
+    )
+    assert code == 0
+    assert out.splitlines()[0] == "nearest to query 0"
+    assert [line.split()[:4] for line in out.splitlines() if line[0].isdigit()] == [
+        ["0", "7", "word", "7"],
+        ["0", "9", "word", "9"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name what to search for"),
+        (["--row", 20], "--row 20 is out of range: the collection has 20 rows"),
+        (["--row", 1, "-k", 0], "0 is not in the range"),
+        (["--queries", __file__], "not a readable npy file"),
+    ],
+)
+def test_nearest_says_what_is_wrong(run: Run, shards: Path, arguments: list[Any], message: str) -> None:
+    code, _, err = run("nearest", shards, *arguments)
+    assert code == 2
+    assert message in err
 
 
 def test_bench_reads_for_a_while_and_recommends(run: Run, shards: Path) -> None:

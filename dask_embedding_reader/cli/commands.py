@@ -309,9 +309,58 @@ def stats(url: str, start: int, end: int | None, quiet: bool, as_json: bool, **o
             "infinite": rows_of("infinite"),
             "zero vectors": rows_of("zero"),
             "duplicates": f"{'' if duplicates['exact'] else 'about '}{duplicates['rows']:,}"
-            + ("" if duplicates["exact"] else " (estimated: there are too many rows to remember each)"),
+            + ("" if duplicates["exact"] else " (estimated: there are too many rows to remember each)")
+            + _shown_groups(duplicates["groups"]),
         }
     )
+
+
+def _short(score: float | None) -> str:
+    return "none" if score is None else f"{score:.4g}"
+
+
+def _shown_groups(groups: Sequence[Sequence[int]]) -> str:
+    """Spell the first groups of equal rows."""
+    named = ", ".join(
+        " = ".join(f"{row:,}" for row in group[:4]) + (" = …" if group[4:] else "") for group in groups[:5]
+    )
+    return f" (rows {named}{', …' if groups[5:] else ''})" if groups else ""
+
+
+@command_line.command(short_help="Find the rows nearest to a vector.")
+@click.argument("url")
+@click.option(
+    "--row", "-r", "rows", type=click.IntRange(min=0), multiple=True, help="A row to search for; may be repeated."
+)
+@click.option(
+    "--queries",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="An .npy file of vectors to search for.",
+)
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many rows to find.")
+@click.option("--metric", type=click.Choice(["cosine", "ip", "l2"]), default="cosine", show_default=True)
+@_collection_options
+@JSON
+def nearest(
+    url: str, rows: tuple[int, ...], queries: str | None, k: int, metric: str, as_json: bool, **options: Any
+) -> None:
+    """Find the rows that are nearest to rows of the collection, or to the vectors of a file. Exact: reads all rows."""
+    from dask_embedding_reader.cli.facts import shown_vector  # noqa: PLC0415
+    from dask_embedding_reader.cli.nearest import find_nearest  # noqa: PLC0415
+
+    found = find_nearest(_open(url, **options), rows, queries, k, metric)
+    if as_json:
+        _print_json(found)
+        return
+    for query in found:
+        if len(found) > 1:
+            click.echo(f"nearest to {'row' if rows else 'query'} {query['query']:,}")
+        hits = [
+            hit | {"score": _short(hit["score"]), "embedding": shown_vector(hit["embedding"])}
+            for hit in query["nearest"]
+        ]
+        _print_table(hits)
 
 
 @command_line.command(short_help="Write it in another format or dtype.")

@@ -15,8 +15,14 @@ from dask_embedding_reader.reader import EmbeddingReader
 _BATCH_NBYTES = 4_000_000
 """Rows as stored that are looked at together; computing takes a few times as much."""
 
-_MOST_HASHES = 2**24
+_MOST_HASHES = 2**23
 """Rows that are remembered to find duplicates: 128 MB, and to sort them as much again. Of more, only a sample is."""
+
+_MOST_GROUPS = 1_000
+"""Groups of equal rows that are listed."""
+
+_MOST_OF_GROUP = 100
+"""Rows of a group that are listed."""
 
 _FIRST_ROWS = 5
 """Rows that are named of each kind."""
@@ -55,7 +61,7 @@ def row_statistics(
         kinds["infinite"].add(first, has_infinity)
         kinds["zero"].add(first, ~wide.any(axis=1))
         norms.add(_norms(wide[~(has_nan | has_infinity)]))
-        seen.add(vectors)
+        seen.add(first, vectors)
     return {
         "rows": seen.rows,
         "norms": plain(norms.facts()),
@@ -113,34 +119,44 @@ class _Norms:
 
 
 class _Duplicates:
-    """Counts rows whose bytes were there before.
+    """Finds rows whose bytes were there before.
 
-    A row is remembered by 64 bits of a hash. Where there are too many, only rows are remembered whose hash is a
-    multiple of 2, then of 4 and so on: equal rows are kept or passed over together, and the count scales up.
+    A row is remembered by its number and 64 bits of a hash. Where there are too many, only rows are remembered whose
+    hash is a multiple of 2, then of 4 and so on: equal rows are kept or passed over together, and the count scales up.
     """
 
     def __init__(self, most: int) -> None:
         self._most, self._step = most, 1
         self._hashes: list[npt.NDArray[np.uint64]] = []
+        self._numbers: list[npt.NDArray[np.int64]] = []
         self._kept, self.rows = 0, 0
 
-    def add(self, vectors: npt.NDArray[Any]) -> None:
+    def add(self, first: int, vectors: npt.NDArray[Any]) -> None:
         self.rows += len(vectors)
         data, row_nbytes = vectors.reshape(-1).view(np.uint8).data, vectors.shape[1] * vectors.itemsize
         starts = range(0, len(data), row_nbytes)
         digests = b"".join(blake2b(data[k : k + row_nbytes], digest_size=8).digest() for k in starts)
-        self._keep([np.frombuffer(digests, np.uint64)])
+        self._keep(np.frombuffer(digests, np.uint64), np.arange(first, first + len(vectors)))
         while self._kept > self._most:
             self._step *= 2
-            hashes, self._hashes, self._kept = self._hashes, [], 0
-            self._keep(hashes)
+            hashes, numbers = self._hashes, self._numbers
+            self._hashes, self._numbers, self._kept = [], [], 0
+            for some, their_numbers in zip(hashes, numbers, strict=True):
+                self._keep(some, their_numbers)
 
-    def _keep(self, hashes: list[npt.NDArray[np.uint64]]) -> None:
-        for some in hashes:
-            kept = some[some % np.uint64(self._step) == 0]
-            self._hashes.append(kept)
-            self._kept += len(kept)
+    def _keep(self, hashes: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64]) -> None:
+        kept = hashes % np.uint64(self._step) == 0
+        self._hashes.append(hashes[kept])
+        self._numbers.append(numbers[kept])
+        self._kept += len(self._hashes[-1])
 
     def facts(self) -> dict[str, Any]:
-        different = len(np.unique(np.concatenate(self._hashes))) if self._hashes else 0
-        return {"rows": (self._kept - different) * self._step, "exact": self._step == 1}
+        hashes = np.concatenate([np.empty(0, np.uint64), *self._hashes])
+        order = np.argsort(hashes, kind="stable")  # rows of a group stay in order
+        numbers = np.concatenate([np.empty(0, np.int64), *self._numbers])[order]
+        bounds = np.flatnonzero(np.diff(hashes[order], prepend=~hashes[order][:1], append=~hashes[order][-1:]))
+        sizes = np.diff(bounds)
+        repeated = np.flatnonzero(sizes > 1)
+        listed = repeated[np.argsort(numbers[bounds[repeated]])][:_MOST_GROUPS]
+        groups = [numbers[bounds[g] : bounds[g] + min(sizes[g], _MOST_OF_GROUP)].tolist() for g in listed]
+        return {"rows": (self._kept - len(sizes)) * self._step, "exact": self._step == 1, "groups": groups}

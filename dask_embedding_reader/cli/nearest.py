@@ -1,0 +1,56 @@
+"""Rows that are nearest to others, with their metadata, as plain values that JSON can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_embedding_reader.cli.facts import plain, read_head
+from dask_embedding_reader.errors import ArgumentError
+from dask_embedding_reader.reader import EmbeddingReader
+from dask_embedding_reader.search import nearest
+
+
+def find_nearest(
+    reader: EmbeddingReader, rows: Sequence[int], queries: str | None, k: int, metric: Any
+) -> list[dict[str, Any]]:
+    """Return what is nearest to some rows, or to the vectors in an npy file: a dictionary for each of them.
+
+    Raises
+    ------
+    ArgumentError
+        If neither rows nor a file are given, or both; if there is no such row, or the file holds no vectors.
+    """
+    if bool(rows) == (queries is not None):
+        raise ArgumentError("name what to search for: rows of the collection (--row), or a file of vectors (--queries)")
+    if beyond := [row for row in rows if row >= reader.count]:
+        raise ArgumentError(f"--row {beyond[0]:,} is out of range: the collection has {reader.count:,} rows, from 0 on")
+    wanted = _load(queries) if queries is not None else np.concatenate([_vector(reader, row) for row in rows])
+    scores, found = nearest(reader, wanted, k, metric=metric)
+    numbers = list(rows) or list(range(len(wanted)))
+    return [
+        {"query": number, "nearest": [_hit(reader, row, score) for score, row in zip(best, hits, strict=True)]}
+        for number, best, hits in zip(numbers, scores.tolist(), found.tolist(), strict=True)
+    ]
+
+
+def _load(path: str) -> npt.NDArray[Any]:
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"--queries {path}: not a readable npy file ({error})") from error
+    return np.atleast_2d(vectors)
+
+
+def _vector(reader: EmbeddingReader, row: int) -> npt.NDArray[Any]:
+    vectors, _ = next(reader(1, row, row + 1, show_progress=False, dtype=None))
+    return vectors
+
+
+def _hit(reader: EmbeddingReader, row: int, score: float) -> dict[str, Any]:
+    """Return a row with its score first."""
+    facts = read_head(reader, row, 1)[0]
+    return {"score": plain(score), **facts}

@@ -1,0 +1,170 @@
+"""Exact nearest neighbours, against sorting everything by float64 scores."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import pytest
+from distributed import Client
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dask_embedding_reader import ArgumentError, ArgumentTypeError, EmbeddingReader, nearest, search
+
+Array = npt.NDArray[Any]
+METRICS = ("cosine", "ip", "l2")
+
+
+def sort_all(vectors: Array, queries: Array, k: int, metric: str) -> tuple[Array, Array]:
+    """Score every pair in float64, and sort: by float32 scores, then by rows."""
+    # Scores that float32 cannot hold are the largest that it holds.
+    x, q = vectors.astype(np.float64), queries.astype(np.float32).astype(np.float64)
+    pairs = (x[:, None] * q).sum(axis=2)
+    if metric == "cosine":
+        pairs /= np.sqrt((x * x).sum(axis=1))[:, None] * np.sqrt((q * q).sum(axis=1))
+    elif metric == "l2":
+        pairs = ((x[:, None] - q) ** 2).sum(axis=2)
+    largest = np.finfo(np.float32).max
+    scores = pairs.clip(-largest, largest).astype(np.float32).T
+    keys = scores if metric == "l2" else -scores
+    order = np.argsort(keys, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), order
+
+
+def random_vectors(rows: int, dimension: int, dtype: str = "float32", seed: int = 0) -> Array:
+    """Vectors of which many are equal, none of length 0."""
+    vectors = (np.random.default_rng(seed).standard_normal((rows, dimension)) * 20).astype(dtype)
+    vectors[rows // 2 :] = vectors[: rows - rows // 2]
+    vectors[~vectors.any(axis=1)] = 1
+    return vectors
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "uint8", "float64", "int32"])
+def test_rows_and_scores_are_those_of_sorting_all(dtype: str, metric: Any) -> None:
+    vectors, queries = random_vectors(3_000, 17, dtype), random_vectors(9, 17, seed=1)
+    scores, rows = nearest(vectors, queries, 25, metric=metric)
+    expected_scores, expected_rows = sort_all(vectors, queries, 25, metric)
+    assert [scores.dtype, rows.dtype] == [np.dtype(np.float32), np.dtype(np.int64)]
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_allclose(scores, expected_scores, rtol=3e-7, atol=1e-30)
+
+
+@given(data=st.data(), metric=st.sampled_from(METRICS))
+def test_blocks_and_chunks_change_nothing(data: st.DataObject, metric: Any) -> None:
+    # Small integers: many scores are equal.
+    rows, dimension = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 4))
+    items = st.lists(st.integers(-2, 2), min_size=dimension, max_size=dimension).filter(any)
+    vectors = np.array([data.draw(items) for _ in range(rows)], np.float32)
+    queries = np.array([data.draw(items) for _ in range(data.draw(st.integers(1, 5)))], np.float32)
+    k = data.draw(st.integers(1, 70))
+    expected_scores, expected_rows = sort_all(vectors, queries, k, metric)
+    chunked = da.from_array(vectors, chunks=(data.draw(st.integers(1, rows)), 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_BLOCK_NBYTES", 1)
+        patch.setattr(search, "_BATCH_NBYTES", data.draw(st.integers(1, 500)))
+        patch.setattr(search, "_QUERIES_AT_ONCE", data.draw(st.integers(1, 5)))
+        patch.setattr(search, "_LEAST_BLOCK_ROWS", data.draw(st.integers(1, 8)))
+        for source in (vectors, chunked):
+            scores, found = nearest(source, queries, k, metric=metric)
+            np.testing.assert_array_equal(found, expected_rows)
+            np.testing.assert_allclose(scores, expected_scores, rtol=2e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+def test_a_reader_is_searched_as_it_is_read(tmp_path: Path, dtype: str) -> None:
+    vectors = random_vectors(1_000, 8, dtype)
+    for shard, part in enumerate(np.split(vectors, [300, 301])):
+        np.save(tmp_path / f"{shard}.npy", part)
+    scores, rows = nearest(EmbeddingReader(tmp_path), vectors[7].astype(np.float32), 3, metric="l2")
+    assert (rows.shape, rows[0], scores[0], rows[1], scores[1]) == ((3,), 7, 0, 507, 0)
+    np.testing.assert_array_equal(rows, nearest(vectors, vectors[7].astype(np.float32), 3, metric="l2")[1])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_cluster_finds_the_same(tmp_path: Path, metric: Any) -> None:
+    vectors, queries = random_vectors(2_000, 8), random_vectors(5, 8, seed=1)
+    vectors[1_500] = np.nan
+    np.save(tmp_path / "0.npy", vectors)
+    reader = EmbeddingReader(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        expected = nearest(vectors, queries, 7, metric=metric)
+        with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=":0"):
+            for source in (da.from_array(vectors, chunks=(90, 3)), reader):
+                for got, wanted in zip(nearest(source, queries, 7, metric=metric), expected, strict=True):
+                    np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_vectors_that_cannot_be_compared_come_last_and_are_counted(metric: Any) -> None:
+    vectors = np.array([[np.nan, 1], [1, 1], [0, 0], [np.inf, 0], [2, 2], [0, -np.inf]], np.float32)
+    unranked = [0, 3, 5] if metric != "cosine" else [0, 2, 3, 5]
+    with pytest.warns(UserWarning, match=rf"{len(unranked)} of 6 rows hold NaN or infinity.*such as row 0"):
+        scores, rows = nearest(vectors, [1, 1], 6, metric=metric)
+    assert rows[-len(unranked) :].tolist() == unranked
+    assert np.isnan(scores[-len(unranked) :]).all()
+    assert np.isfinite(scores[: -len(unranked)]).all()
+    with pytest.warns(UserWarning, match="rows hold NaN"):
+        assert nearest(vectors, [[1, 1], [2, 2]], 1, metric=metric)[1].tolist() in ([[1], [4]], [[4], [4]], [[1], [1]])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("metric", METRICS)
+def test_items_whose_squares_float32_cannot_hold(metric: Any, scale: float) -> None:
+    vectors = (random_vectors(400, 6) * scale / 20).astype(np.float32)
+    queries = (random_vectors(4, 6, seed=1) * scale).astype(np.float32) if metric != "ip" else random_vectors(4, 6)
+    with np.errstate(all="ignore"):
+        expected = sort_all(vectors, queries, 5, metric)[1]
+    np.testing.assert_array_equal(nearest(vectors, queries, 5, metric=metric)[1], expected)
+
+
+def test_float64_is_compared_in_float64() -> None:
+    vectors = np.array([[1.0, 0], [1 + 1e-12, 0]])
+    assert nearest(vectors, [1 + 1e-12, 0], 1, metric="l2")[1].tolist() == [1]
+
+
+def test_nothing_is_ranked_by_how_a_block_rounds() -> None:
+    # Products of BLAS differ in their last digits by where in a block a row lies.
+    vectors = np.repeat(random_vectors(4, 300), 500, axis=0)
+    assert nearest(vectors, vectors[600], 3)[1].tolist() == [500, 501, 502]
+
+
+@pytest.mark.parametrize(
+    ("source", "queries", "options", "kind", "message"),
+    [
+        (np.ones((3, 2)), np.ones(3), {}, ArgumentError, r"queries have the shape \(3,\).*2 items"),
+        (np.ones((3, 2)), np.ones((1, 1, 2)), {}, ArgumentError, "queries have the shape"),
+        (np.ones((3, 2)), ["a", "b"], {}, ArgumentTypeError, "queries hold"),
+        (np.ones((3, 2)), [[1, 1], [1, np.nan]], {}, ArgumentError, "query 1 holds NaN"),
+        (np.ones((3, 2), np.float32), [1e300, 1], {}, ArgumentError, "query 0 holds .* what float32 cannot hold"),
+        (np.ones((3, 2)), [0, 0], {}, ArgumentError, "query 0 is of length 0"),
+        (np.ones((3, 2)), [1, 1], {"k": 0}, ArgumentError, "k must be at least 1"),
+        (np.ones((3, 2)), [1, 1], {"metric": "dot"}, ArgumentError, "metric='dot' is none of 'cosine', 'ip', 'l2'"),
+        (np.ones(3), [1, 1], {}, ArgumentError, "two axes"),
+        (np.ones((3, 2), complex), [1, 1], {}, ArgumentError, "source holds complex128"),
+        ([[1, 2]], [1, 1], {}, ArgumentTypeError, "source must be an EmbeddingReader"),
+        (da.ones((3, 2))[da.ones(3) > 0], [1, 1], {}, ArgumentError, "compute_chunk_sizes"),
+    ],
+)
+def test_bad_input(source: Any, queries: Any, options: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        nearest(source, queries, **options)
+
+
+def test_no_queries_and_fewer_rows_than_asked_for() -> None:
+    assert nearest(np.ones((3, 2)), np.ones((0, 2)), 2)[1].shape == (0, 2)
+    assert nearest(np.ones((3, 2)), [1, 1], 10)[1].tolist() == [0, 1, 2]
+
+
+def test_queries_are_sent_once_and_not_with_each_task() -> None:
+    queries = search._prepare(np.ones((100, 2), np.float32), "ip", 3)
+    with dask.config.set(scheduler="synchronous"):
+        found = search._search_chunks(da.ones((60, 2), chunks=(2, 2)), queries, np.dtype("float32"))
+    assert found.rows[0].tolist() == [0, 1, 2]
