@@ -563,10 +563,10 @@ class EmbeddingReader:
         EmbeddingReader
             Batches of it are the fastest way to read it; the chunks of its array are windows.
 
-        Warns
+        Notes
         -----
-        UserWarning
-            If parquet files cannot be read in part, so that each window decodes whole row groups.
+        Row groups of parquet files that are compressed or encoded are decoded whole, by each window that has some of
+        their rows: where they are larger than a block, convert the files to npy first.
 
         Examples
         --------

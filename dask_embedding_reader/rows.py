@@ -183,7 +183,7 @@ class Stretch(Rows):
         return self.values.start + positions * self.values.step
 
     def _cut(self, positions: range) -> Rows:
-        return Stretch(_plain(self.values[positions.start : _stop(positions) : positions.step]))
+        return Stretch(_plain(_picked(self.values, positions)))
 
     def runs(self, start: int = 0, stop: int | None = None) -> Runs:
         """Return the positions ``[start, stop)`` as stretches of neighbouring rows: one, or each alone."""
@@ -204,9 +204,12 @@ def _plain(rows: range) -> range:
     return range(rows[0], rows[-1] + (1 if rows.step > 0 else -1), rows.step)
 
 
-def _stop(positions: range) -> int | None:
-    """Return the stop of a range as a slice spells it, where -1 is the last one."""
-    return None if positions.stop < 0 else positions.stop
+def _picked(values: range, positions: range) -> range:
+    """Return what lies at some positions of a range."""
+    if not positions:
+        return range(0)
+    first, step = values[positions[0]], values.step * positions.step
+    return range(first, first + len(positions) * step, step)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -471,7 +474,7 @@ class Section(Rows):
         return found[(found > start) & (found < stop)]
 
     def _cut(self, positions: range) -> Rows:
-        return Section(self.of, self.positions[positions.start : _stop(positions) : positions.step])
+        return Section(self.of, _picked(self.positions, positions))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -140,6 +140,13 @@ def test_picked_rows_take_a_bit_each_at_most(share: float, monkeypatch: pytest.M
     assert blocks.nbytes <= 16_000
 
 
+def test_slices_of_nothing_hold_nothing() -> None:
+    for rows in (Stretch(range(9, -1, -1)), shuffle(Stretch(range(10)), 0, 0, 1, 10)[::-1], pick(np.array([3, 1, 2]))):
+        for nothing in (slice(-99, None, -1), slice(3, 3), slice(99, None), slice(0, 3, -2)):
+            assert list(rows[nothing]) == list(rows)[nothing] == []
+            assert list(rows[nothing][::-1]) == []
+
+
 def test_rows_beyond_32_bits_are_kept() -> None:
     numbers = np.array([0, 2**32, 2**32 + 1, 2**52, 5, 2**40], np.int64)
     for some in (numbers, np.sort(numbers), np.concatenate([numbers, np.arange(2**33, 2**33 + 1000)])):
