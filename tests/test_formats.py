@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 
 from dask_embedding_reader import ArgumentError, ColumnError, EmbeddingReader, FormatError, write_embeddings
+from dask_embedding_reader.cli import commands, main
 from dask_embedding_reader.formats.registry import all_suffixes, format_names, get_format
 
 Array = npt.NDArray[Any]
@@ -28,6 +29,25 @@ def read(path: Path, file_format: str, **options: Any) -> Array:
 def header(**tensors: Any) -> bytes:
     text = json.dumps(tensors).encode()
     return len(text).to_bytes(8, "little") + text
+
+
+def test_the_command_line_knows_every_format() -> None:
+    assert sorted(commands.FORMATS.choices) == sorted(format_names())
+
+
+@pytest.mark.parametrize("file_format", ["fbin", "fvecs", "npz", "safetensors", "parquet_fbin"])
+def test_the_command_line_tells_formats_by_the_names_of_files(
+    tmp_path: Path, file_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = pd.DataFrame({"word": list("abcd")}) if file_format.startswith("parquet") else None
+    write_embeddings(ROWS, tmp_path / "in", file_format, columns)
+    named = ["-m", "word"] if columns is not None else []
+    with pytest.raises(SystemExit, match="0"):
+        main(["info", str(tmp_path / "in"), "--json", *named])
+    assert json.loads(capsys.readouterr().out)["file_format"] == file_format
+    with pytest.raises(SystemExit, match="0"):
+        main(["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--to", "npz", "--quiet"])
+    np.testing.assert_array_equal(read(tmp_path / "out", "npz"), ROWS)
 
 
 def test_every_raw_format_may_have_metadata_beside_it() -> None:

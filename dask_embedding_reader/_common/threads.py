@@ -3,7 +3,7 @@
 What they are about to do is cancelled as usual. But a thread that is asking a storage may have to ask again, after
 pauses that grow: it looks here before it does. So does a program that ends, however it ends: it waits for all threads.
 
-What asks in fsspec's event loop, or directly, is cancelled at once (``connections.run``, ``connections.run_apart``).
+What asks in fsspec's event loop, or directly, is cancelled at once (``storage.connections.run`` and ``run_apart``).
 Listings, and clients that are not asynchronous (HDFS, FTP, SFTP), cannot be cancelled while they wait for an answer:
 their threads end when it comes, or when the client gives up.
 """

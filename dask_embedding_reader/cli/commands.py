@@ -141,7 +141,10 @@ def _json_mapping(_: click.Context, __: click.Parameter, text: str | None) -> di
     return value
 
 
-FORMATS = click.STRING
+KINDS = ("npy", "parquet", "fbin", "fvecs", "npz", "safetensors")
+"""As the registry of formats has them, which takes a second to import."""
+
+FORMATS = click.Choice([*KINDS, *(f"parquet_{kind}" for kind in KINDS if kind != "parquet")])
 STORAGE_OPTIONS = click.option(
     "--storage-options", metavar="JSON", callback=_json_mapping, help="Passed to fsspec, such as '{\"anon\": true}'."
 )
@@ -174,7 +177,9 @@ def _collection_options(command: F) -> F:
             "--file-format",
             "-f",
             type=FORMATS,
-            help="By default what the files are called says it.",
+            metavar="FORMAT",
+            help=f"One of {', '.join(KINDS)}, or parquet_npy and its like, with metadata in parquet files beside them. "
+            "By default what the files are called says it.",
         ),
     ):
         command = option(command)
@@ -367,7 +372,7 @@ def nearest(
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 @_collection_options
-@click.option("--to", "target_format", type=FORMATS, help="Format to write; by default that of SRC.")
+@click.option("--to", "target_format", type=FORMATS, metavar="FORMAT", help="Format to write; by default that of SRC.")
 @click.option("--rows-per-file", type=click.IntRange(min=1), metavar="ROWS", help="By default about 200 MB a file.")
 @click.option("--dtype", metavar="DTYPE", help="dtype to write; by default that of SRC.")
 @click.option("--scale", type=float, help="For an integer dtype: what a step of one stands for.")

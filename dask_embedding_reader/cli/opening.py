@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from dask_embedding_reader.errors import NoFilesError
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.parquet.read import column_names
-from dask_embedding_reader.formats.registry import get_format
+from dask_embedding_reader.formats.registry import KINDS, file_format, get_format
 from dask_embedding_reader.reader import EmbeddingReader
 from dask_embedding_reader.storage.find import Listings, find_files
 from dask_embedding_reader.storage.read import read_range
@@ -75,11 +76,12 @@ def guess_format(
     try:
         files = find_files([url], (".npy",), storage_options, listings=listings)
     except NoFilesError as error:
-        try:
-            find_files([url], PARQUET.suffixes, storage_options, listings=listings)
-        except NoFilesError:
-            raise error from None
-        return "parquet"
+        # Parquet last: beside vectors of another kind it is their metadata.
+        for name in sorted(KINDS[1:], key=lambda kind: file_format(kind).holds_columns):
+            with suppress(NoFilesError):
+                find_files([url], file_format(name).suffixes, storage_options, listings=listings)
+                return f"parquet_{name}" if has_meta_columns and not file_format(name).holds_columns else name
+        raise error from None
     if not files[0].path.endswith(".npy") and read_range(files[0], 0, 4) == b"PAR1":  # it is named, by no suffix
         return "parquet"
     return "parquet_npy" if has_meta_columns else "npy"

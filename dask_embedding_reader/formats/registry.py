@@ -19,6 +19,9 @@ _FORMATS = {
 }
 """Where each kind of file is read and written: a module of this package, and a value in it."""
 
+KINDS = tuple(_FORMATS)
+"""The names of all kinds of files."""
+
 _BESIDE = "parquet_"
 """What the names of layouts begin with whose metadata lies in parquet files beside the vectors: ``parquet_npy``."""
 

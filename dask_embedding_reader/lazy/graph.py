@@ -1,4 +1,4 @@
-"""A plan as a Dask array and as a Dask DataFrame: with ``streaming.schedule``, the only one to touch Dask's internals.
+"""A plan as a Dask array and as a Dask DataFrame.
 
 The array is one lazy layer whose tasks are made when Dask asks for them. Each is a call of Dask's own ``getter`` on a
 small lazy array, so that Dask moves slices into it: ``x[:10]`` reads ten rows of a piece, not all of it. Building one

@@ -70,6 +70,14 @@ _WRITERS = f"/{os.path.dirname(INCOMPLETE_NAME)}/"
 _SPELLINGS = {
     ".npy": re.compile(r"\.npy$", re.IGNORECASE),
     ".parquet": re.compile(r"\.(parquet|parq|pq)(\.(gzip|gz|snappy|zstd|zst|brotli|br|lz4))?$", re.IGNORECASE),
+    **{
+        suffix: re.compile(re.escape(suffix) + "$", re.IGNORECASE)
+        for suffix in (
+            *(".fbin", ".f16bin", ".u8bin", ".i8bin", ".ibin"),
+            *(".fvecs", ".ivecs", ".bvecs"),
+            *(".npz", ".safetensors"),
+        )
+    },
 }
 """How others spell a suffix. In a folder only files with the suffix itself are data; those that are named are taken as
 they are called."""
@@ -662,7 +670,8 @@ def _nothing_found(source: Source, suffixes: tuple[str, ...], passed_over: Seque
     message = (
         f"no {_any_of(suffixes)} file found in {where}; found instead {counted(len(passed_over), 'file')}: {counts}"
     )
-    for other, file_format in ((".parquet", "parquet"), (".npy", "npy")):
+    known = {".parquet": "parquet", ".npy": "npy", ".fbin": "fbin", ".fvecs": "fvecs"}
+    for other, file_format in (known | {".npz": "npz", ".safetensors": "safetensors"}).items():
         if other not in suffixes and kinds[other]:
             return f'{message}; did you mean file_format="{file_format}"?'
     spellings = [pattern for suffix, pattern in _SPELLINGS.items() if suffix in suffixes]
@@ -672,7 +681,7 @@ def _nothing_found(source: Source, suffixes: tuple[str, ...], passed_over: Seque
         return f"{message}; to read files that are called otherwise, name them, as in '*{_suffix(alike[0])}'"
     return (
         f'{message}; what can be read are .npy files (file_format="npy", or "parquet_npy" with metadata in .parquet '
-        'files) and .parquet files (file_format="parquet")'
+        'files), .parquet files (file_format="parquet"), and those of "npz", "fbin", "fvecs" and "safetensors"'
     )
 
 

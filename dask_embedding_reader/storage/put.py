@@ -1,4 +1,4 @@
-"""Writing to storages, whole files or nothing: beside ``storage``, the only module that speaks fsspec.
+"""Writing to storages: whole files or nothing.
 
 A file appears under its name when all its bytes are there. Object stores do that by themselves; elsewhere the bytes go
 to a temporary file, which is then renamed.

@@ -75,7 +75,7 @@ class Record(NamedTuple):
     files: dict[str, tuple[int, str]]
     """The size and the SHA-256 of each of its files, by name."""
     columns: str
-    """Its metadata columns, as :func:`encoding.described` tells them, spelled in base64."""
+    """Its metadata columns, as :func:`described` tells them, in base64."""
 
     def to_json(self, job: str) -> bytes:
         """Spell it, as a part of what a job writes."""

@@ -684,7 +684,7 @@ def _open(
     buffer_size = _BUFFER_NBYTES if largest > _BUFFER_NBYTES else 0
     return pq.ParquetFile(
         source,
-        # Nothing is asked of it here, see ``parquet_footer``.
+        # Nothing is asked of it here, see ``footer``.
         metadata=pq.read_metadata(pa.BufferReader(footer.select(groups))),
         buffer_size=buffer_size,
         pre_buffer=False,
