@@ -231,7 +231,7 @@ def test_stats_are_those_of_numpy(run: Run, tmp_path: Path) -> None:
     assert facts["zero"] == {"rows": 2, "first_rows": [3, 400]}
     assert facts["duplicates"] == {"rows": 4, "exact": True, "groups": [[3, 400], [5, 10, 11, 499]]}
     _, out, _ = run("stats", tmp_path, "--start", 0, "--end", 100)
-    assert "zero vectors  1 (rows 3)\n" in out
+    assert "zero vectors  1 (row 3)\n" in out
     assert "duplicates    2 (rows 5 = 10 = 11)\n" in out
 
 
@@ -405,7 +405,7 @@ def test_convert_says_what_npy_files_cannot_hold(run: Run, shards: Path, tmp_pat
     assert err.startswith("Not converted, since npy files hold no metadata: word.")
     code, _, err = run("convert", shards, tmp_path / "out", "--to", "npy")
     assert code == 1
-    assert "holds 1 files of other data already" in err
+    assert "holds 1 file of other data already" in err
     assert "pass --overwrite to replace them" in err
     assert run("convert", shards, tmp_path / "out", "--to", "npy", "--overwrite")[0] == 0
     assert EmbeddingReader(tmp_path / "out").dtype == np.float32

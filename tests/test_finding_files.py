@@ -685,7 +685,7 @@ def test_pairs_of_files_that_are_called_otherwise(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [5]}), tmp_path / "m-1.pq")
     reader = EmbeddingReader(tmp_path / "e-1", "parquet_npy", meta_columns="x", metadata_folder=tmp_path / "m-1.pq")
     assert reader.to_dask_dataframe().compute()["x"].tolist() == [5]
-    with pytest.raises(NoFilesError, match=r"holds no \.parquet file beside its \.npy files"):
+    with pytest.raises(NoFilesError, match=r"holds no \.parquet file beside its npy files"):
         EmbeddingReader(tmp_path / "e-1", "parquet_npy", meta_columns="x")
 
 
