@@ -184,7 +184,7 @@ ROW = [1.0, 2.0, 3.0, 4.0]
 @pytest.mark.parametrize("group_rows", [1, 7, 1000])
 @pytest.mark.parametrize("at", [0, 13, 49])
 @pytest.mark.parametrize(
-    ("odd", "says"), [(None, "is null"), ([1.0], "has 1 items"), ([1.0, None, 3.0, 4.0], "has a null item")]
+    ("odd", "says"), [(None, "is null"), ([1.0], "has 1 item"), ([1.0, None, 3.0, 4.0], "has a null item")]
 )
 def test_the_row_of_an_odd_vector_is_named_with_the_dimension_of_others(
     tmp_path: Path, odd: Any, says: str, at: int, group_rows: int

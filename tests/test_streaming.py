@@ -504,6 +504,26 @@ def test_a_frame_of_other_rows_is_an_error_before_wrong_pairs_come_out(
         assert "frame" in assert_refused(x[:20] if other == "of other rows" else x, given_frame, np.arange(40), 3)
 
 
+def test_frames_cut_into_partitions_that_the_files_do_not_have(tmp_path: Path) -> None:
+    # Dask calls the partitions that loc and from_delayed leave whole as others, which it then took for cycles.
+    for number, start in enumerate((0, 10)):
+        np.save(tmp_path / f"{number}.npy", np.arange(start, start + 10)[:, None] * [1.0, 1.0])
+        pd.DataFrame({"row": range(start, start + 10)}).to_parquet(tmp_path / f"{number}.parquet")
+    reader = EmbeddingReader(tmp_path, "parquet_npy", metadata_folder=tmp_path, meta_columns="row")
+    x, lazy = reader.to_dask_array(max_piece_size=3), reader.to_dask_dataframe(max_piece_size=3)
+    frame = lazy.compute(scheduler="synchronous")
+    parts = [delayed(frame[start : start + 5]) for start in range(0, 20, 5)]
+    other = dd.from_delayed(parts, meta=lazy._meta, divisions=(0, 5, 10, 15, 19))
+    for array, cut, rows in (
+        (x[5:15], lazy.loc[5:14], [*range(5, 15)]),
+        (x[2:], other.loc[2:], [*range(2, 20)]),
+        (da.concatenate([x[10:], x[:10]]), dd.concat([lazy.loc[10:], lazy.loc[:9]]), [*range(10, 20), *range(10)]),
+    ):
+        pairs = list(iter_batches(array, cut, batch_size=4))
+        assert [row for _, meta in pairs for row in meta["row"]] == rows
+        assert [row for batch, _ in pairs for row in batch[:, 0]] == rows
+
+
 def test_a_frame_without_row_numbers_is_paired_by_position(numbered: tuple[Any, Any, Any]) -> None:
     x, lazy, frame = numbered
     backwards = frame[::-1].reset_index(drop=True)
@@ -527,6 +547,8 @@ def test_row_numbers_of_any_type(kind: str) -> None:
         list("abcdef"),
         [0, 1, None, 3, 4, 5],
         pd.array([0, 1, None, 3, 4, 5], "Int64"),
+        pd.array([None, 1, 2, 3, 4, 5], "Int64"),
+        [-np.inf, 1, 2, 3, 4, 5],
         [0.0, 1, 2.5, 3, 4, 5],
         [True] * 6,
     ],

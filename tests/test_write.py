@@ -424,6 +424,46 @@ def open_folder(folder: Path, columns: list[str]) -> pd.DataFrame:
     return frame.assign(first=reader.to_dask_array().compute()[:, 0])
 
 
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda block: np.repeat(block, 2, axis=0), r"\(4, 3\)"),  # rows would be left out
+        (lambda block: block[:1], r"\(1, 3\)"),
+        (lambda block: block[:, :2], r"\(2, 2\)"),
+        (lambda block: block[:, 0], r"\(2,\)"),
+        (lambda block: None, r"\(\)"),
+    ],
+)
+@pytest.mark.parametrize("rows_per_file", [1, 20])
+def test_chunks_of_other_shapes_than_the_array_tells_are_refused(
+    make: Callable[[Any], Any], found: str, rows_per_file: int, tmp_path: Path
+) -> None:
+    array = da.from_array(np.arange(18.0).reshape(6, 3), chunks=(2, 3)).map_blocks(make, dtype=float, meta=ROWS[:0])
+    with pytest.raises(MismatchError, match=rf"rows from \d on was computed with the shape {found}, the array tells"):
+        write_embeddings(array, tmp_path, rows_per_file=rows_per_file)
+    with pytest.raises(EmbeddingReaderError):
+        EmbeddingReader(tmp_path)
+
+
+@pytest.mark.parametrize("of", ["array", "batches", "chunks"])
+def test_masked_values_are_not_written(of: str, tmp_path: Path) -> None:
+    def write(rows: Any, folder: str) -> None:
+        lazy = da.from_array(np.zeros((4, 2)), chunks=(2, 2)).map_blocks(lambda block: rows, meta=np.empty((0, 0)))
+        write_embeddings({"array": rows, "batches": iter([(rows, None)]), "chunks": lazy}[of], tmp_path / folder)
+
+    rows = np.ma.masked_array(np.ones((2, 2)), [[False, True], [False, False]])
+    with pytest.raises(ArgumentError, match=r"has masked values, .* fill them"):
+        write(rows, "masked")
+    write(rows.filled(3), "filled")
+    assert EmbeddingReader(tmp_path / "filled").to_dask_array()[:2].compute().tolist() == [[1, 3], [1, 1]]
+
+
+@pytest.mark.parametrize("frame", [FRAME, dd.from_pandas(FRAME, 1)])
+def test_a_frame_is_no_array(frame: Any, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"array must be a .* not DataFrame"):
+        write_embeddings(frame, tmp_path)
+
+
 @pytest.mark.parametrize("compute", [True, False])
 @pytest.mark.parametrize("kind", ["lazy", "pandas", "column", "foreign", "foreign pandas"])
 def test_a_frame_of_other_rows_is_refused(tmp_path: Path, kind: str, compute: bool) -> None:

@@ -96,7 +96,10 @@ def has_row_numbers(frame: Any) -> bool:
 
 def row_base(frame: pd.DataFrame, start: int = 0) -> int:
     """Return the number that a frame counts from, given its rows from ``start`` on."""
-    return int(_numbers(frame.iloc[:1], start)[0]) - start
+    [first] = _numbers(frame.iloc[:1], start)
+    if not np.isfinite(first):
+        raise _mismatch(start, f"is {first}", "an integer was expected")
+    return int(first) - start
 
 
 def row_numbers_of(frame: pd.DataFrame) -> Array | None:

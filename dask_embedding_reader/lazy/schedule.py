@@ -70,7 +70,7 @@ def make_graph(array: da.Array, frame: Any, frame_rows: Sequence[int]) -> tuple[
     if isinstance(frame, dd.DataFrame):
         optimized = frame.optimize()
         partitions = list(flatten(optimized.__dask_keys__()))
-        tasks |= dict(optimized.__dask_graph__())
+        tasks |= _by_own_keys(dict(optimized.__dask_graph__()))
         units += _units(frame_rows, [[key] for key in partitions], is_frame=True)
         keys += partitions
     units.sort(key=lambda unit: unit.start)
@@ -79,6 +79,18 @@ def make_graph(array: da.Array, frame: Any, frame_rows: Sequence[int]) -> tuple[
     joined: Graph = convert_legacy_graph(dict(optimize(tasks, keys)))
     persisted = persisted_keys(joined, keys)
     return joined | {key: DataNode(key, None) for key in persisted}, units, persisted
+
+
+def _by_own_keys(tasks: Mapping[Key, Any]) -> dict[Key, Any]:
+    """Return tasks with the keys that they are found under.
+
+    Frames cut by ``loc`` and those of ``from_delayed`` have aliases that are named as what they stand for. Dask takes
+    these for tasks that depend on themselves when it joins chains of tasks.
+    """
+    return {
+        key: Alias(key, task.target) if isinstance(task, Alias) and task.key != key else task
+        for key, task in tasks.items()
+    }
 
 
 def persisted_keys(graph: Graph, keys: Iterable[Key]) -> list[Key]:
@@ -97,7 +109,7 @@ def with_persisted(
 
     Dask drops such futures when it optimizes a graph: who keeps the graph alone would lose the results.
     """
-    graph: Graph = convert_legacy_graph(tasks)
+    graph: Graph = convert_legacy_graph(_by_own_keys(tasks))
     persisted = persisted_keys(graph, keys)
     if not persisted:
         return dict(graph), persisted

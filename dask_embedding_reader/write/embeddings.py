@@ -156,7 +156,8 @@ def write_embeddings(
         source = of_reader(array, request)
     elif isinstance(array, np.ndarray):
         source = of_numpy(array, meta, request)
-    elif isinstance(array, Iterable) and not isinstance(array, str | bytes | Mapping):
+    # A frame (of pandas, Dask or polars) would give the names of its columns.
+    elif isinstance(array, Iterable) and not (isinstance(array, str | bytes | Mapping) or hasattr(array, "columns")):
         _refuse_meta(meta, "batches bring their own, as pairs (array, frame)")
         source = of_batches(iter(array), request)
     else:

@@ -15,7 +15,7 @@ from dask_embedding_reader.batches.read import BatchRequest, read_table_batches,
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError, MismatchError
 from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
-from dask_embedding_reader.formats.parquet.tables import join_tables, make_table, mark_table
+from dask_embedding_reader.formats.parquet.tables import join_tables, make_table, mark_table, plain_array
 from dask_embedding_reader.lazy.iter_batches import checked_frame
 from dask_embedding_reader.lazy.row_numbers import count_on, has_row_numbers, row_base, row_numbers_of
 from dask_embedding_reader.reader import EmbeddingReader
@@ -82,6 +82,7 @@ def _missing_runs(known: set[int], count: int) -> Iterator[tuple[int, int]]:
 
 def of_numpy(array: Array, meta: Any, request: Request) -> PartSource:
     """Parts of an array in memory."""
+    array = plain_array(array, "array")
     if array.ndim != 2:
         raise ArgumentError(f"array has the shape {array.shape}; embeddings are 2-D: (rows, dimension)")
     if meta is not None and not isinstance(meta, pd.DataFrame):
@@ -134,7 +135,7 @@ def _check_batches(batches: Iterator[Any], embedding_column: str) -> Iterator[tu
             raise ArgumentTypeError(
                 f"{where} must be a pair (numpy array, DataFrame or None), not {type(batch).__name__}"
             )
-        rows, frame = batch
+        rows, frame = plain_array(batch[0], where), batch[1]
         if not (frame is None or isinstance(frame, pd.DataFrame)):
             raise ArgumentTypeError(f"{where} has metadata of type {type(frame).__name__}, not a pandas DataFrame")
         if rows.ndim != 2:

@@ -25,7 +25,7 @@ from dask_embedding_reader._common.progress import progress_bar
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import ArgumentError, DestinationError, MismatchError
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
-from dask_embedding_reader.formats.parquet.tables import join_tables, make_table
+from dask_embedding_reader.formats.parquet.tables import join_tables, make_table, plain_array
 from dask_embedding_reader.lazy.iter_batches import active_client, checked_array, checked_frame, rows_of_partitions
 from dask_embedding_reader.lazy.row_numbers import RowNumbers, has_row_numbers, row_base, trace_rows
 from dask_embedding_reader.lazy.schedule import check_persisted, reference, with_persisted
@@ -216,7 +216,17 @@ class _WritePart(NamedTuple):
         destination = self.destination if begun is None else begun.destination
         if begun is not None and self.number in begun.known:
             return begun.known[self.number]
-        rows = [np.asarray(chunk)[a:b] for chunk, (a, b, _) in zip(chunks, self.chunk_cuts, strict=True)]
+        rows = []
+        first_row = self.first_row
+        for chunk, (a, b, count) in zip(chunks, self.chunk_cuts, strict=True):
+            computed = plain_array(chunk, f"a chunk of the rows from {first_row - a:,} on")
+            if computed.shape != (told := (count, destination.settings.dimension)):
+                raise MismatchError(
+                    f"a chunk of the rows from {first_row - a:,} on was computed with the shape {computed.shape}, the "
+                    f"array tells {told}; give map_blocks the right chunks="
+                )
+            rows.append(computed[a:b])
+            first_row += b - a
         array = rows[0] if len(rows) == 1 else np.concatenate(rows)
         tables: list[pa.Table | None] = []
         first_row = self.first_row

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats.base import Array, Columns, FileHeader, MetaColumn, Stretch, StretchReader
 from dask_embedding_reader.formats.parquet.footer import INT96_UNIT, Footer, parse_footer
@@ -288,7 +289,7 @@ def _footer(file: StoredFile, names: Sequence[str]) -> Footer:
 def _read_footer(file: StoredFile) -> bytes:
     """Return the end of a file, from its footer on."""
     if 0 <= file.size < 12:
-        raise FormatError(f"{file.url}: not a parquet file: it has only {file.size} bytes")
+        raise FormatError(f"{file.url}: not a parquet file: it has only {counted(file.size, 'byte')}")
     if file.size < 0:
         raise ReadError(f"{file.url}: the storage does not tell its size, and a parquet file is read from its end")
     tail = read_range(file, max(0, file.size - _FOOTER_READ_NBYTES), file.size)
@@ -620,15 +621,15 @@ def _vectors(header: FileHeader, columns: Columns, start: int, column: pa.Array)
     if pa.types.is_fixed_size_binary(column.type):
         binary = np.frombuffer(column.buffers()[1], header.dtype)
         return binary[column.offset * dimension : (column.offset + rows) * dimension].reshape(rows, dimension)
-    unit, size = "items", dimension
+    unit, size = "item", dimension
     if _is_binary(column.type):
         column = column.cast(pa.large_binary())
-        unit, size = "bytes", dimension * header.dtype.itemsize
+        unit, size = "byte", dimension * header.dtype.itemsize
     if not pa.types.is_fixed_size_list(column.type):
         lengths = _lengths(column)
         if (lengths != size).any():
             bad = int(np.argmax(lengths != size))
-            _bad_vector(header, columns, start + bad, f"has {lengths[bad]} {unit}", f"{size} {unit}")
+            _bad_vector(header, columns, start + bad, f"has {counted(int(lengths[bad]), unit)}", counted(size, unit))
     if _is_binary(column.type):
         _, offsets, values = column.buffers()
         first = int(np.frombuffer(offsets, np.int64)[column.offset]) if rows else 0
@@ -657,7 +658,7 @@ def _lengths(column: pa.Array) -> Array:
 
 
 def _bad_vector(header: FileHeader, columns: Columns, row: int, what: str, expected: str = "") -> NoReturn:
-    expected = expected or (f"{header.dimension} items" if header.dimension else "")
+    expected = expected or (counted(header.dimension, "item") if header.dimension else "")
     others = f" where vectors of {expected} were expected" if expected else ""
     raise FormatError(
         f"{header.file.url}, row {row:,}: column {columns.embedding!r} holds a vector that {what}{others}; drop or "

@@ -7,10 +7,11 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from dask_embedding_reader.errors import ColumnError, MismatchError
+from dask_embedding_reader.errors import ArgumentError, ColumnError, MismatchError
 from dask_embedding_reader.formats.arrow_types import convert, decoded_type
 from dask_embedding_reader.formats.base import MetaColumn
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField
@@ -25,6 +26,13 @@ _MASKED = b"masked"
 def is_masked(field: pa.Field) -> bool:
     """Tell whether pandas holds a column with a mask."""
     return _MASKED in (field.metadata or {})
+
+
+def plain_array(array: Any, what: str) -> npt.NDArray[Any]:
+    """Return a numpy array without a mask; raise an error where values would be written that are masked."""
+    if np.ma.is_masked(array):
+        raise ArgumentError(f"{what} has masked values, which files of vectors cannot tell; fill them: array.filled(…)")
+    return np.asarray(array)
 
 
 def make_table(frame: pd.DataFrame | None, embedding_column: str, first_row: int) -> pa.Table | None:
