@@ -129,9 +129,12 @@ def test_an_error_of_a_task_comes_out(client: Client) -> None:
         for rows, _ in iter_batches(x, batch_size=2):
             seen += len(rows)
 
-    with pytest.raises(ZeroDivisionError, match="on a worker"):
+    with pytest.raises(ZeroDivisionError, match="on a worker") as error:
         consume()
     assert seen == 8
+    # Also while somebody has the error, and with it all that its traceback refers to, as notebooks do.
+    assert wait_until(lambda: not client.run_on_scheduler(tasks_left))
+    del error
 
 
 def test_threads_can_be_asked_for_beside_a_client(client: Client, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from dask_embedding_reader.storage import connections
 from dask_embedding_reader.storage.connections import connected, sites
 from dask_embedding_reader.storage.direct import sites as direct
 from tests import clouds, hadoop, servers
+from tests.support import as_batch
 
 DIMENSION = 4
 FILES = {"0": 7, "1": 5, "sub/2": 3}
@@ -444,7 +445,7 @@ def test_the_batches_hold_every_value(place: Place, file_format: str) -> None:
     frame = pd.concat([m for _, m in batches], ignore_index=True)
     assert frame["i"].tolist() == list(range(1, 12))
     if file_format != "npy":
-        pd.testing.assert_frame_equal(frame[["id", "caption"]], metadata(1, 12).astype({"caption": object}))
+        pd.testing.assert_frame_equal(frame[["id", "caption"]], as_batch(metadata(1, 12)))
 
 
 @pytest.mark.parametrize("file_format", FILE_FORMATS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import io
 import os
@@ -317,9 +318,19 @@ def test_a_server_that_never_answers_but_always_says_that_it_will_is_an_error(
 SECRETS = {"X-Api-Key": "a", "x-auth-token": "b", "Authorization": "c", "X-Whatever": "d", "Cookie": "e=f"}
 
 
+class BasicAuth(NamedTuple):
+    """What aiohttp's own, which later releases warn of, holds and does."""
+
+    login: str
+    password: str
+
+    def encode(self) -> str:
+        return "Basic " + base64.b64encode(f"{self.login}:{self.password}".encode()).decode()
+
+
 @pytest.mark.usefixtures("short_pauses")
 @pytest.mark.parametrize("to_itself", [False, True])
-@pytest.mark.parametrize("given", ["headers", "client_kwargs"])
+@pytest.mark.parametrize("given", ["headers", "client_kwargs", "auth", "auth of the client"])
 @pytest.mark.parametrize("options", OTHER_OPTIONS)
 def test_headers_stay_with_the_server_that_they_are_for(options: dict[str, Any], given: str, to_itself: bool) -> None:
     def answer(question: Question) -> bytes:
@@ -334,10 +345,14 @@ def test_headers_stay_with_the_server_that_they_are_for(options: dict[str, Any],
         url = "" if to_itself else there.url
         return f"HTTP/1.1 302 There\r\nLocation: {url}/there{question.path}\r\nContent-Length: 0\r\n\r\n".encode()
 
-    if given == "headers":
-        options = {**options, "headers": SECRETS}
+    secrets: dict[str, Any] = {"headers": SECRETS}
+    if given.startswith("auth"):  # the client makes the headers of these
+        others = {name: value for name, value in SECRETS.items() if name not in ("Authorization", "Cookie")}
+        secrets = {"headers": others, "auth": BasicAuth("user", "password"), "cookies": {"e": "f"}}
+    if given in ("headers", "auth"):
+        options = {**options, **secrets}
     else:
-        options = {"client_kwargs": {**options.get("client_kwargs", {}), "headers": SECRETS}}
+        options = {"client_kwargs": {**options.get("client_kwargs", {}), **secrets}}
     with answering(answer) as there, answering(point) as here:
         reader = EmbeddingReader(here.url + "/", storage_options=options)
         array = reader.to_dask_array(max_piece_size=1)
@@ -345,6 +360,7 @@ def test_headers_stay_with_the_server_that_they_are_for(options: dict[str, Any],
     assert len(there.questions) > 6
     for question in there.questions:
         assert [name for name in SECRETS if name in question.headers] == (list(SECRETS) if to_itself else [])
+        assert not to_itself or question.headers["Cookie"] == "e=f"
 
 
 @pytest.mark.parametrize(
@@ -374,6 +390,16 @@ def test_no_retry_after_prevents_the_retry(value: str, pause: float, monkeypatch
 
     assert retries.with_retries(attempt, "reading") == "came"
     assert pauses == [pytest.approx(pause, abs=0.31)]
+
+
+@pytest.mark.parametrize("date", [f"Mon, 01 Jan 2026 00:00:00 +{10**20}", f"{10**11} Jan 2026 00:00:00", "soon", ""])
+def test_no_date_of_a_server_prevents_that_its_file_is_read(date: str) -> None:
+    def answer(question: Question) -> bytes:
+        return question.file(npy_bytes(ROWS)).replace(b'ETag: "1"', b"Last-Modified: " + date.encode())
+
+    with answering(answer) as server:
+        array = EmbeddingReader(f"{server.url}/0.npy").to_dask_array()
+        np.testing.assert_array_equal(array.compute(scheduler="sync"), ROWS)
 
 
 def test_secrets_of_a_long_text_are_found_in_one_pass() -> None:

@@ -359,21 +359,7 @@ def test_what_was_there_when_a_lazy_object_was_made_may_have_gone(tmp_path: Path
     assert_of_one({"folder": tmp_path}, FIRST)
 
 
-class Look:
-    """Notes which claims there are while a chunk is computed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = str(folder)
-
-    def __call__(self, block: Any) -> Any:
-        if block.size:
-            claims = [name for name in os.listdir(f"{self.folder}/_writing") if name.startswith("writer-")]
-            return block * len(claims)
-        return block
-
-
 def test_several_processes_share_the_claim_of_a_lazy_object(tmp_path: Path) -> None:
-    """A chunk is multiplied by the number of claims that it sees."""
     folder = tmp_path / "out"
 
     def later() -> Any:

@@ -206,6 +206,15 @@ def test_damaged_notes_are_errors_that_name_them_or_passed_over(data: st.DataObj
     memory.rm(place.removesuffix("/out"), recursive=True)
 
 
+def test_a_commit_of_columns_that_no_file_of_its_kind_has_is_damaged(place: str) -> None:
+    notes = {"job.json": JOB, "commit.json": {**COMMIT, "columns": ["a"]}}
+    put(place, {name: json.dumps(note).encode() for name, note in notes.items()})
+    before = content(place)
+    with pytest.raises(DestinationError, match=r"commit.json: is damaged: columns is \['a'\], not empty"):
+        write_embeddings(ROWS, place, overwrite=True)
+    assert content(place) == before
+
+
 def test_nothing_is_removed_for_what_was_never_written(place: str) -> None:
     put(place, {"job.json": json.dumps(JOB).encode(), "commit.json": json.dumps(COMMIT).encode()})
     before = content(place)

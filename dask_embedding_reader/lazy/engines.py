@@ -293,8 +293,9 @@ class Cluster:
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         # Threads that wait for results wake up when these are released. To take away what they are fetching would have
-        # the scheduler complain; it is dropped when it is there.
-        fetched = {future for unit in self._results.values() if all(one.done() for one in unit) for future in unit}
+        # the scheduler complain; it is dropped when it is there. What has failed is held by the traceback of its error.
+        ready = [unit for unit in self._results.values() if all(one.status == "finished" for one in unit)]
+        fetched = set(chain.from_iterable(ready))
         futures = {*self._globals.values(), *self._lent.values(), *chain.from_iterable(self._results.values())}
         self._globals, self._lent, self._results = {}, {}, {}
         for future in futures - fetched:

@@ -17,6 +17,7 @@ from concurrent.futures import wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from http.cookies import SimpleCookie
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urljoin, urlsplit
@@ -295,9 +296,26 @@ def _prepared(filesystem: FileSystem, *, anew: bool) -> FileSystem | None:
     elif class_name(filesystem) == _WEB and getattr(filesystem.get_client, "__module__", "") == filesystem.__module__:
         own = _renewed(filesystem)
         own.get_client = careful_client
+        own.client_kwargs, own.kwargs = _in_headers(own.client_kwargs), _in_headers(own.kwargs)
     else:
         return _renewed(filesystem) if anew else None
     return own
+
+
+def _in_headers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of aiohttp with the credentials and cookies among the headers, where one can see to them.
+
+    aiohttp gives those of a session, and earlier releases all cookies, to every server that it is sent on to.
+    """
+    left, headers = dict(options), dict(options.get("headers") or {})
+    names = {str(name).lower() for name in headers}
+    if isinstance(auth := left.get("auth"), tuple) and hasattr(auth, "encode") and "authorization" not in names:
+        headers["Authorization"] = auth.encode()
+        del left["auth"]
+    if left.get("cookies") and "cookie" not in names:
+        cookies = SimpleCookie(dict(left.pop("cookies")))
+        headers["Cookie"] = "; ".join(f"{name}={cookie.coded_value}" for name, cookie in cookies.items())
+    return {**left, "headers": headers} if len(left) < len(options) else left
 
 
 async def careful_client(**options: Any) -> Any:

@@ -365,8 +365,8 @@ def _list_source(
             root = path
             if not infos and not _exists(filesystem, path):
                 raise FileNotFoundError(path)
-            if not infos and (info := _info(filesystem, path)) and info["type"] == "file" and info.get("size"):
-                infos = [{**info, "name": path}]
+            if not infos and (info := _info(filesystem, path)) and info["type"] == "file" and not _is_page(info):
+                infos = [{**info, "name": path}] if info.get("size") else []
             if [info["name"] for info in infos] == [path]:
                 return Listing(infos, [], frozenset([path]))
         else:

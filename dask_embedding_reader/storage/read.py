@@ -181,9 +181,11 @@ def _marks(info: Mapping[str, Any]) -> dict[str, str]:
 
 def _parse_date(text: str) -> datetime | str:
     try:
-        return parsedate_to_datetime(text)
-    except ValueError:
+        date = parsedate_to_datetime(text)
+        date.timestamp()
+    except (ValueError, OverflowError, OSError):  # no date, or one that the system cannot count to
         return text
+    return date
 
 
 def _is_same(file: StoredFile, info: Mapping[str, Any]) -> bool | None:

@@ -55,6 +55,7 @@ from dask_embedding_reader.write.notes import (
     is_own_name,
     read_commit,
     read_job,
+    refuse,
 )
 from dask_embedding_reader.write.parts import (
     Part,
@@ -509,7 +510,10 @@ def complete(folder: Folder, claim: Claim, listing: Mapping[str, int], written: 
 
 def _read_commit(content: bytes) -> tuple[Commit, Settings]:
     commit = read_commit(content)
-    return commit, read_settings(commit.settings)
+    settings = read_settings(commit.settings)
+    if commit.columns and get_format(settings.file_format).metadata == "none":
+        refuse("columns", list(commit.columns), f"empty, as {settings.file_format} has no metadata")
+    return commit, settings
 
 
 def _known_manifest(folder: Folder, settings: Settings, commit: Commit, written: _Written) -> Manifest | None:

@@ -206,8 +206,9 @@ def _check(answer: HTTPResponse, site: _Site) -> None:
 
 
 def _told(answer: HTTPResponse, size: int | None) -> dict[str, Any]:
-    marks = {name: answer.getheader(name) for name in ("ETag", "Last-Modified")}
-    return {"size": size, **{name: mark for name, mark in marks.items() if mark}}
+    told = {"mimetype": answer.getheader("Content-Type"), "ETag": answer.getheader("ETag")}
+    told["Last-Modified"] = answer.getheader("Last-Modified")
+    return {"size": size, **{name: value for name, value in told.items() if value}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
