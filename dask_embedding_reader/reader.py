@@ -905,7 +905,7 @@ class EmbeddingReader:
 
         start, end = self._row_range(start, end)
         batch_rows = None if batch_size is None else check_positive("batch_size", batch_size)
-        return plot_plan(self.manifest, start, end, self._piece_rows(max_piece_size), batch_rows)
+        return plot_plan(self.manifest, self.rows, start, end, self._piece_rows(max_piece_size), batch_rows)
 
     @property
     def _noun(self) -> str:

@@ -121,7 +121,7 @@ def test_the_plan_of_a_part_and_of_very_many_pieces(tmp_path: Path) -> None:
     reader = write_shards(tmp_path, [600, 600])
     axes = reader.plot_plan(400, start=100, end=1_100, max_piece_size=1)
     assert sorted(lane_texts(axes)) == [
-        "1,000 pieces of 1 rows, 8 bytes",
+        "1,000 pieces of 1 row, 8 bytes",
         "2 files of 500 rows, 4 kB",
         "3 batches of 200 to 400 rows, up to 3.2 kB",
     ]
@@ -179,3 +179,14 @@ def test_without_matplotlib_the_error_says_what_to_install(tmp_path: Path) -> No
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert 'ImportError: plots need matplotlib: pip install "dask-embedding-reader[plot]"' in done.stderr
+
+
+def test_the_plan_of_a_view_is_drawn_over_its_rows(tmp_path: Path) -> None:
+    reader = write_shards(tmp_path, [10, 30])
+    axes = reader.take(range(0, 40, 2)).plot_plan(8)
+    assert axes.get_xlim() == (0, 20)
+    assert axes.get_xlabel() == "row of the selection"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["batches", "pieces", "files"]
+    assert "2 files of 5 to 15 rows, up to 120 bytes" in lane_texts(axes)
+    shuffled = reader.shuffle().plot_plan()
+    assert [label.get_text() for label in shuffled.get_yticklabels()] == ["pieces"]

@@ -9,8 +9,9 @@ import pandas as pd
 
 from dask_embedding_reader._common.units import counted, human_size
 from dask_embedding_reader.collection.manifest import Int64s, Manifest
-from dask_embedding_reader.collection.plan import make_plan
+from dask_embedding_reader.collection.plan import make_plan, plan_selection
 from dask_embedding_reader.errors import ArgumentError
+from dask_embedding_reader.rows import Rows, Stretch
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -34,16 +35,21 @@ class _Lane(NamedTuple):
     """Of neighbouring blocks."""
 
 
-def plot_plan(manifest: Manifest, start: int, stop: int, piece_rows: int, batch_rows: int | None) -> Axes:
-    """Plot files, pieces and batches of the rows ``[start, stop)``, one above the other, over the row number."""
+def plot_plan(manifest: Manifest, rows: Rows, start: int, stop: int, piece_rows: int, batch_rows: int | None) -> Axes:
+    """Plot files, pieces and batches of the rows at ``[start, stop)`` of a selection, over their positions in it."""
     if start == stop:
         raise ArgumentError(f"no rows to plot: start and end are both {start:,}")
-    files = manifest.vectors.offsets
-    inside = files[(files > start) & (files < stop)]
-    lanes = [
-        _Lane("files", np.unique([start, *inside, stop]), ("#4a7fb5", "#86aed3")),
-        _Lane("pieces", make_plan(manifest.vectors, start, stop, piece_rows).bounds, ("#4f9d83", "#8fc6b2")),
-    ]
+    vectors = manifest.vectors
+    is_all = rows == Stretch(range(vectors.count))
+    if is_all:
+        pieces = make_plan(vectors, start, stop, piece_rows).bounds
+    else:
+        pieces = start + plan_selection(vectors, rows[start:stop], piece_rows).bounds
+    lanes = [_Lane("pieces", pieces, ("#4f9d83", "#8fc6b2"))]
+    if rows.is_ascending:  # else rows come from all files in turn
+        files = np.unique(vectors.offsets if is_all else rows.search(vectors.offsets))
+        inside = files[(files > start) & (files < stop)]
+        lanes.insert(0, _Lane("files", np.unique([start, *inside, stop]), ("#4a7fb5", "#86aed3")))
     if batch_rows is not None:
         bounds = np.append(np.arange(start, stop, batch_rows), stop)
         lanes.append(_Lane("batches", bounds, ("#d08a2e", "#e9bd82")))
@@ -56,7 +62,7 @@ def plot_plan(manifest: Manifest, start: int, stop: int, piece_rows: int, batch_
     axes.set_xlim(start, stop)
     axes.tick_params(length=0, colors=_INK)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.set_xlabel("row", color=_INK)
+    axes.set_xlabel("row" if is_all else "row of the selection", color=_INK)
     for side in axes.spines.values():
         side.set_visible(False)
     return axes
