@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, FormatError, write_embeddings
+from dask_embedding_reader.formats.base import Columns, read_rows
+from dask_embedding_reader.formats.parquet import plain_pages
 from dask_embedding_reader.formats.parquet import read as parquet
+from dask_embedding_reader.formats.parquet.footer import page_header, spell_length
+from dask_embedding_reader.formats.parquet.format import PARQUET
 
 PLAIN: dict[str, Any] = {"use_dictionary": False, "compression": "none"}
 
@@ -44,7 +49,7 @@ def write(path: Path, array: Any, kind: str = "fixed", nullable: bool = True, **
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(*_: Any) -> Any:
+    def decode(*_: Any, **__: Any) -> Any:
         raise AssertionError("decoded by pyarrow")
 
     monkeypatch.setattr(parquet, "iter_tables", decode)
@@ -69,23 +74,264 @@ def test_plain_vectors_are_not_decoded(
         np.testing.assert_array_equal(rows, array[start:stop])
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"use_dictionary": True},
-        {"compression": "snappy"},
-        {"data_page_version": "2.0"},
-        {"use_byte_stream_split": True},
-    ],
-)
-def test_others_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
-    array = vectors(500, 16, "f4")
-    write(tmp_path / "a.parquet", array, **options)
-    rows, _ = next(EmbeddingReader(tmp_path, "parquet")(1000, show_progress=False))
+def bits(dtype: str, rows: int, dimension: int, distinct: int | None = None) -> Any:
+    """Vectors of any bits: NaNs with payloads, infinities, denormal numbers."""
+    chance = np.random.default_rng(rows)
+    size = np.dtype(dtype).itemsize
+    words = chance.integers(0, 2 ** (8 * size) - 1, rows * dimension, np.dtype(f"u{size}"), endpoint=True)
+    if distinct is not None:
+        words = words[chance.integers(0, distinct, rows * dimension)]
+    return words.view(dtype).reshape(rows, dimension)
+
+
+DICTIONARIES: dict[str, dict[str, Any]] = {
+    "no dictionary": {"use_dictionary": False},
+    "dictionary": {"use_dictionary": True},
+    "dictionary at the beginning": {"use_dictionary": True, "dictionary_pagesize_limit": 300},
+}
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd", "lz4", "gzip", "brotli"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", DICTIONARIES)
+@pytest.mark.parametrize("kind", ["fixed", "list", "large", "binary"])
+def test_pages_are_read_without_pyarrows_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, version: str, dictionary: str, kind: str
+) -> None:
+    """All bits as they were written, whatever pages and row groups, also where a vector runs on in the next page."""
+    options = {"compression": codec, "data_page_version": version, **DICTIONARIES[dictionary]}
+    for dimension, dtype, distinct, checksum in [(7, "f4", None, False), (48, "f2", 900, True), (65, "i8", 3, False)]:
+        array = bits(dtype, 400, dimension, distinct)
+        path = tmp_path / f"{dtype}.parquet"
+        sizes = {"row_group_size": 170, "data_page_size": 900, "write_batch_size": 64}
+        write(path, array, kind, dimension != 7, write_page_checksum=checksum, **sizes, **options)
+        assert pq.read_table(path).num_rows == 400
+        with monkeypatch.context() as patch:
+            forbid_decoding(patch)
+            reader = EmbeddingReader(path, "parquet", embedding_dtype=dtype if kind == "binary" else None)
+            for start, stop in [(0, 400), (169, 172), (100, 101), (230, 399)]:
+                rows, _ = next(reader(1000, start, stop, dtype=None, show_progress=False))
+                assert rows.tobytes() == array[start:stop].tobytes()
+            parts = [batch for batch, _ in reader(37, dtype=None, show_progress=False)]
+            assert np.concatenate(parts).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["none", "snappy"])
+@pytest.mark.parametrize(("kind", "dtype"), [("fixed", "f4"), ("list", "f8"), ("list", "f2"), ("large", "i4")])
+def test_bytes_that_are_split_into_streams_are_put_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, codec: str, kind: str, dtype: str
+) -> None:
+    array = bits(dtype, 300, 40)
+    options: dict[str, Any] = {"compression": codec, "data_page_version": version, "data_page_size": 3_000}
+    encoding: dict[str, Any] = {"column_encoding": {"embedding.list.element": "BYTE_STREAM_SPLIT"}}
+    write(tmp_path / "a.parquet", array, kind, write_batch_size=64, **options, **encoding)
+    assert "BYTE_STREAM_SPLIT" in pq.read_metadata(tmp_path / "a.parquet").row_group(0).column(1).encodings
+    forbid_decoding(monkeypatch)
+    rows, _ = next(EmbeddingReader(tmp_path, "parquet")(1000, dtype=None, show_progress=False))
+    assert rows.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2"])
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": True, "compression": "snappy"}], ids=str)
+def test_narrow_integers_are_narrowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, options: dict[str, Any]
+) -> None:
+    array = bits(dtype, 500, 30)
+    write(tmp_path / "a.parquet", array, "list", data_page_size=1_000, write_batch_size=64, **options)
+    forbid_decoding(monkeypatch)
+    rows, _ = next(EmbeddingReader(tmp_path, "parquet")(1000, dtype=None, show_progress=False))
+    assert rows.dtype == array.dtype
+    np.testing.assert_array_equal(rows, array)
+
+
+def test_what_is_encoded_otherwise_is_decoded_by_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = bits("i4", 500, 16)
+    write(tmp_path / "a.parquet", array, column_encoding={"embedding.list.element": "DELTA_BINARY_PACKED"})
+    rows, _ = next(EmbeddingReader(tmp_path, "parquet")(1000, dtype=None, show_progress=False))
     np.testing.assert_array_equal(rows, array)
     forbid_decoding(monkeypatch)
     with pytest.raises(AssertionError, match="decoded"):
         next(EmbeddingReader(tmp_path, "parquet")(1000, show_progress=False))
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd", "lz4", "gzip", "brotli"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("change", [-4, 4, 8_000])
+def test_a_page_that_lies_about_its_size_gives_nothing_of_other_memory(
+    tmp_path: Path, codec: str, version: str, change: int
+) -> None:
+    """The numbers that pyarrow sees, who looks away in some pages, or an error."""
+    array = bits("f4", 500, 16)
+    path = tmp_path / "a.parquet"
+    write(path, array, "list", compression=codec, data_page_version=version)
+    data = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(0).column(1).data_page_offset
+    found = page_header(bytes(data[start : start + 200]))
+    assert found is not None
+    told, other = (spell_length(2 * nbytes) for nbytes in (found[0].plain_nbytes, found[0].plain_nbytes + change))
+    assert len(told) == len(other)
+    place = data.index(b"\x15" + told, start) + 1
+    data[place : place + len(told)] = other
+    path.write_bytes(data)
+    try:
+        expected = pq.read_table(path).column("embedding").combine_chunks().flatten().to_numpy()
+    except (OSError, pa.ArrowException):
+        with pytest.raises(FormatError, match=r"a\.parquet, rows 0 to 500: .* cannot be decoded"):
+            next(EmbeddingReader(path, "parquet")(1000, show_progress=False))
+        return
+    assert expected.tobytes() == array.tobytes()
+    assert next(EmbeddingReader(path, "parquet")(1000, show_progress=False))[0].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("window_nbytes", [2**10, 2**25])
+def test_remote_pages_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, version: str, window_nbytes: int
+) -> None:
+    """Fetched at once, or window by window."""
+    array = bits("f4", 400, 24)
+    options = {"data_page_version": version, **DICTIONARIES["dictionary at the beginning"]}
+    write(tmp_path / "a.parquet", array, "list", row_group_size=170, data_page_size=900, compression=codec, **options)
+    monkeypatch.setattr(parquet, "_WINDOW_NBYTES", window_nbytes)
+    forbid_decoding(monkeypatch)
+    storage = fsspec.filesystem("memory")
+    storage.pipe_file(f"/plain-{codec}{version}/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    try:
+        reader = EmbeddingReader(f"memory://plain-{codec}{version}", "parquet")
+        for start, stop in [(0, 400), (169, 172), (230, 399)]:
+            rows, _ = next(reader(1000, start, stop, dtype=None, show_progress=False))
+            assert rows.tobytes() == array[start:stop].tobytes()
+    finally:
+        storage.rm(f"/plain-{codec}{version}", recursive=True)
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_pyarrow_decodes_the_rest_of_a_row_group_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_remote: bool
+) -> None:
+    array = vectors(400, 64, "f4")
+    path = tmp_path / "a.parquet"
+    write(path, array, compression="snappy", row_group_size=200, data_page_size=2_000, write_batch_size=512)
+    read_page, decode = plain_pages._read_page, parquet.iter_tables
+    decoded: list[tuple[int, int]] = []
+
+    def read_some(*given: Any) -> Any:
+        page, before = given[2], given[4]
+        return None if page.values == 512 and before == 1_024 and not decoded else read_page(*given)
+
+    def note(header: Any, names: Any, start: int, stop: int, *given: Any, **others: Any) -> Any:
+        decoded.append((start, stop))
+        return decode(header, names, start, stop, *given, **others)
+
+    monkeypatch.setattr(plain_pages, "_read_page", read_some)
+    monkeypatch.setattr(parquet, "iter_tables", note)
+    url = str(path)
+    if is_remote:
+        fsspec.filesystem("memory").pipe_file("/rest/a.parquet", path.read_bytes())
+        url = "memory://rest/a.parquet"
+    header = EmbeddingReader(url, "parquet").manifest.vectors.header(0)
+    rows = read_rows(PARQUET, header, Columns("embedding"), 0, 400)
+    np.testing.assert_array_equal(rows, array)
+    assert decoded == [(16, 200)]
+
+
+@pytest.mark.parametrize("writer", ["polars", "duckdb"])
+@pytest.mark.parametrize("codec", ["snappy", "zstd", "gzip", "brotli", "lz4", "uncompressed"])
+def test_pages_of_other_writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str, codec: str) -> None:
+    array = vectors(5_000, 40, "f4")
+    path = tmp_path / "a.parquet"
+    if writer == "polars":
+        pl = pytest.importorskip("polars")
+        pl.DataFrame({"embedding": array.tolist()}, schema={"embedding": pl.List(pl.Float32)}).write_parquet(
+            path, compression=codec
+        )
+    else:
+        duckdb = pytest.importorskip("duckdb")
+        connection = duckdb.connect()
+        connection.register("t", pa.table({"embedding": pa.array(list(array), pa.list_(pa.float32()))}))
+        connection.sql(f"copy t to '{path}' (format parquet, compression {codec})")
+    assert pq.read_table(path).num_rows == 5_000
+    forbid_decoding(monkeypatch)
+    rows, _ = next(EmbeddingReader(path, "parquet")(10_000, show_progress=False))
+    np.testing.assert_array_equal(rows, array)
+
+
+@pytest.mark.parametrize("codec", [1, 2, 4, 6, 7])
+@pytest.mark.parametrize("difference", [-1, 1, 100, -100])
+def test_what_is_decompressed_must_have_the_size_that_was_told(codec: int, difference: int) -> None:
+    """pyarrow's codecs leave it at that where less comes than was asked for."""
+    plain = np.random.default_rng(codec).bytes(50_000) + bytes(10_000)
+    stored = pa.Codec(plain_pages._CODECS[codec]).compress(plain, asbytes=True)
+    decompress = plain_pages._decompressor(codec)
+    assert bytes(decompress(memoryview(stored), len(plain))) == plain
+    with pytest.raises((OSError, ValueError, pa.ArrowException)):
+        decompress(memoryview(stored), len(plain) + difference)
+
+
+def test_frames_of_zstd_that_do_not_tell_their_size(tmp_path: Path) -> None:
+    """Some writers compress as a stream."""
+    plain = np.random.default_rng(0).bytes(50_000) + bytes(10_000)
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(plain)
+    stored = memoryview(sink.getvalue().to_pybytes())
+    assert plain_pages._zstd_nbytes(stored) is None
+    decompress = plain_pages._decompressor(6)
+    assert bytes(decompress(stored, len(plain))) == plain
+    for nbytes in (len(plain) - 1, len(plain) + 1):
+        with pytest.raises(ValueError, match="another size"):
+            decompress(stored, nbytes)
+
+
+@pytest.mark.parametrize("width", [0, 1, 25])
+def test_runs_of_indices_without_an_end_take_no_memory(width: int) -> None:
+    """A few bytes may claim any number of indices."""
+    groups = b"\xff" * 8 + b"\x7f"  # 2**62 groups of eight
+    data = np.frombuffer(bytes([width]) + groups + bytes(100), np.uint8)
+    assert plain_pages._read_indices(data, 1_000) is None
+    assert plain_pages._read_indices(data[:1], 1_000) is None
+
+
+def test_a_run_of_more_values_than_memory_is_left_to_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equal values a page of a few bytes holds millions."""
+    array = np.zeros((3_000, 500), np.float32)
+    write(tmp_path / "a.parquet", array, use_dictionary=True)
+    rows, _ = next(EmbeddingReader(tmp_path, "parquet")(10_000, show_progress=False))
+    np.testing.assert_array_equal(rows, array)
+    read = plain_pages._read_indices
+
+    def read_few(data: Any, count: int) -> Any:
+        assert 4 * count <= plain_pages._MOST_PAGE_NBYTES
+        return read(data, count)
+
+    monkeypatch.setattr(plain_pages, "_read_indices", read_few)
+    next(EmbeddingReader(tmp_path, "parquet")(10_000, show_progress=False))
+
+
+@pytest.mark.parametrize("lengths", [[32, 8, 8], [24, 16, 8], [8, 8, 32]])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["none", "snappy"])
+def test_vectors_of_other_lengths_before_those_that_are_wanted_shift_nothing(
+    tmp_path: Path, lengths: list[int], version: str, codec: str
+) -> None:
+    """As many items as there should be: one vector in an early page is longer, others in a late page are shorter."""
+    array = vectors(500, 16, "f4")
+    values = [*array[:3].tolist(), [1.0] * lengths[0], *array[4:300].tolist()]
+    values += [[2.0] * lengths[1], *array[300:350].tolist(), [3.0] * lengths[2]]
+    values += array[: 500 - len(values)].tolist()
+    table = pa.table({"embedding": pa.array(values, pa.list_(pa.float32()))})
+    options: dict[str, Any] = {"use_dictionary": False, "data_page_size": 512, "write_batch_size": 16}
+    pq.write_table(table, tmp_path / "a.parquet", compression=codec, data_page_version=version, **options)
+    assert table.num_rows == 500
+    with pytest.raises(FormatError, match=r"a\.parquet, row"):
+        next(EmbeddingReader(tmp_path, "parquet")(500, show_progress=False))
+    try:
+        rows, _ = next(EmbeddingReader(tmp_path, "parquet")(10, 200, 210, show_progress=False))
+    except FormatError:
+        return
+    np.testing.assert_array_equal(rows, np.array(values[200:210], np.float32))
 
 
 def test_narrow_integers_are_widened_in_files(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_the_page_index_tells_where_pages_are(tmp_path: Path) -> None:
         for first in range(0, group.num_rows, 3_000 // 32):
             found = page_header(data[position : position + 100])
             assert found is not None
-            (nbytes, values, _), head = found
+            (nbytes, values, *_), head = found
             rows = values // 8
             end = position + head + nbytes
             assert data[end - 32 * rows : end] == array[row : row + rows].tobytes()

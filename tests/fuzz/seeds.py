@@ -67,6 +67,24 @@ def plain_seeds() -> list[bytes]:
     ] + [plain_bytes("fixed_size_list", 3, "<f4", True, write_page_checksum=True)]
 
 
+@cache
+def packed_seeds() -> list[bytes]:
+    """The same, compressed, with dictionaries at the beginning, in pages of both versions."""
+    dictionaries: list[dict[str, Any]] = [
+        {},
+        {"use_dictionary": True},
+        {"use_dictionary": True, "dictionary_pagesize_limit": 40},
+        {"column_encoding": {"embedding.list.element": "BYTE_STREAM_SPLIT"}},
+    ]
+    return [
+        plain_bytes(storage, dimension, dtype, nullable, compression=codec, data_page_version=version, **dictionary)
+        for codec in ("none", "snappy", "zstd", "lz4", "gzip", "brotli")
+        for version in ("1.0", "2.0")
+        for dictionary in dictionaries
+        for storage, dimension, dtype, nullable in (("list", 3, "<f4", True), ("fixed_size_list", 5, "<i4", False))
+    ]
+
+
 def plain_bytes(storage: str, dimension: int, dtype: str, nullable: bool, **options: Any) -> bytes:
     """A parquet file of vectors alone that are neither compressed nor encoded."""
     rows = random_rows(np.random.default_rng(1), ROWS, dimension, dtype)
@@ -78,7 +96,7 @@ def plain_bytes(storage: str, dimension: int, dtype: str, nullable: bool, **opti
     table = pa.Table.from_arrays([vectors], schema=pa.schema([pa.field("embedding", vectors.type, nullable=nullable)]))
     sink = io.BytesIO()
     small = {"row_group_size": 8, "data_page_size": 40, "write_batch_size": 4}
-    pq.write_table(table, sink, compression="none", use_dictionary=False, **small, **options)
+    pq.write_table(table, sink, **{"compression": "none", "use_dictionary": False, **small, **options})
     return sink.getvalue()
 
 

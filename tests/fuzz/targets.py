@@ -508,8 +508,9 @@ def _parquet(mutator: Callable[[Random, list[bytes]], bytes]) -> Callable[[Rando
 
 
 def make_local_parquet(rng: Random) -> bytes:
-    """Mostly vectors that need no decoding, which only local files are read without."""
-    files = seeds.plain_seeds() if rng.random() < 0.9 else seeds.parquet_seeds()
+    """Mostly vectors that pyarrow need not decode."""
+    kinds = seeds.plain_seeds, seeds.packed_seeds, seeds.parquet_seeds
+    files = rng.choices(kinds, (45, 45, 10))[0]()
     return rng.choice((mutate.parquet_footer, mutate.parquet_pages, mutate.parquet_pages))(rng, files)
 
 

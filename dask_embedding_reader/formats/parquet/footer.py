@@ -212,14 +212,26 @@ class RawFooter(NamedTuple):
 
 
 class PageHeader(NamedTuple):
-    """What a data page without compression says of itself."""
+    """What a page of data, or of the dictionary that these refer to, says of itself."""
 
     nbytes: int
-    """Its size, without this header."""
+    """Its size in the file, without this header."""
     values: int
     """The items in it, nulls included."""
     encoding: int
     """How they are encoded; 0 for plainly."""
+    plain_nbytes: int
+    """Its size when it is no more compressed."""
+    is_dictionary: bool = False
+    """Whether it is the dictionary."""
+    checksum: int | None = None
+    """The CRC-32 of what is in the file."""
+    rows: int | None = None
+    """The vectors that begin in it; pages of the first version do not tell."""
+    levels: tuple[int, int] | None = None
+    """The bytes of its levels of repetition and definition, which version 2 never compresses; these come first."""
+    is_compressed: bool = True
+    """Whether the others are, where any are."""
 
 
 PLAIN, PLAIN_DICTIONARY, RLE, RLE_DICTIONARY = 0, 2, 3, 8
@@ -235,27 +247,37 @@ def read_raw_footer(file: bytes) -> RawFooter:
     return RawFooter(start, facts[1], facts[2], facts.get(5, b""), facts[6], facts.get(7, b""), groups)
 
 
-def page_header(data: bytes) -> tuple[PageHeader, int] | None:
-    """Read the header of a page, and how long it is; None if this is no data page of the first version.
+def page_header(data: bytes | memoryview) -> tuple[PageHeader, int] | None:
+    """Read the header of a page, and how long it is; None if it is of another kind, or wrong.
 
-    Nor is one with a checksum, which pyarrow compares, or with levels that are encoded in the way of old.
+    Nor is one wanted whose levels are encoded in the way of old.
     """
     try:
-        facts, nbytes = _read_struct(data, 0, {1: {}, 2: {}, 3: {}, 4: {}, 5: {1: {}, 2: {}, 3: {}, 4: {}}}, 0)
-        kind, plain_nbytes, stored_nbytes, values, encoding = facts[1], facts[2], facts[3], facts[5][1], facts[5][2]
-        levels = facts[5][3], facts[5][4]
+        facts, nbytes = _read_struct(bytes(data), 0, _PAGE, 0)
+        kind, plain_nbytes, stored_nbytes = facts[1], facts[2], facts[3]
+        checksum = facts.get(4)
+        said = facts[_PAGE_KINDS[kind]]
+        if kind == _DATA_PAGE_2:
+            page = PageHeader(
+                stored_nbytes, said[1], said[4], plain_nbytes, False, checksum, said[3], (said[6], said[5]),
+                said.get(7, True),
+            )  # fmt: skip
+            numbers = *page[:4], said[2], page.rows, *(page.levels or ())
+            is_right = said[2] == 0 and said[5] + said[6] <= min(stored_nbytes, plain_nbytes)
+        else:
+            page = PageHeader(stored_nbytes, said[1], said[2], plain_nbytes, kind == _DICTIONARY_PAGE, checksum)
+            numbers = page[:4]
+            is_right = page.is_dictionary or (said[3], said[4]) == (RLE, RLE)
     except Exception:  # noqa: BLE001 - whatever may be wrong with it, pyarrow says what
         return None
-    numbers = kind, plain_nbytes, stored_nbytes, values, encoding
-    if (
-        not all(isinstance(number, int) and number >= 0 for number in numbers)
-        or kind
-        or plain_nbytes != stored_nbytes
-        or 4 in facts
-        or levels != (RLE, RLE)
-    ):
+    if not is_right or not all(type(number) is int and 0 <= number < 2**31 for number in numbers):
         return None
-    return PageHeader(stored_nbytes, values, encoding), nbytes
+    return page, nbytes
+
+
+_DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_2 = 0, 2, 3
+_PAGE_KINDS = {_DATA_PAGE: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_2: 8}
+"""The fields of a page's header that tell more, by its kind."""
 
 
 class PageHead(NamedTuple):
@@ -548,16 +570,32 @@ such, or with what reads it; everything else is passed over."""
 _RAW: _Wanted = {-1: None}
 """Stands for a list that is wanted as it is spelled."""
 
+_FLAG: _Wanted = {-2: None}
+"""Stands for a boolean."""
+
 _ELEMENT: _Wanted = {1: {}, 4: {}, 5: {}}
 _STATISTICS: _Wanted = {3: {}}
 _CHUNK_FACTS: _Wanted = {1: {}, 4: {}, 5: {}, 7: {}, 9: {}, 11: {}, 12: _STATISTICS}
 _CHUNK: _Wanted = {1: {}, 3: _CHUNK_FACTS, 8: {}}
+_PAGE: _Wanted = {
+    1: {},
+    2: {},
+    3: {},
+    4: {},
+    5: {1: {}, 2: {}, 3: {}, 4: {}},
+    7: {1: {}, 2: {}},
+    8: {1: {}, 2: {}, 3: {}, 4: {}, 5: {}, 6: {}, 7: _FLAG},
+}
 """The numbers are those of ``parquet.thrift``, where the fields are called:
 
 * of the file: schema (2), num_rows, row_groups, key_value_metadata, created_by;
 * of a row group: columns (1), total_byte_size, num_rows;
 * of a column chunk: file_path, meta_data, crypto_metadata; of meta_data: type, codec, num_values,
   total_compressed_size, data_page_offset, dictionary_page_offset, statistics; of these: null_count;
+* of a page: type, uncompressed_page_size, compressed_page_size, crc, data_page_header, dictionary_page_header,
+  data_page_header_v2; of the first: num_values, encoding and those of the levels; of the second: num_values, encoding;
+  of the last: num_values, num_nulls, num_rows, encoding, the bytes of levels of definition and of repetition,
+  is_compressed;
 * of a schema element: type, name, num_children.
 """
 
@@ -666,6 +704,8 @@ def _read_struct(data: bytes, pos: int, wanted: _Wanted, depth: int, number: int
                 pos += 1
             else:
                 fields[number], pos = _read_integer(data, pos)
+        elif kind in _BOOLEANS and wanted[number] is _FLAG:
+            fields[number] = kind == _BOOLEANS[0]
         elif kind == _BINARY:
             length, pos = read_length(data, pos)
             fields[number] = data[pos : pos + length]

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats.base import Array, Columns, FileHeader, MetaColumn, Stretch, StretchReader
-from dask_embedding_reader.formats.parquet.footer import INT96_UNIT, Footer, parse_footer
+from dask_embedding_reader.formats.parquet.footer import INT96_UNIT, Chunk, Footer, parse_footer
 from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
-from dask_embedding_reader.formats.parquet.plain_pages import Place, iter_pages
+from dask_embedding_reader.formats.parquet.plain_pages import Place, can_be_plain, iter_stretches
 from dask_embedding_reader.formats.raw import SkippingReader, copy_rows, raw_reader
 from dask_embedding_reader.storage.read import StoredFile, check_local, is_local, local_input, read_range, read_ranges
 from dask_embedding_reader.storage.retries import describe
@@ -55,7 +55,10 @@ DECODE_ROWS = 8_192
 """Metadata is decoded in steps of this many rows."""
 
 _PLAIN_TYPES = {1: ("<i4", "<u4"), 2: ("<i8", "<u8"), 4: ("<f4",), 5: ("<f8",), 7: ("<f2",)}
-"""What parquet's types are in memory, by their numbers; narrow integers are stored as wide ones."""
+"""What parquet's types are in memory, by their numbers."""
+
+_NARROW_TYPES = {"|i1": "<i4", "|u1": "<i4", "<i2": "<i4", "<u2": "<i4"}
+"""What narrow integers are stored as."""
 
 _STEPS_BETWEEN_RELEASES = 8
 """After so many steps pyarrow's allocator gives back what it keeps: 30 MB less are held, at no cost that shows."""
@@ -132,10 +135,11 @@ def iter_tables(
     stop: int,
     step: int = DECODE_ROWS,
     window_nbytes: int = _WINDOW_NBYTES,
+    remote: _ChunkFile | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Decode the rows ``[start, stop)`` of some columns, in order, a few rows at a time.
 
-    Of a large remote column so much is fetched at a time.
+    Of a large remote column so much is fetched at a time, where it has not been opened already.
 
     Raises
     ------
@@ -151,7 +155,7 @@ def iter_tables(
     count = 0
     try:
         _promised_footer(header, names)
-        file = _open(header.file, groups, names, window_nbytes)
+        file = _open(header.file, groups, names, window_nbytes, remote)
         # Group by group: where a page holds more rows than its group should, all later ones would be shifted.
         for position, group in enumerate(groups):
             group_stop += header.group_rows[group - header.first_group]
@@ -535,18 +539,49 @@ def _most_common_length(header: FileHeader, columns: Columns) -> int:
 
 def _iter_blocks(header: FileHeader, columns: Columns, start: int, stop: int) -> Iterator[tuple[int, SkippingReader]]:
     """Yield how many of the vectors ``[start, stop)`` are next, and what reads these: as they lie there, or decoded."""
+    remote = None
     try:
         field, leaves = _promised_field(header, columns)
-        for rows, read in _iter_plain_blocks(header, field, leaves[0], start, stop):
-            yield rows, read
-            start += rows
+        parts = _plain_parts(header, field, leaves[0], start, stop)
+        if parts and not is_local(header.file.filesystem):
+            remote = _open_chunks(header, field.name, start, stop)
     except ReadError as error:
         raise type(error)(f"rows {start:,} to {stop:,}: {error}") from error
+    for place, first, last in parts:
+        begin = start
+        for rows, read in _iter_plain_blocks(header.file, place, first, start, last, remote):
+            yield rows, read
+            start += rows
+        if start == begin:  # nothing is plain; nor is what follows, then
+            break
+        if start < last:
+            yield from _iter_decoded_blocks(header, columns, start, last, remote)
+            start = last
     if start < stop:
-        step = max(1, _DECODE_NBYTES // max(1, header.dimension * header.dtype.itemsize))
-        for table in iter_tables(header, (columns.embedding or "",), start, stop, step):
-            yield table.num_rows, _array_reader(_vectors(header, columns, start, table.column(0)), header.file, start)
-            start += table.num_rows
+        yield from _iter_decoded_blocks(header, columns, start, stop, remote)
+
+
+def _iter_decoded_blocks(
+    header: FileHeader, columns: Columns, start: int, stop: int, remote: _ChunkFile | None
+) -> Iterator[tuple[int, SkippingReader]]:
+    step = max(1, _DECODE_NBYTES // max(1, header.dimension * header.dtype.itemsize))
+    for table in iter_tables(header, (columns.embedding or "",), start, stop, step, remote=remote):
+        yield table.num_rows, _array_reader(_vectors(header, columns, start, table.column(0)), header.file, start)
+        start += table.num_rows
+
+
+def _wanted_groups(header: FileHeader, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the row groups that hold some rows, the row where each begins, and the one where what is wanted ends."""
+    first = header.first_group_row
+    for group, rows in enumerate(header.group_rows, header.first_group):
+        if max(first, start) < min(first + rows, stop):
+            yield group, first, min(first + rows, stop)
+        first += rows
+
+
+def _open_chunks(header: FileHeader, name: str, start: int, stop: int) -> _ChunkFile:
+    groups = [group for group, _, _ in _wanted_groups(header, start, stop)]
+    return _ChunkFile(header.file, _chunk_ranges(_footer(header.file, (name,)), groups, (name,)), _WINDOW_NBYTES)
 
 
 def _promised_field(header: FileHeader, columns: Columns) -> tuple[pa.Field, range]:
@@ -570,44 +605,72 @@ def _array_reader(vectors: Array, file: StoredFile, row: int) -> SkippingReader:
         vectors, row = vectors[skip:], row + skip
         rows = sum(map(len, outs))
         copy_rows(vectors[:rows], outs, file, row)
-        vectors, row = vectors[rows:], row + rows
+        # Not an empty view: that would hold the memory.
+        vectors, row = vectors[rows:] if rows < len(vectors) else np.empty_like(vectors[:0]), row + rows
 
     return read
 
 
+def _storage(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
 def _definition(field: pa.Field) -> int:
     """Return the level of definition of an item that is not null: one for each thing that may be null or repeated."""
-    kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
+    kind = _storage(field.type)
     return int(field.nullable) + (0 if pa.types.is_fixed_size_binary(kind) else 1 + int(kind.value_field.nullable))
 
 
-def _iter_plain_blocks(
-    header: FileHeader, field: pa.Field, leaf: int, start: int, stop: int
-) -> Iterator[tuple[int, SkippingReader]]:
-    """Yield the vectors from ``start`` on, as long as there is nothing to decode: they lie there as in memory."""
-    file = header.file
-    if not is_local(file.filesystem):
-        return
+def _plain_parts(header: FileHeader, field: pa.Field, leaf: int, start: int, stop: int) -> list[tuple[Place, int, int]]:
+    """Return where vectors may lie as in memory, as far as that is so: each time in rows from one on, up to another."""
     if _is_binary(field.type):  # the length of each lies between them
-        return
-    chunks = _footer(file, (field.name,)).chunks[leaf]
-    is_list = not pa.types.is_fixed_size_binary(field.type)
-    row_nbytes = header.dimension * header.dtype.itemsize
-    group_start = header.first_group_row
-    for group, group_rows in enumerate(header.group_rows, header.first_group):
-        skip, wanted = max(0, start - group_start), min(group_start + group_rows, stop) - max(group_start, start)
-        group_start += group_rows
-        if wanted <= 0:
-            continue
-        chunk = chunks[group]
-        if chunk.codec != 0 or (is_list and header.dtype.str not in _PLAIN_TYPES.get(chunk.kind or 0, ())):
-            return
-        place = Place(chunk.start, chunk.stop, is_list, _definition(field))
-        for position, rows in iter_pages(file, place, header.dimension, row_nbytes, skip, wanted):
-            yield rows, raw_reader(file, position, header.dtype, row_nbytes, start)
-            start, wanted = start + rows, wanted - rows
-        if wanted:
-            return
+        return []
+    chunks = _footer(header.file, (field.name,)).chunks[leaf]
+    parts = []
+    for group, first, last in _wanted_groups(header, start, stop):
+        place = _plain_place(header, field, chunks[group])
+        if place is None:
+            break
+        parts.append((place, first, last))
+    return parts
+
+
+def _iter_plain_blocks(
+    file: StoredFile, place: Place, first: int, start: int, stop: int, remote: _ChunkFile | None
+) -> Iterator[tuple[int, SkippingReader]]:
+    """Yield the vectors from a row on of a row group that begins at ``first``, as long as nothing must be decoded."""
+    fetch = None if remote is None else remote.read_at
+    try:
+        for rows, position, vectors in iter_stretches(file, place, start - first, stop - start, fetch):
+            if vectors is None:
+                yield rows, raw_reader(file, position, place.dtype, place.row_nbytes, start)
+            else:
+                yield rows, _array_reader(vectors, file, start)
+            del vectors  # its memory is that of the next ones
+            start += rows
+    except ReadError as error:
+        raise type(error)(f"rows {start:,} to {stop:,}: {error}") from error
+
+
+def _plain_place(header: FileHeader, field: pa.Field, chunk: Chunk) -> Place | None:
+    """Return where in a file the vectors of a row group are; None if they cannot lie there as in memory."""
+    kind = _storage(field.type)
+    is_list = not pa.types.is_fixed_size_binary(kind)
+    stored = np.dtype(_NARROW_TYPES.get(header.dtype.str, header.dtype.str) if is_list else header.dtype)
+    if not can_be_plain(chunk.codec) or (is_list and stored.str not in _PLAIN_TYPES.get(chunk.kind or 0, ())):
+        return None
+    return Place(
+        start=chunk.start,
+        stop=chunk.stop,
+        values=chunk.values,
+        codec=chunk.codec or 0,
+        stored=stored,
+        dtype=header.dtype,
+        dimension=header.dimension,
+        is_list=is_list,
+        is_fixed=pa.types.is_fixed_size_list(kind),
+        definition=_definition(field),
+    )
 
 
 def _vectors(header: FileHeader, columns: Columns, start: int, column: pa.Array) -> Array:
@@ -671,15 +734,16 @@ def _bad_vector(header: FileHeader, columns: Columns, row: int, what: str, expec
 
 
 def _open(
-    file: StoredFile, groups: Sequence[int], names: Sequence[str], window_nbytes: int = _WINDOW_NBYTES
+    file: StoredFile,
+    groups: Sequence[int],
+    names: Sequence[str],
+    window_nbytes: int = _WINDOW_NBYTES,
+    remote: _ChunkFile | None = None,
 ) -> pq.ParquetFile:
     """Open some columns of some row groups, which are counted from 0 then."""
     footer = _footer(file, names)
-    # Like pyarrow, which also takes the column `a.b` for a part of `a`.
-    starts = tuple(f"{name}." for name in names)
-    leaves = [leaf for leaf in footer.chunks if f"{footer.schema.paths[leaf]}.".startswith(starts)]
-    ranges = [footer.chunks[leaf][group][:2] for group in groups for leaf in leaves]
-    source = local_input(file) if is_local(file.filesystem) else _ChunkFile(file, ranges, window_nbytes)
+    ranges = _chunk_ranges(footer, groups, names)
+    source = local_input(file) if is_local(file.filesystem) else remote or _ChunkFile(file, ranges, window_nbytes)
     # Small chunks are read whole: with a buffer, a damaged page that claims 2 GB would be given 2 GB.
     largest = max((stop - start for start, stop in ranges), default=0)
     buffer_size = _BUFFER_NBYTES if largest > _BUFFER_NBYTES else 0
@@ -692,6 +756,14 @@ def _open(
         coerce_int96_timestamp_unit=INT96_UNIT,
         page_checksum_verification=True,  # where there are checksums; they cost little beside decoding
     )
+
+
+def _chunk_ranges(footer: Footer, groups: Sequence[int], names: Sequence[str]) -> list[tuple[int, int]]:
+    """Return where some columns of some row groups are in a file."""
+    # Like pyarrow, which also takes the column `a.b` for a part of `a`.
+    starts = tuple(f"{name}." for name in names)
+    leaves = [leaf for leaf in footer.chunks if f"{footer.schema.paths[leaf]}.".startswith(starts)]
+    return [footer.chunks[leaf][group][:2] for group in groups for leaf in leaves]
 
 
 class _ChunkFile(io.RawIOBase):
@@ -725,6 +797,11 @@ class _ChunkFile(io.RawIOBase):
 
     def tell(self) -> int:
         return self._position
+
+    def read_at(self, start: int, stop: int) -> bytes:
+        """Return bytes of a chunk."""
+        self.seek(start)
+        return self.read(stop - start)
 
     def read(self, size: int = -1) -> bytes:
         start = self._position
