@@ -106,7 +106,7 @@ class DeadlyFile:
             os.kill(os.getpid(), signal.SIGKILL)
             return 0
 
-        if "00000004" in path:
+        if "00000004" in str(path):  # or a descriptor, of what is read
             file.write = die
         return file
 
