@@ -10,6 +10,7 @@ import json
 import os
 import posixpath
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -421,7 +422,9 @@ def read_arguments(data: bytes) -> bool:
         ):
             if rng.random() < 0.15:
                 options[name] = rng.choice(values)
-        reader = EmbeddingReader(source, file_format, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* passed over", category=UserWarning)
+            reader = EmbeddingReader(source, file_format, **options)
         batches: dict[str, Any] = {
             name: rng.choice(_NUMBERS)
             for name in ("start", "end", "max_piece_size", "parallel_pieces")
