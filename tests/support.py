@@ -37,6 +37,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors.numpy
 
 Rows = npt.NDArray[Any]
 T = TypeVar("T")
@@ -321,6 +322,28 @@ def _safetensors_part(root: Path, part: Part) -> Path:
     ).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8) + part.rows.tobytes())
     return path
+
+
+def as_others_read(path: Path) -> Rows:
+    """The vectors of a file of any format but parquet, by the library that made it up, or as that reads them."""
+    if path.suffix == ".npz":
+        with np.load(path) as archive:
+            return np.asarray(archive["embedding"])
+    if path.suffix == ".safetensors":
+        return np.asarray(safetensors.numpy.load_file(path)["embedding"])
+    data = path.read_bytes()
+    dtypes = {"fbin": "f4", "f16bin": "f2", "u8bin": "u1", "i8bin": "i1", "ibin": "i4"}
+    if path.suffix[1:] in dtypes:
+        rows, dimension = struct.unpack("<II", data[:8])
+        return np.frombuffer(data[8:], dtypes[path.suffix[1:]]).reshape(rows, dimension)
+    if not data:
+        return np.empty((0, 0))
+    # As faiss.contrib.vecs_io reads them.
+    if path.suffix == ".bvecs":
+        return np.frombuffer(data, np.uint8).reshape(-1, 4 + data[0])[:, 4:]
+    whole = np.frombuffer(data, np.int32)
+    items = whole.reshape(-1, whole[0] + 1)[:, 1:]
+    return items if path.suffix == ".ivecs" else np.ascontiguousarray(items).view(np.float32)
 
 
 def _beside(write: Callable[[Path, Part], Path], root: Path, part: Part) -> Path:

@@ -17,6 +17,7 @@ import safetensors.numpy
 from dask_embedding_reader import ArgumentError, ColumnError, EmbeddingReader, FormatError, write_embeddings
 from dask_embedding_reader.cli import commands, main
 from dask_embedding_reader.formats.registry import all_suffixes, format_names, get_format
+from tests.support import as_others_read
 
 Array = npt.NDArray[Any]
 ROWS: Array = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -112,25 +113,6 @@ def test_written_files_are_those_of_the_format(tmp_path: Path, file_format: str,
     files = sorted(path for path in (tmp_path / "out").iterdir() if path.name[0] not in "._")
     assert len(files) == 3
     np.testing.assert_array_equal(np.concatenate([as_others_read(path) for path in files]), wanted)
-
-
-def as_others_read(path: Path) -> Array:
-    if path.suffix == ".npz":
-        with np.load(path) as archive:
-            return np.asarray(archive["embedding"])
-    if path.suffix == ".safetensors":
-        return np.asarray(safetensors.numpy.load_file(path)["embedding"])
-    data = path.read_bytes()
-    dtypes = {"fbin": "f4", "f16bin": "f2", "u8bin": "u1", "i8bin": "i1", "ibin": "i4"}
-    if path.suffix[1:] in dtypes:
-        rows, dimension = struct.unpack("<II", data[:8])
-        return np.frombuffer(data[8:], dtypes[path.suffix[1:]]).reshape(rows, dimension)
-    # As faiss.contrib.vecs_io reads them.
-    if path.suffix == ".bvecs":
-        return np.frombuffer(data, np.uint8).reshape(-1, 4 + data[0])[:, 4:]
-    whole = np.frombuffer(data, np.int32)
-    items = whole.reshape(-1, whole[0] + 1)[:, 1:]
-    return items if path.suffix == ".ivecs" else np.ascontiguousarray(items).view(np.float32)
 
 
 @pytest.mark.parametrize("file_format", ["parquet_fbin", "parquet_fvecs", "parquet_npz", "parquet_safetensors"])

@@ -16,6 +16,7 @@ from tests.support import (
     FORMATS,
     WITH_METADATA,
     Collection,
+    as_others_read,
     expected_column,
     write_collection,
 )
@@ -23,8 +24,8 @@ from tests.support import (
 
 def _vectors(path: Path, collection: Collection) -> list[list[object]]:
     """The rows of a file as Python lists, by numpy's or pyarrow's own reading."""
-    if path.suffix == ".npy":
-        stored = np.load(path)
+    if path.suffix != ".parquet":
+        stored = np.load(path) if path.suffix == ".npy" else as_others_read(path)
         return stored.astype(collection.rows.dtype).tolist()  # type: ignore[no-any-return]
     column = pq.read_table(path)["embedding"]
     if pa.types.is_fixed_size_binary(column.type):

@@ -98,7 +98,7 @@ class _Npz:
         if member.parsed.fortran_order and rows > 1 and dimension > 1:
             _fail(file, "its array is deflated and in Fortran order: no row can be read alone; save it in C order")
         layout = (member.data_offset, member.header_nbytes, _compressed_nbytes(archive, columns.embedding or ""))
-        return FileHeader(file, rows, dimension, dtype, layout, group_rows=(rows,))
+        return FileHeader(file, rows, dimension, dtype, layout, group_rows=(rows,) if rows else ())
 
     def check_header(self, header: FileHeader) -> bool:
         """Tell whether the array lies within the file."""
@@ -110,7 +110,7 @@ class _Npz:
             fits = type(header.layout[1]) is bool and header.group_rows in ((), (header.rows,))
         else:
             end = header.layout[0] + header.layout[2]
-            fits = header.group_rows == (header.rows,)
+            fits = header.group_rows == ((header.rows,) if header.rows else ())
         return fits and not 0 <= header.file.size < end
 
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
