@@ -84,7 +84,8 @@ class EmbeddingReader:
     metadata_storage_options : dict, optional
         The same for ``metadata_folder``; by default ``storage_options``.
     embedding_dtype : dtype-like, optional
-        parquet: the type of the items of a binary column of vectors, which does not tell it itself.
+        The type of the items where files do not tell it: a binary column of parquet, fbin and fvecs files of other
+        names.
     show_progress : bool, default False
         Whether to show a progress bar while many files are opened.
 
@@ -198,8 +199,11 @@ class EmbeddingReader:
             )
             metadata_folder = None
         if embedding_dtype is not None:
-            if layout.name != "parquet":
-                raise ArgumentError(f"embedding_dtype is only for parquet files; {file_format} files tell their dtype")
+            if layout.vectors.tells_dtype:
+                raise ArgumentError(
+                    "embedding_dtype is only for files that do not tell their dtype, such as parquet with a binary "
+                    f"column; {file_format} files do"
+                )
             columns = columns._replace(embedding_dtype=check_dtype("embedding_dtype", embedding_dtype))
         self.embeddings_folder = embeddings_folder
         self.manifest: Manifest = read_manifest(

@@ -325,7 +325,7 @@ def test_bench_reads_for_a_while_and_recommends(run: Run, shards: Path) -> None:
         (["info", "no/such/folder"], 1, "Error: 'no/such/folder' does not exist"),
         (["info", "{shards}", "-m", "wrod"], 1, "has no column 'wrod'; its columns are 'word', 'n'"),
         (["info", "nosuchprotocol://x"], 2, "nosuchprotocol"),
-        (["info", "{shards}", "--embedding-dtype", "float32"], 2, "embedding_dtype is only for parquet files"),
+        (["info", "{shards}", "--embedding-dtype", "float32"], 2, "embedding_dtype is only for files that do not tell"),
         (["stats", "{shards}", "--start", "30"], 2, "start=30 is out of range"),
         (["head", "{shards}", "--rows", "0"], 2, "x>=1"),
         (["info", "{shards}", "--storage-options", "{{"], 2, "not JSON"),

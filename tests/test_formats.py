@@ -248,3 +248,12 @@ def test_other_compression_and_no_such_array(tmp_path: Path) -> None:
     write(tmp_path / "3.safetensors", header(a=TENSOR) + bytes(48))
     with pytest.raises(ColumnError, match="has no tensor 'embedding'; its tensors are 'a'"):
         EmbeddingReader(tmp_path / "3.safetensors", "safetensors")
+
+
+def test_the_dtype_of_a_file_whose_name_does_not_tell_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "base.bin", FBIN)
+    with pytest.raises(FormatError, match=r"name does not tell the dtype.*embedding_dtype="):
+        EmbeddingReader(path, "fbin")
+    np.testing.assert_array_equal(read(path, "fbin", embedding_dtype="float32"), ROWS)
+    with pytest.raises(ArgumentError, match="only for files that do not tell their dtype"):
+        EmbeddingReader(path, "npz", embedding_dtype="float32")

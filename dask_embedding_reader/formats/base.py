@@ -118,14 +118,8 @@ class FileFormat(Protocol):
     holds_columns: bool
     """Whether metadata columns lie in the same files."""
 
-    def find_column(self, file: StoredFile) -> str | None:
-        """Return the name of the column of vectors where none was named; None where a file without rows does not tell.
-
-        Raises
-        ------
-        ColumnError
-            If there is none, or more than one.
-        """
+    tells_dtype: bool
+    """Whether every such file tells the dtype of its items: else who opens it may have to."""
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read what the file says of itself; raise ``FormatError`` where that cannot be right.

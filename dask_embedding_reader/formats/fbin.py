@@ -10,7 +10,6 @@ References
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,14 @@ import pyarrow as pa
 
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats.base import Columns, FileHeader, RowReader, StretchReader
-from dask_embedding_reader.formats.raw import open_raw, open_raw_stretches, raw_header_fits, write_rows
+from dask_embedding_reader.formats.raw import (
+    dtype_by_name,
+    open_raw,
+    open_raw_stretches,
+    raw_header_fits,
+    suffix_of_dtype,
+    write_rows,
+)
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.put import Write
 from dask_embedding_reader.storage.read import StoredFile, read_range
@@ -39,20 +45,11 @@ class _Fbin:
     suffixes: tuple[str, ...] = tuple(_DTYPES)
     first_nbytes = _HEADER_NBYTES
     holds_columns = False
-
-    def find_column(self, file: StoredFile) -> str | None:
-        """Return any name: such a file has no columns."""
-        del file
-        return ""
+    tells_dtype = False
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read the rows and the dimension; the size of the file has to agree."""
-        dtype = _DTYPES.get(os.path.splitext(file.path)[1].lower(), columns.embedding_dtype)
-        if dtype is None:
-            raise FormatError(
-                f"{file.url}: its name does not tell the dtype of its items, as one of {', '.join(_DTYPES)} would; "
-                "name it with embedding_dtype=, or rename the file"
-            )
+        dtype = dtype_by_name(file, _DTYPES, columns)
         if 0 <= file.size < _HEADER_NBYTES:
             raise FormatError(f"{file.url}: not an fbin file: it has {file.size} bytes, less than its header of 8")
         rows, dimension = np.frombuffer(head[:_HEADER_NBYTES] or read_range(file, 0, _HEADER_NBYTES), "<u4").tolist()
@@ -84,7 +81,7 @@ class _Fbin:
 
     def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
         """Return the suffix that tells the dtype, if there is one."""
-        return next((suffix for suffix, stored in _DTYPES.items() if stored == dtype), None)
+        return suffix_of_dtype(_DTYPES, dtype)
 
     def write(self, write: Write, vectors: Vectors, table: pa.Table | None, embedding_column: str) -> None:
         """Write the content of a file."""

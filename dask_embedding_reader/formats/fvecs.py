@@ -9,7 +9,6 @@ References
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -26,7 +25,7 @@ from dask_embedding_reader.formats.base import (
     StretchReader,
     in_order,
 )
-from dask_embedding_reader.formats.raw import copy_blocks, naming_rows, read_blocks
+from dask_embedding_reader.formats.raw import copy_blocks, dtype_by_name, naming_rows, read_blocks, suffix_of_dtype
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.put import Write
 from dask_embedding_reader.storage.read import StoredFile, read_range
@@ -44,21 +43,11 @@ class _Fvecs:
     suffixes: tuple[str, ...] = tuple(_DTYPES)
     first_nbytes = _PREFIX_NBYTES
     holds_columns = False
-
-    def find_column(self, file: StoredFile) -> str | None:
-        """Return any name: such a file has no columns."""
-        del file
-        return ""
+    tells_dtype = False
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read the dimension of the first row; the size of the file tells how many there are."""
-        dtype = _DTYPES.get(os.path.splitext(file.path)[1].lower(), columns.embedding_dtype)
-        if dtype is None:
-            _fail(
-                file,
-                f"its name does not tell the dtype of its items, as one of {', '.join(_DTYPES)} would; name it with "
-                "embedding_dtype=, or rename the file",
-            )
+        dtype = dtype_by_name(file, _DTYPES, columns)
         if file.size < 0:
             _fail(file, "the storage does not tell its size, and nothing else tells how many rows it has")
         if file.size < _PREFIX_NBYTES:
@@ -116,7 +105,7 @@ class _Fvecs:
 
     def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
         """Return the suffix that tells the dtype, if there is one."""
-        return next((suffix for suffix, stored in _DTYPES.items() if stored == dtype), None)
+        return suffix_of_dtype(_DTYPES, dtype)
 
     def write(self, write: Write, vectors: Vectors, table: pa.Table | None, embedding_column: str) -> None:
         """Write the content of a file."""

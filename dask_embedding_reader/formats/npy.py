@@ -48,11 +48,7 @@ class _Npy:
     suffixes: tuple[str, ...] = (".npy",)
     first_nbytes = 512  # numpy writes 128; a longer header costs a second read
     holds_columns = False
-
-    def find_column(self, file: StoredFile) -> str | None:
-        """Return any name: such a file has no columns."""
-        del file
-        return ""
+    tells_dtype = True
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read the shape, dtype and order of an npy file."""

@@ -33,7 +33,7 @@ from dask_embedding_reader.formats.base import (
 from dask_embedding_reader.formats.npy import NPY, Parsed, parse_npy, rows_and_dimension
 from dask_embedding_reader.formats.raw import copy_blocks, naming_rows
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.put import Write
+from dask_embedding_reader.storage.put import WritableFile, Write
 from dask_embedding_reader.storage.read import StoredFile, read_range
 
 _TAIL_NBYTES = 2**16
@@ -62,20 +62,7 @@ class _Npz:
     suffixes: tuple[str, ...] = (".npz",)
     first_nbytes = 0  # the directory is at the end
     holds_columns = False
-
-    def find_column(self, file: StoredFile) -> str | None:
-        """Return the name of the one member that holds vectors."""
-        archive = _open(file)
-        names = [info.filename.removesuffix(".npy") for info in archive.infolist() if _is_array(info)]
-        if "embedding" in names or len(names) == 1:
-            return "embedding" if "embedding" in names else names[0]
-        found = [name for name in names if len(_member(file, archive, name).parsed.shape) == 2]
-        if len(found) == 1:
-            return found[0]
-        raise ColumnError(
-            f"{file.url}: {len(found)} of its {len(names)} arrays have two axes"
-            f"{': ' + ', '.join(map(repr, found[:5])) if found else ''}; name the one of vectors with embedding_column="
-        )
+    tells_dtype = True
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read where the wanted array lies, its shape and dtype."""
@@ -160,7 +147,7 @@ class _Npz:
         del table  # such a file has no columns
         info = zipfile.ZipInfo(f"{embedding_column or 'embedding'}.npy")  # of 1980: equal data give equal bytes
         with (
-            zipfile.ZipFile(_Sink(write), "w", zipfile.ZIP_STORED) as archive,
+            zipfile.ZipFile(WritableFile(write), "w", zipfile.ZIP_STORED) as archive,
             archive.open(info, "w", force_zip64=True) as member,
         ):
             NPY.write(member.write, vectors, None, "")
@@ -172,20 +159,6 @@ class _Npz:
 
 
 NPZ = _Npz()
-
-
-class _Sink(io.RawIOBase):
-    """A file that can only be written to from beginning to end."""
-
-    def __init__(self, write: Write) -> None:
-        self._write = write
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._write(data)
-        return len(data)
 
 
 class _Tail(io.RawIOBase):

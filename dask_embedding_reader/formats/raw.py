@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 
-from dask_embedding_reader.errors import ReadError
-from dask_embedding_reader.formats.base import Array, FileHeader, RowReader, Stretch, StretchReader
+from dask_embedding_reader.errors import FormatError, ReadError
+from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader, Stretch, StretchReader
 from dask_embedding_reader.formats.casting import CheckedCast
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.put import Write
@@ -69,6 +70,22 @@ def raw_header_fits(header: FileHeader) -> bool:
     data_offset = header.layout[0]
     nbytes = data_offset + header.rows * header.dimension * header.dtype.itemsize
     return type(data_offset) is int and data_offset > 0 and not header.group_rows and header.file.size in (-1, nbytes)
+
+
+def dtype_by_name(file: StoredFile, dtypes: Mapping[str, np.dtype[Any]], columns: Columns) -> np.dtype[Any]:
+    """Return the dtype of the items of a file, which its suffix tells, or who opens it."""
+    dtype = dtypes.get(os.path.splitext(file.path)[1].lower(), columns.embedding_dtype)
+    if dtype is None:
+        raise FormatError(
+            f"{file.url}: its name does not tell the dtype of its items, as one of {', '.join(dtypes)} would; name it "
+            "with embedding_dtype=, or rename the file"
+        )
+    return dtype
+
+
+def suffix_of_dtype(dtypes: Mapping[str, np.dtype[Any]], dtype: np.dtype[Any]) -> str | None:
+    """Return the suffix that tells a dtype, if there is one."""
+    return next((suffix for suffix, stored in dtypes.items() if stored == dtype), None)
 
 
 def write_rows(write: Write, vectors: Vectors) -> None:

@@ -78,17 +78,7 @@ class _Safetensors:
     suffixes: tuple[str, ...] = (".safetensors",)
     first_nbytes = 512  # a header of one tensor has some 100; a longer one costs a second read
     holds_columns = False
-
-    def find_column(self, file: StoredFile) -> str | None:
-        """Return the name of the one tensor of vectors."""
-        tensors, _ = _read_tensors(file, b"")
-        found = [name for name, tensor in tensors.items() if tensor.is_vectors]
-        if "embedding" in found or len(found) == 1:
-            return "embedding" if "embedding" in found else found[0]
-        raise ColumnError(
-            f"{file.url}: {len(found)} of its {len(tensors)} tensors hold vectors (of two axes, of numbers)"
-            f"{': ' + ', '.join(map(repr, found[:5])) if found else ''}; name one with embedding_column="
-        )
+    tells_dtype = True
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read where the wanted tensor lies."""

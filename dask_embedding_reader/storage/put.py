@@ -57,6 +57,22 @@ ErrorKind = type[ReadError] | type[WriteError]
 T = TypeVar("T")
 
 
+class WritableFile(io.RawIOBase):
+    """What pyarrow and zipfile take for a file that is written from its beginning to its end."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+
+    def writable(self) -> bool:
+        """Tell that it is."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write some bytes, all of them."""
+        self._write(data)
+        return len(data)
+
+
 def put_file(filesystem: FileSystem, path: str, data: bytes, scratch: str | None = None) -> None:
     """Write a small file, replacing one that is there; readers see the old one or the whole new one.
 

@@ -6,7 +6,6 @@ The same rows always give the same bytes, so that a file can be told by its chec
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ from dask_embedding_reader.formats.base import FileHeader, default_piece_rows
 from dask_embedding_reader.formats.parquet.tables import is_masked
 from dask_embedding_reader.formats.parquet.write import empty_file, write_plain_parquet
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.put import Write
+from dask_embedding_reader.storage.put import WritableFile, Write
 from dask_embedding_reader.storage.read import StoredFile
 from dask_embedding_reader.storage.retries import describe
 
@@ -84,7 +83,7 @@ def _write_table(write: Write, table: pa.Table, in_group: int) -> None:
     try:
         pq.write_table(
             table.replace_schema_metadata(None),
-            _Sink(write),
+            WritableFile(write),
             row_group_size=in_group,
             compression="zstd",
             use_dictionary=True,
@@ -95,20 +94,6 @@ def _write_table(write: Write, table: pa.Table, in_group: int) -> None:
         raise ColumnError(
             f"the metadata columns {table.schema.names} cannot be stored: {describe(error)}; convert them"
         ) from error
-
-
-class _Sink(io.RawIOBase):
-    """What pyarrow takes for a file."""
-
-    def __init__(self, write: Write) -> None:
-        self._write = write
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._write(data)
-        return len(data)
 
 
 def _vector_field(vectors: Vectors, name: str) -> pa.Field:

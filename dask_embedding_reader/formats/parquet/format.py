@@ -20,10 +20,7 @@ class _Parquet:
     suffixes: tuple[str, ...] = (".parquet",)
     first_nbytes = 0  # its footer is at the end
     holds_columns = True
-
-    def find_column(self, file: StoredFile) -> str | None:
-        """Return the column ``embedding``, else the only one of equal lists of numbers."""
-        return read.find_column(file)
+    tells_dtype = False
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read the footer of a parquet file: rows, row groups, and what the wanted columns hold."""

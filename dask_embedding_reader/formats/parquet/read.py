@@ -77,12 +77,6 @@ def read_header(file: StoredFile, columns: Columns) -> FileHeader:
     return header._replace(meta=tuple(_meta_column(file, footer, name) for name in columns.meta))
 
 
-def find_column(file: StoredFile) -> str | None:
-    """Return the column of vectors of a file: ``embedding``, else the only one of equal lists of numbers."""
-    del file
-    return "embedding"
-
-
 def open_stretches(header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
     """Return a function that fills arrays with some vectors; of those between, plain ones are not even read."""
     blocks = _iter_blocks(header, columns, start, stop)
