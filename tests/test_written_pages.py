@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, write_embeddings
-from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet import encode as encoding
+from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet import write as pages
 from dask_embedding_reader.formats.parquet.footer import page_header, spell_length
 
