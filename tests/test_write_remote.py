@@ -142,7 +142,7 @@ def test_what_is_finished_is_not_uploaded_again(cloud: Cloud) -> None:
         uploaded: list[str] = []
 
         def note(upload: str) -> bool:
-            if "_manifest" not in upload:  # it tells the names too
+            if ".manifest" not in upload:  # it tells the names too
                 uploaded.extend(name for name in FINISHED if name in upload)
             return False
 
