@@ -96,7 +96,8 @@ def _without_row_numbers(frame: pd.DataFrame) -> pd.DataFrame:
             f"the index {list(frame.index.names)} of the metadata would not be stored: make columns of it with "
             "frame.reset_index(), or drop it with frame.reset_index(drop=True)"
         )
-    return frame.drop(columns=ROW_NUMBER, errors="ignore")
+    # Only where it is there: pandas 2.2 cannot copy big-endian columns.
+    return frame.drop(columns=ROW_NUMBER) if ROW_NUMBER in frame.columns else frame
 
 
 def _column(values: pd.Series[Any], name: str, first_row: int) -> tuple[pa.Field, pa.Array]:
