@@ -28,11 +28,11 @@ def find_nearest(
         raise ArgumentError("name what to search for: rows of the collection (--row), or a file of vectors (--queries)")
     if beyond := [row for row in rows if row >= reader.count]:
         raise ArgumentError(f"--row {beyond[0]:,} is out of range: the collection has {reader.count:,} rows, from 0 on")
-    wanted = _load(queries) if queries is not None else np.concatenate([_vector(reader, row) for row in rows])
+    wanted = _load(queries) if queries is not None else _vectors(reader, rows)
     scores, found = nearest(reader, wanted, k, metric=metric)
     numbers = list(rows) or list(range(len(wanted)))
     return [
-        {"query": number, "nearest": [_hit(reader, row, score) for score, row in zip(best, hits, strict=True)]}
+        {"query": number, "nearest": _hits(reader, hits, best)}
         for number, best, hits in zip(numbers, scores.tolist(), found.tolist(), strict=True)
     ]
 
@@ -45,12 +45,12 @@ def _load(path: str) -> npt.NDArray[Any]:
     return np.atleast_2d(vectors)
 
 
-def _vector(reader: EmbeddingReader, row: int) -> npt.NDArray[Any]:
-    vectors, _ = next(reader(1, row, row + 1, show_progress=False, dtype=None))
+def _vectors(reader: EmbeddingReader, rows: Sequence[int]) -> npt.NDArray[Any]:
+    vectors, _ = next(reader.take(rows)(len(rows), show_progress=False, dtype=None))
     return vectors
 
 
-def _hit(reader: EmbeddingReader, row: int, score: float) -> dict[str, Any]:
-    """Return a row with its score first."""
-    facts = read_head(reader, row, 1)[0]
-    return {"score": plain(score), **facts}
+def _hits(reader: EmbeddingReader, rows: Sequence[int], scores: Sequence[float]) -> list[dict[str, Any]]:
+    """Return rows with their scores first."""
+    found = read_head(reader.take(rows), 0, len(rows))
+    return [{"score": plain(score), **facts, "row": row} for score, facts, row in zip(scores, found, rows, strict=True)]

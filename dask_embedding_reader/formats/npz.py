@@ -52,6 +52,7 @@ _BLOCK_NBYTES = 2**20
 class _Member(NamedTuple):
     data_offset: int
     nbytes: int
+    stored_nbytes: int
     is_deflated: bool
     parsed: Parsed
     header_nbytes: int
@@ -84,7 +85,7 @@ class _Npz:
             )
         if member.parsed.fortran_order and rows > 1 and dimension > 1:
             _fail(file, "its array is deflated and in Fortran order: no row can be read alone; save it in C order")
-        layout = (member.data_offset, member.header_nbytes, _compressed_nbytes(archive, columns.embedding or ""))
+        layout = (member.data_offset, member.header_nbytes, member.stored_nbytes)
         return FileHeader(file, rows, dimension, dtype, layout, group_rows=(rows,) if rows else ())
 
     def check_header(self, header: FileHeader) -> bool:
@@ -277,11 +278,7 @@ def _member(file: StoredFile, archive: zipfile.ZipFile, name: str) -> _Member:
         return read_range(file, data_offset + start, data_offset + stop)
 
     parsed, header_nbytes = parse_npy(file, info.file_size, read)
-    return _Member(data_offset, info.file_size, is_deflated, parsed, header_nbytes)
-
-
-def _compressed_nbytes(archive: zipfile.ZipFile, name: str) -> int:
-    return archive.getinfo(f"{name}.npy").compress_size
+    return _Member(data_offset, info.file_size, info.compress_size, is_deflated, parsed, header_nbytes)
 
 
 def _fail(file: StoredFile, what: str) -> NoReturn:
