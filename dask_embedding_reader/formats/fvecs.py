@@ -9,7 +9,7 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,11 +21,10 @@ from dask_embedding_reader.formats.base import (
     Columns,
     FileHeader,
     RowReader,
-    Stretch,
     StretchReader,
     in_order,
 )
-from dask_embedding_reader.formats.raw import copy_blocks, dtype_by_name, naming_rows, read_blocks, suffix_of_dtype
+from dask_embedding_reader.formats.raw import dtype_by_name, open_block_stretches, suffix_of_dtype
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.put import Write
 from dask_embedding_reader.storage.read import StoredFile, read_range
@@ -90,13 +89,7 @@ class _Fvecs:
                 yield block["items"]
                 row += len(block)
 
-        def read(stretches: Sequence[Stretch]) -> None:
-            for row, out in stretches:
-                with naming_rows(row, row + len(out)):
-                    blocks = read_blocks(header.file, row * row_type.itemsize, row_type, len(out))
-                    copy_blocks(check(blocks, row), [out], header.file, row)
-
-        return read
+        return open_block_stretches(header.file, 0, row_type, check)
 
     def drawback(self, header: FileHeader) -> str:
         """Say nothing: rows can be read one by one."""

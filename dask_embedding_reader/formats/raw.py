@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -147,6 +147,26 @@ def read_blocks(file: StoredFile, position: int, row_type: np.dtype[Any], rows: 
         items = block.view(row_type.base)
         yield items.reshape(-1, *row_type.shape) if row_type.shape else items
         position += block.nbytes
+
+
+def open_block_stretches(
+    file: StoredFile,
+    data_offset: int,
+    row_type: np.dtype[Any],
+    convert: Callable[[Iterator[Array], int], Iterable[Array]],
+) -> StretchReader:
+    """Return a function that fills arrays with stretches of rows that are converted block by block.
+
+    ``convert`` makes vectors of blocks of the rows from one on; ``row_type`` is as for :func:`read_blocks`.
+    """
+
+    def read(stretches: Sequence[Stretch]) -> None:
+        for row, out in stretches:
+            with naming_rows(row, row + len(out)):
+                blocks = read_blocks(file, data_offset + row * row_type.itemsize, row_type, len(out))
+                copy_blocks(convert(blocks, row), [out], file, row)
+
+    return read
 
 
 def copy_rows(values: Array, outs: Sequence[Array], file: StoredFile, row: int) -> None:

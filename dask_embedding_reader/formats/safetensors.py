@@ -11,7 +11,6 @@ References
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -23,18 +22,10 @@ from dask_embedding_reader.formats.base import (
     Columns,
     FileHeader,
     RowReader,
-    Stretch,
     StretchReader,
     in_order,
 )
-from dask_embedding_reader.formats.raw import (
-    copy_blocks,
-    naming_rows,
-    open_raw,
-    open_raw_stretches,
-    read_blocks,
-    write_rows,
-)
+from dask_embedding_reader.formats.raw import open_block_stretches, open_raw, open_raw_stretches, write_rows
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.put import Write
 from dask_embedding_reader.storage.read import StoredFile, read_range
@@ -125,14 +116,7 @@ class _Safetensors:
         if not is_bf16:
             return open_raw_stretches(header)
         row_type = np.dtype(("<u2", (header.dimension,)))
-
-        def read(stretches: Sequence[Stretch]) -> None:
-            for row, out in stretches:
-                with naming_rows(row, row + len(out)):
-                    blocks = read_blocks(header.file, data_offset + row * row_type.itemsize, row_type, len(out))
-                    copy_blocks(map(_widen, blocks), [out], header.file, row)
-
-        return read
+        return open_block_stretches(header.file, data_offset, row_type, lambda blocks, _: map(_widen, blocks))
 
     def drawback(self, header: FileHeader) -> str:
         """Say nothing: the vectors lie as they do in memory."""
