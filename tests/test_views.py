@@ -404,6 +404,24 @@ def test_views_are_written_and_converted(pair: Collection, tmp_path: Path, name:
             write_embeddings(pair.open().take([1, 2]), folder, file_format, rows_per_file=30)
 
 
+@pytest.mark.parametrize("name", ["anywhere", "mask", "few", "backwards", "shuffled"])
+def test_batches_of_views_are_written_in_their_order_to_every_format(
+    pair: Collection, tmp_path: Path, name: str
+) -> None:
+    shuffled: Step = (lambda r: r.shuffle(1, buffer_rows=64).shard(2, 1), lambda n: n)
+    pick, _ = {**_steps(len(pair)), "shuffled": shuffled}[name]
+    for kind in {kind.file_format: kind for kind in FORMATS.values()}.values():
+        view = pick(pair.open() if kind.metadata else pair.open(meta_columns=None))
+        numbers = np.asarray(view.rows)
+        folder = tmp_path / kind.file_format
+        write_embeddings(read(view, 37), folder, kind.file_format, rows_per_file=30)
+        copy = EmbeddingReader(str(folder), kind.file_format, meta_columns=["id"] if kind.metadata else None)
+        assert_same_rows(copy.to_dask_array().compute(scheduler="sync"), pair.rows[numbers])
+        if kind.metadata:
+            ids = copy.to_dask_dataframe().compute(scheduler="sync")["id"]
+            assert ids.tolist() == pair.metadata["id"].iloc[numbers].tolist()
+
+
 @pytest.mark.parametrize("name", ["every third", "anywhere", "mask", "shard", "backwards"])
 def test_arrays_and_frames_of_a_view_go_together(pair: Collection, name: str) -> None:
     pick, expected = _steps(len(pair))[name]

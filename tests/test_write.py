@@ -515,9 +515,7 @@ def test_batches_of_readers_that_lost_rows_are_written(tmp_path: Path, step: int
     assert (got["word"] == "word " + got["id"].astype(str)).all()
 
 
-@pytest.mark.parametrize(
-    "numbers", [[7, 7, 7], [3, 2, 1], [0.5, 1.0, 2.0], ["a", "b", "c"], [None, 1, 2], [True, False, True]]
-)
+@pytest.mark.parametrize("numbers", [[3, 2, -1], [0.5, 1.0, 2.0], ["a", "b", "c"], [None, 1, 2], [True, False, True]])
 @pytest.mark.parametrize("place", ["column", "index"])
 def test_what_batches_call_row_numbers_is_not_lost(tmp_path: Path, numbers: list[Any], place: str) -> None:
     frame = FRAME[:3].assign(i=numbers)

@@ -65,10 +65,10 @@ def write_embeddings(
         Metadata of an array, row for row. A Dask frame needs a Dask array, and partitions that match its chunks, or
         divisions that number the rows. Row numbers (an index or a column named ``i``) must be those of the array, as
         in :func:`iter_batches`; a frame without them is paired by position. They are not stored, as readers make them
-        anew: those of batches may leave out rows, but do not go back within one. Values and nulls come back as they
-        were, in the dtypes that readers have for them: numbers, booleans and times in those that were given, text
-        (``object``, ``str``, ``category``) as ``string``, and other Python objects (dates, decimals, lists) as Arrow
-        types.
+        anew: those of batches may leave out rows and be in any order, in which the rows are written. Values and nulls
+        come back as they were, in the dtypes that readers have for them: numbers, booleans and times in those that were
+        given, text (``object``, ``str``, ``category``) as ``string``, and other Python objects (dates, decimals, lists)
+        as Arrow types.
     rows_per_file : int, optional
         Rows in each file; the last one may have fewer. By default as many as are about 200 MB, or some number of whole
         chunks near that.

@@ -165,11 +165,11 @@ def _check_row_numbers(frame: pd.DataFrame | None, where: str) -> None:
     if frame is None or not has_row_numbers(checked_frame(frame)):
         return
     numbers = row_numbers_of(frame)
-    # Some rows may have been left out, and another reader's may follow, but a batch does not go back.
-    if numbers is None or numbers.dtype.kind not in "iu" or (numbers[1:] <= numbers[:-1]).any():
+    # In any order, and more than once: those of rows that were picked or shuffled.
+    if numbers is None or numbers.dtype.kind not in "iu" or (numbers < 0).any():
         raise ColumnError(
-            f"{where} has metadata called {ROW_NUMBER!r} that are no ascending row numbers, and would be lost: that "
-            "name stands for the row number, which readers make anew; rename them to keep them, or drop them"
+            f"{where} has metadata called {ROW_NUMBER!r} that are no row numbers, and would be lost: that name stands "
+            "for the row number, which readers make anew; rename them to keep them, or drop them"
         )
 
 
