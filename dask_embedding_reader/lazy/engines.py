@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import dask
 import dask.threaded
@@ -30,37 +30,6 @@ _COUNT_SECONDS = 1.0
 """How often the threads of a cluster are counted: workers come and go."""
 
 
-class Engine(Protocol):
-    """Computes units."""
-
-    def compute_globals(self, levels: Sequence[Sequence[Key]]) -> None:
-        """Compute what all units use."""
-
-    def start(self, units: Sequence[int]) -> list[Future[list[Any]]]:
-        """Start the next units."""
-
-    def result(self, future: Future[list[Any]]) -> list[Any]:
-        """Wait for the results of a unit."""
-
-    def consumed(self, unit: int) -> None:
-        """Hear that the results of a unit have been taken."""
-
-    @property
-    def parallel(self) -> int:
-        """How many units can be computed at the same time."""
-
-    @property
-    def ahead(self) -> int:
-        """How many units are worth having under way: more would only be held, in memory that is new and thus slow."""
-
-    @property
-    def held_nbytes(self) -> int:
-        """Bytes held in this process beside the results of units."""
-
-    def close(self) -> None:
-        """Stop, and let go of everything."""
-
-
 class _Loan:
     """The result of a task that later units use, perhaps before it is there."""
 
@@ -77,6 +46,7 @@ class Threads:
 
     def __init__(self, graph: Graph, outputs: Sequence[Sequence[Key]], limit_nbytes: int, inner_nbytes: int) -> None:
         self.parallel = int(dask.config.get("num_workers", None) or CPU_COUNT)
+        # How many units are worth having under way: more would only be held, in memory that is new and thus slow.
         self.ahead = 2 * self.parallel
         self._graph, self._outputs = graph, outputs
         # Reductions hold what they combine: fewer at a time where chunks are large.

@@ -1,7 +1,7 @@
 """Which rows of its collection an array is made of, so that no frame of other rows is put beside it.
 
 The tasks of its graph tell: they begin with pieces, which know their rows, and cut, pick and join them. Nothing is
-computed or read here. As ``graph`` and ``schedule``, this touches Dask's internals.
+computed or read here.
 """
 
 from __future__ import annotations
@@ -15,13 +15,27 @@ from typing import Any, NamedTuple
 import dask.array as da
 import numpy as np
 import pandas as pd
-from dask._task_spec import Alias, DataNode, GraphNode, List, Task, TaskRef, convert_legacy_graph
 from dask.core import flatten
 
 from dask_embedding_reader.collection.manifest import Int64s
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
+from dask_embedding_reader.lazy._dask import (
+    JOINING_IN_ORDER,
+    JOINING_SHUFFLED,
+    LISTING,
+    PICKING,
+    PICKING_BY_PAIR,
+    TURNING,
+    Alias,
+    DataNode,
+    GraphNode,
+    List,
+    Task,
+    TaskRef,
+    convert_legacy_graph,
+)
 from dask_embedding_reader.lazy.graph import LazyPiece, LazySelection
 from dask_embedding_reader.lazy.schedule import Graph, Key, depth_first
 
@@ -191,25 +205,25 @@ class _Trace:
         if node.has_subgraph():
             return self._follow_into(*node.args)
         name = f"{getattr(node.func, '__module__', '')}.{getattr(node.func, '__name__', '')}"
-        if isinstance(node, List) or name == _LISTING:
+        if isinstance(node, List) or name == LISTING:
             # Blocks are in a list to be put together: only what all of them tell is told.
             parts = self._parts_of(node)
             alike = len({None if rows is None else len(rows) for rows in parts}) == 1
             return _broadcast(parts) if alike else _any(parts)
-        if name in _PICKING and (source := self._rows_of(node.args[0])) is not None:
+        if name in PICKING and (source := self._rows_of(node.args[0])) is not None:
             index = self._value_of(node.args[1])
-            return _pick(source, index[1] if name == _PICKING[-1] and index is not None else index)
-        if name == _JOINING_IN_ORDER and (shape := self._value_of(node.args[1])):
+            return _pick(source, index[1] if name == PICKING_BY_PAIR and index is not None else index)
+        if name == JOINING_IN_ORDER and (shape := self._value_of(node.args[1])):
             parts, width = self._parts_of(node.args[0]), math.prod(shape[1:])
             return _join([_broadcast(parts[first : first + width]) for first in range(0, len(parts), width)])
-        if name == _JOINING_SHUFFLED and self._value_of(node.args[2]) == 0:
+        if name == JOINING_SHUFFLED and self._value_of(node.args[2]) == 0:
             joined, order = _join(self._parts_of(node.args[0])), self._value_of(node.args[1])
             if joined is not None and len(joined) and order:
                 return _as_array(joined)[np.argsort(order[1])]
             return _any([joined])
         # Some function: row for row what goes into it.
         made = [self._rows_of(arg) for arg in (*node.args, *node.kwargs.values())]
-        return _any(made) if name == _TURNING or self._combines_rows(node) else _broadcast(made)
+        return _any(made) if name == TURNING or self._combines_rows(node) else _broadcast(made)
 
     def _combines_rows(self, node: Task) -> bool:
         """Tell whether a task is part of a reduction over the rows."""
@@ -240,22 +254,6 @@ class _Trace:
 
 def _target(node: TaskRef | Alias) -> Key:
     return node.key if isinstance(node, TaskRef) else node.target
-
-
-_PICKING = (
-    "_operator.getitem",
-    "dask.array.chunk.getitem",
-    "dask.array.core.getter",
-    "dask.array.core.getter_inline",
-    "dask.array.core.getter_nofancy",
-    "dask.array._shuffle._getitem",
-)
-"""Functions that pick rows with an index; the last one finds it in a pair."""
-
-_LISTING = "dask._task_spec._identity_cast"
-_TURNING = "numpy.transpose"
-_JOINING_IN_ORDER = "dask.array.core.concatenate_shaped"
-_JOINING_SHUFFLED = "dask.array._shuffle.concatenate_arrays"
 
 
 def _pick(rows: Rows, index: Any) -> Rows:

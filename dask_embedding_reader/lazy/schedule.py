@@ -5,8 +5,7 @@ it was computed from is let go. Everything else belongs to *units*, one for each
 for each partition of the frame. A unit has the tasks that no unit before it has computed, and lends to later ones what
 they need too. How tasks are sorted decides what is held and what is computed again, never what comes out.
 
-Arithmetic on keys and dependencies; nothing is computed here. Beside ``graph``, the only module that touches Dask's
-internals.
+Arithmetic on keys and dependencies; nothing is computed here.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from typing import Any, NamedTuple
 
 import dask.array as da
 import dask.dataframe as dd
-from dask._task_spec import Alias, DataNode, GraphNode, TaskRef, convert_legacy_graph
 from dask.array.optimization import optimize
 from dask.base import is_dask_collection
 from dask.core import flatten
 from dask.order import order
 
 from dask_embedding_reader.errors import ArgumentError
+from dask_embedding_reader.lazy._dask import Alias, DataNode, GraphNode, TaskRef, convert_legacy_graph
 
 Key = Any
 """A key of Dask's graph: a string, or a tuple of a name and numbers."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+import sysconfig
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -351,7 +352,8 @@ class _Chunk(NamedTuple):
 
 
 def _make_chunk(unit: Unit, blocks: list[Array]) -> _Chunk:
-    return _Chunk(unit, blocks, len(blocks) == 1 and _references(blocks) == _ONLY_OURS and _is_plain(blocks[0]))
+    is_ours = _COUNTS_TELL and len(blocks) == 1 and _references(blocks) == _ONLY_OURS and _is_plain(blocks[0])
+    return _Chunk(unit, blocks, is_ours)
 
 
 def _is_plain(block: Array) -> bool:
@@ -366,6 +368,9 @@ def _references(blocks: list[Array]) -> int:
 
 _ONLY_OURS = _references([np.empty(1)])
 """References to an array that is in one list only: differs between versions of Python."""
+
+_COUNTS_TELL = not sysconfig.get_config_var("Py_GIL_DISABLED")
+"""Whether all references are counted in one place: builds of Python without the GIL count by threads."""
 
 
 class _Part:
