@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ from unittest.mock import Mock
 import fsspec
 import numpy as np
 import pytest
+from fsspec.asyn import sync
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import ReadError
 from dask_embedding_reader.storage.clients import requests as clients
 from dask_embedding_reader.storage.connections import Asked, connected
 from dask_embedding_reader.storage.direct import http as http_requests
-from dask_embedding_reader.storage.direct import sites as direct
+from dask_embedding_reader.storage.direct import read as direct
 from dask_embedding_reader.storage.ranges import Wanted
 from tests import clouds, servers
 
@@ -152,16 +154,94 @@ def test_options_of_a_request_are_kept(s3: servers.S3Server, url: str) -> None:
     [
         ({"config_kwargs": {"signature_version": "s3"}}, "signs in another way"),
         ({"config_kwargs": {"proxies": {"http": "http://127.0.0.1:9"}}}, "uses a proxy"),
+        ({"s3_additional_kwargs": {"SSECustomerKey": "0" * 32}}, "uses SSECustomerKey"),
     ],
 )
 def test_what_is_out_of_the_ordinary_is_left_to_s3fs(
     s3: servers.S3Server, url: str, options: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     filesystem = connected(fsspec.filesystem("s3", **s3.storage_options, **options, skip_instance_cache=True))
-    with caplog.at_level(logging.DEBUG, "dask_embedding_reader"):
-        assert direct.find_place(filesystem, url.removeprefix("s3://")) is None
-    assert f"s3://test-bucket is read by fsspec's client: it {reason}" in caplog.text
-    assert servers.S3_SECRET not in caplog.text
+    with caplog.at_level(logging.INFO, "dask_embedding_reader"):
+        for _ in range(2):
+            assert direct.find_place(filesystem, url.removeprefix("s3://")) is None
+    said = "s3://test-bucket is read by fsspec's client, which takes more processor time"
+    assert [record.getMessage() for record in caplog.records] == [f"{said}: it {reason}"]
+
+
+@pytest.mark.usefixtures("only_fsspec")
+def test_one_switch_turns_it_off(
+    s3: servers.S3Server,
+    url: str,
+    server: servers.HttpServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("DASK_EMBEDDING_READER_DIRECT", "0")
+    monkeypatch.setattr(direct, "look", direct.get)
+    with caplog.at_level(logging.INFO, "dask_embedding_reader"):
+        check(url, **s3.storage_options)
+        check(f"{server.url}/0.npy")
+    said = "is read by fsspec's client, which takes more processor time: DASK_EMBEDDING_READER_DIRECT=0"
+    assert [record.getMessage() for record in caplog.records] == [f"{site} {said}" for site in (s3.root, server.url)]
+
+
+async def sent(filesystem: Any, bucket: str) -> tuple[str, str]:
+    """What s3fs's client would send: the address of a file, and the region that it signs for."""
+    await filesystem.set_session()
+    client, caught = await filesystem.get_s3(bucket), []
+
+    def catch(request: Any, **_: Any) -> None:
+        caught.append((request.url, str(request.headers["Authorization"]).split("/")[2]))
+        raise ConnectionError
+
+    client.meta.events.register_first("before-send.s3.GetObject", catch)
+    with suppress(Exception):
+        await client.get_object(Bucket=bucket, Key="0.npy")
+    return caught[0]
+
+
+@pytest.mark.parametrize(
+    ("region", "bucket", "options"),
+    [
+        ("us-east-1", "bucket", {}),
+        ("eu-west-1", "bucket", {}),  # where URLs are presigned in an earlier way
+        ("eu-central-1", "bucket", {"addressing_style": "path"}),
+        ("eu-central-1", "bucket", {"use_accelerate_endpoint": True}),
+        ("eu-west-1", "bucket", {"use_dualstack_endpoint": True}),
+        ("eu-west-1", "arn:aws:s3:us-west-2:123456789012:accesspoint/name", {}),
+    ],
+)
+def test_the_same_address_is_asked_for_the_same_region(
+    region: str | None, bucket: str, options: dict[str, Any]
+) -> None:
+    filesystem = fsspec.filesystem(
+        "s3",
+        key="key",
+        secret="secret",
+        client_kwargs={"region_name": region} if region else {},
+        config_kwargs={"s3": options},
+    )
+    place = direct.find_place(filesystem, f"{bucket}/0.npy")
+    assert place is not None
+    signed = place.site.headers(place.url, "bytes=0-9")["authorization"]
+    assert (place.url, signed.split("/")[2]) == sync(filesystem.loop, sent, filesystem, bucket)
+
+
+def test_no_address_with_a_signature_is_sent_or_logged(
+    s3: servers.S3Server, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers.require(servers.nginx_available, "nginx")
+    with (
+        servers.nginx_before(s3.endpoint) as counted,
+        counted.counting() as requests,
+        caplog.at_level(logging.DEBUG),
+    ):
+        check(url, **{**s3.storage_options, "client_kwargs": {**s3.client_options, "endpoint_url": counted.url}})
+    assert requests
+    signed = re.compile("(AWSAccessKeyId|Signature|X-Amz-Credential)=", re.IGNORECASE)
+    assert not [request for request in requests if signed.search(request.path)]
+    logged = [record.getMessage() for record in caplog.records]
+    assert not [text for text in logged if "://" in text and re.search(r"[?&](AWSAccessKeyId|X-Amz-)", text)]
 
 
 @pytest.mark.usefixtures("only_direct")

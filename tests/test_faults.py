@@ -26,7 +26,7 @@ import pytest
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import FileChangedError, ReadError
 from dask_embedding_reader.storage import retries
-from dask_embedding_reader.storage.direct import sites as direct
+from dask_embedding_reader.storage.direct import read as direct
 from tests import servers
 from tests.faults import FAULTS, Asked, Proxy, faulty
 from tests.stores import Meeting

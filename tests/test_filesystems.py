@@ -41,7 +41,7 @@ from dask_embedding_reader.errors import (
 )
 from dask_embedding_reader.storage import connections
 from dask_embedding_reader.storage.connections import connected, sites
-from dask_embedding_reader.storage.direct import sites as direct
+from dask_embedding_reader.storage.direct import read as direct
 from tests import clouds, hadoop, servers
 from tests.support import as_batch
 

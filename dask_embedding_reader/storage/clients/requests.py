@@ -26,7 +26,7 @@ from dask_embedding_reader.storage.connections import (
     run,
     run_apart,
 )
-from dask_embedding_reader.storage.direct import sites as direct
+from dask_embedding_reader.storage.direct import read as direct
 from dask_embedding_reader.storage.ranges import Wanted, only, part
 from dask_embedding_reader.storage.retries import EndlessAnswerError
 
