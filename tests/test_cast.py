@@ -6,10 +6,12 @@ Half floats become float32, and the other way round, faster than with numpy: eac
 from __future__ import annotations
 
 import ctypes
+import io
 import platform
 import re
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
-from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, CastError
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, CastError, FormatError
 from dask_embedding_reader.formats.casting import cast_into
 
 ALL = np.arange(2**16, dtype=np.uint16).view(np.float16)
@@ -247,3 +249,29 @@ def test_dtypes_of_others_are_refused_by_name(name: str, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
     [(rows, _)] = iter_batches(da.from_array(x.astype(dtype)), batch_size=3)
     np.testing.assert_array_equal(rows, x.astype(dtype), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("descr", "names"),
+    [
+        ("<V1", "float8, int4.*view.ml_dtypes.float8_e4m3fn"),
+        ("|V1", "float8, int4.*view.ml_dtypes.float8_e4m3fn"),
+        ("<V2", "bfloat16 of ml_dtypes.*view.ml_dtypes.bfloat16"),
+        ("<f1", "float8_e5m2 of ml_dtypes.*np.save"),
+    ],
+)
+@pytest.mark.parametrize("file_format", ["npy", "npz"])
+def test_what_numpy_writes_of_dtypes_of_others_is_called_by_its_name(
+    file_format: str, descr: str, names: str, tmp_path: Path
+) -> None:
+    """Their names are not in the files, and ``float8_e5m2`` cannot even be loaded."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": descr, "fortran_order": False, "shape": (3, 2)})
+    data = head.getvalue() + bytes(6 * int(descr[-1]))
+    if file_format == "npy":
+        (tmp_path / "0.npy").write_bytes(data)
+    else:
+        with zipfile.ZipFile(tmp_path / "0.npz", "w") as archive:
+            archive.writestr("embedding.npy", data)
+    with pytest.raises(FormatError, match=rf"0\.{file_format}: .*{names}"):
+        EmbeddingReader(tmp_path, file_format)

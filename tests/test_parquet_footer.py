@@ -110,7 +110,7 @@ def test_chunks_are_read_in_one_go_as_they_are_field_by_field(
 ) -> None:
     data = written(options)
     quick = parse(data)
-    monkeypatch.setattr(parquet_footer, "_patterns", lambda: (lambda *_: None,) * 4)
+    monkeypatch.setattr(parquet_footer, "_patterns", lambda: parquet_footer._Patterns(*4 * [lambda *_: None]))
     assert parse(data) == quick
 
 

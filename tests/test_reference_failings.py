@@ -194,7 +194,10 @@ PAIRED = {
     "the first has no number": ("emb emb_1 emb_2", "meta meta_1 meta_2"),
     "nothing in common": ("x y", "p q"),
     "numbers on one side": ("cats dogs", "part0 part1"),
-    "one file of each": ("emb_2", "metadata_3"),
+    "one file of each": ("cats", "metadata"),
+    "one file of each, and its number": ("emb_768_0002", "part2"),
+    "one file of each with numbers of other things": ("vit_b_32_embeddings", "laion400m_captions"),
+    "one file of each, one with a number": ("emb_2", "captions"),
 }
 
 
@@ -214,6 +217,11 @@ def test_files_are_paired_by_what_their_names_say(case: str, tmp_path: Path) -> 
         ("a_0 b_1 c_2", "a_0 b_1 d_2", "c_2.npy", "d_2.parquet"),
         ("emb_1 emb_2", "meta_3 meta_4", "emb_1.npy", "meta_3.parquet"),
         ("0 1", "1 2", "0.npy", "2.parquet"),
+        ("emb_2", "meta_3", "emb_2.npy", "meta_3.parquet"),
+        ("emb_2_512", "meta_3_768", "emb_2_512.npy", "meta_3_768.parquet"),
+        # From 0 and from 1: which number is left out is not told.
+        ("emb_0 emb_1 emb_2", "meta_1 meta_2 meta_3", "emb_0.npy", "meta_3.parquet"),
+        ("emb_0 emb_1 emb_2", "meta_3 meta_4 meta_5", "emb_0.npy", "meta_3.parquet"),
         ("1/emb_0 1/emb_1 2/emb_0", "1/meta_0 1/meta_1 3/meta_0", "2/emb_0.npy", "3/meta_0.parquet"),
         # Which folder belongs to which is not told.
         ("a/0 b/0", "z/0 c/0", "a/0.npy", "b/0.npy"),
@@ -230,6 +238,17 @@ def test_position_pairs_nothing_where_a_name_or_number_says_otherwise(
     options = write_pairs(tmp_path, dict.fromkeys(vectors.split(), 3), dict.fromkeys(metadata.split(), 3))
     with pytest.raises(MismatchError, match=rf"(?s){re.escape(lonely)}.*{re.escape(spare)}"):
         EmbeddingReader(**options)
+
+
+def test_the_two_files_that_are_named_themselves_are_a_pair(tmp_path: Path) -> None:
+    options = write_pairs(tmp_path, {"emb_2": 3}, {"meta_3": 3})
+    vectors, metadata = f"{options['embeddings_folder']}/emb_2.npy", f"{options['metadata_folder']}/meta_3.parquet"
+    with pytest.raises(MismatchError, match=r"the two files\) have to be named"):
+        EmbeddingReader(**options)
+    with pytest.raises(MismatchError, match=r"the two files\) have to be named"):
+        EmbeddingReader(**{**options, "embeddings_folder": vectors})
+    assert_paired({**options, "embeddings_folder": vectors, "metadata_folder": metadata})
+    assert_paired({**options, "embeddings_folder": [vectors], "metadata_folder": [metadata]})
 
 
 def test_folders_that_are_named_one_by_one_are_paired_in_that_order(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.storage.read import StoredFile
@@ -27,7 +27,9 @@ def pair_files(vectors: Files, metadata: Files, roots: tuple[Roots, Roots] = (()
     - the words in it.
 
     Files that share a number in several folders are paired folder by folder, if these were named one by one. The
-    position in the order of paths pairs files in whose names nothing tells, and a single file of each kind.
+    position in the order of paths pairs files in whose names nothing tells. A single file of each kind is a pair, too,
+    unless both names end with a number, and no number of one is found in the other (``emb_2.npy`` and
+    ``meta_3.parquet``): of more than one shard these two are left. Who names the two files themselves knows better.
 
     Parameters
     ----------
@@ -45,9 +47,12 @@ def pair_files(vectors: Files, metadata: Files, roots: tuple[Roots, Roots] = (()
     partners = dict(zip(right, metadata, strict=True))
     if len(partners) == len(metadata) == len(vectors) and partners.keys() == set(left):
         return [partners[name] for name in left]
-    if len(vectors) == len(metadata) == 1:
-        return list(metadata)
     names, others = _Names(left), _Names(right)
+    if len(vectors) == len(metadata) == 1:
+        are_named = tuple(map(list, roots)) == ([vectors[0].path], [metadata[0].path])
+        if not are_named and _end_with_other_numbers(left[0], right[0]):
+            raise MismatchError(_unpaired(vectors, metadata, names.own_numbers, others.own_numbers))
+        return list(metadata)
     paired, is_told = _pair_by_names(vectors, metadata, names, others)
     paired = paired or _pair_by_roots(vectors, metadata, roots)
     if not paired:
@@ -80,10 +85,11 @@ def _pair_by_roots(vectors: Files, metadata: Files, roots: tuple[Roots, Roots]) 
     groups, others = (_split(files, names) for files, names in zip((vectors, metadata), roots, strict=True))
     if len(groups) < 2 or len(groups) != len(others):
         return []
-    return [partner for pair in zip(groups, others, strict=True) for partner in pair_files(*pair)]
+    pairs = zip(groups.items(), others.items(), strict=True)
+    return [partner for (root, of), (other, by) in pairs for partner in pair_files(of, by, ([root], [other]))]
 
 
-def _split(files: Files, roots: Roots) -> list[Files]:
+def _split(files: Files, roots: Roots) -> Mapping[str, Files]:
     """Return the files of each root; nothing if a root has none or a file lies elsewhere, as those of a glob."""
     groups: dict[str, list[StoredFile]] = {root.rstrip("/"): [] for root in roots}
     for file in files:
@@ -92,7 +98,7 @@ def _split(files: Files, roots: Roots) -> list[Files]:
             path = path.rpartition("/")[0]
         groups.setdefault(path, []).append(file)
     in_order = [file for group in groups.values() for file in group] == list(files)
-    return list(groups.values()) if in_order and all(groups.values()) else []
+    return groups if in_order and all(groups.values()) else {}
 
 
 def _check_words(vectors: Files, left: _Names, paired: Files, words_of: dict[StoredFile, frozenset[str]]) -> None:
@@ -148,6 +154,12 @@ _RULES: tuple[Callable[[_Names], list[Key]], ...] = (
 )
 
 
+def _end_with_other_numbers(left: str, right: str) -> bool:
+    """Tell whether two names end with numbers, of which neither is anywhere in the other."""
+    numbers, others = (set(map(int, re.findall(r"\d+", name))) for name in (left, right))
+    return left[-1:].isdecimal() and right[-1:].isdecimal() and not numbers & others
+
+
 def _relative_names(files: Files) -> list[str]:
     folder = _common_folder(files)
     return [os.path.splitext(file.path)[0][len(folder) :] for file in files]
@@ -187,5 +199,5 @@ def _unpaired(vectors: Files, metadata: Files, left: Sequence[Key], right: Seque
         f"{len(vectors)} npy files ({vectors[0].url} is the first) cannot be paired with {len(metadata)} parquet files "
         f"({metadata[0].url} is the first), neither by name nor by number, nor by position, which is taken only where "
         f"these say nothing{details}; each npy file needs one parquet file of its name or number, with as many rows, "
-        "or the folders of both have to be named one by one, in the same order"
+        "or the folders (or the two files) have to be named one by one, in the same order"
     )

@@ -6,6 +6,7 @@ The header is parsed by numpy, the vectors are read without it: ``np.load`` read
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, NoReturn
@@ -32,6 +33,16 @@ _MAGIC = b"\x93NUMPY"
 _MAX_HEADER_NBYTES = 2**20
 _LONGEST_TEXT = 10_000  # numpy parses no longer ones
 _NUMERIC_KINDS = "biufc"
+_NOT_OF_NUMPY = {
+    "V1": "so np.save writes float8, int4 and others of ml_dtypes (of JAX, and of torch by these), and does not say "
+    'which; np.save(path, np.load(path).view(ml_dtypes.float8_e4m3fn).astype("float32")), with the type that it was',
+    "V2": "so np.save writes the bfloat16 of ml_dtypes (of JAX, and of torch by it), and does not say so; "
+    'np.save(path, np.load(path).view(ml_dtypes.bfloat16).astype("float32")) if it was that',
+    "f1": "so np.save writes the float8_e5m2 of ml_dtypes, which np.load cannot read; save it again, as in "
+    'np.save(path, array.astype("float32"))',
+}
+"""What other types of numbers are in the files that numpy writes of them, and the remedy."""
+
 _FIELDS_REMEDY = "save the field that holds the vectors as an array of its own"
 
 
@@ -162,6 +173,8 @@ def parse_npy(file: StoredFile, size: int, read: Callable[[int, int], bytes], he
     except _TooLongError as error:
         _fail(file, f"its header has {error} bytes: it describes items of many fields, not numbers; {_FIELDS_REMEDY}")
     except Exception as error:
+        if re.search(rb"'descr': '.?f1'", head):
+            _fail(file, f"its items are <f1: {_NOT_OF_NUMPY['f1']}")
         what = " ".join(str(error).split())
         what = what if len(what) <= 200 else f"{what[:200]}…"  # numpy repeats the header
         raise FormatError(f"{file.url}: not a readable npy file: its header is malformed ({what})") from error
@@ -197,6 +210,8 @@ def rows_and_dimension(file: StoredFile, parsed: Parsed) -> tuple[int, int]:
         _fail(
             file, f"its items have {counted(len(dtype.names), 'field')} ({names[:200]}), not numbers; {_FIELDS_REMEDY}"
         )
+    if (kind := f"{dtype.kind}{dtype.itemsize}") in _NOT_OF_NUMPY:
+        _fail(file, f"its items are {dtype.str}, {counted(dtype.itemsize, 'byte')} of no type: {_NOT_OF_NUMPY[kind]}")
     if dtype.kind not in _NUMERIC_KINDS:
         _fail(file, f"its items are {dtype}, not numbers; save them as one of numpy's own numeric types")
     if len(shape) != 2 or shape[1] == 0:

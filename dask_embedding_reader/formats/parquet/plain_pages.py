@@ -110,7 +110,7 @@ class Stretch(NamedTuple):
     """They themselves, where they do not lie in the file."""
 
 
-def can_be_plain(codec: int | None) -> bool:
+def can_be_plain(codec: int) -> bool:
     """Tell whether pages that are compressed so can be decompressed here."""
     return codec in _CODECS
 

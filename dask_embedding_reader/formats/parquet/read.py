@@ -651,13 +651,13 @@ def _plain_place(header: FileHeader, field: pa.Field, chunk: Chunk) -> Place | N
     kind = _storage(field.type)
     is_list = not pa.types.is_fixed_size_binary(kind)
     stored = np.dtype(_NARROW_TYPES.get(header.dtype.str, header.dtype.str) if is_list else header.dtype)
-    if not can_be_plain(chunk.codec) or (is_list and stored.str not in _PLAIN_TYPES.get(chunk.kind or 0, ())):
+    if not can_be_plain(chunk.codec) or (is_list and stored.str not in _PLAIN_TYPES.get(chunk.kind, ())):
         return None
     return Place(
         start=chunk.start,
         stop=chunk.stop,
         values=chunk.values,
-        codec=chunk.codec or 0,
+        codec=chunk.codec,
         stored=stored,
         dtype=header.dtype,
         dimension=header.dimension,
