@@ -21,7 +21,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="JSON to write, charts beside it (default: DIR/results.json)")
     parser.add_argument("--rows", type=positive, default=100_000, help="rows a file; fewer is for trying the suite out")
     parser.add_argument(
-        "--all", action="store_true", help="optional works too: conversion, the 4 GB limit, 200 GB of sparse files"
+        "--all",
+        action="store_true",
+        help="optional works too: conversion, rarer kinds of parquet, 200 GB of sparse files",
     )
     parser.add_argument("--list", action="store_true", help="list the works and stop")
     return parser.parse_args(arguments)

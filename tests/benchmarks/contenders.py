@@ -45,6 +45,11 @@ def contends(contender: str, *patterns: str) -> Callable[[Contender], Contender]
     return enter
 
 
+def pages(kind: str) -> tuple[str, str]:
+    """Patterns of the passes over one kind of parquet files, or over all."""
+    return f"parquet-{kind}-whole", f"parquet-{kind}-fifths"
+
+
 def contenders_of(work: Work) -> list[str]:
     """Who does this work."""
     return [contender for name, contender in REGISTRY if name == work.name]
@@ -78,6 +83,7 @@ def open_reader(module: str, work: Work, data: Data) -> Any:
         file_format=work.source.file_format,
         meta_columns=list(work.source.meta_columns) or None,
         metadata_folder=str(data.folder(metadata)) if metadata else None,
+        **({"embedding_dtype": "float32"} if "binary" in vectors else {}),
     )
 
 
@@ -135,13 +141,13 @@ def rows_by_call(module: str, work: Work, data: Data) -> Job:
     return lambda: {"sum": sum(map(row, probes()))}
 
 
-@contends(OURS, "npy-*", "parquet*", "memory-*")
+@contends(OURS, "npy-*", "parquet", "parquet-npy", *pages("*"), "memory-*")
 def our_pass(work: Work, data: Data) -> Job:
     """Every batch."""
     return whole_pass("dask_embedding_reader", work, data)
 
 
-@contends(REFERENCE, "npy-f32-*", "npy-f16-to-f32", "parquet*")
+@contends(REFERENCE, "npy-f32-*", "npy-f16-to-f32", "parquet", "parquet-npy", "parquet-default-*")
 def reference_pass(work: Work, data: Data) -> Job:
     """Every batch."""
     return whole_pass("embedding_reader", work, data)
@@ -239,11 +245,16 @@ def scan(work: Work, data: Data) -> Iterator[tuple[Vectors, Any]]:
     dataset = import_module("pyarrow.dataset").dataset(data.folder(work.data))
     columns = ["embedding", *work.source.meta_columns]
     for batch in dataset.to_batches(columns=columns, batch_size=work.batch_size):
-        embeddings = batch.column(0).flatten().to_numpy().reshape(-1, DIMENSION)
+        column = batch.column(0)
+        if str(column.type).startswith("fixed_size_binary"):
+            embeddings = np.frombuffer(column.buffers()[1], np.float32)[column.offset * DIMENSION :]
+            embeddings = embeddings[: len(column) * DIMENSION].reshape(-1, DIMENSION)
+        else:
+            embeddings = column.flatten().to_numpy().reshape(-1, DIMENSION)
         yield embeddings, batch.select(columns[1:]).to_pandas()
 
 
-@contends(PYARROW, "parquet")
+@contends(PYARROW, "parquet", *pages("*"))
 def pyarrow_pass(work: Work, data: Data) -> Job:
     """Every batch."""
     import_libraries(work)

@@ -25,12 +25,15 @@ DIMENSION = 512
 FILES = 6
 PARQUET_FILES = 10
 """More, as what others hold in memory grows with them."""
+PAGES_FILES = 2
+"""Of each kind of parquet file; there are many kinds."""
 CONVERTED_FILES = 18
 """More than fit in what is read ahead and written at once: how a conversion begins and ends is not how it goes on."""
 MANY = 10_000
 LARGE_ROWS = 4_000_000
 SPARSE_ROWS = 2**20
 PROBES = 50
+PAGES_PROBES = 5
 WORDS = [
     "small",
     "large",
@@ -85,6 +88,7 @@ class Data:
         items = self.rows * DIMENSION
         large = {"npy-f32": 4 * FILES, "npy-f16": 2 * FILES, "parquet": 5 * PARQUET_FILES}
         large |= dict.fromkeys(("npy-converted", "parquet-converted"), 4 * CONVERTED_FILES)
+        large |= {f"pages-{kind}-{share}": 5 * PAGES_FILES for kind in PAGES for share in GROUPS}
         return items * large[name] if name in large else 2**28
 
     def warm(self, name: str) -> None:
@@ -158,6 +162,56 @@ def write_plain(path: Path, number: int, rows: int) -> None:
     parquet.write_table(arrow.table({"embedding": column}), path / f"{number:04}.parquet", **options)
 
 
+PAGES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "zstd": {"compression": "zstd"},
+    "polars": {},
+    "plain": {"compression": "none"},
+    "v2": {"data_page_version": "2.0"},
+    "half": {},
+    "fixed": {},
+    "binary": {},
+    "split": {"use_dictionary": ["caption", "id"], "use_byte_stream_split": ["embedding.list.element"]},
+}
+"""Kinds of parquet files, and how pyarrow is asked for them."""
+
+GROUPS = {"whole": 1, "fifths": 5}
+"""How many row groups a file has."""
+
+
+@dataclass(frozen=True, slots=True)
+class PagesWriter:
+    """Writes parquet files of one kind."""
+
+    kind: str
+    """One of ``PAGES``."""
+    groups: int
+    """Row groups of a file."""
+
+    def __call__(self, path: Path, number: int, rows: int) -> None:
+        """Write one file: vectors, a caption and a number."""
+        file, group_rows, values = path / f"{number:04}.parquet", -(-rows // self.groups), vectors(number, rows)
+        if self.kind == "half":
+            values = values.astype(np.float16)
+        captions, ids = sentences(number, rows), np.arange(number * rows, (number + 1) * rows)
+        if self.kind == "polars":
+            polars = import_module("polars")
+            frame = polars.DataFrame({"embedding": values, "caption": captions, "id": ids})
+            frame = frame.with_columns(polars.col("embedding").arr.to_list())
+            frame.write_parquet(file, row_group_size=group_rows)
+            return
+        arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+        items = arrow.array(values.reshape(-1))
+        if self.kind == "fixed":
+            column = arrow.FixedSizeListArray.from_arrays(items, DIMENSION)
+        elif self.kind == "binary":
+            column = arrow.Array.from_buffers(arrow.binary(4 * DIMENSION), rows, [None, items.buffers()[1]])
+        else:
+            column = arrow.ListArray.from_arrays(arrow.array(np.arange(rows + 1, dtype=np.int32) * DIMENSION), items)
+        table = arrow.table({"embedding": column, "caption": captions, "id": ids})
+        parquet.write_table(table, file, row_group_size=group_rows, **PAGES[self.kind])
+
+
 def write_metadata(path: Path, number: int, rows: int) -> None:
     """One parquet file with two string columns, the partner of an npy file."""
     save_frame(path, number, {"caption": sentences(number, rows), "url": urls(number, rows)})
@@ -217,6 +271,15 @@ def make_remote(path: Path, rows: int) -> None:
             os.link(path / f"{number:04}.npy", path / f"{number + copy:04}.npy")
 
 
+def make_remote_pages(path: Path, rows: int) -> None:
+    """24 files of 25 MB as pandas leaves them; two of three are further names of the one before them."""
+    write = PagesWriter("default", 1)
+    for number in range(0, 24, 3):
+        write(path, number, max(1, rows // 8))
+        for copy in (1, 2):
+            os.link(path / f"{number:04}.parquet", path / f"{number + copy:04}.parquet")
+
+
 def make_links(links: int) -> Callable[[Path, int], None]:
     """Many names of one sparse file: the page cache holds it once, so the machine's memory is not what is measured."""
 
@@ -238,6 +301,12 @@ MAKERS: dict[str, Callable[[Path, int], None]] = {
     "many": make_many,
     "large": make_large,
     "remote": make_remote,
+    "remote-pages": make_remote_pages,
     "sparse-20GB": make_links(10),
     "sparse-200GB": make_links(100),
+}
+MAKERS |= {
+    f"pages-{kind}-{share}": in_parallel(PagesWriter(kind, groups), PAGES_FILES)
+    for kind in PAGES
+    for share, groups in GROUPS.items()
 }

@@ -15,6 +15,8 @@ DASK_ALONE = "dask alone"
 BY_HAND = "np.load + read_parquet"
 RAW = "raw limit"
 CAT_FILE = "bare cat_file"
+READ_TABLE = "pq.read_table"
+DASK_PARQUET = "dd.read_parquet"
 ONE_CONNECTION = "one connection"
 SUM, COMPUTE = "x.sum()", "x.compute()"
 LOOP, XBATCHER = "x[a:b].compute()", "xbatcher"
@@ -131,6 +133,36 @@ class Smaller:
         value = results[self.against].peak / results[OURS].peak
         text = f"peak {value:.2f}x ours >= {self.bound:g}x"
         return Verdict(self.against, text, value, self.bound, value >= self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaner:
+    """Another's memory grows at least so many times as much as ours."""
+
+    against: str
+    bound: float
+
+    def judge(self, results: Mapping[str, Summary]) -> Verdict | None:
+        """Compare the growths."""
+        if self.against not in results:
+            return None
+        value = results[self.against].growth / max(1, results[OURS].growth)
+        text = f"growth {value:.2f}x ours >= {self.bound:g}x"
+        return Verdict(self.against, text, value, self.bound, value >= self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Quick:
+    """Ours takes less than so many seconds, and reads less than so many bytes, which it reports itself."""
+
+    seconds: float
+    nbytes: int
+
+    def judge(self, results: Mapping[str, Summary]) -> Verdict | None:
+        """Look at the best time, and the most bytes."""
+        value, nbytes = results[OURS].best, max(run.answer["read_nbytes"] for run in results[OURS].runs)
+        text = f"< {self.seconds * 1e3:g} ms, {nbytes / 1e6:.1f} MB read < {self.nbytes / 1e6:.0f} MB"
+        return Verdict(OURS, text, value, self.seconds, value < self.seconds and nbytes < self.nbytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def address(work: Work) -> str:
 
 def whole_pass(module: str, work: Work, parallel_pieces: int, share: int = 1) -> Job:
     """Every batch, or those of the first of so many shares of the rows."""
-    reader = import_module(module).EmbeddingReader(address(work), file_format="npy")
+    reader = import_module(module).EmbeddingReader(address(work), file_format=work.source.file_format)
     end = reader.count // share
     # Imports what the first request would import, and connects.
     next(iter(reader(1, end=1, **options(work))))

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import child, convert, lazy, remote  # noqa: F401 - they enter their contenders
+from . import child, convert, lazy, pages, remote  # noqa: F401 - they enter their contenders
 from .contenders import contenders_of
 from .data import Data
 from .floors import OURS, Run, Summary, Verdict

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
-from .data import PROBES
+from .data import PAGES, PAGES_PROBES, PROBES
 from .floors import (
     CAT_FILE,
     COMPUTE,
     DASK_ALONE,
+    DASK_PARQUET,
     DELAYED,
     DISK_AT_ONCE,
     GATHER,
@@ -17,6 +18,7 @@ from .floors import (
     ONE_CONNECTION,
     PYARROW,
     RAW,
+    READ_TABLE,
     REFERENCE,
     SUM,
     XBATCHER,
@@ -24,6 +26,8 @@ from .floors import (
     Faster,
     Flat,
     Floor,
+    Leaner,
+    Quick,
     Scales,
     Smaller,
     Within,
@@ -103,6 +107,38 @@ def whole(name: str, source: Source, batch_size: int, *floors: Floor) -> Work:
     return Work(name, title, source, batch_size, floors=floors)
 
 
+PAGES_FLOORS = {"plain": 4, "split": 2.5}
+"""How many times as fast as pyarrow.dataset; all others three times."""
+
+_PAGE_NBYTES = 2**20
+
+
+def pages_works() -> list[Work]:
+    """Passes over all kinds of parquet files, and looks at few rows."""
+    columns, works = ("caption", "id"), []
+    for kind in PAGES:
+        floors: tuple[Floor, ...] = (Faster(PYARROW, PAGES_FLOORS.get(kind, 3)), Leaner(PYARROW, 4))
+        if kind == "default":
+            floors = (*floors, Faster(REFERENCE, 6))
+        for share, groups in {"whole": "one row group", "fifths": "five row groups"}.items():
+            title = f"parquet, {kind}, {groups} a file"
+            source = Source(title, f"pages-{kind}-{share}", "parquet", columns, None if kind == "half" else "float32")
+            optional = kind not in ("default", "zstd", "v2", "binary") or (share == "fifths" and kind != "default")
+            work = Work(f"parquet-{kind}-{share}", title, source, 10_000, floors=floors, optional=optional)
+            works.append(work)
+    vectors = Source("parquet default", "pages-default-whole", "parquet")
+    floor: tuple[Floor, ...] = (Faster(DASK_PARQUET, 3),)
+    works.append(Work("parquet-sum", "lazy x.sum(), parquet default", vectors, floors=floor))
+    for kind in ("default", "zstd", "v2"):
+        source = replace(vectors, data=f"pages-{kind}-whole")
+        title, few = f"ten rows of a row group, parquet {kind}", (Quick(0.03, 20 * _PAGE_NBYTES),)
+        optional = kind != "default"
+        works.append(
+            Work(f"parquet-rows-{kind}", title, source, 10, repeats=PAGES_PROBES, floors=few, optional=optional)
+        )
+    return works
+
+
 def other_works() -> list[Work]:
     """Everything but whole passes."""
     many, large = Source("10,000 npy files", "many"), Source("npy of 8 GB", "large")
@@ -132,7 +168,12 @@ def remote_works() -> list[Work]:
         "remote-http": ("npy float32 over HTTP", fast),
         "remote-s3-limited": ("npy float32 over S3, 60 MB/s a connection", scales),
     }
-    return [Work(name, title, files, 8_192, floors=floors) for name, (title, floors) in titles.items()]
+    pages = Source("parquet default", "remote-pages", "parquet")
+    works = [Work(name, title, files, 8_192, floors=floors) for name, (title, floors) in titles.items()]
+    return works + [
+        Work(f"remote-parquet-{scheme}", f"parquet default over {scheme.upper()}", pages, 8_192, floors=(floor,))
+        for scheme, floor in {"s3": Faster(READ_TABLE, 4), "http": Faster(READ_TABLE, 4)}.items()
+    ]
 
 
 def lazy_works() -> list[Work]:
@@ -215,7 +256,15 @@ def convert_works() -> list[Work]:
     ]
 
 
-_ALL = (*batch_works(), *other_works(), *lazy_works(), *remote_works(), *memory_works(), *convert_works())
+_ALL = (
+    *batch_works(),
+    *pages_works(),
+    *other_works(),
+    *lazy_works(),
+    *remote_works(),
+    *memory_works(),
+    *convert_works(),
+)
 WORKS = {work.name: work for work in _ALL}
 
 
