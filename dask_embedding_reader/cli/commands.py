@@ -164,14 +164,12 @@ def _collection_options(command: F) -> F:
             "meta_columns",
             multiple=True,
             metavar="NAME",
-            help="Metadata column; may be repeated.",
+            help="Metadata column, or * for all; may be repeated.",
         ),
         click.option(
             "--embedding-column",
-            default="embedding",
-            show_default=True,
             metavar="NAME",
-            help="parquet: column of vectors.",
+            help="parquet, npz, safetensors: what holds the vectors; by default `embedding`, else the only one.",
         ),
         click.option(
             "--file-format",
@@ -179,7 +177,7 @@ def _collection_options(command: F) -> F:
             type=FORMATS,
             metavar="FORMAT",
             help=f"One of {', '.join(KINDS)}, or parquet_npy and its like, with metadata in parquet files beside them. "
-            "By default what the files are called says it.",
+            "By default what a manifest or the names of the files say.",
         ),
     ):
         command = option(command)
@@ -214,6 +212,7 @@ def info(url: str, as_json: bool, **options: Any) -> None:
         "dtype": facts["dtype"],
         "size": f"{human_size(facts['nbytes'])}, {counted(facts['row_nbytes'], 'byte')} a row",
         "files": f"{facts['files']:,} {facts['file_format']}, of {_rows(per_file)}",
+        "vectors": facts["embedding_column"],
         "row groups": f"{groups['count']:,}, of {_rows(groups)}" if groups else "none",
         "metadata": ", ".join(f"{name} ({dtype})" for name, dtype in facts["metadata"].items()) or "none read",
         "columns": ", ".join(facts["columns"]) or None,
@@ -394,7 +393,8 @@ def convert(source: str, target: str, quiet: bool, as_json: bool, **options: Any
         return
     if facts["left_out"]:
         columns = ", ".join(facts["left_out"])
-        _echo(f"Not converted, since npy files hold no metadata: {columns}. --to parquet_npy keeps it.", err=True)
+        kind = facts["file_format"]
+        _echo(f"Not converted, since {kind} files hold no metadata: {columns}. --to parquet_{kind} keeps it.", err=True)
     _print_facts(
         {
             "rows": f"{facts['rows']:,}",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dask_embedding_reader.cli.opening import guess_format, metadata_columns, open_collection
+from dask_embedding_reader.cli.opening import open_collection
+from dask_embedding_reader.collection.layout import ALL_COLUMNS
 from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.reader import EmbeddingReader
-from dask_embedding_reader.storage.find import Listings
 from dask_embedding_reader.write.embeddings import write_embeddings
 
 
@@ -17,7 +17,7 @@ def convert_collection(
     target: str,
     *,
     file_format: str | None,
-    embedding_column: str,
+    embedding_column: str | None,
     meta_columns: Sequence[str],
     metadata_folder: str | None,
     storage_options: Mapping[str, Any] | None,
@@ -42,21 +42,18 @@ def convert_collection(
     **how
         Passed to :func:`write_embeddings`.
     """
-    listings: Listings = {}
-    given = file_format or guess_format(source, bool(meta_columns), metadata_folder, storage_options, listings)
-    written = target_format or given
-    there = metadata_columns(source, given, embedding_column, metadata_folder, storage_options, listings)
-    kept = [] if get_format(written).metadata == "none" else list(meta_columns) or there
+    holds_metadata = target_format is None or get_format(target_format).metadata != "none"
     reader = open_collection(
         source,
-        file_format=given,
+        file_format=file_format,
         embedding_column=embedding_column,
-        meta_columns=kept,
+        meta_columns=(meta_columns or ALL_COLUMNS) if holds_metadata else (),
         metadata_folder=metadata_folder,
         storage_options=storage_options,
         embedding_dtype=embedding_dtype,
-        listings=listings,
     )
+    written = target_format or reader.manifest.format.name
+    kept = [field.name for field in reader.manifest.fields]
     write_embeddings(
         reader, target, written, show_progress=show_progress, storage_options=target_storage_options, **how
     )
@@ -69,5 +66,5 @@ def convert_collection(
         "file_format": written,
         "files": result.nb_files,
         "metadata": kept,
-        "left_out": [name for name in (meta_columns or there) if name not in kept],
+        "left_out": [name for name in (meta_columns or reader.columns) if name not in kept],
     }

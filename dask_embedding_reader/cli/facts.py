@@ -13,7 +13,6 @@ from dask_embedding_reader.collection.manifest import FileTable
 from dask_embedding_reader.collection.plan import make_plan
 from dask_embedding_reader.formats.base import default_piece_rows
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
-from dask_embedding_reader.formats.parquet.read import column_names
 from dask_embedding_reader.reader import EmbeddingReader
 
 Facts = dict[str, Any]
@@ -31,7 +30,6 @@ def collection_facts(reader: EmbeddingReader) -> Facts:
     manifest = reader.manifest
     vectors = manifest.vectors
     rows = vectors.rows[vectors.rows > 0]
-    parquet = vectors if manifest.format.metadata == "same" else manifest.metadata
     return {
         "rows": reader.count,
         "dimension": reader.dimension,
@@ -39,12 +37,13 @@ def collection_facts(reader: EmbeddingReader) -> Facts:
         "row_nbytes": reader.byte_per_item,
         "nbytes": reader.total_size,
         "file_format": manifest.format.name,
+        "embedding_column": manifest.vectors_name,
         "files": reader.nb_files,
         "empty_files": len(vectors) - reader.nb_files,
         "rows_per_file": _span(rows),
         "row_groups": _row_groups(vectors),
         "metadata": {field.name: str(field.dtype) for field in manifest.fields},
-        "columns": [] if parquet is None else column_names([parquet.header(int(np.argmax(parquet.rows > 0))).file]),
+        "columns": list(reader.columns),
         "problems": list(_problems(reader)),
     }
 

@@ -72,10 +72,8 @@ def select(manifest: Manifest, rows: Rows, filters: Any, columns: Any) -> Rows:
 
 def _files(manifest: Manifest) -> FileTable:
     """Return the files whose columns can be asked for."""
-    if manifest.metadata is not None:
-        return manifest.metadata
-    if manifest.format.metadata == "same":
-        return manifest.vectors
+    if manifest.metadata_files is not None:
+        return manifest.metadata_files
     remedy = (
         "open it with meta_columns=[...], so that its metadata files are known"
         if manifest.format.metadata == "beside"

@@ -25,13 +25,16 @@ from dask_embedding_reader._common.progress import progress_bar
 from dask_embedding_reader._common.threads import threads_at_once
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.collection.beside import check_finished, read_saved, saved_headers
+from dask_embedding_reader.collection.layout import choose_column, choose_layout, choose_metadata, tell_kind
 from dask_embedding_reader.collection.pairing import pair_files
-from dask_embedding_reader.errors import ColumnError, FileChangedError, MismatchError, NoFilesError
+from dask_embedding_reader.collection.saved import SavedManifest
+from dask_embedding_reader.errors import ArgumentError, ColumnError, FileChangedError, MismatchError, NoFilesError
 from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, Format
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
 from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.formats.registry import KINDS, all_suffixes, get_file_format
 from dask_embedding_reader.storage.connections import FileSystem
-from dask_embedding_reader.storage.find import Listings, find_files, find_sibling
+from dask_embedding_reader.storage.find import Listings, find_files, find_kinds, find_sibling
 from dask_embedding_reader.storage.read import StoredFile, everywhere, file_url, identity, is_local
 from dask_embedding_reader.storage.retries import hide_secrets
 
@@ -175,6 +178,8 @@ class Manifest:
     """The metadata columns."""
     dtype: np.dtype[Any]
     """The stored dtype of the vectors, in native byte order."""
+    metadata_files: FileTable | None = None
+    """As ``metadata``, but whether metadata was asked for or not; None where the format has none."""
 
     @property
     def count(self) -> int:
@@ -185,6 +190,11 @@ class Manifest:
     def dimension(self) -> int:
         """Items in a vector."""
         return self.vectors.dimension
+
+    @property
+    def vectors_name(self) -> str | None:
+        """The column, array or tensor that holds the vectors; None where files hold nothing else."""
+        return None if self.format.vectors.find_vectors is None else self.columns.embedding
 
     @property
     def byte_per_item(self) -> int:
@@ -202,7 +212,7 @@ class Manifest:
 
 
 def read_manifest(
-    file_format: Format,
+    file_format: Format | None,
     sources: Sequence[Source],
     columns: Columns,
     metadata_sources: Sequence[Source] | None = None,
@@ -211,11 +221,13 @@ def read_manifest(
     show_progress: bool = False,
     *,
     unfinished: bool = False,
-    listings: Listings | None = None,
 ) -> Manifest:
     """Find the files of a collection and read their headers, as far as no manifest beside them holds these.
 
-    A collection that is being written is refused, unless ``unfinished``. ``listings`` are as in ``find_files``.
+    What there is says which format and which column of vectors these are, if nobody else does (None for either); see
+    :mod:`~dask_embedding_reader.collection.layout`, also for all metadata columns (``ALL_COLUMNS``). Those that the
+    format does not have are left out, and so are folders of metadata. A collection that is being written is refused,
+    unless ``unfinished``.
 
     Raises
     ------
@@ -231,7 +243,11 @@ def read_manifest(
         If the collection is being written, or its writing was interrupted.
     FileChangedError
         If files have gone that the manifest beside the others names.
+    ArgumentError
+        If the format cannot be told, or files of this format tell the dtype that is given.
     """
+    if file_format is not None:
+        _check_dtype(file_format, columns)
     if ROW_NUMBER in columns.meta:
         raise ColumnError(
             f"the metadata column {ROW_NUMBER!r} cannot be read: that name stands for the global row number; "
@@ -252,15 +268,23 @@ def read_manifest(
         )
 
     try:
-        return read({} if listings is None else listings)
+        return read({})
     except FileChangedError:
         # A writer that comes to its end while its folder is listed, page by page: its manifest names more files than
         # the listing. What is missing, or changes, the second time is not coming.
         return read({})
 
 
+def _check_dtype(file_format: Format, columns: Columns) -> None:
+    if columns.embedding_dtype is not None and file_format.vectors.tells_dtype:
+        raise ArgumentError(
+            "embedding_dtype is only for files that do not tell their dtype, such as parquet with a binary column; "
+            f"{file_format.name} files do"
+        )
+
+
 def _read_manifest(
-    file_format: Format,
+    file_format: Format | None,
     sources: Sequence[Source],
     columns: Columns,
     metadata_sources: Sequence[Source] | None,
@@ -271,19 +295,27 @@ def _read_manifest(
     *,
     unfinished: bool,
 ) -> Manifest:
-    in_same_file = file_format.metadata == "same"
     noticed: list[StoredFile] = []
     marks: list[StoredFile] = []
     roots: list[str] = []
     shared: dict[tuple[Any, ...], FileSystem] = {}
-    vectors = file_format.vectors
     heads: dict[StoredFile, bytes] = {}
     empty: list[Source] = []
+    saved = None
+    is_noticed = file_format is None  # what is looked up in order to choose it is not looked up again
+    if file_format is None:
+        file_format, saved = _choose_layout(
+            sources, columns, metadata_sources, storage_options, noticed, shared, listings, unfinished=unfinished
+        )
+        _check_dtype(file_format, columns)
+    if file_format.metadata == "none":
+        columns = columns._replace(meta=())
+    vectors = file_format.vectors
     files = find_files(
         sources,
         vectors.suffixes,
         storage_options,
-        noticed,
+        None if is_noticed else noticed,
         roots,
         shared,
         vectors.first_nbytes,
@@ -319,8 +351,13 @@ def _read_manifest(
             check_finished(marks)
     for source in empty:
         _warn_of_empty(source)
-    own_columns = columns if in_same_file else columns._replace(meta=())
-    saved = read_saved(noticed)
+    if not vectors.first_nbytes:
+        heads.clear()  # they are the first bytes
+    if saved is None:
+        saved = read_saved(noticed)
+    columns = choose_column(vectors, files, heads, [manifest for _, manifest in saved], columns)
+    columns = choose_metadata(files if partner_files is None else partner_files, columns)
+    own_columns = columns if file_format.metadata == "same" else columns._replace(meta=())
     known = saved_headers(saved, files, vectors.suffixes, own_columns)
     headers = _read_headers(vectors, files, own_columns, show_progress, known, heads)
     partners = None
@@ -331,6 +368,50 @@ def _read_manifest(
     return make_manifest(
         file_format, columns, (headers, roots), None if partners is None else (partners, partner_roots)
     )
+
+
+def _choose_layout(
+    sources: Sequence[Source],
+    columns: Columns,
+    metadata_sources: Sequence[Source] | None,
+    storage_options: Mapping[str, Any] | None,
+    noticed: list[StoredFile],
+    shared: dict[tuple[Any, ...], FileSystem],
+    listings: Listings,
+    *,
+    unfinished: bool,
+) -> tuple[Format, list[tuple[StoredFile, SavedManifest]] | None]:
+    """List the files, and choose the format by what there is; return the manifests beside them, too, if it was read."""
+    formats = [get_file_format(name) for name in KINDS]
+    kinds = find_kinds(
+        sources,
+        {each.name: each.suffixes for each in formats},
+        storage_options,
+        noticed,
+        shared,
+        max(each.first_nbytes for each in formats),
+        listings,
+    )
+    if not unfinished:
+        check_finished(noticed)
+    if not kinds:
+        find_files(
+            sources, all_suffixes(), storage_options, shared=shared, listings=listings
+        )  # says that there is none
+    if kinds == [""]:
+        heads: dict[StoredFile, bytes] = {}
+        [file, *_] = find_files(sources, all_suffixes(), storage_options, shared=shared, heads=heads, listings=listings)
+        kinds = [tell_kind(file, heads.get(file, b""))]
+    # Where metadata is elsewhere, that is listed before any manifest is read.
+    saved = read_saved(noticed) if metadata_sources is None else None
+    layout = choose_layout(
+        set(kinds) - {""},
+        [manifest for _, manifest in saved or ()],
+        hide_secrets(os.fspath(sources[0])),
+        wants_metadata=bool(columns.meta),
+        has_metadata_folder=metadata_sources is not None,
+    )
+    return layout, saved
 
 
 def _find_metadata(
@@ -395,16 +476,17 @@ def make_manifest(file_format: Format, columns: Columns, vectors: Headers, metad
             f"no embeddings: {counted(len(headers), f'{file_format.vectors.name} file')} without rows (such as "
             f"{headers[0].file.url})"
         )
-    metadata_table, fields = None, []
+    metadata_files, fields = table if file_format.metadata == "same" else None, []
     if metadata is not None:
         _check_rows(headers, metadata[0])
+        metadata_files = _table(*metadata)
     if columns.meta:
         partners = headers if metadata is None else metadata[0]
-        metadata_table = table if metadata is None else _table(*metadata)
         filled = [header for header in partners if header.rows]  # others may have columns of any type
         fields = merge_columns(columns.meta, [h.file.url for h in filled], [h.meta for h in filled])
     dtype = next(header.dtype for header in headers if header.rows).newbyteorder("=")
-    return Manifest(file_format, columns, table, metadata_table, tuple(fields), dtype)
+    metadata_table = metadata_files if columns.meta else None
+    return Manifest(file_format, columns, table, metadata_table, tuple(fields), dtype, metadata_files)
 
 
 def _grouped(headers: Sequence[FileHeader]) -> Sequence[FileHeader]:

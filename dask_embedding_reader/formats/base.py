@@ -103,6 +103,15 @@ def in_order(read: StretchReader, start: int) -> RowReader:
     return read_next
 
 
+VectorFinder = Callable[[StoredFile, Columns, bytes], tuple[Sequence[str] | None, bytes]]
+"""Given a file, what is wanted of it, and its ``head`` (see :meth:`FileFormat.read_header`), returns the names of the
+columns that may be those of vectors, and what is known of the head now. ``DEFAULT_COLUMN`` is the only one where there
+is one; None where the file cannot tell, because it has no rows."""
+
+DEFAULT_COLUMN = "embedding"
+"""What the column of vectors is called, if nobody says otherwise."""
+
+
 class FileFormat(Protocol):
     """Files of one kind: how vectors are read from them and written to them."""
 
@@ -121,10 +130,14 @@ class FileFormat(Protocol):
     tells_dtype: bool
     """Whether every such file tells the dtype of its items: else who opens it may have to."""
 
+    @property
+    def find_vectors(self) -> VectorFinder | None:
+        """Find the columns of a file that may be those of vectors; None where vectors have no name."""
+
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read what the file says of itself; raise ``FormatError`` where that cannot be right.
 
-        ``head`` is what is known of its first bytes already.
+        ``head`` is what is known already of its first bytes, or of its last ones where ``first_nbytes`` is 0.
         """
 
     def check_header(self, header: FileHeader) -> bool:

@@ -46,6 +46,7 @@ class _Fbin:
     first_nbytes = _HEADER_NBYTES
     holds_columns = False
     tells_dtype = False
+    find_vectors = None
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read the rows and the dimension; the size of the file has to agree."""

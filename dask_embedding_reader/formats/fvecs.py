@@ -43,6 +43,7 @@ class _Fvecs:
     first_nbytes = _PREFIX_NBYTES
     holds_columns = False
     tells_dtype = False
+    find_vectors = None
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read the dimension of the first row; the size of the file tells how many there are."""

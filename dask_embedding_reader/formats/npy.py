@@ -60,6 +60,7 @@ class _Npy:
     first_nbytes = 512  # numpy writes 128; a longer header costs a second read
     holds_columns = False
     tells_dtype = True
+    find_vectors = None
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read the shape, dtype and order of an npy file."""

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from dask_embedding_reader.errors import ColumnError, FormatError
 from dask_embedding_reader.formats.base import (
+    DEFAULT_COLUMN,
     Array,
     Columns,
     FileHeader,
@@ -65,10 +66,21 @@ class _Npz:
     holds_columns = False
     tells_dtype = True
 
+    def find_vectors(self, file: StoredFile, columns: Columns, head: bytes) -> tuple[Sequence[str] | None, bytes]:
+        """Find the arrays of numbers of two axes; where there is one array, it is that."""
+        del columns
+        head = head or _read_tail(file)
+        archive = _open(file, head)
+        names = _array_names(archive)
+        if DEFAULT_COLUMN in names:
+            return [DEFAULT_COLUMN], head
+        if len(names) > 1:
+            names = [name for name in names if _is_vectors(file, archive, name)]
+        return names, head
+
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read where the wanted array lies, its shape and dtype."""
-        del head
-        archive = _open(file)
+        archive = _open(file, head or _read_tail(file))
         member = _member(file, archive, columns.embedding or "")
         rows, dimension = rows_and_dimension(file, member.parsed)
         dtype = member.parsed.dtype
@@ -165,10 +177,10 @@ NPZ = _Npz()
 class _Tail(io.RawIOBase):
     """An archive as a file whose end has been read."""
 
-    def __init__(self, file: StoredFile) -> None:
+    def __init__(self, file: StoredFile, data: bytes) -> None:
         self._file, self._position = file, 0
-        self._start = max(0, file.size - _TAIL_NBYTES)
-        self._data = read_range(file, self._start, file.size)
+        self._start = file.size - len(data)
+        self._data = data
 
     def readable(self) -> bool:
         return True
@@ -231,12 +243,17 @@ class _Inflating:
             nbytes -= len(self.read(min(nbytes, _BLOCK_NBYTES)))
 
 
-def _open(file: StoredFile) -> zipfile.ZipFile:
-    """Read the directory of an archive."""
+def _read_tail(file: StoredFile) -> bytes:
+    """Read the end of an archive, where its directory is."""
     if file.size < 0:
         _fail(file, "the storage does not tell its size, and the directory of an archive is at its end")
+    return read_range(file, max(0, file.size - _TAIL_NBYTES), file.size)
+
+
+def _open(file: StoredFile, tail: bytes) -> zipfile.ZipFile:
+    """Read the directory of an archive whose end has been read."""
     try:
-        return zipfile.ZipFile(_Tail(file))
+        return zipfile.ZipFile(_Tail(file, tail))
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError) as error:
         raise FormatError(f"{file.url}: not a readable npz file: {error}; is it one at all, and whole?") from error
 
@@ -245,9 +262,21 @@ def _is_array(info: zipfile.ZipInfo) -> bool:
     return info.filename.endswith(".npy")
 
 
+def _array_names(archive: zipfile.ZipFile) -> list[str]:
+    return [info.filename.removesuffix(".npy") for info in archive.infolist() if _is_array(info)]
+
+
+def _is_vectors(file: StoredFile, archive: zipfile.ZipFile, name: str) -> bool:
+    """Tell whether an array has two axes and can be read."""
+    try:
+        return len(_member(file, archive, name).parsed.shape) == 2
+    except (FormatError, ColumnError):  # such as one of objects
+        return False
+
+
 def _member(file: StoredFile, archive: zipfile.ZipFile, name: str) -> _Member:
     """Find an array, and read its header."""
-    names = [info.filename.removesuffix(".npy") for info in archive.infolist() if _is_array(info)]
+    names = _array_names(archive)
     if names.count(name) != 1:
         shown = ", ".join(map(repr, names[:10]))
         raise ColumnError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from typing import cast
+from typing import Literal, cast
 
 from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.formats.base import FileFormat, Format
@@ -22,12 +22,31 @@ _FORMATS = {
 KINDS = tuple(_FORMATS)
 """The names of all kinds of files."""
 
-_BESIDE = "parquet_"
+AUTO = "auto"
+"""In the place of the name of a layout: the one that the files have."""
+
+BESIDE = "parquet_"
 """What the names of layouts begin with whose metadata lies in parquet files beside the vectors: ``parquet_npy``."""
+
+FileFormatName = Literal[
+    "auto",
+    "npy",
+    "parquet",
+    "fbin",
+    "fvecs",
+    "npz",
+    "safetensors",
+    "parquet_npy",
+    "parquet_fbin",
+    "parquet_fvecs",
+    "parquet_npz",
+    "parquet_safetensors",
+]
+"""What ``file_format`` may be, for editors and type checkers."""
 
 
 @cache
-def file_format(name: str) -> FileFormat:
+def get_file_format(name: str) -> FileFormat:
     """Return a kind of file by its name."""
     module, _, value = _FORMATS[name].partition(":")
     return cast("FileFormat", getattr(import_module(f"{__package__}.{module}"), value))
@@ -35,7 +54,7 @@ def file_format(name: str) -> FileFormat:
 
 def format_names() -> tuple[str, ...]:
     """Return the names of all layouts."""
-    return (*_FORMATS, *(_BESIDE + name for name in _FORMATS if not file_format(name).holds_columns))
+    return (*_FORMATS, *(BESIDE + name for name in _FORMATS if not get_file_format(name).holds_columns))
 
 
 def get_format(name: str) -> Format:
@@ -47,14 +66,14 @@ def get_format(name: str) -> Format:
         If there is none of that name.
     """
     if name in _FORMATS:
-        found = file_format(name)
+        found = get_file_format(name)
         return Format(name, found, "same" if found.holds_columns else "none")
-    vectors = name.removeprefix(_BESIDE)
+    vectors = name.removeprefix(BESIDE)
     if name in format_names():
-        return Format(name, file_format(vectors), "beside")
+        return Format(name, get_file_format(vectors), "beside")
     raise ArgumentError(f"unknown file_format {name!r}; the formats are {', '.join(map(repr, format_names()))}")
 
 
 def all_suffixes() -> tuple[str, ...]:
     """Return what the names of files of vectors or metadata may end in."""
-    return tuple(suffix for name in _FORMATS for suffix in file_format(name).suffixes)
+    return tuple(suffix for name in _FORMATS for suffix in get_file_format(name).suffixes)

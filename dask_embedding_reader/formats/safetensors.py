@@ -11,6 +11,7 @@ References
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from dask_embedding_reader.errors import ColumnError, FormatError
 from dask_embedding_reader.formats.base import (
+    DEFAULT_COLUMN,
     Array,
     Columns,
     FileHeader,
@@ -71,9 +73,18 @@ class _Safetensors:
     holds_columns = False
     tells_dtype = True
 
+    def find_vectors(self, file: StoredFile, columns: Columns, head: bytes) -> tuple[Sequence[str] | None, bytes]:
+        """Find the tensors of two axes."""
+        del columns
+        head = _read_head(file, head)
+        tensors, _ = _parse_tensors(file, head)
+        if DEFAULT_COLUMN in tensors:
+            return [DEFAULT_COLUMN], head
+        return [name for name, tensor in tensors.items() if tensor.is_vectors], head
+
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read where the wanted tensor lies."""
-        tensors, data_offset = _read_tensors(file, head)
+        tensors, data_offset = _parse_tensors(file, _read_head(file, head))
         name = columns.embedding
         if name not in tensors:
             raise ColumnError(
@@ -153,8 +164,8 @@ def _widen(values: Array) -> Array:
     return wide.view("<f4")
 
 
-def _read_tensors(file: StoredFile, head: bytes) -> tuple[dict[str, _Tensor], int]:
-    """Return the tensors of a file by name, and where their data begin; trust none of it."""
+def _read_head(file: StoredFile, head: bytes) -> bytes:
+    """Return the header of a file, of which some bytes may be known."""
     if 0 <= file.size < _LENGTH_NBYTES:
         _fail(file, f"it has {file.size} bytes, less than the 8 of its length; write it again")
     first = SAFETENSORS.first_nbytes
@@ -165,6 +176,12 @@ def _read_tensors(file: StoredFile, head: bytes) -> tuple[dict[str, _Tensor], in
         _fail(file, f"its header claims {nbytes:,} of the file's {file.size:,} bytes; is it one at all, and whole?")
     if data_offset > len(head):
         head += read_range(file, len(head), data_offset)
+    return head[:data_offset]
+
+
+def _parse_tensors(file: StoredFile, head: bytes) -> tuple[dict[str, _Tensor], int]:
+    """Return the tensors of a file by name, and where their data begin; trust none of it."""
+    data_offset = len(head)
     try:
         facts = json.loads(head[_LENGTH_NBYTES:data_offset])
         tensors = {name: _parse(tensor) for name, tensor in facts.items() if name != "__metadata__"}

@@ -59,6 +59,8 @@ def _facts(manifest: Manifest, rows: int, order: str) -> Iterator[tuple[str, str
     yield "a row", human_size(manifest.byte_per_item)
     files = int(np.count_nonzero(vectors.rows))
     yield "files", f"{files:,} {manifest.format.name}"
+    if manifest.vectors_name is not None:
+        yield "vectors", manifest.vectors_name
     if vectors.has_groups:
         yield "row groups", f"{len(vectors.group_rows):,}"
 

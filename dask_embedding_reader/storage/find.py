@@ -170,23 +170,12 @@ def find_files(
     NoFilesError
         If a source does not exist, or nothing in any of them matches.
     """
-    resolved = _share((resolve(source, storage_options) for source in sources), {} if shared is None else shared)
+    listed = _list_sources(sources, suffixes, storage_options, shared, first_nbytes, listings)
     if roots is not None:
-        roots += [path for _, path in resolved]
-
-    def list_source(source: Source, where: tuple[FileSystem, str]) -> Listing:
-        listing = None if listings is None else listings.get(where)
-        if listing is None:
-            listing = _list_source(*where, suffixes, source, first_nbytes)
-            if listings is not None:
-                listings[where] = listing
-        return listing
-
-    remote = not all(is_local(filesystem) for filesystem, _ in resolved)
-    listed = _map_at_once(list_source, sources, resolved) if remote else list(map(list_source, sources, resolved))
+        roots += [path for _, path, _ in listed]
     found: dict[tuple[FileSystem, str], dict[str, Any]] = {}
     problems = []
-    for source, (filesystem, _), (infos, own, are_named) in zip(sources, resolved, listed, strict=True):
+    for source, (filesystem, _, (infos, own, are_named)) in zip(sources, listed, strict=True):
         if noticed is not None:
             noticed += [stored_file(filesystem, _known(filesystem, info)) for info in own]
         paths = [info["name"] for info in infos]
@@ -216,6 +205,56 @@ def find_files(
     if not files:
         raise NoFilesError(_nothing_found(sources[0], suffixes, [path for _, path in found]))
     return files
+
+
+def find_kinds(
+    sources: Sequence[Source],
+    kinds: Mapping[str, tuple[str, ...]],
+    storage_options: Mapping[str, Any] | None,
+    noticed: list[StoredFile],
+    shared: dict[tuple[Any, ...], FileSystem],
+    first_nbytes: int,
+    listings: Listings,
+) -> list[str]:
+    """Tell of which kinds there are files, each of which has its suffixes; the other arguments as in `find_files`.
+
+    An empty name stands for files that are named, and called as none of the kinds.
+    """
+    kind_of = {suffix: name for name, suffixes in kinds.items() for suffix in suffixes}
+    found: set[str] = set()
+    listed = _list_sources(sources, tuple(kind_of), storage_options, shared, first_nbytes, listings)
+    for filesystem, _, (infos, own, named) in listed:
+        noticed += [stored_file(filesystem, _known(filesystem, info)) for info in own]
+        paths = [info["name"] for info in infos if info.get("size") != 0]
+        suffixes = {os.path.splitext(_without_query(filesystem, path))[1] for path in paths}
+        spelled = {_spelled(filesystem, path) for path in paths if path in named} if named else set()
+        kinds_here = {kind_of[suffix] for suffix in suffixes | spelled if suffix in kind_of}
+        found |= kinds_here or ({""} if None in spelled else set())
+    return sorted(found)
+
+
+def _list_sources(
+    sources: Sequence[Source],
+    suffixes: tuple[str, ...],
+    storage_options: Mapping[str, Any] | None,
+    shared: dict[tuple[Any, ...], FileSystem] | None,
+    first_nbytes: int,
+    listings: Listings | None,
+) -> list[tuple[FileSystem, str, Listing]]:
+    """List what is in each source, as far as that is not known; return where it is, too."""
+    resolved = _share((resolve(source, storage_options) for source in sources), {} if shared is None else shared)
+
+    def list_source(source: Source, where: tuple[FileSystem, str]) -> Listing:
+        listing = None if listings is None else listings.get(where)
+        if listing is None:
+            listing = _list_source(*where, suffixes, source, first_nbytes)
+            if listings is not None:
+                listings[where] = listing
+        return listing
+
+    remote = not all(is_local(filesystem) for filesystem, _ in resolved)
+    listed = _map_at_once(list_source, sources, resolved) if remote else list(map(list_source, sources, resolved))
+    return [(*where, listing) for where, listing in zip(resolved, listed, strict=True)]
 
 
 def _map_at_once(function: Callable[..., R], *columns: Sequence[Any]) -> list[R]:
@@ -414,18 +453,19 @@ def _choose(
 
     A glob may name more than the data: files without any suffix of a format are meant if there are no others.
     """
-
-    def spelled(path: str) -> str | None:
-        path = _without_query(filesystem, path)
-        return next((kind for kind, pattern in _SPELLINGS.items() if pattern.search(path)), None)
-
     chosen = [path for path in paths if _has_suffix(filesystem, path, suffixes)]
     if named:
-        kinds = {path: spelled(path) for path in paths if path in named}
+        kinds = {path: _spelled(filesystem, path) for path in paths if path in named}
         chosen += [path for path, kind in kinds.items() if kind in suffixes]
         if not chosen:
             chosen = [path for path, kind in kinds.items() if kind is None]
     return chosen
+
+
+def _spelled(filesystem: FileSystem, path: str) -> str | None:
+    """Return the suffix that the name of a file ends in, however it is spelled."""
+    path = _without_query(filesystem, path)
+    return next((suffix for suffix, pattern in _SPELLINGS.items() if pattern.search(path)), None)
 
 
 def _name(info: Mapping[str, Any]) -> str:
@@ -685,8 +725,12 @@ def _nothing_found(source: Source, suffixes: tuple[str, ...], passed_over: Seque
     )
 
 
+_MOST_SUFFIXES = 5
+"""No format has more; more are those of all formats."""
+
+
 def _any_of(suffixes: tuple[str, ...]) -> str:
-    return " or ".join(suffixes)
+    return " or ".join(suffixes) if len(suffixes) <= _MOST_SUFFIXES else ".npy, .parquet or other readable"
 
 
 def _suffix(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ class _Parquet:
     first_nbytes = 0  # its footer is at the end
     holds_columns = True
     tells_dtype = False
+
+    def find_vectors(self, file: StoredFile, columns: Columns, head: bytes) -> tuple[Sequence[str] | None, bytes]:
+        """Find the columns of numbers in lists of one length."""
+        return read.find_vectors(file, columns), head
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read the footer of a parquet file: rows, row groups, and what the wanted columns hold."""

@@ -22,7 +22,15 @@ import pyarrow.parquet as pq
 
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
-from dask_embedding_reader.formats.base import Array, Columns, FileHeader, MetaColumn, Stretch, StretchReader
+from dask_embedding_reader.formats.base import (
+    DEFAULT_COLUMN,
+    Array,
+    Columns,
+    FileHeader,
+    MetaColumn,
+    Stretch,
+    StretchReader,
+)
 from dask_embedding_reader.formats.parquet.footer import INT96_UNIT, Chunk, Footer, parse_footer
 from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
 from dask_embedding_reader.formats.parquet.plain_pages import Place, can_be_plain, iter_stretches
@@ -240,9 +248,10 @@ def _undecodable(file: StoredFile, group: int, names: Sequence[str]) -> str:
 # The footer
 
 
-def column_names(files: Sequence[StoredFile]) -> list[str]:
-    """Return the names of all columns of the first file that has any: files without rows may have none."""
-    return next((list(names) for file in files if (names := _footer(file, ()).schema.names)), [])
+def first_schema(files: Sequence[StoredFile]) -> pa.Schema:
+    """Return the columns of the first file that has any: files without rows may have none."""
+    schemas = (_footer(file, ()).schema.arrow for file in files)
+    return next((schema for schema in schemas if schema.names), pa.schema([]))
 
 
 def may_match(file: StoredFile, expression: Any) -> set[int] | None:
@@ -363,8 +372,30 @@ def _few(names: Sequence[str], count: int) -> str:
 _MOST_COMPARED, _MOST_NAMED = 2_000, 10
 
 
+def find_vectors(file: StoredFile, columns: Columns) -> list[str] | None:
+    """Return the columns that may be that of vectors; None if the file has no rows, and maybe no columns."""
+    footer = _footer(file, ())
+    if not sum(footer.group_rows):
+        return None
+    names = list(footer.schema.names)
+    if DEFAULT_COLUMN in names:
+        return [DEFAULT_COLUMN]
+    if columns.embedding_dtype is not None:
+        binary = [field.name for field in footer.schema.arrow if _is_bytes(field.type)]
+        return [name for name in binary if names.count(name) == 1]
+    return _columns_of_vectors(file, footer)
+
+
 def _remedy(file: StoredFile, footer: Footer) -> str:
-    """Say which columns may be that of vectors: those of numbers in lists of one length."""
+    """Say which columns may be that of vectors."""
+    found = _columns_of_vectors(file, footer)
+    if not found:
+        return "name the column of vectors (embedding_column=...)"
+    return f"name the column of vectors (embedding_column=...), such as {_few(found, len(found))}"
+
+
+def _columns_of_vectors(file: StoredFile, footer: Footer) -> list[str]:
+    """Return the columns that may be that of vectors: those of numbers in lists of one length."""
     names = [field.name for field in footer.schema.arrow if _item_type(field.type) is not None][:_MOST_COMPARED]
     found = []
     try:
@@ -378,9 +409,7 @@ def _remedy(file: StoredFile, footer: Footer) -> str:
         lengths = {divmod(chunk.values, rows) for chunk, rows in zip(chunks, footer.group_rows, strict=True) if rows}
         if len(indices) == 1 and len(lengths) == 1 and lengths.pop()[1] == 0:
             found.append(name)
-    if not found:
-        return "name the column of vectors (embedding_column=...)"
-    return f"name the column of vectors (embedding_column=...), such as {_few(found, len(found))}"
+    return found
 
 
 def _meta_column(file: StoredFile, footer: Footer, name: str) -> MetaColumn:
@@ -472,6 +501,10 @@ def _is_view(kind: pa.DataType) -> bool:
 def _is_binary(kind: pa.DataType) -> bool:
     """Tell whether a type is that of bytes that tell their lengths."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) or str(kind) == "binary_view"
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return _is_binary(kind) or bool(pa.types.is_fixed_size_binary(kind))
 
 
 def _binary_dtype(where: str, columns: Columns) -> np.dtype[Any]:

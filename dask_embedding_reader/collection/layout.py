@@ -1,0 +1,147 @@
+"""How a collection is laid out, where who opens it does not say: its format, and the column of vectors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+import pyarrow as pa
+
+from dask_embedding_reader.collection.saved import SavedManifest
+from dask_embedding_reader.errors import ArgumentError, FormatError
+from dask_embedding_reader.formats.base import DEFAULT_COLUMN, Columns, FileFormat, Format
+from dask_embedding_reader.formats.metadata import ROW_NUMBER
+from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.formats.parquet.read import first_schema
+from dask_embedding_reader.formats.registry import BESIDE, get_file_format, get_format
+from dask_embedding_reader.storage.read import StoredFile, read_range
+
+_FIRST_BYTES = {b"\x93NUM": "npy", b"PAR1": "parquet", b"PK\3\4": "npz"}
+"""What files begin with whose names do not tell what they are."""
+
+
+def choose_layout(
+    kinds: Collection[str],
+    saved: Sequence[SavedManifest],
+    where: str,
+    *,
+    wants_metadata: bool,
+    has_metadata_folder: bool,
+) -> Format:
+    """Choose the format of a collection.
+
+    It is what a manifest beside the data says; else npy, where there are npy files; else the one kind that is there.
+    Parquet files beside those of another kind hold their metadata, which is read if anybody wants it.
+
+    Parameters
+    ----------
+    kinds
+        The kinds of files that there are.
+    saved
+        The manifests beside them.
+    where
+        What was searched, for messages.
+    wants_metadata
+        Whether metadata columns are asked for.
+    has_metadata_folder
+        Whether a folder is named that holds them.
+
+    Raises
+    ------
+    ArgumentError
+        If there are several kinds.
+    """
+    saved_formats = {manifest.file_format for manifest in saved}
+    told = saved_formats.pop() if len(saved_formats) == 1 else ""
+    kind = told.removeprefix(BESIDE)
+    if kind not in kinds:
+        told, kind = "", _choose_kind(kinds, where)
+    if get_file_format(kind).holds_columns:
+        return get_format(kind)
+    is_beside = wants_metadata or told.startswith(BESIDE)
+    return get_format(BESIDE + kind if has_metadata_folder or (is_beside and PARQUET.name in kinds) else kind)
+
+
+def _choose_kind(kinds: Collection[str], where: str) -> str:
+    if "npy" in kinds:
+        return "npy"
+    vectors = [kind for kind in kinds if not get_file_format(kind).holds_columns]
+    found = vectors if len(vectors) == 1 and set(kinds) <= {*vectors, PARQUET.name} else list(kinds)
+    if len(found) > 1:
+        names = " and ".join([", ".join(found[:-1]), found[-1]])
+        raise ArgumentError(
+            f"{where} holds files of several kinds: {names}; say which are the collection, as in "
+            f'file_format="{found[0]}", or name the files, as in {where}/*{get_file_format(found[0]).suffixes[0]}'
+        )
+    return found[0]
+
+
+def tell_kind(file: StoredFile, head: bytes) -> str:
+    """Tell the kind of a file whose name does not, by its first bytes, some of which may be known.
+
+    Raises
+    ------
+    FormatError
+        If they do not tell it.
+    """
+    first = head[:4] or read_range(file, 0, min(4, file.size) if file.size >= 0 else 4)
+    if first not in _FIRST_BYTES:
+        raise FormatError(
+            f"{file.url}: neither its name nor its first bytes, {first!r}, tell what kind of file it is; say so, as in "
+            'file_format="npy"'
+        )
+    return _FIRST_BYTES[first]
+
+
+def choose_column(
+    vectors: FileFormat,
+    files: Sequence[StoredFile],
+    heads: dict[StoredFile, bytes],
+    saved: Sequence[SavedManifest],
+    columns: Columns,
+) -> Columns:
+    """Choose the column of vectors, unless it is named.
+
+    It is the one that a manifest names, else `embedding`, else the only one there is. Where that does not tell, it is
+    `embedding`, and an error says so when the first file is opened. What is read of that file is added to ``heads``.
+    """
+    told = {
+        manifest.columns[:2]
+        for manifest in saved
+        if get_format(manifest.file_format).vectors is vectors
+        and columns.embedding in (None, manifest.columns.embedding)
+        and columns.embedding_dtype in (None, manifest.columns.embedding_dtype)
+    }
+    if len(told) == 1:
+        name, dtype = told.pop()
+        return columns._replace(embedding=name or DEFAULT_COLUMN, embedding_dtype=dtype)
+    if columns.embedding is not None:
+        return columns
+    if vectors.find_vectors is not None:
+        for file in files:
+            names, heads[file] = vectors.find_vectors(file, columns, heads.get(file, b""))
+            if names is not None:
+                return columns._replace(embedding=names[0] if len(names) == 1 else DEFAULT_COLUMN)
+    return columns._replace(embedding=DEFAULT_COLUMN)
+
+
+ALL_COLUMNS = ("*",)
+"""As ``meta_columns``: all there are."""
+
+
+def choose_metadata(files: Sequence[StoredFile], columns: Columns) -> Columns:
+    """Put the names of all metadata columns in the place of ``ALL_COLUMNS``."""
+    if columns.meta != ALL_COLUMNS:
+        return columns
+    return columns._replace(meta=tuple(metadata_types(files, columns.embedding)))
+
+
+def metadata_types(files: Sequence[StoredFile], embedding: str | None) -> dict[str, pa.DataType]:
+    """Return the metadata columns of the first of some parquet files that has any; one may be that of vectors."""
+    schema = first_schema(files)
+    names = Counter(schema.names)
+    return {
+        field.name: field.type
+        for field in schema
+        if names[field.name] == 1 and field.name not in (embedding, ROW_NUMBER)
+    }
