@@ -421,7 +421,8 @@ def test_parquet_files_are_not_opened_one_after_another(bucket: Bucket, tmp_path
     url = put_folder(bucket, collection.folder)
     meeting = Meeting(4)
     bucket.before_read = meeting.arrive
-    reader = EmbeddingReader(url, "parquet", meta_columns=["id"])
+    # Where the column is not named, the first file is asked for it, before the others.
+    reader = EmbeddingReader(url, "parquet", "embedding", meta_columns=["id"])
     bucket.before_read = None
     assert reader.count == 24
     assert meeting.peak >= 4
@@ -721,7 +722,7 @@ def test_no_embeddings_found_says_what_was_searched_and_what_was_there(tmp_path:
         write_parquet(tmp_path / f"{number}.parquet", pa.table({"embedding": vectors_as(rows_of(1), "list")}))
     (tmp_path / "stats.json").write_text("{}")
     with pytest.raises(NoFilesError) as caught:
-        EmbeddingReader(str(tmp_path))
+        EmbeddingReader(str(tmp_path), "npy")
     message = str(caught.value)
     assert str(tmp_path) in message
     assert "npy" in message

@@ -405,7 +405,7 @@ def _choose_layout(
     # Where metadata is elsewhere, that is listed before any manifest is read.
     saved = read_saved(noticed) if metadata_sources is None else None
     layout = choose_layout(
-        set(kinds) - {""},
+        [kind for kind in kinds if kind],
         [manifest for _, manifest in saved or ()],
         hide_secrets(os.fspath(sources[0])),
         wants_metadata=bool(columns.meta),
