@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from dask_embedding_reader._common.units import counted
-from dask_embedding_reader.errors import ArgumentError, ColumnError, EmbeddingReaderError, FormatError, ReadError
+from dask_embedding_reader.errors import ColumnError, EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats.base import (
     DEFAULT_COLUMN,
     Array,
@@ -35,6 +35,16 @@ from dask_embedding_reader.formats.parquet.footer import INT96_UNIT, Chunk, Foot
 from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
 from dask_embedding_reader.formats.parquet.plain_pages import Place, can_be_plain, iter_stretches
 from dask_embedding_reader.formats.raw import SkippingReader, copy_rows, raw_reader
+from dask_embedding_reader.formats.vector_columns import (
+    as_vectors,
+    bad_vector,
+    binary_dimension,
+    is_binary,
+    is_bytes,
+    item_type,
+    lengths_of,
+    type_of_items,
+)
 from dask_embedding_reader.storage.read import StoredFile, check_local, is_local, local_input, read_range, read_ranges
 from dask_embedding_reader.storage.retries import describe
 
@@ -381,7 +391,7 @@ def find_vectors(file: StoredFile, columns: Columns) -> list[str] | None:
     if DEFAULT_COLUMN in names:
         return [DEFAULT_COLUMN]
     if columns.embedding_dtype is not None:
-        binary = [field.name for field in footer.schema.arrow if _is_bytes(field.type)]
+        binary = [field.name for field in footer.schema.arrow if is_bytes(field.type)]
         return [name for name in binary if names.count(name) == 1]
     return _columns_of_vectors(file, footer)
 
@@ -396,7 +406,7 @@ def _remedy(file: StoredFile, footer: Footer) -> str:
 
 def _columns_of_vectors(file: StoredFile, footer: Footer) -> list[str]:
     """Return the columns that may be that of vectors: those of numbers in lists of one length."""
-    names = [field.name for field in footer.schema.arrow if _item_type(field.type) is not None][:_MOST_COMPARED]
+    names = [field.name for field in footer.schema.arrow if item_type(field.type) is not None][:_MOST_COMPARED]
     found = []
     try:
         footer = _footer(file, names)
@@ -440,83 +450,14 @@ def _counts_nulls_wrongly(writer: str) -> bool:
 def _vector_type(header: FileHeader, footer: Footer, columns: Columns) -> tuple[np.dtype[Any], int]:
     """Return the dtype and dimension of the vector column, told by the footer alone wherever it can."""
     field, leaves = _vector_field(header.file, footer, columns.embedding or "")
-    dtype, dimension = _type_of_items(header.file, footer, field, columns)
-    if _is_binary(field.type):
+    dtype, dimension = type_of_items(header.file.url, field, columns, lambda: _remedy(header.file, footer))
+    if is_binary(field.type):
         dimension = _first_width(header, columns, dtype)
     elif not pa.types.is_fixed_size_binary(field.type):
         dimension = _dimension(header._replace(dtype=dtype), columns, footer, leaves[0], dimension)
     if not dimension:
         raise FormatError(f"{header.file.url}: column {field.name!r} holds vectors of no items")
     return dtype, dimension
-
-
-def _type_of_items(
-    file: StoredFile, footer: Footer, field: pa.Field, columns: Columns
-) -> tuple[np.dtype[Any], int | None]:
-    """Return the dtype of the vector column, and its dimension if the type tells it."""
-    kind, where = field.type, f"{file.url}: column {field.name!r}"
-    if pa.types.is_fixed_size_binary(kind):
-        dtype = _binary_dtype(f"{where} is binary of {kind.byte_width} bytes", columns)
-        return dtype, _binary_dimension(f"{where} is binary of {kind.byte_width} bytes", kind.byte_width, dtype)
-    if _is_binary(kind):
-        return _binary_dtype(f"{where} is {kind}", columns), None
-    item = _item_type(kind)
-    if item is None:
-        if isinstance(kind, pa.FixedShapeTensorType):
-            raise FormatError(f"{where} holds tensors of shape {tuple(kind.shape)}; only those of one axis are vectors")
-        if columns.embedding_dtype is not None:
-            raise ArgumentError(f"{where} is {kind}, which is not binary: embedding_dtype says nothing of it")
-        if _is_list(kind) or pa.types.is_fixed_size_list(kind):
-            what = "; its items must be integers or floating-point numbers"
-        else:
-            what = ", not a list of numbers"
-        raise FormatError(f"{where} is {kind}{what}; {_remedy(file, footer)}")
-    if columns.embedding_dtype is not None:
-        raise ArgumentError(f"{where} is {kind}, which tells its own dtype; leave embedding_dtype out")
-    if isinstance(kind, pa.FixedShapeTensorType):
-        dimension = kind.shape[0]
-    else:
-        dimension = kind.list_size if pa.types.is_fixed_size_list(kind) else None
-    return np.dtype(item.to_pandas_dtype()), dimension
-
-
-def _item_type(kind: pa.DataType) -> pa.DataType | None:
-    """Return what lists that may be vectors consist of; None for other types."""
-    if isinstance(kind, pa.FixedShapeTensorType):
-        item = kind.value_type if len(kind.shape) == 1 else None
-    else:
-        item = kind.value_type if _is_list(kind) or pa.types.is_fixed_size_list(kind) else None
-    return item if item is not None and (pa.types.is_floating(item) or pa.types.is_integer(item)) else None
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    """Tell whether a type is that of lists that tell their lengths, in any of Arrow's ways."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) or _is_view(kind)
-
-
-def _is_view(kind: pa.DataType) -> bool:
-    return str(kind).startswith(("list_view<", "large_list_view<"))  # pyarrow 16 has no name for the second
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    """Tell whether a type is that of bytes that tell their lengths."""
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) or str(kind) == "binary_view"
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return _is_binary(kind) or bool(pa.types.is_fixed_size_binary(kind))
-
-
-def _binary_dtype(where: str, columns: Columns) -> np.dtype[Any]:
-    if columns.embedding_dtype is None:
-        raise ArgumentError(f"{where} and does not tell its dtype; give embedding_dtype=...")
-    return columns.embedding_dtype
-
-
-def _binary_dimension(where: str, width: int, dtype: np.dtype[Any]) -> int:
-    if width == 0 or width % dtype.itemsize:
-        raise FormatError(f"{where}, which is no whole number of {dtype} items")
-    return width // dtype.itemsize
 
 
 def _first_width(header: FileHeader, columns: Columns, dtype: np.dtype[Any]) -> int:
@@ -526,9 +467,9 @@ def _first_width(header: FileHeader, columns: Columns, dtype: np.dtype[Any]) -> 
     column = next(iter_tables(header, (name,), 0, stop, stop, _PEEK_NBYTES)).column(0)
     lengths = Counter(len(value) for value in column.to_pylist() if value is not None)
     if not lengths:
-        _bad_vector(header, columns, 0, "is null")
+        bad_vector(header, columns, 0, "is null")
     width = lengths.most_common(1)[0][0]
-    return _binary_dimension(f"{header.file.url}: column {name!r} holds {width} bytes a row", width, dtype)
+    return binary_dimension(f"{header.file.url}: column {name!r} holds {width} bytes a row", width, dtype)
 
 
 def _dimension(header: FileHeader, columns: Columns, footer: Footer, leaf: int, dimension: int | None) -> int:
@@ -547,7 +488,7 @@ def _dimension(header: FileHeader, columns: Columns, footer: Footer, leaf: int, 
             # The counts do not tell which row it is; and they may be wrong themselves.
             first = start
             for table in iter_tables(header, (columns.embedding or "",), start, start + rows):
-                _vectors(header, columns, first, table.column(0))
+                as_vectors(header, columns, first, table.column(0))
                 first += table.num_rows
         start += rows
     return dimension
@@ -560,7 +501,7 @@ def _most_common_length(header: FileHeader, columns: Columns) -> int:
     stop = next(rows for rows in header.group_rows if rows)
     for table in iter_tables(header, (columns.embedding or "",), start, stop):
         column = table.column(0)
-        lengths.update(_lengths(column)[column.is_valid().to_numpy(zero_copy_only=False)].tolist())
+        lengths.update(lengths_of(column)[column.is_valid().to_numpy(zero_copy_only=False)].tolist())
     return lengths.most_common(1)[0][0] if lengths else 0
 
 
@@ -593,7 +534,7 @@ def _iter_decoded_blocks(
 ) -> Iterator[tuple[int, SkippingReader]]:
     step = max(1, _DECODE_NBYTES // max(1, header.dimension * header.dtype.itemsize))
     for table in iter_tables(header, (columns.embedding or "",), start, stop, step, remote=remote):
-        yield table.num_rows, _array_reader(_vectors(header, columns, start, table.column(0)), header.file, start)
+        yield table.num_rows, _array_reader(as_vectors(header, columns, start, table.column(0)), header.file, start)
         start += table.num_rows
 
 
@@ -615,7 +556,7 @@ def _promised_field(header: FileHeader, columns: Columns) -> tuple[pa.Field, ran
     """Return the column of vectors, of the type that the header tells: it may come from a manifest that is wrong."""
     footer = _promised_footer(header, (columns.embedding or "",))
     field, leaves = _vector_field(header.file, footer, columns.embedding or "")
-    dtype, dimension = _type_of_items(header.file, footer, field, columns)
+    dtype, dimension = type_of_items(header.file.url, field, columns, lambda: _remedy(header.file, footer))
     if dtype != header.dtype or dimension not in (None, header.dimension):
         raise FormatError(
             f"{header.file.url}: column {field.name!r} is {field.type}, which does not hold the promised vectors of "
@@ -650,7 +591,7 @@ def _definition(field: pa.Field) -> int:
 
 def _plain_parts(header: FileHeader, field: pa.Field, leaf: int, start: int, stop: int) -> list[tuple[Place, int, int]]:
     """Return where vectors may lie as in memory, as far as that is so: each time in rows from one on, up to another."""
-    if _is_binary(field.type):  # the length of each lies between them
+    if is_binary(field.type):  # the length of each lies between them
         return []
     chunks = _footer(header.file, (field.name,)).chunks[leaf]
     parts = []
@@ -697,62 +638,6 @@ def _plain_place(header: FileHeader, field: pa.Field, chunk: Chunk) -> Place | N
         is_list=is_list,
         is_fixed=pa.types.is_fixed_size_list(kind),
         definition=_definition(field),
-    )
-
-
-def _vectors(header: FileHeader, columns: Columns, start: int, column: pa.Array) -> Array:
-    """View a decoded column as a 2-D array; fail on the first vector that is null or of another length."""
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    rows, dimension = len(column), header.dimension
-    if column.null_count:
-        bad = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-        _bad_vector(header, columns, start + bad, "is null")
-    if pa.types.is_fixed_size_binary(column.type):
-        binary = np.frombuffer(column.buffers()[1], header.dtype)
-        return binary[column.offset * dimension : (column.offset + rows) * dimension].reshape(rows, dimension)
-    unit, size = "item", dimension
-    if _is_binary(column.type):
-        column = column.cast(pa.large_binary())
-        unit, size = "byte", dimension * header.dtype.itemsize
-    if not pa.types.is_fixed_size_list(column.type):
-        lengths = _lengths(column)
-        if (lengths != size).any():
-            bad = int(np.argmax(lengths != size))
-            _bad_vector(header, columns, start + bad, f"has {counted(int(lengths[bad]), unit)}", counted(size, unit))
-    if _is_binary(column.type):
-        _, offsets, values = column.buffers()
-        first = int(np.frombuffer(offsets, np.int64)[column.offset]) if rows else 0
-        raw = np.frombuffer(values, np.uint8, rows * size, first) if rows else np.empty(0, np.uint8)
-        return raw.view(header.dtype).reshape(rows, dimension)
-    values = column.flatten()
-    if values.null_count:
-        bad = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // dimension
-        _bad_vector(header, columns, start + bad, "has a null item")
-    items: Array = values.to_numpy()
-    return items.reshape(rows, dimension)
-
-
-def _lengths(column: pa.Array) -> Array:
-    """Return the length of each list or large binary value; of those that are null it may be any."""
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    if _is_view(column.type):
-        return column.sizes.to_numpy()  # type: ignore[no-any-return]
-    if _is_binary(column.type):
-        _, offsets, _ = column.buffers()
-        return np.diff(np.frombuffer(offsets, np.int64, len(column) + 1, 8 * column.offset))
-    if pa.types.is_fixed_size_list(column.type):
-        return np.full(len(column), column.type.list_size)
-    return np.diff(column.offsets.to_numpy())
-
-
-def _bad_vector(header: FileHeader, columns: Columns, row: int, what: str, expected: str = "") -> NoReturn:
-    expected = expected or (counted(header.dimension, "item") if header.dimension else "")
-    others = f" where vectors of {expected} were expected" if expected else ""
-    raise FormatError(
-        f"{header.file.url}, row {row:,}: column {columns.embedding!r} holds a vector that {what}{others}; drop or "
-        "repair it"
     )
 
 

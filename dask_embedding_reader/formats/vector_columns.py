@@ -1,0 +1,149 @@
+"""Columns of vectors: which types hold them, and decoded columns as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+
+from dask_embedding_reader._common.units import counted
+from dask_embedding_reader.errors import ArgumentError, FormatError
+from dask_embedding_reader.formats.base import Array, Columns, FileHeader
+
+
+def type_of_items(
+    url: str, field: pa.Field, columns: Columns, remedy: Callable[[], str]
+) -> tuple[np.dtype[Any], int | None]:
+    """Return the dtype of the items of a column of vectors, and its dimension if the type tells it.
+
+    Raises
+    ------
+    FormatError
+        If it holds no vectors; the remedy says what to do.
+    ArgumentError
+        If the dtype is not told, or told twice.
+    """
+    kind, where = field.type, f"{url}: column {field.name!r}"
+    if pa.types.is_fixed_size_binary(kind):
+        dtype = _binary_dtype(f"{where} is binary of {kind.byte_width} bytes", columns)
+        return dtype, binary_dimension(f"{where} is binary of {kind.byte_width} bytes", kind.byte_width, dtype)
+    if is_binary(kind):
+        return _binary_dtype(f"{where} is {kind}", columns), None
+    item = item_type(kind)
+    if item is None:
+        if isinstance(kind, pa.FixedShapeTensorType):
+            raise FormatError(f"{where} holds tensors of shape {tuple(kind.shape)}; only those of one axis are vectors")
+        if columns.embedding_dtype is not None:
+            raise ArgumentError(f"{where} is {kind}, which is not binary: embedding_dtype says nothing of it")
+        if is_list(kind) or pa.types.is_fixed_size_list(kind):
+            what = "; its items must be integers or floating-point numbers"
+        else:
+            what = ", not a list of numbers"
+        raise FormatError(f"{where} is {kind}{what}; {remedy()}")
+    if columns.embedding_dtype is not None:
+        raise ArgumentError(f"{where} is {kind}, which tells its own dtype; leave embedding_dtype out")
+    if isinstance(kind, pa.FixedShapeTensorType):
+        dimension = kind.shape[0]
+    else:
+        dimension = kind.list_size if pa.types.is_fixed_size_list(kind) else None
+    return np.dtype(item.to_pandas_dtype()), dimension
+
+
+def item_type(kind: pa.DataType) -> pa.DataType | None:
+    """Return what lists that may be vectors consist of; None for other types."""
+    if isinstance(kind, pa.FixedShapeTensorType):
+        item = kind.value_type if len(kind.shape) == 1 else None
+    else:
+        item = kind.value_type if is_list(kind) or pa.types.is_fixed_size_list(kind) else None
+    return item if item is not None and (pa.types.is_floating(item) or pa.types.is_integer(item)) else None
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Tell whether a type is that of lists that tell their lengths, in any of Arrow's ways."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) or _is_view(kind)
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return str(kind).startswith(("list_view<", "large_list_view<"))  # pyarrow 16 has no name for the second
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    """Tell whether a type is that of bytes that tell their lengths."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) or str(kind) == "binary_view"
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Tell whether a type is that of bytes, of one length or of many."""
+    return is_binary(kind) or bool(pa.types.is_fixed_size_binary(kind))
+
+
+def _binary_dtype(where: str, columns: Columns) -> np.dtype[Any]:
+    if columns.embedding_dtype is None:
+        raise ArgumentError(f"{where} and does not tell its dtype; give embedding_dtype=...")
+    return columns.embedding_dtype
+
+
+def binary_dimension(where: str, width: int, dtype: np.dtype[Any]) -> int:
+    """Return how many items of a dtype so many bytes are."""
+    if width == 0 or width % dtype.itemsize:
+        raise FormatError(f"{where}, which is no whole number of {dtype} items")
+    return width // dtype.itemsize
+
+
+def as_vectors(header: FileHeader, columns: Columns, start: int, column: pa.Array) -> Array:
+    """View a decoded column as a 2-D array; fail on the first vector that is null or of another length."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    rows, dimension = len(column), header.dimension
+    if column.null_count:
+        bad = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+        bad_vector(header, columns, start + bad, "is null")
+    if pa.types.is_fixed_size_binary(column.type):
+        binary = np.frombuffer(column.buffers()[1], header.dtype)
+        return binary[column.offset * dimension : (column.offset + rows) * dimension].reshape(rows, dimension)
+    unit, size = "item", dimension
+    if is_binary(column.type):
+        column = column.cast(pa.large_binary())
+        unit, size = "byte", dimension * header.dtype.itemsize
+    if not pa.types.is_fixed_size_list(column.type):
+        lengths = lengths_of(column)
+        if (lengths != size).any():
+            bad = int(np.argmax(lengths != size))
+            bad_vector(header, columns, start + bad, f"has {counted(int(lengths[bad]), unit)}", counted(size, unit))
+    if is_binary(column.type):
+        _, offsets, values = column.buffers()
+        first = int(np.frombuffer(offsets, np.int64)[column.offset]) if rows else 0
+        raw = np.frombuffer(values, np.uint8, rows * size, first) if rows else np.empty(0, np.uint8)
+        return raw.view(header.dtype).reshape(rows, dimension)
+    values = column.flatten()
+    if values.null_count:
+        bad = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // dimension
+        bad_vector(header, columns, start + bad, "has a null item")
+    items: Array = values.to_numpy()
+    return items.reshape(rows, dimension)
+
+
+def lengths_of(column: pa.Array) -> Array:
+    """Return the length of each list or large binary value; of those that are null it may be any."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if _is_view(column.type):
+        return column.sizes.to_numpy()  # type: ignore[no-any-return]
+    if is_binary(column.type):
+        _, offsets, _ = column.buffers()
+        return np.diff(np.frombuffer(offsets, np.int64, len(column) + 1, 8 * column.offset))
+    if pa.types.is_fixed_size_list(column.type):
+        return np.full(len(column), column.type.list_size)
+    return np.diff(column.offsets.to_numpy())
+
+
+def bad_vector(header: FileHeader, columns: Columns, row: int, what: str, expected: str = "") -> NoReturn:
+    """Say which vector is none, and why."""
+    expected = expected or (counted(header.dimension, "item") if header.dimension else "")
+    others = f" where vectors of {expected} were expected" if expected else ""
+    raise FormatError(
+        f"{header.file.url}, row {row:,}: column {columns.embedding!r} holds a vector that {what}{others}; drop or "
+        "repair it"
+    )
