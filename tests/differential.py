@@ -2,7 +2,7 @@
 
 A ``Trial`` is made of an integer alone: which collection, and how it is read. ``check`` writes it and reads it by the
 classic call, as array, as frame, by ``iter_batches`` and from a written copy. Each must be what numpy and pandas say,
-bit for bit, and what the reference says where that one is right.
+bit for bit, and what the reference says where that one is right. ``check_pairs`` loses files of pairs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import itertools
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 from dask.base import compute
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, verify_embeddings, write_embeddings
+from dask_embedding_reader.errors import MismatchError, NoFilesError
 from tests.support import (
     COLUMNS,
     FORMATS,
@@ -35,9 +37,50 @@ from tests.support import (
     assert_batches,
     assert_same_frame,
     assert_same_rows,
+    expected_frame,
     random_rows,
     write_collection,
 )
+
+
+def _floats(rng: np.random.Generator, rows: int, dtype: str) -> pa.Array:
+    """Null, NaN and numbers side by side."""
+    values = rng.choice(np.array([np.nan, -0.0, 1.5, np.inf, 3e-5], dtype), rows)
+    return pa.array(values, mask=rng.random(rows) < 0.3)
+
+
+def _far(rng: np.random.Generator, rows: int, unit: str, zone: str | None = None) -> pa.Array:
+    """Times of the years 10 to 9990, those of nanoseconds 1680 to 2260, with nulls."""
+    years = (1680, 2260) if unit == "ns" else (10, 9990)
+    first, last = (np.datetime64(f"{year:04d}", "us").astype(np.int64) for year in years)
+    moments = rng.integers(first, last, rows).astype("M8[us]").astype(f"M8[{unit}]")  # INT96 is read in microseconds
+    return pa.array(moments, pa.timestamp(unit), mask=rng.random(rows) < 0.2).cast(pa.timestamp(unit, zone))
+
+
+def _uuids(rng: np.random.Generator, rows: int) -> pa.Array:
+    values = [None if rng.random() < 0.2 else rng.bytes(16) for _ in range(rows)]
+    return pa.ExtensionArray.from_storage(pa.uuid(), pa.array(values, pa.binary(16)))
+
+
+def _json(rng: np.random.Generator, rows: int) -> pa.Array:
+    values = [None if rng.random() < 0.2 else f'{{"k": {k}}}' for k in rng.integers(0, 99, rows).tolist()]
+    return pa.ExtensionArray.from_storage(pa.json_(), pa.array(values, pa.string()))
+
+
+ODD_COLUMNS: dict[str, Callable[[np.random.Generator, int], pa.Array]] = {
+    "half": lambda rng, n: _floats(rng, n, "f2"),
+    "single": lambda rng, n: _floats(rng, n, "f4"),
+    "double": lambda rng, n: _floats(rng, n, "f8"),
+    "far_s": lambda rng, n: _far(rng, n, "s"),
+    "far_ms": lambda rng, n: _far(rng, n, "ms", "UTC"),
+    "far_us": lambda rng, n: _far(rng, n, "us", "Asia/Kathmandu"),
+    "far_ns": lambda rng, n: _far(rng, n, "ns", "America/New_York"),
+    "uuid": _uuids,
+    "json": _json,
+    "no_text": lambda rng, n: pa.nulls(n, pa.string()),
+    "no_type": lambda rng, n: pa.nulls(n),
+}
+"""What is easily changed, or confused with something else."""
 
 _COMPRESSIONS = ["none", "snappy", "gzip", "zstd"]
 _MOST_CELLS = 60_000
@@ -101,14 +144,16 @@ def make_trial(seed: int) -> Trial:
         "data_page_size": one_of([64, 4_096, 2**20]),
         "data_page_version": one_of(["1.0", "2.0"]),
         "write_page_index": one_of([True, False]),
+        "use_deprecated_int96_timestamps": bool(rng.random() < 0.2),
     }
+    names = sorted(_RIGHT_COLUMNS) if plain else rng.permutation([*COLUMNS, *ODD_COLUMNS]).tolist()
     return Trial(
         seed=seed,
         format_name=format_name,
         file_rows=file_rows,
         dimension=dimension,
         dtype=dtype,
-        columns=rng.permutation(sorted(_RIGHT_COLUMNS if plain else COLUMNS))[:wide].tolist() if metadata else [],
+        columns=names[:wide] if metadata else [],
         row_group_rows=one_of([None, 1 + longest // 7, 1 + longest // 2]),
         parquet_options=pages,
         start=start,
@@ -139,18 +184,27 @@ def _with_special_values(rng: np.random.Generator, rows: int, dimension: int, dt
 
 def check(trial: Trial, root: Path) -> None:
     """Write and read it in every way."""
+    rng = np.random.default_rng(trial.seed)
+    makers = {**COLUMNS, **ODD_COLUMNS}
+    tables = [pa.table({name: makers[name](rng, rows) for name in trial.columns}) for rows in trial.file_rows]
     collection = write_collection(
         root,
         trial.format_name,
         file_rows=trial.file_rows,
         dimension=trial.dimension,
         dtype=trial.dtype,
-        columns=trial.columns,
+        tables=tables if trial.columns else None,
+        columns=[],
         row_group_rows=trial.row_group_rows,
         parquet_options=trial.parquet_options,
         vectors=_with_special_values,
         seed=trial.seed,
     )
+    if trial.parquet_options["use_deprecated_int96_timestamps"]:
+        table = _as_int96(collection.table)
+        collection = replace(
+            collection, table=table, metadata=expected_frame(table) if trial.columns else collection.metadata
+        )
     reader = collection.open()
     with warnings.catch_warnings(), np.errstate(over="ignore"), dask.config.set(num_workers=2):
         # A limit below one batch or chunk cannot be kept; what a narrower dtype cannot hold is infinite, as in numpy.
@@ -161,6 +215,13 @@ def check(trial: Trial, root: Path) -> None:
         _check_copy(trial, collection, reader, root / "copy")
     if _reference_is_right(trial):
         _check_reference(trial, collection)
+
+
+def _as_int96(table: pa.Table) -> pa.Table:
+    """What is read of times that are stored in 96 bits: microseconds, and no zone."""
+    return table.cast(
+        pa.schema([f.with_type(pa.timestamp("us")) if pa.types.is_timestamp(f.type) else f for f in table.schema])
+    )
 
 
 def _check_classic_call(trial: Trial, collection: Collection, reader: EmbeddingReader) -> None:
@@ -225,8 +286,24 @@ def _check_copy(trial: Trial, collection: Collection, reader: EmbeddingReader, f
         nothing: Any = pd.array(pa.nulls(len(expected)), dtype=pd.ArrowDtype(pa.null()))
         expected = expected.assign(**{name: nothing for name in text if expected[name].isna().all()})
     assert_same_frame(copy.to_dask_dataframe().compute(scheduler="threads"), expected)
+    if trial.copy_source == "reader" and columns:
+        _assert_same_nulls(folder, collection.table.select(columns))
     assert verify_embeddings(folder).empty
     assert EmbeddingReader.from_manifest(folder / ".manifest.embeddings").count == len(collection)
+
+
+def _assert_same_nulls(folder: Path, expected: pa.Table) -> None:
+    """What is converted keeps null and NaN apart, and every bit of a floating-point number."""
+    written = pa.concat_tables(
+        [pq.read_table(path, columns=expected.column_names) for path in sorted(folder.rglob("*.parquet"))]
+    )
+    for name in expected.column_names:
+        found, wanted = written[name].combine_chunks(), expected[name].combine_chunks()
+        assert found.is_null().to_pylist() == wanted.is_null().to_pylist(), name
+        if pa.types.is_floating(wanted.type):
+            assert found.drop_null().to_numpy().tobytes() == wanted.drop_null().to_numpy().tobytes(), name
+        if isinstance(wanted.type, pa.BaseExtensionType):
+            assert found.type == wanted.type, name
 
 
 def _same_bits(batches: Iterator[Any], collection: Collection, start: int, cast: str | None) -> Iterator[Any]:
@@ -284,6 +361,84 @@ def _check_reference(trial: Trial, collection: Collection) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Shards that are lost
+
+_PAIR_FORMATS = {"parquet_npy": ".npy", "parquet_npz": ".npz", "parquet_fbin": ".fbin"}
+_WORDS = ["cats", "dogs", "emus", "fish", "gnus", "hens", "ibex", "jays", "kiwi", "lynx", "mice", "newt"]
+_WORDS_ALONE: list[tuple[Callable[[int], str], Callable[[int], str]]] = [
+    (lambda n: _WORDS[n], lambda n: f"{_WORDS[n]}_meta"),
+    (lambda n: f"{_WORDS[n]}/0", lambda n: f"{_WORDS[n]}/m0"),
+]
+_IN_FOLDERS: list[tuple[Callable[[int], str], Callable[[int], str]]] = [
+    (lambda n: f"{n // 3}/emb_{n % 3}", lambda n: f"{n // 3}/meta_{n % 3}"),
+    (lambda n: f"{'ba'[n % 2]}_{_WORDS[n % 2]}/{n // 2}", lambda n: f"{'ab'[n % 2]}_{_WORDS[n % 2]}/{n // 2}"),
+]
+_NAMES: list[tuple[Callable[[int], str], Callable[[int], str]]] = [
+    (lambda n: f"emb_{n}", lambda n: f"meta_{n}"),
+    (lambda n: f"img_emb_{n:04d}", lambda n: f"metadata_{n}"),
+    (lambda n: f"{n:05d}", lambda n: f"{n}"),
+    (lambda n: f"emb_{n}_512", lambda n: f"part-{n:03d}"),
+    (lambda n: f"2024-{n}", lambda n: f"{n}-rows"),
+    (lambda n: f"x/part{n}", lambda n: f"part{n}.snappy"),
+    *_WORDS_ALONE,
+    *_IN_FOLDERS,
+]
+"""What files of vectors and of metadata are called, by the number of the shard."""
+
+
+def check_pairs(seed: int, root: Path) -> str:
+    """Lose some files of a collection of pairs: what is left are pairs, or it is refused. Returns which of these."""
+    rng = np.random.default_rng(seed)
+    names = _NAMES[int(rng.integers(len(_NAMES)))]
+    file_format = str(rng.choice(sorted(_PAIR_FORMATS)))
+    count, first = int(rng.integers(1, 8)), int(rng.integers(3))
+    # As where one side counts from zero and the other from one; of folders nobody knows what their numbers mean.
+    shift = 0 if names in _IN_FOLDERS else int(rng.choice([0, 0, 0, 1, 3]))
+    shards, partners = (
+        {*range(start, start + count)} - {*rng.choice(range(start, start + count), rng.choice([0, 0, 1, 2]))}
+        for start in (first, first + shift)
+    )
+    vectors, metadata = ({name(n): n for n in numbers} for name, numbers in zip(names, (shards, partners), strict=True))
+    folder = "emb" if rng.random() < 0.3 else "meta"
+    for path, shard in vectors.items():
+        _write_vectors(root / f"emb/{path}{_PAIR_FORMATS[file_format]}", np.full((2, 3), shard, np.float32))
+    for path, shard in metadata.items():
+        target = root / folder / f"{path}.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"shard": np.full(2, shard)}), target)
+    beside: dict[str, Any] = {} if folder == "emb" else {"metadata_folder": root / folder}
+    try:
+        reader = EmbeddingReader(root / "emb", file_format, meta_columns="shard", **beside)
+    except NoFilesError:
+        return "nothing" if not vectors or not metadata else "lost"
+    except MismatchError as error:
+        lonely = [
+            path
+            for side, other in ((vectors, partners), (metadata, shards))
+            for path in side
+            if side[path] not in other
+        ]
+        if shards & partners and names not in _IN_FOLDERS:  # which word or number counts is not told in these
+            is_named = [path in str(error) for path in lonely[:3]]
+            return "refused" if lonely and (all(is_named) or len(lonely) > 3) else f"refused wrongly: {error}"
+        return "refused"
+    [(rows, frame)] = reader(reader.count, show_progress=False)
+    is_pair = rows[:, 0].tolist() == frame["shard"].tolist() and shards == partners
+    is_untold = names in _WORDS_ALONE + _IN_FOLDERS and not shards & partners  # cats beside dogs_meta
+    return "paired" if is_pair or is_untold else f"paired wrongly: {vectors} {metadata}"
+
+
+def _write_vectors(path: Path, rows: Rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, rows)
+    elif path.suffix == ".npz":
+        np.savez(path, embedding=rows)
+    else:
+        path.write_bytes(np.array(rows.shape, "<u4").tobytes() + rows.tobytes())
+
+
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -301,6 +456,10 @@ def main() -> None:
                 failed += 1
                 sys.stdout.write(f"seed {seed}: {type(error).__name__}: {error}\n{trial}\n")
                 sys.stdout.flush()
+            outcome = check_pairs(seed, Path(root) / "pairs")
+            if outcome not in ("paired", "refused", "nothing"):
+                failed += 1
+                sys.stdout.write(f"pairs {seed}: {outcome}\n")
     sys.stdout.write(f"{stop - first} collections, {compared} compared with the reference, {failed} failed\n")
 
 

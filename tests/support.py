@@ -134,6 +134,10 @@ def expected_column(column: pa.ChunkedArray, *, nullable: bool | None = None) ->
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
         column = column.cast(kind)
+    if isinstance(kind, pa.BaseExtensionType):
+        return expected_column(
+            pa.chunked_array([c.storage for c in column.chunks], kind.storage_type), nullable=nullable
+        )
     if pa.types.is_floating(kind):  # null is NaN
         return np.array(column.to_pylist(), dtype=np.dtype(kind.to_pandas_dtype()))
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.differential import check, make_trial
+from tests.differential import check, check_pairs, make_trial
 
 
 @pytest.mark.parametrize("seed", range(25))
 def test_all_ways_to_read_a_collection_agree(seed: int, tmp_path: Path) -> None:
     check(make_trial(seed), tmp_path)
+
+
+def test_files_of_which_some_are_lost_are_paired_rightly_or_not_at_all(tmp_path: Path) -> None:
+    outcomes = {check_pairs(seed, tmp_path / str(seed)) for seed in range(150)}
+    assert outcomes == {"paired", "refused", "nothing"}
 
 
 @pytest.mark.slow

@@ -196,7 +196,6 @@ PAIRED = {
     "numbers on one side": ("cats dogs", "part0 part1"),
     "one file of each": ("cats", "metadata"),
     "one file of each, and its number": ("emb_768_0002", "part2"),
-    "one file of each with numbers of other things": ("vit_b_32_embeddings", "laion400m_captions"),
     "one file of each, one with a number": ("emb_2", "captions"),
 }
 
@@ -219,6 +218,9 @@ def test_files_are_paired_by_what_their_names_say(case: str, tmp_path: Path) -> 
         ("0 1", "1 2", "0.npy", "2.parquet"),
         ("emb_2", "meta_3", "emb_2.npy", "meta_3.parquet"),
         ("emb_2_512", "meta_3_768", "emb_2_512.npy", "meta_3_768.parquet"),
+        ("x/part2", "1-rows", "x/part2.npy", "1-rows.parquet"),
+        # All that is left of the vectors lies in one folder.
+        ("0/emb_0 0/emb_1 0/emb_2", "0/meta_1 0/meta_2 1/meta_0", "0/emb_0.npy", "1/meta_0.parquet"),
         # From 0 and from 1: which number is left out is not told.
         ("emb_0 emb_1 emb_2", "meta_1 meta_2 meta_3", "emb_0.npy", "meta_3.parquet"),
         ("emb_0 emb_1 emb_2", "meta_3 meta_4 meta_5", "emb_0.npy", "meta_3.parquet"),

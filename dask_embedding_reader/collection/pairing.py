@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.storage.read import StoredFile
 
@@ -21,15 +22,16 @@ def pair_files(vectors: Files, metadata: Files, roots: tuple[Roots, Roots] = (()
 
     One rule holds for the whole collection, the first under which any of the files belong together:
 
-    - the path below the common folder, without the suffix (``a/0.npy`` and ``a/0.parquet``), where neither the padding
-      of numbers counts nor words that all files of a kind have (``train/emb_0002.npy`` and ``train_meta/2.parquet``);
+    - the path below the folder that was named, without the suffix (``a/0.npy`` and ``a/0.parquet``), where neither the
+      padding of numbers counts nor words that all files of a kind have (``train/emb_0002.npy`` and
+      ``train_meta/2.parquet``);
     - the numbers in it; those in the name that are not the same in all files; the last or the first one in the name;
     - the words in it.
 
     Files that share a number in several folders are paired folder by folder, if these were named one by one. The
     position in the order of paths pairs files in whose names nothing tells. A single file of each kind is a pair, too,
-    unless both names end with a number, and no number of one is found in the other (``emb_2.npy`` and
-    ``meta_3.parquet``): of more than one shard these two are left. Who names the two files themselves knows better.
+    unless both have numbers, and none that is the same (``emb_2.npy`` and ``meta_3.parquet``): these two may be what is
+    left of several shards. Who names the two files themselves knows better.
 
     Parameters
     ----------
@@ -43,14 +45,15 @@ def pair_files(vectors: Files, metadata: Files, roots: tuple[Roots, Roots] = (()
     MismatchError
         If that rule does not pair every file, or pairs files whose words say otherwise.
     """
-    left, right = _relative_names(vectors), _relative_names(metadata)
+    left, right = (_relative_names(files, names) for files, names in zip((vectors, metadata), roots, strict=True))
     partners = dict(zip(right, metadata, strict=True))
     if len(partners) == len(metadata) == len(vectors) and partners.keys() == set(left):
         return [partners[name] for name in left]
     names, others = _Names(left), _Names(right)
     if len(vectors) == len(metadata) == 1:
         are_named = tuple(map(list, roots)) == ([vectors[0].path], [metadata[0].path])
-        if not are_named and _end_with_other_numbers(left[0], right[0]):
+        (numbers,), (other_numbers,) = names.own_numbers, others.own_numbers
+        if not are_named and numbers and other_numbers and not set(numbers) & set(other_numbers):
             raise MismatchError(_unpaired(vectors, metadata, names.own_numbers, others.own_numbers))
         return list(metadata)
     paired, is_told = _pair_by_names(vectors, metadata, names, others)
@@ -124,9 +127,9 @@ class _Names:
         found = [re.findall(r"\d+|[^\W\d_]+", name.casefold()) for name in names]
         tokens: list[Key] = [tuple(int(t) if t.isdecimal() else t for t in name) for name in found]
         common = set(tokens[0]).intersection(*tokens)
-        common = {token for token in common if isinstance(token, str)}
+        common = {token for token in common if isinstance(token, str) and len(names) > 1}
         self.keys = [tuple(token for token in name if token not in common) for name in tokens]
-        self.words = [frozenset(token for token in key if isinstance(token, str)) for key in self.keys]
+        self.words = [frozenset(token for token in name if isinstance(token, str)) for name in tokens]
         self.numbers = [tuple(token for token in key if isinstance(token, int)) for key in self.keys]
         self.own_numbers = [tuple(map(int, re.findall(r"\d+", os.path.basename(name)))) for name in names]
 
@@ -154,14 +157,10 @@ _RULES: tuple[Callable[[_Names], list[Key]], ...] = (
 )
 
 
-def _end_with_other_numbers(left: str, right: str) -> bool:
-    """Tell whether two names end with numbers, of which neither is anywhere in the other."""
-    numbers, others = (set(map(int, re.findall(r"\d+", name))) for name in (left, right))
-    return left[-1:].isdecimal() and right[-1:].isdecimal() and not numbers & others
-
-
-def _relative_names(files: Files) -> list[str]:
-    folder = _common_folder(files)
+def _relative_names(files: Files, roots: Roots) -> list[str]:
+    folder = f"{roots[0].rstrip('/')}/" if len(roots) == 1 else ""
+    if not folder or not all(file.path.startswith(folder) for file in files):
+        folder = _common_folder(files)
     return [os.path.splitext(file.path)[0][len(folder) :] for file in files]
 
 
@@ -195,9 +194,11 @@ def _unpaired(vectors: Files, metadata: Files, left: Sequence[Key], right: Seque
         )
         if urls
     )
+    kind = os.path.splitext(vectors[0].path)[1].lstrip(".")
     return (
-        f"{len(vectors)} npy files ({vectors[0].url} is the first) cannot be paired with {len(metadata)} parquet files "
-        f"({metadata[0].url} is the first), neither by name nor by number, nor by position, which is taken only where "
-        f"these say nothing{details}; each npy file needs one parquet file of its name or number, with as many rows, "
-        "or the folders (or the two files) have to be named one by one, in the same order"
+        f"{counted(len(vectors), f'{kind} file')} ({vectors[0].url} is the first) cannot be paired with "
+        f"{counted(len(metadata), 'parquet file')} ({metadata[0].url} is the first), neither by name nor by number, "
+        f"nor by position, which is taken only where these say nothing{details}; each {kind} file needs one parquet "
+        "file of its name or number, with as many rows, or the folders (or the two files) have to be named one by one, "
+        "in the same order"
     )
