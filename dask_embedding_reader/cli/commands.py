@@ -3,7 +3,8 @@
 Each command finds facts (a dictionary of plain values) in a ``cli_*`` module, which is imported when the command runs,
 so that help comes at once; here are their options, and what is printed.
 
-Exit codes: 0 done; 1 the collection or the storage is at fault; 2 the command was wrong; 130 interrupted.
+Exit codes: 0 done; 1 the collection or the storage is at fault; 2 the command was wrong; 130 interrupted; 141 nobody
+reads the output any more.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 """What shells report of a program that Ctrl-C ended."""
+
+NOBODY_READS = 141
+"""What shells report of a program whose output goes into a pipe that was closed, as `head` does when it has enough."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,9 +64,8 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
         for line in shown.getvalue().splitlines():
             _echo(line, err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(_drop_output())
     except Exception as error:
         if os.environ.get("DASK_EMBEDDING_READER_TRACEBACK"):
             raise
@@ -72,6 +75,12 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
         _echo(f"Error: {_as_options(str(error) if known else describe(error))}", err=True)
         sys.exit(2 if isinstance(error, ArgumentError | ArgumentTypeError) else 1)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _drop_output() -> int:
+    """Let go of what could not be printed, which Python would try again at its end, and return the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return NOBODY_READS
 
 
 def _as_options(message: str) -> str:
@@ -117,7 +126,17 @@ def _echo(line: str, *, err: bool = False) -> None:
     click.echo(_printable(line), err=err)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Commands(click.Group):
+    """Leaves a closed pipe to ``main``: click would make exit code 1 of it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise click.exceptions.Exit(_drop_output()) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="dask-embedding-reader")
 def command_line() -> None:
     """Look at, check, convert and measure collections of embeddings.
