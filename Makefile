@@ -110,7 +110,7 @@ endef
 # The environments. A stamp .with-EXTRA says that the extra EXTRA of pyproject.toml is installed; it ages with that file.
 
 $(VENV)/.with-%: pyproject.toml | $(BIN)/uv
-	@echo "Installing dask-embedding-reader[$*] in $(VENV)"
+	@echo "Installing dask-embedding-reader[$*] in $(VENV) (takes a minute)"
 	@$(call install,$(VENV),--editable '.[$*]')
 	@touch $@
 

@@ -24,7 +24,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
-from dask_embedding_reader import EmbeddingReader, __version__
+from dask_embedding_reader import EmbeddingReader, __version__, nearest
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -69,11 +69,11 @@ def main() -> None:
     result(f"x     {x.shape[0]} x {x.shape[1]} {x.dtype}, chunks of {', '.join(map(str, x.chunks[0]))} rows")
     result(f"meta  columns {', '.join(meta.columns)}; {meta.npartitions} partitions of the same rows")
 
-    vectors, rows = show("Take any rows; only these are read", look, x, meta)
+    vectors, rows = show("Take any rows; only these are read", look, reader)
     for (i, row), vector in zip(rows.iterrows(), vectors, strict=True):
         gloss = textwrap.shorten(row["gloss"], 40, placeholder=" ...")
         numbers = " ".join(f"{number:+.3f}" for number in vector[:3])
-        result(f"{i}  {row['word']:8} {row['category']:19} {gloss:41} {numbers} ...")
+        result(f"{i:4}  {row['word']:9} {row['category']:19} {gloss:41} {numbers} ...")
 
     norms, mean, covariance = show("Do maths on all of them", do_maths, x)
     variance = np.cumsum(np.linalg.eigvalsh(covariance)[::-1]) / np.trace(covariance)
@@ -82,9 +82,9 @@ def main() -> None:
     result(f"mean        {np.linalg.norm(mean):.2f} long: they share a direction")
     result(f"covariance  half of the variance lies in {half} directions, 90 % in {most} of {len(mean)}")
 
-    texts, best, scores = show("Search: describe a thing, find the word", search, x)
+    texts, scores, found = show("Search: describe a thing, find the word", search, reader)
     words = meta["word"].compute().to_numpy(dtype=object)
-    for text, rows, similarities in zip(texts, words[best].T, scores.T, strict=True):
+    for text, similarities, rows in zip(texts, scores, words[found], strict=True):
         # Several meanings of a word may be found: its best counts.
         first = [k for k, word in enumerate(rows) if word not in rows[:k]][:4]
         result(f"{text:32}  " + "  ".join(f"{similarities[k]:.2f} {rows[k]:10}" for k in first).rstrip())
@@ -92,10 +92,14 @@ def main() -> None:
     names, accuracy = show("Classify without training: which of 41 descriptions is nearest?", classify, x, meta)
     result(f"{accuracy:.0%} are right, where guessing gives {1 / len(names):.0%}")
 
-    centroids = show("Stream batches in bounded memory: learn from the first 6,000 rows ...", learn, reader, names)
+    train, test = show("Split the rows at random: to learn from, and to test on", split, reader)
+    result(f"{train}")
+    result(f"{test}")
+
+    centroids = show("Stream batches in bounded memory: learn from the first part ...", learn, train, names)
     result(f"the mean vectors of {len(centroids)} categories")
 
-    score = show("... and test on the other 2,000", evaluate, reader, names, centroids)
+    score = show("... and test on the other", evaluate, test, names, centroids)
     result(f"{score['right'].sum() / score['of'].sum():.0%} are right now; of the categories in the picture below:")
     for category, (name, _, _) in SHOWN.items():
         share = score.loc[category, "right"] / score.loc[category, "of"]
@@ -128,39 +132,43 @@ def make_lazy(reader: EmbeddingReader) -> tuple[da.Array, dd.DataFrame]:
     return x, meta
 
 
-def look(x: da.Array, meta: dd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
-    vectors = x[4013:4017].compute()
-    rows = meta.loc[4013:4016].compute()
+def look(reader: EmbeddingReader) -> tuple[np.ndarray, pd.DataFrame]:
+    chosen = reader.take([7913, 4013, 4014, 22])
+    vectors = chosen.to_dask_array(dtype=np.float32).compute()
+    rows = chosen.to_dask_dataframe().compute()
     return vectors, rows
 
 
 def do_maths(x: da.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    norms = da.linalg.norm(x, axis=1)
-    mean = x.mean(axis=0)
-    covariance = (x - mean).T @ (x - mean) / len(x)
-    norms, mean, covariance = dask.compute(norms, mean, covariance)
+    norms, mean = dask.compute(da.linalg.norm(x, axis=1), x.mean(axis=0))
+    covariance = ((x - mean).T @ (x - mean) / len(x)).compute()
     return norms, mean, covariance
 
 
-def search(x: da.Array) -> tuple[pd.Series, np.ndarray, np.ndarray]:
+def search(reader: EmbeddingReader) -> tuple[pd.Series, np.ndarray, np.ndarray]:
     queries = EmbeddingReader(SAMPLE / "queries", file_format="parquet_npy", meta_columns="text")
     texts = queries.to_dask_dataframe()["text"].compute()
-    similarity = x @ queries.to_dask_array(dtype=np.float32).T
-    best, scores = dask.compute(da.argtopk(similarity, 10, axis=0), da.topk(similarity, 10, axis=0))
-    return texts, best, scores
+    scores, rows = nearest(reader, queries.to_dask_array().compute(), k=10)
+    return texts, scores, rows
 
 
 def classify(x: da.Array, meta: dd.DataFrame) -> tuple[np.ndarray, float]:
     prompts = EmbeddingReader(SAMPLE / "categories", file_format="parquet_npy", meta_columns="category")
     names = prompts.to_dask_dataframe()["category"].compute().to_numpy(dtype=object)
-    nearest = (x @ prompts.to_dask_array(dtype=np.float32).T).argmax(axis=1).compute()
-    accuracy = np.mean(meta["category"].compute() == names[nearest])
+    best = (x @ prompts.to_dask_array(dtype=np.float32).T).argmax(axis=1).compute()
+    accuracy = np.mean(meta["category"].compute() == names[best])
     return names, accuracy
 
 
-def learn(reader: EmbeddingReader, names: np.ndarray) -> np.ndarray:
-    sums, counts = np.zeros((len(names), reader.dimension)), np.zeros((len(names), 1))
-    for vectors, rows in reader(batch_size=500, end=6000, show_progress=False):
+def split(reader: EmbeddingReader) -> tuple[EmbeddingReader, EmbeddingReader]:
+    train = reader.sample(6_000, seed=0)
+    test = reader.take(~np.isin(reader.rows, train.rows))
+    return train, test
+
+
+def learn(train: EmbeddingReader, names: np.ndarray) -> np.ndarray:
+    sums, counts = np.zeros((len(names), train.dimension)), np.zeros((len(names), 1))
+    for vectors, rows in train(batch_size=500, show_progress=False):
         members = rows["category"].to_numpy()[:, None] == names  # 500 rows, 41 categories
         sums += members.T @ vectors
         counts += members.sum(axis=0)[:, None]
@@ -168,10 +176,10 @@ def learn(reader: EmbeddingReader, names: np.ndarray) -> np.ndarray:
     return centroids
 
 
-def evaluate(reader: EmbeddingReader, names: np.ndarray, centroids: np.ndarray) -> pd.DataFrame:
+def evaluate(test: EmbeddingReader, names: np.ndarray, centroids: np.ndarray) -> pd.DataFrame:
     directions = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
     parts = []
-    for vectors, rows in reader(batch_size=500, start=6000, show_progress=False):
+    for vectors, rows in test(batch_size=500, show_progress=False):
         right = rows["category"] == names[np.argmax(vectors @ directions.T, axis=1)]
         parts.append(right.groupby(rows["category"]).agg(right="sum", of="size"))
     score = pd.concat(parts).groupby(level=0).sum()
