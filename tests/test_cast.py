@@ -156,9 +156,17 @@ FILES: dict[str, tuple[str, Callable[[Path, np.ndarray], None]]] = {
     "plain pages": ("parquet", partial(_pages, compression="none", use_dictionary=False)),
 }
 
+
+def _call(reader: EmbeddingReader, dtype: np.dtype) -> np.ndarray:
+    return np.concatenate([x for x, _ in reader(50, max_piece_size=20, show_progress=False, dtype=dtype)])
+
+
 WAYS: dict[str, Callable[[EmbeddingReader, np.dtype], np.ndarray]] = {
-    "call": lambda r, dtype: np.concatenate([x for x, _ in r(50, max_piece_size=20, show_progress=False, dtype=dtype)]),
+    "call": _call,
     "array": lambda r, dtype: r.to_dask_array(dtype=dtype).compute(),
+    "view": lambda r, dtype: np.insert(_call(r.take(np.arange(len(r)) != 5), dtype), 5, 1, axis=0),
+    "array of a view": lambda r, dtype: r.take(slice(None, None, -1)).to_dask_array(dtype=dtype).compute()[::-1],
+    "shuffled": lambda r, dtype: _call(r.shuffle(), dtype)[np.argsort(r.shuffle().rows)],
     "batches": lambda r, dtype: np.concatenate(
         [x for x, _ in iter_batches(r.to_dask_array(dtype=dtype), batch_size=7)]
     ),

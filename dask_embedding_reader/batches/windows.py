@@ -7,11 +7,11 @@ threads.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,6 +41,22 @@ _FEW_ROWS = 1_000
 """So few local rows are there before a thread has started."""
 
 
+_LARGE_NBYTES = 2**20
+"""Batches of so many bytes are made in memory that is used again: new memory takes longer than what is put into it."""
+
+
+def _window_dtype(manifest: Manifest, request: BatchRequest) -> np.dtype[Any]:
+    """Return what a window holds: the stored dtype, which is mostly the smaller one, if the other can hold all of it.
+
+    Else vectors are cast while they are read, which tells what is lost, and of which file.
+    """
+    return manifest.dtype if np.can_cast(manifest.dtype, request.dtype, "safe") else request.dtype
+
+
+def _row_nbytes(manifest: Manifest, request: BatchRequest) -> int:
+    return max(1, manifest.dimension * _window_dtype(manifest, request).itemsize)
+
+
 def window_rows(manifest: Manifest, request: BatchRequest) -> int:
     """Return how many rows of a selection are best read in one go."""
     assert request.rows is not None
@@ -51,7 +67,7 @@ def window_nbytes(manifest: Manifest, request: BatchRequest) -> int:
     """Return what two windows, a batch that is picked and another one that is worked on take."""
     rows = min(window_rows(manifest, request), request.stop - request.start)
     batch = min(request.batch_rows, request.stop - request.start) * manifest.dimension * request.dtype.itemsize
-    return 2 * rows * manifest.byte_per_item + 2 * batch
+    return 2 * rows * _row_nbytes(manifest, request) + 2 * batch
 
 
 def are_few(manifest: Manifest, request: BatchRequest) -> bool:
@@ -73,12 +89,13 @@ class WindowReading:
         self._part_rows = request.max_piece_rows or default_piece_rows(manifest.byte_per_item, part_nbytes)
         wanted = window_nbytes(manifest, request) + threads * SCRATCH_NBYTES
         self._ahead = wanted <= request.limit_nbytes
-        row_nbytes = max(1, manifest.byte_per_item)
+        row_nbytes = _row_nbytes(manifest, request)
         most = window_rows(manifest, request)
         if not self._ahead:
             most = max(1, min(most, request.limit_nbytes // (4 * row_nbytes)))
         self._spans = _windows(self._rows, request.start, request.stop, most)
-        self._buffers = Buffers(2 * most * row_nbytes)
+        batch_nbytes = request.batch_rows * manifest.dimension * request.dtype.itemsize
+        self._buffers = Buffers(2 * most * row_nbytes + 2 * batch_nbytes)
         self._stopped = threading.Event()
         self._pool: _Pool = _AtOnce() if are_few(manifest, request) else stoppable_pool(threads, self._stopped)
         self._windows: deque[_Window] = deque()
@@ -96,13 +113,16 @@ class WindowReading:
     def _start(self) -> None:
         span = next(self._spans, None)
         if span is not None:
+            dtype = _window_dtype(self._manifest, self._request)
             self._windows.append(
-                _Window(self._manifest, self._rows, self._form, span, self._part_rows, self._pool, self._buffers)
+                _Window(self._manifest, self._rows, self._form, span, dtype, self._part_rows, self._pool, self._buffers)
             )
 
     def take(self, start: int, stop: int) -> tuple[Array, Any]:
         """Hand out a finished batch."""
-        out = np.empty((stop - start, self._manifest.dimension), self._request.dtype)
+        shape, dtype = (stop - start, self._manifest.dimension), self._request.dtype
+        is_large = math.prod(shape) * dtype.itemsize >= _LARGE_NBYTES
+        out = self._buffers.take(shape, dtype) if is_large else np.empty(shape, dtype)
         frames = []
         for window in self._windows:
             first, last = max(start, window.start), min(stop, window.stop)
@@ -121,22 +141,24 @@ class WindowReading:
         self._buffers.close()
 
 
+class _Result(Protocol):
+    def result(self) -> Any: ...
+
+
 class _Pool(Protocol):
-    def submit(self, run: Callable[..., Any], /, *args: Any) -> Future[Any]: ...
+    def submit(self, run: Callable[..., Any], /, *args: Any) -> _Result: ...
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None: ...
 
 
 class _AtOnce:
-    """Does what it is asked for before it answers."""
+    """Does what it is asked for before it answers: a pool, and the results of what has been done."""
 
-    def submit(self, run: Callable[..., Any], /, *args: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(run(*args))
-        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
-            future.set_exception(error)
-        return future
+    def submit(self, run: Callable[..., Any], /, *args: Any) -> _Result:
+        run(*args)
+        return self
+
+    def result(self) -> None: ...
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         del wait, cancel_futures
@@ -151,18 +173,19 @@ class _Window:
         rows: Rows,
         form: Form,
         span: tuple[int, int],
+        dtype: np.dtype[Any],
         part_rows: int,
         pool: _Pool,
         buffers: Buffers,
     ) -> None:
         self._manifest, self._rows, self._form = manifest, rows, form
-        self._part_rows, self._buffers = part_rows, buffers
+        self._dtype, self._part_rows, self._buffers = dtype, part_rows, buffers
         self.start, self.stop = span
         self._numbers = self._ranks = np.empty(0, np.int64)
         self._vectors: Array = np.empty((0, 0))
         self._frame: Any = None
         self._pool = pool
-        self._reads: list[Future[Any]] = []
+        self._reads: list[_Result] = []
         self._prepared = pool.submit(self._prepare)
 
     def _prepare(self) -> None:
@@ -173,7 +196,7 @@ class _Window:
         ranks = np.empty_like(order)
         ranks[order] = np.arange(len(order))
         self._numbers, self._ranks = numbers, ranks
-        self._vectors = self._buffers.take((len(numbers), manifest.dimension), manifest.dtype)
+        self._vectors = self._buffers.take((len(numbers), manifest.dimension), self._dtype)
         if manifest.metadata is not None:
             self._reads.append(self._pool.submit(self._read_frame, manifest.metadata))
         for first, picked in _parts(manifest.vectors, numbers[order], self._part_rows):

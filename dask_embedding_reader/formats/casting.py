@@ -65,13 +65,15 @@ class CheckedCast:
         self._found = ""
         self._overflowed: str = ""
 
-    def into(self, out: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
-        """Copy the next rows."""
+    def into(self, out: npt.NDArray[Any], values: npt.NDArray[Any], rows: npt.NDArray[np.int64] | None = None) -> None:
+        """Copy the next rows; ``rows`` tells which these are, where they do not follow each other."""
+        if rows is not None and len(rows):
+            self._row = int(rows[0])
         if values.dtype.kind in "iu" and out.dtype.kind in "iu" and not np.can_cast(values.dtype, out.dtype, "safe"):
-            self._count(values, out.dtype)
+            self._count(values, out.dtype, rows)
         with np.errstate(over="call", invalid="ignore", call=lambda *_: self._note(values.dtype, out.dtype)):
             cast_into(out, values)
-        self._row += len(values)
+        self._row = self._row + len(values) if rows is None or not len(rows) else int(rows[-1]) + 1
         self._size += values.size
 
     def report(self) -> None:
@@ -95,16 +97,17 @@ class CheckedCast:
         if self._overflowed and is_first_time((self._url, self._overflowed)):
             warnings.warn(f"{self._url}: {self._overflowed}", stacklevel=2)
 
-    def _count(self, values: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
+    def _count(self, values: npt.NDArray[Any], dtype: np.dtype[Any], rows: npt.NDArray[np.int64] | None) -> None:
         limits = np.iinfo(dtype)
         if not values.size or (int(values.min()) >= limits.min and int(values.max()) <= limits.max):
             return
         bad = outside(values, dtype)
         if not self._bad:
-            row, item = np.unravel_index(int(np.argmax(bad)), bad.shape)
+            place, item = np.unravel_index(int(np.argmax(bad)), bad.shape)
+            row = self._row + int(place) if rows is None else int(rows[place])
             self._found = (
                 f"cannot be read as {dtype}, which holds {limits.min:,} to {limits.max:,}; the first is "
-                f"{int(values[row, item]):,} in row {self._row + int(row):,}"
+                f"{int(values[place, item]):,} in row {row:,}"
             )
         self._bad += int(np.count_nonzero(bad))
 

@@ -12,22 +12,22 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from dask_embedding_reader.formats.base import Array, Columns, FileFormat, FileHeader, Stretch
-from dask_embedding_reader.formats.casting import cast_into
+from dask_embedding_reader.formats.base import Array, Columns, FileFormat, FileHeader, Stretch, StretchReader
+from dask_embedding_reader.formats.casting import CheckedCast
 from dask_embedding_reader.formats.metadata import MetaField, empty_frame, make_frame
 from dask_embedding_reader.formats.parquet.read import DECODE_ROWS, iter_tables
 from dask_embedding_reader.storage.read import is_local
 
 Int64s = npt.NDArray[np.int64]
 
-_GAP_NBYTES = 2**14
-"""Rows are read together where less lies between them: to read on costs what another call costs (4 to 64 KB are equal
-within noise)."""
+_GAP_NBYTES = 2**15
+"""Rows are read together where less lies between them: to read on costs what another call costs (32 to 64 KB, with
+what Python does for it)."""
 
 _REMOTE_GAP_NBYTES = 2**20
 """The same elsewhere: about what comes while a request is on its way."""
 
-_LONG_NBYTES = 2**15
+_LONG_NBYTES = 2**18
 """So many neighbours are read alone, straight to their place: to copy them would cost more than a call."""
 
 SCRATCH_NBYTES = 2**22
@@ -38,9 +38,8 @@ _REMOTE_SCRATCH_NBYTES = 2**23
 _REMOTE_REQUESTS = 64
 """Ranges of a file that are asked for at once."""
 
-
-_FEW_ROWS = 8
-"""To see which of so few are near each other takes longer than to read each alone."""
+_SHORT_ROWS = 16
+"""To copy so many rows twice costs as much as a call for them."""
 
 
 class Picked(NamedTuple):
@@ -66,8 +65,8 @@ def split_by_file(offsets: Int64s, numbers: Int64s, *, ascending: bool) -> Itera
         places = np.argsort(numbers, kind="stable")
         numbers = numbers[places]
     files = np.searchsorted(offsets, numbers, "right") - 1
-    starts = np.flatnonzero(np.diff(files, prepend=-1)).tolist()
-    for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
+    cuts = (np.flatnonzero(files[1:] != files[:-1]) + 1).tolist()
+    for start, stop in pairwise([0, *cuts, len(numbers)] if len(numbers) else []):
         file = int(files[start])
         here = slice(start, stop)
         if places is not None or stop - start < len(numbers):
@@ -86,12 +85,6 @@ def read_picked(
     places: Int64s | None = None,
 ) -> None:
     """Read rows of a file, none less than the one before, to their places: of row groups those that hold some."""
-    straight = len(outs) == 1 and outs[0].dtype == header.dtype and not header.group_rows
-    if straight and len(rows) <= _FEW_ROWS and is_local(header.file.filesystem):
-        each = zip(rows.tolist(), range(len(rows)) if places is None else places.tolist(), strict=True)
-        read = vectors.open_stretches(header, columns, int(rows[0]), int(rows[-1]) + 1)
-        read([(row, outs[0][place : place + 1]) for row, place in each])
-        return
     for start, stop in _by_group(header, rows):
         here = places if stop - start == len(rows) else np.arange(start, stop) if places is None else places[start:stop]
         pick = open_picker(vectors, columns, header, int(rows[start]), int(rows[stop - 1]) + 1)
@@ -100,6 +93,8 @@ def read_picked(
 
 def _by_group(header: FileHeader, rows: Int64s) -> Iterator[tuple[int, int]]:
     """Cut rows of a file where its row groups end."""
+    if not header.group_rows:
+        return iter([(0, len(rows))])
     bounds = header.first_group_row + np.cumsum((0, *header.group_rows))
     return pairwise(np.unique([0, *np.searchsorted(rows, bounds).tolist(), len(rows)]).tolist())
 
@@ -118,44 +113,111 @@ def open_picker(vectors: FileFormat, columns: Columns, header: FileHeader, start
         if not len(rows):
             return
         target = _Target(outs)
-        group_of, starts = _group(rows, gap_rows, long_rows, most_rows)
-        stops = np.append(starts[1:], len(rows))
-        firsts, spans = rows[starts], rows[stops - 1] + 1 - rows[starts]
-        straight = (spans == stops - starts) & target.are_straight(starts, stops, places, header.dtype)
-        scratch = _scratch(min(most_rows, int(spans[~straight].sum())), header)
-        shifts = np.zeros(len(starts), np.int64)
-        first_places = (starts if places is None else places[starts]).tolist()
-        reads: list[Stretch] = []
-        done, used = 0, 0
-
-        def finish(group: int) -> None:
-            """Read what has been noted, up to a group, and pick rows of what was not read into its place."""
-            read(reads)
-            begin, end = int(starts[done]), int(stops[group - 1])
-            if used:
-                members = begin + np.flatnonzero(~straight[group_of[begin:end]])
-                target.put(
-                    members if places is None else places[members],
-                    scratch[:used],
-                    rows[members] + shifts[group_of[members]],
-                )
-            reads.clear()
-
-        for group, (first, span, is_straight) in enumerate(
-            zip(firsts.tolist(), spans.tolist(), straight.tolist(), strict=True)
-        ):
-            if (used + span > most_rows and not is_straight) or len(reads) >= most_reads:
-                finish(group)
-                done, used = group, 0
-            if is_straight:
-                reads.append((first, target.view(first_places[group], span)))
-            else:
-                reads.append((first, scratch[used : used + span]))
-                shifts[group] = used - first
-                used += span
-        finish(len(starts))
+        if not target.holds(header.dtype):
+            target.cast = CheckedCast(header.file.url, int(rows[0]))
+        steps = rows[1:] - rows[:-1]
+        near = steps[steps <= gap_rows]
+        gaps = near[near != 1]
+        # What has to be decoded cannot go back to give a row twice.
+        repeats = bool(header.group_rows) and bool((gaps == 0).any())
+        if local and not repeats and 4 * len(gaps) <= len(rows) - (len(near) - len(gaps)):
+            _pick_runs(read, header, rows, target, places, most_rows)
+        elif local and 2 * int(near.sum()) >= int(rows[-1] - rows[0]):
+            _pick_dense(read, header, rows, target, places, most_rows)
+        else:
+            _pick_near(read, header, rows, target, places, (gap_rows, long_rows, most_rows, most_reads))
+        if target.cast is not None:
+            target.cast.report()
 
     return pick
+
+
+def _pick_runs(
+    read: StretchReader, header: FileHeader, rows: Int64s, target: _Target, places: Int64s | None, most_rows: int
+) -> None:
+    """Read runs of neighbours of which few are near each other one by one: to see which would take longer."""
+    if target.holds(header.dtype):
+        apart = rows[1:] - rows[:-1] != 1
+        if places is not None:
+            apart |= places[1:] - places[:-1] != 1
+        cuts = np.flatnonzero(apart) + 1
+        starts, stops = [0, *cuts.tolist()], [*cuts.tolist(), len(rows)]
+        where = starts if places is None else places[starts].tolist()
+        runs = zip(rows[starts].tolist(), where, starts, stops, strict=True)
+        read([stretch for row, place, start, stop in runs for stretch in target.stretches(row, place, stop - start)])
+        return
+    scratch = _scratch(min(most_rows, len(rows)), header)
+    for start in range(0, len(rows), most_rows):
+        some = rows[start : start + most_rows]
+        cuts = np.flatnonzero(some[1:] - some[:-1] != 1) + 1
+        bounds = pairwise([0, *cuts.tolist(), len(some)])
+        read([(int(some[first]), scratch[first:last]) for first, last in bounds])
+        target.put(start, places, scratch, np.arange(len(some)), some)
+
+
+def _pick_dense(
+    read: StretchReader, header: FileHeader, rows: Int64s, target: _Target, places: Int64s | None, most_rows: int
+) -> None:
+    """Read on from the first to the last row, most of which is wanted, or near what is, and pick from memory."""
+    scratch = _scratch(min(most_rows, int(rows[-1] - rows[0]) + 1), header)
+    start = 0
+    while start < len(rows):
+        first = int(rows[start])
+        stop = int(rows.searchsorted(first + most_rows))
+        here = scratch[: int(rows[stop - 1]) + 1 - first]
+        read([(first, here)])
+        target.put(start, places, here, rows[start:stop] - first, rows[start:stop])
+        start = stop
+
+
+def _pick_near(
+    read: StretchReader,
+    header: FileHeader,
+    rows: Int64s,
+    target: _Target,
+    places: Int64s | None,
+    limits: tuple[int, int, int, int],
+) -> None:
+    """Read rows that are near each other at once, and many neighbours straight to their places."""
+    gap_rows, long_rows, most_rows, most_reads = limits
+    group_of, starts = _group(rows, gap_rows, long_rows, most_rows)
+    stops = np.append(starts[1:], len(rows))
+    firsts, spans = rows[starts], rows[stops - 1] + 1 - rows[starts]
+    straight = (spans == stops - starts) & target.are_straight(starts, stops, places, header.dtype)
+    scratch = _scratch(min(most_rows, int(spans[~straight].sum())), header)
+    shifts = np.zeros(len(starts), np.int64)
+    first_places = (starts if places is None else places[starts]).tolist()
+    reads: list[Stretch] = []
+    done, used = 0, 0
+
+    def finish(group: int) -> None:
+        """Read what has been noted, up to a group, and pick rows of what was not read into its place."""
+        read(reads)
+        begin, end = int(starts[done]), int(stops[group - 1])
+        if used:
+            members = begin + np.flatnonzero(~straight[group_of[begin:end]])
+            target.put(
+                0,
+                members if places is None else places[members],
+                scratch[:used],
+                rows[members] + shifts[group_of[members]],
+                rows[members],
+            )
+        reads.clear()
+
+    for group, (first, span, is_straight) in enumerate(
+        zip(firsts.tolist(), spans.tolist(), straight.tolist(), strict=True)
+    ):
+        if (used + span > most_rows and not is_straight) or len(reads) >= most_reads:
+            finish(group)
+            done, used = group, 0
+        if is_straight:
+            reads.append((first, target.view(first_places[group], span)))
+        else:
+            reads.append((first, scratch[used : used + span]))
+            shifts[group] = used - first
+            used += span
+    finish(len(starts))
 
 
 def _group(rows: Int64s, gap_rows: int, long_rows: int, most_rows: int) -> tuple[Int64s, Int64s]:
@@ -179,15 +241,22 @@ def _group(rows: Int64s, gap_rows: int, long_rows: int, most_rows: int) -> tuple
 
 
 class _Target:
-    """Arrays that are filled as if they were one."""
+    """Arrays that are filled with rows of a file as if they were one."""
+
+    cast: CheckedCast | None = None
+    """How values get into them, where they have another dtype than the file."""
 
     def __init__(self, arrays: Sequence[Array]) -> None:
         self._arrays = arrays
         self._bounds = np.cumsum([0, *map(len, arrays)])
 
+    def holds(self, dtype: np.dtype[Any]) -> bool:
+        """Tell whether rows of a dtype can be read into these arrays as they are."""
+        return all(array.dtype == dtype for array in self._arrays)
+
     def are_straight(self, starts: Int64s, stops: Int64s, places: Int64s | None, dtype: np.dtype[Any]) -> Any:
         """Tell of which groups the rows go one after the other to one array, which holds them as they are stored."""
-        if any(array.dtype != dtype for array in self._arrays):
+        if not self.holds(dtype):
             return np.zeros(len(starts), np.bool_)
         firsts, lasts = (starts, stops - 1) if places is None else (places[starts], places[stops - 1])
         same = np.searchsorted(self._bounds, firsts, "right") == np.searchsorted(self._bounds, lasts, "right")
@@ -204,37 +273,50 @@ class _Target:
         first = place - int(self._bounds[array])
         return self._arrays[array][first : first + rows]
 
-    def put(self, places: Int64s, values: Array, rows: Int64s) -> None:
-        """Put rows of an array to places."""
+    def stretches(self, row: int, place: int, rows: int) -> list[Stretch]:
+        """Return how rows of a file from one on are read to a place, if each array has the dtype of the file."""
         if len(self._arrays) == 1:
-            _put(self._arrays[0], places, values, rows)
+            return [(row, self._arrays[0][place : place + rows])]
+        found, done = [], 0
+        while done < rows:
+            found.append((row + done, self.view(place + done, rows - done)))
+            done += len(found[-1][1])
+        return found
+
+    def put(self, start: int, places: Int64s | None, values: Array, within: Int64s, rows: Int64s) -> None:
+        """Put some of what was read to places, of which the first ones are passed over, or in order from there on.
+
+        ``within`` tells where they are among what was read, and ``rows`` in the file.
+        """
+        if places is None:
+            self._put_in_order(start, values, within, rows)
+            return
+        places = places[start : start + len(rows)]
+        cuts = np.flatnonzero(places[1:] - places[:-1] != 1) + 1
+        if len(cuts) * _SHORT_ROWS <= len(rows):
+            for first, last in pairwise([0, *cuts.tolist(), len(rows)]):
+                self._put_in_order(int(places[first]), values, within[first:last], rows[first:last])
             return
         array_of = np.searchsorted(self._bounds, places, "right") - 1
-        if (np.diff(array_of) < 0).any():
-            order = np.argsort(array_of, kind="stable")
-            array_of, places, rows = array_of[order], places[order], rows[order]
-        cuts = np.flatnonzero(np.diff(array_of, prepend=-1, append=-1))
-        for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-            array = int(array_of[start])
-            _put(self._arrays[array], places[start:stop] - self._bounds[array], values, rows[start:stop])
+        for number in np.unique(array_of).tolist():
+            here = array_of == number
+            out, picked = self._arrays[number], values[within[here]]
+            if self.cast is not None:
+                stored, picked = picked, np.empty(picked.shape, out.dtype)
+                self.cast.into(picked, stored, rows[here])
+            out[places[here] - self._bounds[number]] = picked
 
-
-def _put(out: Array, places: Int64s, values: Array, rows: Int64s) -> None:
-    first, count = int(places[0]), len(places)
-    if int(places[-1]) - first == count - 1 and (np.diff(places) == 1).all():
-        out = out[first : first + count]
-        if out.dtype == values.dtype:
-            np.take(values, rows, axis=0, out=out, mode="clip")  # without clipping numpy makes a copy first
-        else:
-            cast_into(out, values[rows])
-        return
-    if len(rows) != len(values) or (np.diff(rows, prepend=-1) != 1).any():
-        values = values[rows]
-    if out.dtype != values.dtype:
-        cast = np.empty(values.shape, out.dtype)
-        cast_into(cast, values)
-        values = cast
-    out[places] = values
+    def _put_in_order(self, place: int, values: Array, within: Int64s, rows: Int64s) -> None:
+        """Put rows one after the other, from a place on."""
+        done = 0
+        while done < len(rows):
+            out = self.view(place + done, len(rows) - done)
+            here = slice(done, done + len(out))
+            if self.cast is None:
+                np.take(values, within[here], axis=0, out=out, mode="clip")  # without it numpy makes a copy first
+            else:
+                self.cast.into(out, values[within[here]], rows[here])
+            done += len(out)
 
 
 _thread = threading.local()

@@ -124,7 +124,8 @@ def naming_rows(start: int, stop: int) -> Iterator[None]:
 
 
 def _bytes(array: Array) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data
+    # Half the time of `reshape(-1)`, which counts where rows are read one by one; but it knows no empty arrays.
+    return array.view(np.uint8).data.cast("B") if array.size else memoryview(b"")
 
 
 def _read_cast(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, outs: Sequence[Array]) -> None:

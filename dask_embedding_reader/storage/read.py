@@ -131,6 +131,11 @@ def local_info(status: os.stat_result) -> dict[str, Any]:
     return {"size": status.st_size, "mtime": status.st_mtime_ns, _HERE: here}
 
 
+def _local_version(status: os.stat_result) -> str:
+    """Return the fingerprint of what the operating system says of a local file, in a tenth of the time."""
+    return f"{status.st_size} mtime {status.st_mtime_ns} on {_HOST} inode {status.st_ino} ctime {status.st_ctime_ns}"
+
+
 def lasting(version: str) -> str:
     """Return what of the version of a file a copy has too that keeps times, in another folder or on another machine."""
     found = _LOCAL.fullmatch(version)
@@ -342,6 +347,8 @@ def check_local(file: StoredFile, descriptor: int | None = None) -> None:
         raise _gone(file) from error
     except OSError as error:
         raise ReadError(f"{file.path}: cannot be looked up: {error}") from error
+    if _local_version(status) == file.fingerprint:
+        return
     found = local_info(status)
     now = fingerprint(found)
     if now != file.fingerprint and (not _is_same(file, found) or _is_another_here(file.fingerprint, now)):
@@ -442,7 +449,10 @@ def _read_local(file: StoredFile, ranges: Sequence[tuple[int, Sequence[memoryvie
     start = 0
     try:
         for start, given in ranges:
-            _fill(file, descriptor, start, [buffer for buffer in given if buffer.nbytes])
+            # One call is enough, mostly: where ranges are many and short, all else takes longer than it.
+            one = len(given) == 1 and given[0].nbytes <= _CALL_NBYTES
+            if not one or _scatter(descriptor, given, start) < given[0].nbytes:
+                _fill(file, descriptor, start, [buffer for buffer in given if buffer.nbytes])
         check_local(file, descriptor)
     except ReadError:
         raise
