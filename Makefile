@@ -22,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # A .venv whose interpreter is gone (Python was upgraded or removed) is of no use: start afresh.
 $(shell [ -x $(BIN)/python ] || rm -rf $(VENV))
 
-.PHONY: help demo test coverage test-slow test-hdfs test-min test-pythons lint format bench notebooks docs clean
+.PHONY: help demo test coverage test-slow test-hdfs test-torch test-min test-pythons lint format bench notebooks docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s  %s\n", $$1, $$2 }'
@@ -31,28 +31,31 @@ demo: $(VENV)/.with-plot ## show the main job on real embeddings
 	@$(BIN)/python notebooks/demo.py
 
 test: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the tests
-	$(BIN)/python -m pytest -m "not slow and not hdfs"
+	$(BIN)/python -m pytest -m "not slow and not hdfs and not torch"
 
 coverage: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the tests and count which lines they reach
-	$(BIN)/python -m pytest -m "not slow and not hdfs" --cov
+	$(BIN)/python -m pytest -m "not slow and not hdfs and not torch" --cov
 
 test-slow: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the slow tests
-	$(BIN)/python -m pytest -m "slow and not hdfs"
+	$(BIN)/python -m pytest -m "slow and not hdfs and not torch"
 
 test-hdfs: $(VENV)/.with-test $(VENV)/.with-hdfs ## run the tests on a real HDFS (needs Java)
 	$(call apt_install,java,default-jre-headless)
 	$(BIN)/python -m tests.hadoop
 	$(BIN)/python -m pytest -m hdfs
 
+test-torch: .venv-torch/.with-test-torch ## run the tests of tensors (torch takes 200 MB to 3 GB)
+	.venv-torch/bin/python -m pytest -m torch tests/test_torch.py
+
 test-min: .venv-min/.with-test servers ## run the tests on the lowest supported versions
-	.venv-min/bin/python -m pytest -m "not slow and not hdfs" $(TESTS)
+	.venv-min/bin/python -m pytest -m "not slow and not hdfs and not torch" $(TESTS)
 
 test-pythons: servers ## run the tests on other Pythons: PYTHONS="3.10 3.12 3.13 3.14"
 	@for version in $(PYTHONS); do \
 	    if python=$$($(call find_python,$$version)); then \
 	        $(MAKE) --no-print-directory VENV=.venv-$$version PYTHON="$$python" .venv-$$version/.with-test \
 	            .venv-$$version/.with-reference; \
-	        .venv-$$version/bin/python -m pytest -m "not slow and not hdfs" $(TESTS); \
+	        .venv-$$version/bin/python -m pytest -m "not slow and not hdfs and not torch" $(TESTS); \
 	    else echo "Python $$version cannot be had: left out" >&2; fi; \
 	done
 
@@ -130,6 +133,14 @@ $(BIN)/uv:
 	    pyproject.toml --output-file .venv-min/lowest.txt >/dev/null
 	@$(call install,.venv-min,--requirements .venv-min/lowest.txt)
 	@$(call install,.venv-min,--no-deps --editable .)
+	@touch $@
+
+# torch without CUDA takes a tenth of the room, where its own index can be reached.
+.venv-torch/.with-test-torch: pyproject.toml
+	@$(call make_venv,.venv-torch)
+	@echo "Installing dask-embedding-reader[test-torch] in .venv-torch"
+	@.venv-torch/bin/uv pip install --quiet --python .venv-torch/bin/python --torch-backend cpu \
+	    --editable '.[test-torch]' 2>/dev/null || { $(call install,.venv-torch,--editable '.[test-torch]'); }
 	@touch $@
 
 # $(call find_python,VERSION): prints where an interpreter is, and downloads one if there is none. pyenv hides all but one.

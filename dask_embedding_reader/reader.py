@@ -835,8 +835,34 @@ class EmbeddingReader:
         (2, 2) int8 [1, 2]
         (2, 2) int8 [3, 4]
         """
+        request = self._request(
+            batch_size,
+            start,
+            end,
+            max_piece_size=max_piece_size,
+            parallel_pieces=parallel_pieces,
+            show_progress=show_progress,
+            max_ram_usage_in_bytes=max_ram_usage_in_bytes,
+            dtype=dtype,
+        )
+        self._warn_of_order(request.batch_rows)
+        return batches.read_batches(self.manifest, request)
+
+    def _request(
+        self,
+        batch_size: int,
+        start: int,
+        end: int | None,
+        *,
+        max_piece_size: int | None,
+        parallel_pieces: int | None,
+        show_progress: bool,
+        max_ram_usage_in_bytes: int,
+        dtype: npt.DTypeLike | None,
+    ) -> batches.BatchRequest:
+        """Check what batches are asked for."""
         first, stop, selected = batches.span_of(self._selected(start, end))
-        request = batches.BatchRequest(
+        return batches.BatchRequest(
             batch_rows=check_positive("batch_size", batch_size),
             start=first,
             stop=stop,
@@ -847,8 +873,6 @@ class EmbeddingReader:
             dtype=self._wanted_dtype(dtype),
             show_progress=bool(show_progress),
         )
-        self._warn_of_order(request.batch_rows)
-        return batches.read_batches(self.manifest, request)
 
     def _warn_of_order(self, batch_rows: int) -> None:
         """Say what is left of chance where a batch is larger than the window has blocks."""

@@ -20,6 +20,7 @@ from dask_embedding_reader.rows import (
     Section,
     Shuffled,
     Stretch,
+    deal,
     pack,
     pick,
     pick_all,
@@ -51,6 +52,9 @@ def selections(draw: st.DrawFn) -> Rows:
         if draw(st.booleans()):
             ranks = draw(st.sampled_from([1, 2, 3, 64, 100]))
             found = shard(found, ranks, draw(st.integers(0, ranks - 1)))
+    if draw(st.booleans()):
+        hands = draw(st.integers(1, 5))
+        found = deal(found, draw(st.integers(1, 50)), hands, draw(st.integers(0, hands - 1)))
     return found
 
 
@@ -320,6 +324,37 @@ def test_shards_of_rows_in_order_are_stretches_without_loss(count: int, ranks: i
     shards = [shard(Stretch(range(count)), ranks, rank) for rank in range(ranks)]
     assert [row for rows in shards for row in rows] == list(range(count))
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_what_is_dealt_is_read_in_the_windows_of_the_whole() -> None:
+    epoch = shuffle(Stretch(range(100_000)), 7, 0, 16, 8_192)
+    rank = shard(epoch, 2, 1)
+    for stretch in (100, 5_000):
+        for worker in range(3):
+            rows = deal(rank, stretch, 3, worker)
+            bounds = [0, *rows.windows(0, len(rows)).tolist(), len(rows)]
+            spans = [rows.numbers(start, stop) // 16 for start, stop in pairwise(bounds)][:-1]
+            assert len(spans) >= 5
+            assert sum(len(np.unique(blocks)) for blocks in spans) == len(np.unique(np.concatenate(spans)))
+            inner = rows.windows(1_000, 9_000).tolist()
+            assert inner == [bound for bound in bounds if 1_000 < bound < 9_000]
+
+
+@given(selections(), st.integers(1, 40), st.integers(1, 4), st.integers(1, 3))
+def test_what_is_dealt_makes_the_whole_again(rows: Rows, stretch: int, ranks: int, workers: int) -> None:
+    rows = rows[: len(rows) // ranks * ranks]
+    hands = {
+        (rank, worker): deal(rows, stretch, ranks * workers, rank + ranks * worker, round_of=ranks)
+        for rank in range(ranks)
+        for worker in range(workers)
+    }
+    numbers = np.asarray(rows)
+    for step, start in enumerate(range(0, len(rows), stretch * ranks)):
+        own = min(stretch, (len(rows) - start) // ranks)
+        first = step // workers * stretch
+        parts = [hands[rank, step % workers].numbers(first, first + own) for rank in range(ranks)]
+        assert np.concatenate(parts).tolist() == numbers[start : start + own * ranks].tolist()
+    assert sum(map(len, hands.values())) == len(rows)
 
 
 def test_kinds_say_what_they_are() -> None:

@@ -5,6 +5,7 @@ Each check names the argument, what was given and what was expected, in an error
 
 from __future__ import annotations
 
+import difflib
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -111,18 +112,27 @@ def check_sources(name: str, value: Any) -> list[Source]:
     return given
 
 
-def check_columns(names: Any) -> tuple[str, ...]:
+def check_columns(names: Any, argument: str = "meta_columns") -> tuple[str, ...]:
     """Return the names of metadata columns."""
     if names is None:
         return ()
     given = [names] if isinstance(names, str) else names
     if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
-        raise ArgumentTypeError(f"meta_columns must be a column name or a list of them, not {names!r}")
+        raise ArgumentTypeError(f"{argument} must be a column name or a list of them, not {names!r}")
     if len(set(given)) < len(given):
-        raise ArgumentError(f"meta_columns={list(given)} names a column twice")
+        raise ArgumentError(f"{argument}={list(given)} names a column twice")
     for column in given:
-        _check_whole("meta_columns", column)
+        _check_whole(argument, column)
     return tuple(given)
+
+
+def likest_first(name: str, names: Iterable[str]) -> list[str]:
+    """Sort names, and leave out what is there twice, by how much they are like another one."""
+
+    def likeness(other: str) -> float:
+        return difflib.SequenceMatcher(None, name.lower(), other[:100].lower()).ratio()
+
+    return sorted(dict.fromkeys(names), key=lambda other: -likeness(other))
 
 
 def check_options(name: str, options: Any) -> Mapping[str, Any] | None:

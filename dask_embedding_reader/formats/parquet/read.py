@@ -6,7 +6,6 @@ parquet stores, never as one object a row, and decoded a few MB at a time: a row
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
 from bisect import bisect_right
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from dask_embedding_reader._common.arguments import likest_first
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import ColumnError, EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats.base import (
@@ -366,11 +366,7 @@ def _nearest(name: str, footer: Footer) -> str:
     """Spell names of columns, those like the one that was asked for first."""
     if not footer.schema.names:
         return "none"
-    likeness = {
-        other: difflib.SequenceMatcher(None, name.lower(), other[:100].lower()).ratio()
-        for other in footer.schema.names[:_MOST_COMPARED]
-    }
-    return _few(sorted(likeness, key=lambda other: -likeness[other]), len(set(footer.schema.names)))
+    return _few(likest_first(name, footer.schema.names[:_MOST_COMPARED]), len(set(footer.schema.names)))
 
 
 def _few(names: Sequence[str], count: int) -> str:
