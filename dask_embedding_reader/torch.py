@@ -22,6 +22,7 @@ except ImportError as error:
 
 from dask_embedding_reader._common.arguments import check_columns, check_integer, check_positive, likest_first
 from dask_embedding_reader.batches.read import read_batches
+from dask_embedding_reader.collection.layout import ALL_COLUMNS
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
@@ -59,7 +60,7 @@ class EmbeddingBatches(IterableDataset):
     batch_size : int
         Rows of a batch of one rank.
     columns : str or list of str, optional
-        Which of the ``meta_columns`` of the reader each batch has; ``"i"`` is the row number.
+        Which of the ``meta_columns`` of the reader each batch has; ``"i"`` is the row number, ``"*"`` all of them.
     dtype : dtype-like or torch.dtype, default "float32"
         Type of the vectors; None keeps the stored one.
     rank, world_size : int, optional
@@ -126,6 +127,8 @@ class EmbeddingBatches(IterableDataset):
         self._batch_rows = check_positive("batch_size", batch_size)
         self._rank, self._ranks = _rank_of(rank, world_size)
         names = check_columns(columns, "columns")
+        if names == ALL_COLUMNS:
+            names = tuple(field.name for field in reader.manifest.fields)
         self._reader = reader._view(reader.rows)
         self._reader.manifest = _narrowed(reader.manifest, names)
         self._is_tensor = {name: name == ROW_NUMBER for name in names} | {

@@ -49,7 +49,7 @@ def test_the_site_shows_every_public_name() -> None:
     pages = "\n".join(page.read_text() for page in (ROOT / ".docs" / "pages").glob("*.md"))
     shown = set(re.findall(r"^::: dask_embedding_reader\.(\w+)", pages, re.MULTILINE))
     errors = {name for name in dask_embedding_reader.__all__ if name in vars(dask_embedding_reader.errors)}
-    assert shown - {"errors"} == set(dask_embedding_reader.__all__) - errors - {"__version__"}
+    assert shown - {"errors", "torch"} == set(dask_embedding_reader.__all__) - errors - {"__version__"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

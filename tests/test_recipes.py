@@ -15,8 +15,8 @@ from dask_embedding_reader.cli.commands import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / ".docs" / "pages" / "recipes").glob("*.md"))
-NEEDED = ("faiss", "sklearn")
-"""What recipes import that the tests do not install; `make notebooks` does."""
+NEEDED = ("faiss", "sklearn", "torch")
+"""What recipes import that the tests do not install; `make notebooks` or `make test-torch` does."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
