@@ -13,9 +13,13 @@ from .floors import (
     DASK_PARQUET,
     DELAYED,
     DISK_AT_ONCE,
+    EXHAUSTIVE,
     GATHER,
+    KNN,
     LOOP,
     ONE_CONNECTION,
+    PASS,
+    PRODUCT,
     PYARROW,
     RAW,
     READ_TABLE,
@@ -214,6 +218,16 @@ def lazy_works() -> list[Work]:
     ]
 
 
+def nearest_works() -> list[Work]:
+    """Exact nearest neighbours: of many queries, which processors limit, and of one, which reading does."""
+    memory: tuple[Floor, ...] = (Faster(PRODUCT, 0.8), Faster(KNN, 1))
+    return [
+        Work("nearest-memory", "1,000 queries, 100,000 vectors in memory", NPY, floors=memory),
+        Work("nearest-files", "100 queries, npy float32", NPY, floors=(Faster(EXHAUSTIVE, 1),)),
+        Work("nearest-one", "one query, npy float32", NPY, floors=(Faster(PASS, 0.9),)),
+    ]
+
+
 def memory_works() -> list[Work]:
     """The memory limit, format by format, and memory over time."""
     sources = {"npy-f32": NPY, "npy-f16": HALF, "parquet": PARQUET, "parquet-npy": PAIRS}
@@ -261,6 +275,7 @@ _ALL = (
     *pages_works(),
     *other_works(),
     *lazy_works(),
+    *nearest_works(),
     *remote_works(),
     *memory_works(),
     *convert_works(),
