@@ -342,13 +342,7 @@ def _narrowed(manifest: Manifest, names: Sequence[str]) -> Manifest:
                 f"the reader was not opened with the column {name!r}; those that it has are {there}: open it with "
                 "meta_columns=[...]"
             )
-    wanted = tuple(name for name in names if name != ROW_NUMBER)
-    return replace(
-        manifest,
-        columns=manifest.columns._replace(meta=wanted),
-        fields=tuple(known[name] for name in wanted),
-        metadata=manifest.metadata if wanted else None,
-    )
+    return manifest.with_columns([name for name in names if name != ROW_NUMBER])
 
 
 def _order_token(reader: EmbeddingReader) -> str:

@@ -398,6 +398,130 @@ def test_convert_keeps_rows_and_metadata(run: Run, shards: Path, tmp_path: Path)
     assert meta["word"].tolist() == [f"word {row}" for row in range(20)]
 
 
+@pytest.fixture
+def typed(tmp_path: Path) -> Path:
+    """Twelve vectors, each of its number, with a column of each kind."""
+    folder = tmp_path / "typed"
+    folder.mkdir()
+    np.save(folder / "0.npy", np.arange(12, dtype=np.float32).reshape(12, 1))
+    frame = pd.DataFrame(
+        {
+            "n": pd.array([*range(11), None], "Int64"),
+            "x": np.arange(12) / 2,
+            "kind": pd.Categorical(["a", "b", "c, d"] * 4),
+            "word": ["in", None, "is null", "it's"] * 3,
+            "seen": [True, False, False] * 4,
+            "day": pd.date_range("2024-01-01", periods=12),
+            "full name": [f"{k}" for k in range(12)],
+            "list": [[k] for k in range(12)],
+        }
+    )
+    frame.to_parquet(folder / "0.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (["--where", "n == 3"], [3]),
+        (["--where", "n!=3", "--where", "n < 5"], [0, 1, 2, 4]),
+        (["--where", "n > 8.5"], [9, 10]),
+        (["--where", " x<=0.5 "], [0, 1]),
+        (["--where", "x >= 5"], [10, 11]),
+        (["--where", "kind == b", "--where", "seen == false"], [1, 4, 7, 10]),
+        (["--where", "kind in [ b, 'c, d' ]", "--where", "n < 3"], [1, 2]),
+        (["--where", "kind not in [a,b]", "--where", "n < 6"], [2, 5]),
+        (["--where", "n in [1, 11, 2]"], [1, 2]),
+        (["--where", "word == in", "--where", "n<5"], [0, 4]),
+        (["--where", "word == 'is null'"], [2, 6, 10]),
+        (["--where", "word is null"], [1, 5, 9]),
+        (["--where", "n is  not null ", "--where", "word is not null", "--rows", "8:"], [8, 10]),
+        (["--where", "word == it's", "--rows", ":5"], [3]),
+        (["--where", "day < 2024-01-03"], [0, 1]),
+        (["--where", "day == '2024-01-03 00:00:00'"], [2]),
+        (["--where", '"full name" in [7, 5]'], [5, 7]),
+        (["--where", "full name == 7"], [7]),
+        (["--rows", "10:20"], [10, 11]),
+        (["--rows", "rows.npy"], [7, 7, 0]),
+        (["--rows", "mask.npy", "--where", "n > 1"], [2, 4, 7, 9]),
+    ],
+)
+def test_rows_are_chosen(
+    run: Run, typed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], rows: list[int]
+) -> None:
+    np.save(tmp_path / "rows.npy", [7, 7, 0])
+    np.save(tmp_path / "mask.npy", np.arange(12) % 2 == np.arange(12) // 6)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("convert", typed, "out", "-m", "x", "--json", *options)
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    assert (facts["rows"], facts["metadata"], facts["left_out"]) == (len(rows), ["x"], [])
+    written = EmbeddingReader("out", "parquet_npy", meta_columns="*")
+    [(vectors, meta)] = written(100, show_progress=False)
+    assert vectors[:, 0].tolist() == rows == (2 * meta["x"]).tolist()
+
+
+def test_every_command_chooses_rows(run: Run, typed: Path, tmp_path: Path) -> None:
+    where = ["--where", "kind == b", "--where", "n > 3"]
+    head = json.loads(run("head", typed, *where, "--json")[1])
+    assert head == [{"row": row, "embedding": [row]} for row in (4, 7, 10)]
+    assert json.loads(run("head", typed, "-m", "kind", *where, "--start", 1, "-n", 1, "--json")[1]) == [
+        {"row": 7, "kind": "b", "embedding": [7]}
+    ]
+    stats = json.loads(run("stats", typed, *where, "--rows", ":10", "--json")[1])
+    assert (stats["rows"], stats["norms"]["min"], stats["norms"]["max"]) == (2, 4, 7)
+    np.save(tmp_path / "rows.npy", [7, 0, 7])
+    stats = json.loads(run("stats", typed, "--rows", tmp_path / "rows.npy", "--json")[1])
+    assert (stats["zero"], stats["duplicates"]["groups"]) == ({"rows": 1, "first_rows": [0]}, [[7, 7]])
+    plan = json.loads(run("plan", typed, *where, "--batch-size", 2, "--json")[1])
+    assert (plan["pieces"]["max_rows"], plan["batches"]["count"]) == (3, 2)
+    assert run("plan", typed, *where, "--plot", tmp_path / "plan.png")[0] == 0
+    sample = [json.loads(run("head", typed, "--sample", 4, "--seed", seed, "--json")[1]) for seed in (1, 1, 2)]
+    assert len(sample[0]) == 4
+    assert sample[0] == sample[1] != sample[2]
+    assert run("convert", typed, tmp_path / "out", "--to", "npy", *where)[0] == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "00000000.npy"), [[4], [7], [10]])
+    assert run("convert", typed, tmp_path / "out", "--to", "npy", *where)[0] == 0, "done already"
+    code, _, err = run("convert", typed, tmp_path / "out", "--to", "npy", "--where", "kind == a")
+    assert code == 1
+    assert "pass --overwrite" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--where", "n"], "--where 'n' is no condition: a condition is COLUMN OPERATOR VALUE with ==, !=,"),
+        (["--where", "n = 3"], "is no condition"),
+        (["--where", "n =="], "names no value to compare with"),
+        (["--where", "nn == 3"], "there is no column 'nn'; the columns are 'n', 'kind'"),
+        (["--where", "n == three"], "--where 'n == three': the column is int64, and 'three' cannot be read as that"),
+        (["--where", "day == soon"], "the column is timestamp"),
+        (["--where", "seen == perhaps"], "the column is bool"),
+        (["--where", "list == 1"], "the column is list<"),
+        (["--where", "n in 3"], "after in a list is expected, such as [3]"),
+        (["--where", "kind in [a, 'b]"], "a quote of the list is not closed"),
+        (["--where", "n > 100"], "--where 'n > 100': none of 12 rows satisfies it"),
+        (["-f", "npy", "--where", "n > 1"], "have no columns to filter by"),
+        (["--rows", "12:20"], "--rows 12:20 is no row: there are those from 0 to 11"),
+        (["--rows", "5:2"], "--rows 5:2 is no row"),
+        (["--rows", "some"], "expected are START:STOP, such as 10:20, or an .npy file of row numbers"),
+        (["--rows", "gone.npy"], "--rows gone.npy: "),
+        (["--rows", "{typed}/0.npy"], "must be a slice, a list of row numbers or a mask"),
+        (["--sample", "13"], "--sample 13 draws no row twice, and there are 12 rows"),
+        (["--sample", "0"], "0 is not in the range x>=1"),
+        (["--seed", "1"], "give --sample too"),
+    ],
+)
+def test_choices_that_make_no_sense_are_refused(
+    run: Run, typed: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    code, out, err = run("convert", typed, tmp_path / "out", *(option.format(typed=typed) for option in options))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_convert_says_what_npy_files_cannot_hold(run: Run, shards: Path, tmp_path: Path) -> None:
     code, out, err = run("convert", shards, tmp_path / "out", "-m", "word", "--to", "npy", "--dtype", "float16")
     assert code == 0

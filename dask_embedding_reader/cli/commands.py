@@ -203,6 +203,31 @@ def _collection_options(command: F) -> F:
     return command
 
 
+ROW_RANGE = click.option(
+    "--rows",
+    "row_range",
+    metavar="START:STOP",
+    help="Only these rows, counted from 0: a range, or an .npy file of row numbers, in their order.",
+)
+
+
+def _row_options(command: F) -> F:
+    """Add the options that choose rows by what they are."""
+    for option in (
+        click.option("--seed", type=int, help="Which sample, by default 0; the same everywhere."),
+        click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Only so many rows, drawn at random."),
+        click.option(
+            "--where",
+            multiple=True,
+            metavar="CONDITION",
+            help="Only rows with such metadata: 'width >= 512', 'kind in [a, b]', 'caption is not null'. If repeated, "
+            "all have to hold.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def _open(url: str, **options: Any) -> EmbeddingReader:
     from dask_embedding_reader.cli.opening import open_collection  # noqa: PLC0415 - takes seconds
 
@@ -246,6 +271,7 @@ def info(url: str, as_json: bool, **options: Any) -> None:
 @click.argument("url")
 @click.option("--rows", "-n", type=click.IntRange(min=1), default=5, show_default=True, help="How many rows.")
 @click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="The first row.")
+@_row_options
 @_collection_options
 @JSON
 def head(url: str, rows: int, start: int, as_json: bool, **options: Any) -> None:
@@ -266,12 +292,14 @@ def head(url: str, rows: int, start: int, as_json: bool, **options: Any) -> None
 @click.option(
     "--plot", type=click.Path(dir_okay=False, writable=True), metavar="FILE", help="Draw it: a PNG, PDF or SVG."
 )
+@ROW_RANGE
+@_row_options
 @_collection_options
 @JSON
 def plan(
     url: str, max_piece_size: int | None, batch_size: int | None, plot: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Tell how a collection is cut into pieces (the chunks of the lazy array) and batches. Reads no rows."""
+    """Tell how a collection is cut into pieces (the chunks of the lazy array) and batches. Reads no vectors."""
     from dask_embedding_reader._common.units import human_size  # noqa: PLC0415
     from dask_embedding_reader.cli.facts import draw_plan, plan_facts  # noqa: PLC0415
 
@@ -300,6 +328,8 @@ def plan(
 @click.argument("url")
 @click.option("--start", type=click.IntRange(min=0), default=0, help="The first row.")
 @click.option("--end", type=click.IntRange(min=0), default=None, help="The row after the last one.")
+@ROW_RANGE
+@_row_options
 @_collection_options
 @QUIET
 @JSON
@@ -389,6 +419,8 @@ def nearest(
 @command_line.command(short_help="Write it in another format or dtype.")
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
+@ROW_RANGE
+@_row_options
 @_collection_options
 @click.option("--to", "target_format", type=FORMATS, metavar="FORMAT", help="Format to write; by default that of SRC.")
 @click.option("--rows-per-file", type=click.IntRange(min=1), metavar="ROWS", help="By default about 200 MB a file.")
@@ -399,7 +431,7 @@ def nearest(
 @QUIET
 @JSON
 def convert(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -> None:
-    """Write a collection anew: another format, dtype or size of files.
+    """Write a collection, or some rows of it, anew: another format, dtype or size of files.
 
     All metadata columns come along, unless some are named with -m. Started again after an interruption, it goes on
     where it was.

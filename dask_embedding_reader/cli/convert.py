@@ -22,6 +22,10 @@ def convert_collection(
     metadata_folder: str | None,
     storage_options: Mapping[str, Any] | None,
     embedding_dtype: str | None,
+    row_range: str | None = None,
+    where: Sequence[str] = (),
+    sample: int | None = None,
+    seed: int | None = None,
     target_format: str | None,
     target_storage_options: Mapping[str, Any] | None,
     show_progress: bool,
@@ -35,6 +39,8 @@ def convert_collection(
         Where from and where to.
     file_format, embedding_column, meta_columns, metadata_folder, storage_options, embedding_dtype
         As for :class:`EmbeddingReader`; without ``meta_columns``, all columns that there are.
+    row_range, where, sample, seed
+        Which rows: as for :func:`open_collection`.
     target_format, target_storage_options
         The format to write, by default the same; options of the storage written to.
     show_progress
@@ -51,6 +57,10 @@ def convert_collection(
         metadata_folder=metadata_folder,
         storage_options=storage_options,
         embedding_dtype=embedding_dtype,
+        row_range=row_range,
+        where=where,
+        sample=sample,
+        seed=seed,
     )
     written = target_format or reader.manifest.format.name
     kept = [field.name for field in reader.manifest.fields]

@@ -10,7 +10,6 @@ import numpy as np
 
 from dask_embedding_reader._common.units import counted, human_size
 from dask_embedding_reader.collection.manifest import FileTable
-from dask_embedding_reader.collection.plan import make_plan
 from dask_embedding_reader.formats.base import default_piece_rows
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.reader import EmbeddingReader
@@ -85,7 +84,7 @@ def plan_facts(reader: EmbeddingReader, max_piece_size: int | None, batch_size: 
     """Return how a collection is cut into pieces and batches."""
     vectors = reader.manifest.vectors
     piece_rows = max_piece_size or default_piece_rows(reader.byte_per_item)
-    pieces = _span(np.diff(make_plan(vectors, 0, reader.count, piece_rows).bounds))
+    pieces = _span(np.array(reader.to_dask_array(max_piece_size=max_piece_size).chunks[0]))
     batches = None
     if batch_size is not None:
         full, rest = divmod(reader.count, batch_size)
@@ -119,8 +118,8 @@ def read_head(reader: EmbeddingReader, start: int, rows: int) -> list[Facts]:
     for vectors, frame in reader(rows, start, start + rows, show_progress=False, dtype=None):
         meta = [name for name in frame.columns if name != ROW_NUMBER]
         columns = {name: frame[name].tolist() for name in meta}
-        for position, vector in enumerate(vectors):
-            row = {"row": start + position}
+        for position, (number, vector) in enumerate(zip(frame[ROW_NUMBER].tolist(), vectors, strict=True)):
+            row = {"row": number}
             row |= {name: plain(values[position]) for name, values in columns.items()}
             found.append(row | {"embedding": plain(vector)})
     return found

@@ -53,4 +53,4 @@ def _vectors(reader: EmbeddingReader, rows: Sequence[int]) -> npt.NDArray[Any]:
 def _hits(reader: EmbeddingReader, rows: Sequence[int], scores: Sequence[float]) -> list[dict[str, Any]]:
     """Return rows with their scores first."""
     found = read_head(reader.take(rows), 0, len(rows))
-    return [{"score": plain(score), **facts, "row": row} for score, facts, row in zip(scores, found, rows, strict=True)]
+    return [{"score": plain(score), **facts} for score, facts in zip(scores, found, strict=True)]

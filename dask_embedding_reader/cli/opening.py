@@ -1,12 +1,53 @@
-"""Opening a collection for a command."""
+"""Opening a collection for a command, and choosing rows of it."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+
+from dask_embedding_reader._common.arguments import likest_first
+from dask_embedding_reader._common.units import counted
+from dask_embedding_reader.collection.layout import ALL_COLUMNS
+from dask_embedding_reader.errors import ArgumentError, ColumnError
 from dask_embedding_reader.formats.registry import AUTO
 from dask_embedding_reader.reader import EmbeddingReader
+from dask_embedding_reader.storage.retries import describe
+
+_CONDITION = re.compile(
+    r"""
+    \s* (?: "(?P<quoted>[^"]+)" | (?P<name>[^"].*?) ) \s*
+    (?P<operator>
+        == | != | <= | >= | < | >
+        | (?<=[\s"]) (?:not\s+in|in) (?=[\s\[])
+        | (?<=[\s"]) is\s+(?:not\s+)?null (?=\s*$)
+    )
+    \s* (?P<value>.*?) \s*
+    """,
+    re.VERBOSE,
+)
+
+_EXPECTED = (
+    "a condition is COLUMN OPERATOR VALUE with ==, !=, <, <=, > or >=, COLUMN in [VALUE, VALUE], COLUMN not in [...], "
+    "COLUMN is null or COLUMN is not null; names that hold an operator, and values with commas, go in quotes"
+)
+
+
+class Condition(NamedTuple):
+    """What rows are chosen by."""
+
+    text: str
+    """As it was given."""
+    column: str
+    """The metadata column."""
+    operator: str
+    """How it is compared, or ``is null`` or ``is not null``."""
+    values: tuple[str, ...]
+    """With what: one value, of ``in`` any number."""
 
 
 def open_collection(
@@ -18,15 +59,148 @@ def open_collection(
     metadata_folder: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     embedding_dtype: str | None = None,
+    row_range: str | None = None,
+    where: Sequence[str] = (),
+    sample: int | None = None,
+    seed: int | None = None,
 ) -> EmbeddingReader:
-    """Open a collection as :class:`EmbeddingReader` does."""
-    return EmbeddingReader(
-        url,
-        file_format or AUTO,
-        embedding_column,
-        list(meta_columns),
-        metadata_folder,
-        storage_options=storage_options,
-        embedding_dtype=embedding_dtype,
-        show_progress=True,
-    )
+    """Open a collection as :class:`EmbeddingReader` does, and choose rows.
+
+    First a range, then those of it that all conditions hold for, then a sample of these.
+
+    Raises
+    ------
+    ArgumentError
+        If what rows are chosen by makes no sense, or leaves none.
+    """
+    conditions = [parse_condition(text) for text in where]
+    if seed is not None and sample is None:
+        raise ArgumentError(f"--seed {seed} says which rows --sample draws: give --sample too")
+    # So that metadata beside other files is looked for.
+    added = [] if tuple(meta_columns) == ALL_COLUMNS else [one.column for one in conditions]
+    try:
+        reader = EmbeddingReader(
+            url,
+            file_format or AUTO,
+            embedding_column,
+            list(dict.fromkeys([*meta_columns, *added])),
+            metadata_folder,
+            storage_options=storage_options,
+            embedding_dtype=embedding_dtype,
+            show_progress=True,
+        )
+    except ColumnError as error:
+        for one in conditions:
+            if one.column not in meta_columns and repr(one.column) in str(error):
+                raise ArgumentError(f"--where {one.text!r}: {error}") from error
+        raise
+    if added:
+        known = {field.name for field in reader.manifest.fields}
+        reader.manifest = reader.manifest.with_columns([name for name in meta_columns if name in known])
+    return _choose(reader, row_range, conditions, sample, seed or 0)
+
+
+def parse_condition(text: str) -> Condition:
+    """Take a condition apart.
+
+    Examples
+    --------
+    >>> parse_condition("width >= 512")[1:]
+    ('width', '>=', ('512',))
+    >>> parse_condition("kind in [noun.animal, 'a, b']")[1:]
+    ('kind', 'in', ('noun.animal', 'a, b'))
+    """
+    found = _CONDITION.fullmatch(text)
+    if not found:
+        raise ArgumentError(f"--where {text!r} is no condition: {_EXPECTED}")
+    operator, value = " ".join(found["operator"].split()), found["value"]
+    if operator.endswith("null"):
+        values: tuple[str, ...] = ()
+    elif operator.endswith("in"):
+        if not (value.startswith("[") and value.endswith("]")):
+            raise ArgumentError(f"--where {text!r}: after {operator} a list is expected, such as [{value or 'a, b'}]")
+        values = _items(text, value[1:-1])
+    elif not value:
+        raise ArgumentError(f"--where {text!r} names no value to compare with: {_EXPECTED}")
+    else:
+        values = (value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value,)
+    return Condition(text, found["quoted"] or found["name"], operator, values)
+
+
+def _items(text: str, listed: str) -> tuple[str, ...]:
+    """Take a list of values apart, at commas that are not in quotes."""
+    lexer = shlex.shlex(listed, posix=True)
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters, lexer.escape = ",", True, "", ""
+    try:
+        return tuple(item.strip() for item in lexer)
+    except ValueError as error:
+        raise ArgumentError(f"--where {text!r}: a quote of the list is not closed: {_EXPECTED}") from error
+
+
+def _choose(
+    reader: EmbeddingReader, row_range: str | None, conditions: Sequence[Condition], sample: int | None, seed: int
+) -> EmbeddingReader:
+    """Return a reader of the rows that are chosen."""
+    if row_range is not None:
+        reader = _take(reader, row_range)
+    for one in conditions:
+        found = _filter(reader, one)
+        if not len(found):
+            raise ArgumentError(f"--where {one.text!r}: none of {counted(len(reader), 'row')} satisfies it")
+        reader = found
+    if sample is not None:
+        if sample > len(reader):
+            raise ArgumentError(f"--sample {sample:,} draws no row twice, and there are {counted(len(reader), 'row')}")
+        reader = reader.sample(sample, seed=seed)
+    return reader
+
+
+def _take(reader: EmbeddingReader, row_range: str) -> EmbeddingReader:
+    """Return a reader of a range of rows, or of those whose numbers a file holds."""
+    bounds = re.fullmatch(r"(\d*):(\d*)", row_range)
+    if bounds:
+        start, stop = (int(text) if text else None for text in bounds.groups())
+        found = reader.take(slice(start, stop))
+        if not len(found):
+            raise ArgumentError(f"--rows {row_range} is no row: there are those from 0 to {len(reader) - 1:,}")
+        return found
+    if not row_range.endswith(".npy"):
+        raise ArgumentError(
+            f"--rows {row_range!r}: expected are START:STOP, such as 10:20, or an .npy file of row numbers"
+        )
+    try:
+        rows = np.load(row_range, allow_pickle=False)
+        found = reader.take(rows)
+    except (OSError, ValueError, TypeError) as error:
+        raise ArgumentError(f"--rows {row_range}: {describe(error)}") from error
+    if not len(found):
+        raise ArgumentError(f"--rows {row_range} holds no row number")
+    return found
+
+
+def _filter(reader: EmbeddingReader, condition: Condition) -> EmbeddingReader:
+    """Return a reader of the rows that a condition holds for."""
+    text, column, operator, values = condition
+    types = reader.columns
+    if types and column not in types:
+        there = ", ".join(map(repr, likest_first(column, types)))
+        raise ArgumentError(f"--where {text!r}: there is no column {column!r}; the columns are {there}")
+    try:
+        if operator == "is null":
+            return reader.filter(lambda frame: frame[column].isna(), columns=column)
+        if operator == "is not null":
+            return reader.filter(lambda frame: frame[column].notna(), columns=column)
+        parsed = [_parse(value, types[column]) if types else value for value in values]
+        return reader.filter([(column, operator, parsed if operator.endswith("in") else parsed[0])])
+    except ArgumentError as error:
+        raise ArgumentError(f"--where {text!r}: {error}") from error
+
+
+def _parse(text: str, kind: pa.DataType) -> Any:
+    """Read a value as a column of this type would hold it; of a column of integers also other numbers."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    number = pa.types.is_integer(kind) and not re.fullmatch(r"[+-]?\d+", text)
+    try:
+        return text if pa.types.is_string(kind) else pa.scalar(text).cast(pa.float64() if number else kind).as_py()
+    except pa.ArrowException as error:
+        raise ArgumentError(f"the column is {kind}, and {text!r} cannot be read as that ({describe(error)})") from error

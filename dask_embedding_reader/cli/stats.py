@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_embedding_reader.cli.facts import plain
+from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.reader import EmbeddingReader
 
 _BATCH_NBYTES = 4_000_000
@@ -54,14 +55,14 @@ def row_statistics(
     seen = _Duplicates(most_hashes)
     batch_rows = max(1, _BATCH_NBYTES // reader.byte_per_item)
     for vectors, meta in reader(batch_rows, start, end, show_progress=show_progress, dtype=None):
-        first = int(meta["i"].iloc[0])
+        numbers = meta[ROW_NUMBER].to_numpy()
         wide = vectors.astype(np.complex128 if vectors.dtype.kind == "c" else np.float64)
         has_nan, has_infinity = np.isnan(wide).any(axis=1), np.isinf(wide).any(axis=1)
-        kinds["nan"].add(first, has_nan)
-        kinds["infinite"].add(first, has_infinity)
-        kinds["zero"].add(first, ~wide.any(axis=1))
+        kinds["nan"].add(numbers, has_nan)
+        kinds["infinite"].add(numbers, has_infinity)
+        kinds["zero"].add(numbers, ~wide.any(axis=1))
         norms.add(_norms(wide[~(has_nan | has_infinity)]))
-        seen.add(first, vectors)
+        seen.add(numbers, vectors)
     return {
         "rows": seen.rows,
         "norms": plain(norms.facts()),
@@ -84,10 +85,10 @@ class _Kind:
     def __init__(self) -> None:
         self.rows, self.first_rows = 0, list[int]()
 
-    def add(self, first: int, is_one: Any) -> None:
-        found = np.flatnonzero(is_one)
+    def add(self, numbers: npt.NDArray[np.int64], is_one: Any) -> None:
+        found = numbers[is_one]
         self.rows += len(found)
-        self.first_rows += (first + found[: _FIRST_ROWS - len(self.first_rows)]).tolist()
+        self.first_rows += found[: _FIRST_ROWS - len(self.first_rows)].tolist()
 
     def facts(self) -> dict[str, Any]:
         return {"rows": self.rows, "first_rows": self.first_rows}
@@ -131,17 +132,17 @@ class _Duplicates:
         self._numbers: list[npt.NDArray[np.int64]] = []
         self._kept, self.rows = 0, 0
 
-    def add(self, first: int, vectors: npt.NDArray[Any]) -> None:
+    def add(self, numbers: npt.NDArray[np.int64], vectors: npt.NDArray[Any]) -> None:
         self.rows += len(vectors)
         data, row_nbytes = vectors.reshape(-1).view(np.uint8).data, vectors.shape[1] * vectors.itemsize
         starts = range(0, len(data), row_nbytes)
         digests = b"".join(blake2b(data[k : k + row_nbytes], digest_size=8).digest() for k in starts)
-        self._keep(np.frombuffer(digests, np.uint64), np.arange(first, first + len(vectors)))
+        self._keep(np.frombuffer(digests, np.uint64), numbers)
         while self._kept > self._most:
             self._step *= 2
-            hashes, numbers = self._hashes, self._numbers
+            kept = list(zip(self._hashes, self._numbers, strict=True))
             self._hashes, self._numbers, self._kept = [], [], 0
-            for some, their_numbers in zip(hashes, numbers, strict=True):
+            for some, their_numbers in kept:
                 self._keep(some, their_numbers)
 
     def _keep(self, hashes: npt.NDArray[np.uint64], numbers: npt.NDArray[np.int64]) -> None:

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -200,6 +200,16 @@ class Manifest:
     def byte_per_item(self) -> int:
         """Stored bytes of one vector."""
         return self.dimension * self.dtype.itemsize
+
+    def with_columns(self, names: Sequence[str]) -> Manifest:
+        """Return the same with some of its metadata columns: no other one is read."""
+        fields = {field.name: field for field in self.fields}
+        return replace(
+            self,
+            columns=self.columns._replace(meta=tuple(names)),
+            fields=tuple(fields[name] for name in names),
+            metadata=self.metadata if names else None,
+        )
 
     @property
     def token(self) -> str:
