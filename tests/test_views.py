@@ -34,6 +34,8 @@ from dask_embedding_reader.errors import (
     FileChangedError,
 )
 from dask_embedding_reader.formats import picking
+from dask_embedding_reader.formats.base import Columns, FileHeader, StretchReader
+from dask_embedding_reader.formats.parquet import read as decoding
 from tests.stores import Bucket, emptied_bucket
 from tests.support import (
     FORMATS,
@@ -330,9 +332,9 @@ def test_readers_without_columns_say_how_to_open_them(tmp_path: Path) -> None:
     plain = write_collection(tmp_path / "npy", "npy").open()
     with pytest.raises(ArgumentError, match="parquet_npy"):
         plain.filter([("a", "==", 1)])
-    pair = write_collection(tmp_path / "pair", "parquet_npy", columns=["id"])
-    with pytest.raises(ArgumentError, match="meta_columns"):
-        pair.open(meta_columns=None).filter([("id", "==", 1)])
+    pair = write_collection(tmp_path / "pair", "parquet_npy", columns=["rank"])
+    found = pair.open(meta_columns=None).filter([("rank", ">", 10)])
+    assert list(found.rows) == np.flatnonzero((pair.metadata["rank"] > 10).fillna(False)).tolist()
 
 
 def test_a_file_that_was_replaced_is_noticed(tmp_path: Path) -> None:
@@ -494,6 +496,25 @@ def test_a_shuffled_epoch_asks_once_for_each_block(
     assert bucket.nbytes == 10_000 * 8_000
     # Neighbouring blocks of a window are asked for at once; what is read in parts, and what two files share, in two.
     assert len(bucket.reads) <= 10_000 / blocks.block_rows + 20
+
+
+@pytest.mark.parametrize("way", ["batches", "array"])
+def test_a_window_decodes_each_row_group_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str) -> None:
+    opened: list[int] = []
+    open_stretches = decoding.open_stretches
+
+    def opening(header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
+        opened.append(header.first_group)
+        return open_stretches(header, columns, start, stop)
+
+    collection = write_collection(tmp_path, "parquet-list", file_rows=(600, 700), columns=[], row_group_rows=100)
+    epoch = collection.open().shuffle(1, buffer_rows=256)
+    monkeypatch.setattr(decoding, "open_stretches", opening)
+    numbers = np.asarray(epoch.rows)
+    assert _everything(epoch, way).tolist() == collection.rows[numbers, 0].tolist()
+    windows = np.split(numbers, epoch.rows.windows(0, len(epoch)))
+    assert len(windows) == 6
+    assert len(opened) == sum(len(np.unique(window // 100)) for window in windows)
 
 
 def test_ranks_read_what_is_theirs(remote: EmbeddingReader, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

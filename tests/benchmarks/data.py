@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
@@ -32,7 +32,10 @@ CONVERTED_FILES = 18
 MANY = 10_000
 LARGE_ROWS = 4_000_000
 SPARSE_ROWS = 2**20
+SCALE_FILES = 5_800
 PROBES = 50
+PICKED_FILES, PICKED_DIMENSION = 10, 256
+"""Rows of 1 kB, 1 GB of them."""
 PAGES_PROBES = 5
 WORDS = [
     "small",
@@ -87,6 +90,7 @@ class Data:
         """About the room that the data set takes on disk."""
         items = self.rows * DIMENSION
         large = {"npy-f32": 4 * FILES, "npy-f16": 2 * FILES, "parquet": 5 * PARQUET_FILES}
+        large |= dict.fromkeys(("rows", "rows-lance"), 4 * PICKED_FILES * PICKED_DIMENSION // DIMENSION)
         large |= dict.fromkeys(("npy-converted", "parquet-converted"), 4 * CONVERTED_FILES)
         large |= {f"pages-{kind}-{share}": 5 * PAGES_FILES for kind in PAGES for share in GROUPS}
         return items * large[name] if name in large else 2**28
@@ -94,9 +98,10 @@ class Data:
     def warm(self, name: str) -> None:
         """Bring the data set into the page cache; sparse files need none of it."""
         for part in name.split("+"):
-            if part not in ("large", "sparse-20GB", "sparse-200GB"):
-                for path in self.files(part):
-                    populate(path)
+            if part != "large" and not part.startswith("sparse-"):
+                for path in self.folder(part).rglob("*"):
+                    if path.is_file():
+                        populate(path)
 
 
 def populate(path: Path) -> None:
@@ -222,6 +227,47 @@ def save_frame(path: Path, number: int, columns: dict[str, Any]) -> None:
     import_module("pandas").DataFrame(columns).to_parquet(path / f"{number:04}.parquet")
 
 
+def picked_table(number: int, rows: int) -> dict[str, Any]:
+    """What rows are picked by: a number below a thousand at random, and a caption."""
+    shares = np.random.default_rng([number, 3]).integers(0, 1000, rows)
+    return {"share": shares, "caption": sentences(number, rows)}
+
+
+def picked_vectors(number: int, rows: int) -> npt.NDArray[np.float32]:
+    """The vectors that are picked, of one file."""
+    return vectors(number, rows // 2 + 1).reshape(-1, PICKED_DIMENSION)[:rows]
+
+
+def write_picked(path: Path, number: int, rows: int) -> None:
+    """One float32 file of short rows."""
+    np.save(path / f"{number:04}.npy", picked_vectors(number, rows))
+
+
+def write_picked_metadata(path: Path, number: int, rows: int) -> None:
+    """One parquet file, its partner."""
+    save_frame(path, number, picked_table(number, rows))
+
+
+def make_lance(path: Path, rows: int) -> None:
+    """Write the same rows as a dataset of Lance, in a process of its own: none may be forked from it."""
+    with ProcessPoolExecutor(1) as pool:
+        pool.submit(write_lance, path, rows).result()
+
+
+def write_lance(path: Path, rows: int) -> None:
+    """Write the same rows as a dataset of Lance."""
+    arrow = import_module("pyarrow")
+
+    def batches() -> Iterator[Any]:
+        for number in range(PICKED_FILES):
+            flat = arrow.array(picked_vectors(number, rows).reshape(-1))
+            embedding = arrow.FixedSizeListArray.from_arrays(flat, PICKED_DIMENSION)
+            yield arrow.record_batch({"embedding": embedding, **picked_table(number, rows)})
+
+    first = next(batches())
+    import_module("lance").write_dataset(batches(), str(path / "dataset"), schema=first.schema)
+
+
 def in_parallel(write: Callable[[Path, int, int], None], files: int = FILES) -> Callable[[Path, int], None]:
     """Make all the files of a data set, two processes at a time."""
 
@@ -298,12 +344,16 @@ MAKERS: dict[str, Callable[[Path, int], None]] = {
     "npy-converted": in_parallel(write_npy_f32, CONVERTED_FILES),
     "parquet-converted": in_parallel(write_plain, CONVERTED_FILES),
     "metadata": in_parallel(write_metadata),
+    "rows": in_parallel(write_picked, PICKED_FILES),
+    "rows-metadata": in_parallel(write_picked_metadata, PICKED_FILES),
+    "rows-lance": make_lance,
     "many": make_many,
     "large": make_large,
     "remote": make_remote,
     "remote-pages": make_remote_pages,
     "sparse-20GB": make_links(10),
     "sparse-200GB": make_links(100),
+    "sparse-6G": make_links(SCALE_FILES),
 }
 MAKERS |= {
     f"pages-{kind}-{share}": in_parallel(PagesWriter(kind, groups), PAGES_FILES)

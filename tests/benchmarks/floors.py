@@ -22,6 +22,8 @@ SUM, COMPUTE = "x.sum()", "x.compute()"
 PRODUCT, KNN, EXHAUSTIVE, PASS = "products alone", "faiss.knn", "faiss exhaustive_search", "reading alone"
 LOOP, XBATCHER = "x[a:b].compute()", "xbatcher"
 GATHER = "client.compute and gather"
+LANCE = "lance"
+EVERYTHING, IN_ORDER = "all rows", "in order"
 DISK_READS, DISK_WRITES, DISK_AT_ONCE = "the disk, read", "the disk, written", "the disk, both at once"
 
 
@@ -180,6 +182,36 @@ class Within:
         value = results[OURS].best - results[self.against].best
         text = f"{value * 1e3:.2f} ms over it < {self.bound * 1e3:g} ms"
         return Verdict(self.against, text, value, self.bound, value < self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Ours, but for what a third one costs, is at least so many times as fast as another."""
+
+    against: str
+    alone: str
+    bound: float
+
+    def judge(self, results: Mapping[str, Summary]) -> Verdict | None:
+        """Compare the best times."""
+        if self.against not in results or self.alone not in results:
+            return None
+        ours = results[OURS].best - results[self.alone].best
+        value = results[self.against].best / max(ours, 1e-6)
+        text = f"beside {self.alone} {value:.2f}x >= {self.bound:.2g}x"
+        return Verdict(self.against, text, value, self.bound, value >= self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Under:
+    """Ours takes less than so many seconds."""
+
+    bound: float
+
+    def judge(self, results: Mapping[str, Summary]) -> Verdict | None:
+        """Look at the best time."""
+        value = results[OURS].best
+        return Verdict(OURS, f"< {self.bound * 1e3:g} ms", value, self.bound, value < self.bound)
 
 
 @dataclass(frozen=True, slots=True)

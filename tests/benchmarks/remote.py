@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tests.faults import faulty
 from tests.servers import nginx_available, nginx_server
 
 from .contenders import Job, consume, contends, options
@@ -30,7 +31,7 @@ _SERVER = "BENCHMARK_SERVER"
 
 def is_remote(work: Work) -> bool:
     """Whether the work needs the server."""
-    return work.name.startswith("remote-")
+    return work.name.startswith(("remote-", "rows-remote-"))
 
 
 def why_not(work: Work) -> str | None:
@@ -55,10 +56,10 @@ def served(work: Work, data: Data) -> Iterator[None]:
             location = /bucket/emb {{ return 404; }}
             location = /bucket {{ root "{name}"; default_type application/xml; max_ranges 0; }}
         """
-        with nginx_server(locations) as server:
+        with nginx_server(locations) as server, at_a_distance(work, server.url) as url:
             environment = {
-                _SERVER: server.url,
-                "AWS_ENDPOINT_URL": server.url,
+                _SERVER: url,
+                "AWS_ENDPOINT_URL": url,
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "AWS_ACCESS_KEY_ID": "benchmark",
                 "AWS_SECRET_ACCESS_KEY": "benchmark",
@@ -70,6 +71,20 @@ def served(work: Work, data: Data) -> Iterator[None]:
             finally:
                 os.environ.clear()
                 os.environ.update(before)
+
+
+LATENCY_SECONDS = 0.03
+
+
+@contextmanager
+def at_a_distance(work: Work, url: str) -> Iterator[str]:
+    """The address of a server; where rows are shuffled, behind one that answers late."""
+    if not work.name.startswith("rows-"):
+        yield url
+        return
+    with faulty(url) as proxy:
+        proxy.latency = LATENCY_SECONDS
+        yield proxy.url
 
 
 def listing(paths: list[Path]) -> str:

@@ -12,11 +12,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import child, convert, lazy, pages, remote  # noqa: F401 - they enter their contenders
+from . import child, convert, lazy, pages, remote, rows  # noqa: F401 - they enter their contenders
 from .contenders import contenders_of
 from .data import Data
 from .floors import OURS, Run, Summary, Verdict
@@ -27,11 +28,12 @@ FORKS = multiprocessing.get_context("forkserver")
 """Importing takes longer than most of the works. But a fork has its libraries still to page in: where memory or
 milliseconds count, a new process does the work."""
 SPAWNS = multiprocessing.get_context("spawn")
+SPAWNED = ("memory-*", "open-*", "row", "row-*")
 MODULES = [
     *("dask_embedding_reader.reader", "embedding_reader", "numpy", "pandas", "pyarrow.parquet", "pyarrow.dataset"),
     *("dask.array", "dask.dataframe", "fsspec.implementations.local", f"{__package__}.child"),
 ]
-PACKAGES = ("dask-embedding-reader", "embedding_reader", "numpy", "pandas", "pyarrow", "dask", "fsspec")
+PACKAGES = ("dask-embedding-reader", "embedding_reader", "numpy", "pandas", "pyarrow", "pylance", "dask", "fsspec")
 
 
 @dataclass
@@ -103,7 +105,7 @@ def alternate(results: Results, work: Work, number: int, data: Data) -> None:
 
 def spawn(work: str, contender: str, data: Data) -> dict[str, Any]:
     """One contender in a process of its own, forked from one that has only imported what they need, or new."""
-    context: Any = SPAWNS if work.startswith(("memory-", "open-", "row")) else FORKS
+    context: Any = SPAWNS if any(fnmatch(work, pattern) for pattern in SPAWNED) else FORKS
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=child.run, args=(work, contender, data, sender, dict(os.environ)))
     process.start()

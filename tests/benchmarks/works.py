@@ -13,9 +13,12 @@ from .floors import (
     DASK_PARQUET,
     DELAYED,
     DISK_AT_ONCE,
+    EVERYTHING,
     EXHAUSTIVE,
     GATHER,
+    IN_ORDER,
     KNN,
+    LANCE,
     LOOP,
     ONE_CONNECTION,
     PASS,
@@ -26,6 +29,7 @@ from .floors import (
     REFERENCE,
     SUM,
     XBATCHER,
+    Beside,
     Bounded,
     Faster,
     Flat,
@@ -34,6 +38,7 @@ from .floors import (
     Quick,
     Scales,
     Smaller,
+    Under,
     Within,
 )
 
@@ -228,6 +233,71 @@ def nearest_works() -> list[Work]:
     ]
 
 
+TAKEN = (10, 100, 1_000, 10_000)
+FILTERED = {"0.1": 1, "1": 10, "10": 100, "50": 500, "90": 900}
+"""Percentages, and how many of a thousand values of the column ``share`` are below the limit."""
+
+
+def rows_works() -> list[Work]:
+    """Rows that are picked, filtered and shuffled, of 1 GB of vectors of 1 kB."""
+    vectors, beside = Source("npy", "rows+rows-lance"), Source("npy", "rows+rows-metadata+rows-lance", "parquet_npy")
+    parquet = Source("parquet", "parquet", "parquet", ("caption", "id"))
+    works = []
+    for count in TAKEN:
+        repeats, bound = max(1, 2_000 // count), 1 if count < TAKEN[-1] else 1 / 1.3
+        title = f"{count:,} random rows of 1 GB"
+        # To compute the smallest array takes Dask 1 ms, three times as long as Lance takes for ten rows: only what is
+        # ours can be held against it.
+        lazy = Beside(LANCE, DASK_ALONE, bound)
+        works += [
+            Work(
+                f"rows-take-{count}",
+                f"{title}, a batch",
+                vectors,
+                count,
+                repeats=repeats,
+                floors=(Faster(LANCE, bound),),
+            ),
+            Work(f"rows-lazy-{count}", f"{title}, an array", vectors, count, repeats=repeats, floors=(lazy,)),
+        ]
+    # No floor: of such metadata a row is decoded with all before it in its row group, of 100,000 rows here.
+    works.append(Work("rows-pairs-100", "100 random rows of 1 GB, with a frame", beside, 100, repeats=5))
+    for name in FILTERED:
+        floors = (Faster(LANCE, 1 / 1.5), Faster(EVERYTHING, 1 / (1.15 if name == "90" else 1.25)))
+        works.append(Work(f"rows-filter-{name}", f"{name} % of the rows at random", beside, 100_000, floors=floors))
+    shuffled = (Faster(IN_ORDER, 0.5),)
+    remote = Source("npy", "remote")
+    far = (Faster(IN_ORDER, 0.8),)
+    return [
+        *works,
+        Work("rows-shuffle-npy", "a shuffled epoch, npy, rows of 1 kB", vectors, 1_000, floors=shuffled),
+        # No floor: 128 MB of rows are mixed, for which row groups are decoded whole, each once for each such window.
+        Work("rows-shuffle-parquet", "a shuffled epoch, snappy parquet", parquet, 1_000, rounds=2),
+        Work("rows-remote-http", "a shuffled epoch over HTTP, 30 ms away", remote, 1_000, rounds=3, floors=far),
+        Work("rows-remote-s3", "a shuffled epoch over S3, 30 ms away", remote, 1_000, rounds=3, floors=far),
+        *scale_works(),
+    ]
+
+
+SHARDS, SHARD, STEP = 64, 7, 600_000
+
+
+def scale_works() -> list[Work]:
+    """What grows with the number of rows, on 6 G rows of 5,800 sparse files."""
+    scale = Source("sparse npy", "sparse-6G")
+
+    def work(name: str, title: str, seconds: float, repeats: int = 1) -> Work:
+        title = f"6 G rows: {title}"
+        return Work(f"rows-scale-{name}", title, scale, 128, repeats=repeats, rounds=3, floors=(Under(seconds),))
+
+    return [
+        work("take", "ten random rows, an array", 0.02, 20),
+        work("shuffle", f"shuffle().shard({SHARDS}, {SHARD}) is made", 0.01, 20),
+        work("resume", f"its batch {STEP:,}", 0.5),
+        work("filter", "the array of 1 % of the rows is made", 2),
+    ]
+
+
 def memory_works() -> list[Work]:
     """The memory limit, format by format, and memory over time."""
     sources = {"npy-f32": NPY, "npy-f16": HALF, "parquet": PARQUET, "parquet-npy": PAIRS}
@@ -277,6 +347,7 @@ _ALL = (
     *lazy_works(),
     *nearest_works(),
     *remote_works(),
+    *rows_works(),
     *memory_works(),
     *convert_works(),
 )
