@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .contenders import Answer, Job, Vectors, consume, contends, import_dask, import_libraries
+from .contenders import Answer, Job, Vectors, consume, contends, data_offset, import_dask, import_libraries
 from .data import PICKED_DIMENSION, PICKED_FILES, SPARSE_ROWS, Data
 from .floors import DASK_ALONE, EVERYTHING, IN_ORDER, LANCE, OURS
 from .remote import IN_FLIGHT, address, is_remote
@@ -46,13 +46,18 @@ def unpacked(embeddings: Any) -> Vectors:
 # Random rows
 
 
+def stored(data: Data, row: int) -> Vectors:
+    """One row, as it lies in its file."""
+    path = data.folder("rows") / f"{row // data.rows:04}.npy"
+    skipped = data_offset(path) + row % data.rows * 4 * PICKED_DIMENSION
+    return np.fromfile(path, np.float32, PICKED_DIMENSION, offset=skipped)
+
+
 def taking(work: Work, data: Data, take: Taking) -> Job:
     """Take other rows each time. The first ones are compared with the files, and not timed."""
     rng, count = np.random.default_rng(work.batch_size), PICKED_FILES * data.rows
     picks = [rng.choice(count, min(work.batch_size, count), replace=False) for _ in range(work.repeats + 1)]
-    files = [np.load(path, mmap_mode="r") for path in data.files("rows")]
-    expected = np.stack([files[row // data.rows][row % data.rows] for row in picks[0].tolist()])
-    np.testing.assert_array_equal(take(picks[0]), expected)
+    np.testing.assert_array_equal(take(picks[0]), np.stack([stored(data, row) for row in picks[0].tolist()]))
 
     def job() -> Answer:
         return {"sum": float(sum(take(rows)[:, 0].sum(dtype=np.float64) for rows in picks[1:]))}
