@@ -6,12 +6,14 @@ found, what was expected. Whole sentences are not pinned.
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import pickle
 import re
 import stat
 import struct
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -1519,3 +1521,12 @@ def test_a_change_in_the_middle_of_a_read_is_noticed(bucket: Bucket, way: str, f
     bucket.before_read = replace
     with refused(FileChangedError, f"bucket://emb/a.{file_format}"):
         WAYS[way](reader)
+
+
+def test_tensors_without_torch_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "torch"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)  # cannot be imported
+    monkeypatch.delitem(sys.modules, "dask_embedding_reader.torch", raising=False)
+    with pytest.raises(ImportError, match=r'pip install "dask-embedding-reader\[torch\]"'):
+        importlib.import_module("dask_embedding_reader.torch")
