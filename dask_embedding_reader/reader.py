@@ -383,9 +383,9 @@ class EmbeddingReader:
         files = self.manifest.metadata_files
         if files is None:
             return {}
-        vectors = self.manifest.columns.embedding if self.manifest.format.metadata == "same" else None
         first = files.header(int(np.argmax(files.rows > 0))).file
-        return metadata_types([first], vectors) | {field.name: field.type for field in self.manifest.fields}
+        found = metadata_types(self.manifest.format, [first], self.manifest.columns.embedding)
+        return found | {field.name: field.type for field in self.manifest.fields}
 
     def __len__(self) -> int:
         return self.count

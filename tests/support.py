@@ -328,8 +328,23 @@ def _safetensors_part(root: Path, part: Part) -> Path:
     return path
 
 
+def _arrow_part(
+    root: Path, part: Part, *, storage: str = "fixed_size_list", stream: bool = False, codec: Any = None
+) -> Path:
+    path = root / "embeddings" / f"{part.name}.arrow"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = _with_column(part.table, "embedding", vectors_as(part.rows, storage))
+    make = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with make(path, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+        writer.write_table(table, part.row_group_rows)
+    return path
+
+
 def as_others_read(path: Path) -> Rows:
     """The vectors of a file of any format but parquet, by the library that made it up, or as that reads them."""
+    if path.suffix == ".arrow":
+        vectors = pa.ipc.open_file(path).read_all()["embedding"].combine_chunks()
+        return np.asarray(vectors.flatten().to_numpy(zero_copy_only=False)).reshape(len(vectors), -1)
     if path.suffix == ".npz":
         with np.load(path) as archive:
             return np.asarray(archive["embedding"])
@@ -405,6 +420,10 @@ FORMATS: dict[str, Format] = {
     "npz-deflated": Format("npz", partial(_npz_part, save=np.savez_compressed), metadata=False),
     "parquet_npz": Format("parquet_npz", partial(_beside, _npz_part), metadata_folder="metadata"),
     "safetensors": Format("safetensors", _safetensors_part, metadata=False),
+    "arrow": Format("arrow", _arrow_part),
+    "arrow-stream-of-lists": Format("arrow", partial(_arrow_part, storage="list", stream=True)),
+    "arrow-lz4": Format("arrow", partial(_arrow_part, storage="large_list", codec="lz4")),
+    "arrow-zstd": Format("arrow", partial(_arrow_part, storage="tensor", codec="zstd")),
     "parquet-list": Format("parquet", partial(_parquet_part, storage="list")),
     "parquet-large-list": Format("parquet", partial(_parquet_part, storage="large_list")),
     "parquet-fixed-size-list": Format("parquet", partial(_parquet_part, storage="fixed_size_list")),

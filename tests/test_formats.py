@@ -53,7 +53,7 @@ def test_the_command_line_tells_formats_by_the_names_of_files(
 
 def test_every_raw_format_may_have_metadata_beside_it() -> None:
     assert set(format_names()) == {
-        *("parquet", "npy", "fbin", "fvecs", "npz", "safetensors"),
+        *("parquet", "arrow", "npy", "fbin", "fvecs", "npz", "safetensors"),
         *("parquet_npy", "parquet_fbin", "parquet_fvecs", "parquet_npz", "parquet_safetensors"),
     }
     assert [get_format(name).metadata for name in ("npy", "parquet", "parquet_npz")] == ["none", "same", "beside"]

@@ -34,7 +34,8 @@ from dask_embedding_reader.batches.windows import WindowReading, are_few, window
 from dask_embedding_reader.collection.manifest import FileTable, Manifest
 from dask_embedding_reader.collection.plan import ReadPlan, make_plan
 from dask_embedding_reader.formats.base import DEFAULT_PIECE_NBYTES, Array, FileHeader, default_piece_rows
-from dask_embedding_reader.formats.parquet.read import DECODER_NBYTES, footers_nbytes, open_table
+from dask_embedding_reader.formats.columns import open_columns
+from dask_embedding_reader.formats.parquet.read import DECODER_NBYTES, footers_nbytes
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
 from dask_embedding_reader.rows import Int64s, Rows, Stretch
 from dask_embedding_reader.storage.read import is_local
@@ -352,7 +353,7 @@ class _Reading:
         names = [field.name for field in fields]
 
         def open_frames(header: Any, start: int, stop: int) -> Callable[[range], tuple[Any, int]]:
-            read = open_table(header, names, start, stop)
+            read = open_columns(header, names, start, stop)
             return lambda rows: make(fields, read(len(rows)), rows, header.file.url)
 
         plan = make_plan(files, self._request.start, self._request.stop, _METADATA_ROWS)

@@ -160,10 +160,10 @@ def _json_mapping(_: click.Context, __: click.Parameter, text: str | None) -> di
     return value
 
 
-KINDS = ("npy", "parquet", "fbin", "fvecs", "npz", "safetensors")
+KINDS = ("npy", "parquet", "arrow", "fbin", "fvecs", "npz", "safetensors")
 """As the registry of formats has them, which takes a second to import."""
 
-FORMATS = click.Choice([*KINDS, *(f"parquet_{kind}" for kind in KINDS if kind != "parquet")])
+FORMATS = click.Choice([*KINDS, *(f"parquet_{kind}" for kind in KINDS if kind not in ("parquet", "arrow"))])
 STORAGE_OPTIONS = click.option(
     "--storage-options", metavar="JSON", callback=_json_mapping, help="Passed to fsspec, such as '{\"anon\": true}'."
 )

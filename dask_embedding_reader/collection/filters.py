@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from dask_embedding_reader._common.threads import threads_at_once
 from dask_embedding_reader.collection.manifest import FileTable, Manifest
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError
-from dask_embedding_reader.formats.base import Columns, FileHeader, MetaColumn
+from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, MetaColumn
+from dask_embedding_reader.formats.columns import iter_columns
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, make_frame, merge_columns
 from dask_embedding_reader.formats.parquet.format import PARQUET
-from dask_embedding_reader.formats.parquet.read import iter_tables, may_match
+from dask_embedding_reader.formats.parquet.read import may_match
 from dask_embedding_reader.formats.picking import open_table_picker
 from dask_embedding_reader.rows import Int64s, Rows, pick, pick_all
 from dask_embedding_reader.storage.read import is_local
@@ -104,7 +105,7 @@ def _checked(manifest: Manifest, files: FileTable, filters: Any, columns: Any) -
 
     # What cannot be compared is refused now, though no row may ever be looked at.
     first = files.header(int(np.flatnonzero(files.rows)[0]))
-    mask(pa.Table.from_batches([next(iter_tables(first, names, 0, 1)).slice(0, 0)]), "")
+    mask(pa.Table.from_batches([next(iter_columns(first, names, 0, 1)).slice(0, 0)]), "")
     try:
         expression = pq.filters_to_expression([list(conditions) for conditions in alternatives])
     except Exception:  # noqa: BLE001 - it is only a help
@@ -128,7 +129,11 @@ def _check_names(manifest: Manifest, files: FileTable, names: Sequence[str]) -> 
     if not unknown:
         return
     first = files.header(int(np.flatnonzero(files.rows)[0]))
-    PARQUET.read_header(first.file, Columns(meta=tuple(unknown)))
+    _kind(manifest).read_header(first.file, Columns(meta=tuple(unknown)))
+
+
+def _kind(manifest: Manifest) -> FileFormat:
+    return manifest.format.vectors if manifest.format.metadata == "same" else PARQUET
 
 
 def _alternatives(filters: Any) -> list[list[Condition]]:
@@ -228,7 +233,7 @@ def _fields(manifest: Manifest, files: FileTable, names: Sequence[str]) -> list[
     numbers = np.flatnonzero(files.rows).tolist()
 
     def columns(number: int) -> tuple[MetaColumn, ...]:
-        return PARQUET.read_header(files.header(number).file, Columns(meta=tuple(names))).meta
+        return _kind(manifest).read_header(files.header(number).file, Columns(meta=tuple(names))).meta
 
     with threads_at_once(_threads(files)) as pool:
         found = list(pool.map(columns, numbers))
@@ -261,8 +266,9 @@ def _matching(files: FileTable, rows: Rows, condition: _Filter) -> Iterator[Int6
 def _read(header: FileHeader, rows: Int64s, condition: _Filter) -> Int64s:
     """Return which of some rows of a file satisfy a condition. Row groups that hold none are not read."""
     found = [np.empty(0, np.int64)]
-    bounds = np.cumsum((0, *header.group_rows))
-    may = may_match(header.file, condition.expression) if condition.expression is not None else None
+    bounds = np.cumsum((0, *(header.group_rows or (header.rows,))))
+    is_told = condition.expression is not None and not header.layout  # by statistics, which only parquet has
+    may = may_match(header.file, condition.expression) if is_told else None
     for group, (start, stop) in enumerate(pairwise(np.searchsorted(rows, bounds).tolist())):
         if start == stop or (may is not None and group not in may):
             continue

@@ -10,13 +10,13 @@ import pyarrow as pa
 from dask_embedding_reader.collection.saved import SavedManifest
 from dask_embedding_reader.errors import ArgumentError, FormatError
 from dask_embedding_reader.formats.base import DEFAULT_COLUMN, Columns, FileFormat, Format
+from dask_embedding_reader.formats.columns import first_schema
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.formats.parquet.format import PARQUET
-from dask_embedding_reader.formats.parquet.read import first_schema
 from dask_embedding_reader.formats.registry import BESIDE, get_file_format, get_format
 from dask_embedding_reader.storage.read import StoredFile, read_range
 
-_FIRST_BYTES = {b"\x93NUM": "npy", b"PAR1": "parquet", b"PK\3\4": "npz"}
+_FIRST_BYTES = {b"\x93NUM": "npy", b"PAR1": "parquet", b"PK\3\4": "npz", b"ARRO": "arrow"}
 """What files begin with whose names do not tell what they are."""
 
 
@@ -129,19 +129,19 @@ ALL_COLUMNS = ("*",)
 """As ``meta_columns``: all there are."""
 
 
-def choose_metadata(files: Sequence[StoredFile], columns: Columns) -> Columns:
+def choose_metadata(layout: Format, files: Sequence[StoredFile], columns: Columns) -> Columns:
     """Put the names of all metadata columns in the place of ``ALL_COLUMNS``."""
     if columns.meta != ALL_COLUMNS:
         return columns
-    return columns._replace(meta=tuple(metadata_types(files, columns.embedding)))
+    return columns._replace(meta=tuple(metadata_types(layout, files, columns.embedding)))
 
 
-def metadata_types(files: Sequence[StoredFile], embedding: str | None) -> dict[str, pa.DataType]:
-    """Return the metadata columns of the first of some parquet files that has any; one may be that of vectors."""
-    schema = first_schema(files)
+def metadata_types(layout: Format, files: Sequence[StoredFile], embedding: str | None) -> dict[str, pa.DataType]:
+    """Return the metadata columns of the first of some files that has any."""
+    in_same_file = layout.metadata == "same"
+    schema = first_schema(layout.vectors if in_same_file else PARQUET, files)
+    vectors = embedding if in_same_file else None
     names = Counter(schema.names)
     return {
-        field.name: field.type
-        for field in schema
-        if names[field.name] == 1 and field.name not in (embedding, ROW_NUMBER)
+        field.name: field.type for field in schema if names[field.name] == 1 and field.name not in (vectors, ROW_NUMBER)
     }

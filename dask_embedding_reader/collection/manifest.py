@@ -366,7 +366,7 @@ def _read_manifest(
     if saved is None:
         saved = read_saved(noticed)
     columns = choose_column(vectors, files, heads, [manifest for _, manifest in saved], columns)
-    columns = choose_metadata(files if partner_files is None else partner_files, columns)
+    columns = choose_metadata(file_format, files if partner_files is None else partner_files, columns)
     own_columns = columns if file_format.metadata == "same" else columns._replace(meta=())
     known = saved_headers(saved, files, vectors.suffixes, own_columns)
     headers = _read_headers(vectors, files, own_columns, show_progress, known, heads)

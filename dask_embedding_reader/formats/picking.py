@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from dask_embedding_reader.formats.base import Array, Columns, FileFormat, FileHeader, Stretch, StretchReader
 from dask_embedding_reader.formats.casting import CheckedCast
+from dask_embedding_reader.formats.columns import iter_columns
 from dask_embedding_reader.formats.metadata import MetaField, empty_frame, make_frame
-from dask_embedding_reader.formats.parquet.read import DECODE_ROWS, iter_tables
+from dask_embedding_reader.formats.parquet.read import DECODE_ROWS
 from dask_embedding_reader.storage.read import is_local
 
 Int64s = npt.NDArray[np.int64]
@@ -374,7 +375,7 @@ def open_table_picker(
     header: FileHeader, names: Sequence[str], start: int, stop: int, step_rows: int = DECODE_ROWS
 ) -> TablePicker:
     """Return a function that decodes some of the rows ``[start, stop)`` of a file, so many at a time."""
-    decoded = iter_tables(header, names, start, stop, step_rows)
+    decoded = iter_columns(header, names, start, stop, step_rows)
     batch: pa.RecordBatch | None = None
 
     def pick(rows: Int64s) -> pa.Table:

@@ -100,18 +100,21 @@ def open_raw_stretches(header: FileHeader) -> StretchReader:
     file, dtype, row_nbytes = header.file, header.dtype, header.dimension * header.dtype.itemsize
 
     def read(stretches: Sequence[Stretch]) -> None:
-        if not stretches:
-            return
-        with naming_rows(stretches[0][0], stretches[-1][0] + len(stretches[-1][1])):
-            places = [header.layout[0] + row * row_nbytes for row, _ in stretches]
-            if all(out.dtype == dtype for _, out in stretches):
-                outs = [[_bytes(out)] for _, out in stretches]
-                read_each_into(file, list(zip(places, outs, strict=True)))
-                return
-            for place, (row, out) in zip(places, stretches, strict=True):
-                _read_raw(file, place, dtype, row, [out])
+        read_placed(file, dtype, [(header.layout[0] + row * row_nbytes, row, out) for row, out in stretches])
 
     return read
+
+
+def read_placed(file: StoredFile, dtype: np.dtype[Any], placed: Sequence[tuple[int, int, Array]]) -> None:
+    """Fill arrays with vectors of a dtype: each from a byte of a file on, where so many rows of it are before."""
+    if not placed:
+        return
+    with naming_rows(placed[0][1], placed[-1][1] + len(placed[-1][2])):
+        if all(out.dtype == dtype for _, _, out in placed):
+            read_each_into(file, [(position, [_bytes(out)]) for position, _, out in placed])
+            return
+        for position, row, out in placed:
+            _read_raw(file, position, dtype, row, [out])
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dask_embedding_reader.formats.base import FileFormat, Format
 _FORMATS = {
     "npy": "npy:NPY",
     "parquet": "parquet.format:PARQUET",
+    "arrow": "arrow:ARROW",
     "fbin": "fbin:FBIN",
     "fvecs": "fvecs:FVECS",
     "npz": "npz:NPZ",
@@ -32,6 +33,7 @@ FileFormatName = Literal[
     "auto",
     "npy",
     "parquet",
+    "arrow",
     "fbin",
     "fvecs",
     "npz",

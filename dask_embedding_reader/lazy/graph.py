@@ -38,8 +38,8 @@ from dask_embedding_reader.collection.plan import (
 )
 from dask_embedding_reader.errors import EmbeddingReaderError, MismatchError, ReadError
 from dask_embedding_reader.formats.base import Array, Columns, FileFormat, FileHeader, read_rows
+from dask_embedding_reader.formats.columns import open_columns
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, empty_frame, make_frame
-from dask_embedding_reader.formats.parquet.read import open_table
 from dask_embedding_reader.formats.picking import read_picked, read_picked_frame, split_by_file
 from dask_embedding_reader.rows import Packed, Rows, pack
 
@@ -421,7 +421,7 @@ def read_frame(piece: MetaPiece | PickedMetaPiece, columns: Sequence[str]) -> pd
     if piece.header is None or not fields:
         return empty_frame(fields).set_axis(index) if fields else pd.DataFrame(index=index)
     with _as_worker(piece.version):
-        read = open_table(piece.header, [field.name for field in fields], piece.start, piece.stop)
+        read = open_columns(piece.header, [field.name for field in fields], piece.start, piece.stop)
         return make_frame(fields, read(len(index)), index, piece.header.file.url)
 
 

@@ -76,6 +76,7 @@ _SPELLINGS = {
             *(".fbin", ".f16bin", ".u8bin", ".i8bin", ".ibin"),
             *(".fvecs", ".ivecs", ".bvecs"),
             *(".npz", ".safetensors"),
+            *(".arrow", ".feather", ".ipc"),
         )
     },
 }
@@ -710,8 +711,7 @@ def _nothing_found(source: Source, suffixes: tuple[str, ...], passed_over: Seque
     message = (
         f"no {_any_of(suffixes)} file found in {where}; found instead {counted(len(passed_over), 'file')}: {counts}"
     )
-    known = {".parquet": "parquet", ".npy": "npy", ".fbin": "fbin", ".fvecs": "fvecs"}
-    for other, file_format in (known | {".npz": "npz", ".safetensors": "safetensors"}).items():
+    for other, file_format in _LIKELY.items():
         if other not in suffixes and kinds[other]:
             return f'{message}; did you mean file_format="{file_format}"?'
     spellings = [pattern for suffix, pattern in _SPELLINGS.items() if suffix in suffixes]
@@ -721,12 +721,25 @@ def _nothing_found(source: Source, suffixes: tuple[str, ...], passed_over: Seque
         return f"{message}; to read files that are called otherwise, name them, as in '*{_suffix(alike[0])}'"
     return (
         f'{message}; what can be read are .npy files (file_format="npy", or "parquet_npy" with metadata in .parquet '
-        'files), .parquet files (file_format="parquet"), and those of "npz", "fbin", "fvecs" and "safetensors"'
+        'files), .parquet files (file_format="parquet"), and those of "arrow", "npz", "fbin", "fvecs" and "safetensors"'
     )
 
 
 _MOST_SUFFIXES = 5
 """No format has more; more are those of all formats."""
+
+
+_LIKELY = {
+    ".parquet": "parquet",
+    ".npy": "npy",
+    ".fbin": "fbin",
+    ".fvecs": "fvecs",
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+"""The format of files of a suffix."""
 
 
 def _any_of(suffixes: tuple[str, ...]) -> str:

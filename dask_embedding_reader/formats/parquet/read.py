@@ -122,24 +122,6 @@ def open_stretches(header: FileHeader, columns: Columns, start: int, stop: int) 
 TableReader = Callable[[int], pa.Table]
 
 
-def open_table(header: FileHeader, names: Sequence[str], start: int, stop: int) -> TableReader:
-    """Return a function that decodes the next so many of the rows ``[start, stop)`` of some columns."""
-    decoded = iter_tables(header, names, start, stop)
-    rest: list[pa.RecordBatch] = []
-
-    def read(rows: int) -> pa.Table:
-        taken = []
-        while rows:
-            batch = rest.pop() if rest else next(decoded)
-            taken.append(batch.slice(0, rows))
-            if batch.num_rows > rows:
-                rest.append(batch.slice(rows))
-            rows -= taken[-1].num_rows
-        return pa.Table.from_batches(taken)
-
-    return read
-
-
 def iter_tables(
     header: FileHeader,
     names: Sequence[str],
@@ -258,10 +240,9 @@ def _undecodable(file: StoredFile, group: int, names: Sequence[str]) -> str:
 # The footer
 
 
-def first_schema(files: Sequence[StoredFile]) -> pa.Schema:
-    """Return the columns of the first file that has any: files without rows may have none."""
-    schemas = (_footer(file, ()).schema.arrow for file in files)
-    return next((schema for schema in schemas if schema.names), pa.schema([]))
+def parquet_schema(file: StoredFile) -> pa.Schema:
+    """Return the columns of a file."""
+    return _footer(file, ()).schema.arrow
 
 
 def may_match(file: StoredFile, expression: Any) -> set[int] | None:

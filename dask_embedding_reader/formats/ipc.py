@@ -1,0 +1,446 @@
+"""Where things lie in files of Arrow's IPC format: messages one after the other, each a header and a body of buffers.
+
+The file form ends with a footer that says where the messages are; the stream form is walked through [1]_. Headers are
+flatbuffers, of which as much is read here as tells the rows and the place of each buffer: rows can be read exactly, and
+what a file claims is held against its size before any of it is decoded.
+
+References
+----------
+.. [1] https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interprocess-communication-ipc
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dask_embedding_reader.errors import EmbeddingReaderError, FormatError
+from dask_embedding_reader.storage.read import StoredFile, read_range, read_ranges
+from dask_embedding_reader.storage.retries import describe
+
+MAGIC = b"ARROW1"
+_TAIL_NBYTES = 2**16
+"""What is read at first of the end of a file: mostly all of its footer."""
+
+_STREAM_NBYTES = 2**13
+"""What is read at first of each message of a stream."""
+
+_MARK = b"\xff\xff\xff\xff"
+"""Before the length of a message; releases before 0.15 had none."""
+
+_SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
+_CODECS = ("lz4", "zstd")
+_MOST_RATIO = 2**17
+"""No codec of Arrow's makes more of a byte."""
+
+Int64s = npt.NDArray[np.int64]
+
+
+class Batch(NamedTuple):
+    """A record batch: where its buffers are."""
+
+    rows: int
+    nodes: Int64s
+    """The rows and the nulls of each column and each column within, in the order of the schema."""
+    buffers: Int64s
+    """The first byte in the file and the length of each of their buffers."""
+    codec: str
+    """How they are compressed; empty if they are not."""
+    views: tuple[int, ...]
+    """How many buffers of text each column of views has."""
+
+
+Dictionaries = dict[int, tuple[Batch, ...]]
+"""Dictionaries by their numbers, each in parts."""
+
+
+class Index(NamedTuple):
+    """What a file holds."""
+
+    schema: pa.Schema
+    batches: tuple[Batch, ...]
+    dictionaries: tuple[Dictionaries, ...]
+    """Those of each record batch."""
+    dictionary_of: tuple[int | None, ...]
+    """The number of the dictionary of each column."""
+
+
+@lru_cache(maxsize=64)
+def read_index(file: StoredFile) -> Index:
+    """Read where the record batches of a file are; kept for the next rows of it.
+
+    Raises
+    ------
+    FormatError
+        If that cannot be right.
+    """
+    if 0 <= file.size < 12:
+        fail(file, f"it has only {file.size} bytes")
+    if file.size < 0:
+        fail(file, "the storage does not tell its size, and its footer is at its end")
+    try:
+        tail = read_range(file, max(0, file.size - _TAIL_NBYTES), file.size)
+        if tail[-6:] == MAGIC:
+            return _read_file(file, tail)
+        return _read_stream(file)
+    except EmbeddingReaderError:
+        raise
+    except Exception as error:  # of flatbuffers that are none
+        raise FormatError(f"{file.url}: not a readable Arrow file: {describe(error)}; write it again") from error
+
+
+def fail(file: StoredFile, what: str) -> NoReturn:
+    """Say that a file is none, or damaged."""
+    raise FormatError(f"{file.url}: not a readable Arrow file: {what}")
+
+
+def _read_file(file: StoredFile, tail: bytes) -> Index:
+    nbytes = int.from_bytes(tail[-10:-6], "little") + 10
+    if nbytes > file.size - 8:
+        fail(file, f"its footer claims {nbytes:,} of the file's {file.size:,} bytes; write it again")
+    if nbytes > len(tail):
+        tail = read_range(file, file.size - nbytes, file.size - len(tail)) + tail
+    footer = _root(tail[-nbytes:-10])
+    # As a file of a footer alone.
+    schema = pa.ipc.open_file(pa.py_buffer(MAGIC + b"\0\0" + tail[-nbytes:])).schema
+    start = file.size - len(tail)
+    places = [
+        [
+            (int(offset), int(offset) + int(meta), int(offset) + int(meta) + int(body))
+            for offset, meta, _, body in footer.structs(slot, "<i8,<i4,<i4,<i8").tolist()
+        ]
+        for slot in (3, 2)
+    ]
+    reached = 8
+    for first, head_end, end in sorted(places[0] + places[1]):
+        if not (reached <= first < head_end <= end <= file.size - nbytes):
+            fail(file, "its footer names batches that lie over each other or beyond the end; write it again")
+        reached = end
+    ranges = [(first, head_end) for first, head_end, _ in places[0] + places[1]]
+    known = {span: tail[span[0] - start : span[1] - start] for span in ranges if span[0] >= start}
+    unknown = [span for span in ranges if span not in known]
+    known |= dict(zip(unknown, read_ranges(file, unknown), strict=True))
+    batches = [_message(file, known[first, middle], middle, end) for first, middle, end in places[0]]
+    parts = [_message(file, known[first, middle], middle, end) for first, middle, end in places[1]]
+    if any(kind != _BATCH for kind, _, _ in batches) or any(kind != _DICTIONARY for kind, _, _ in parts):
+        fail(file, "its footer names batches that are none; write it again")
+    dictionaries: Dictionaries = {}
+    for _, _, (number, batch, is_delta) in parts:
+        if number in dictionaries and not is_delta:
+            fail(file, "its footer names a dictionary twice; write it again")
+        dictionaries[number] = (*dictionaries.get(number, ()), batch)
+    return _index(file, schema, footer.table(1), [(batch, dictionaries) for _, _, batch in batches])
+
+
+def _read_stream(file: StoredFile) -> Index:
+    """Walk through the messages of a stream, which has no footer."""
+    head = read_range(file, 0, min(file.size, _TAIL_NBYTES))
+    if head[:4] == MAGIC[:4]:
+        fail(file, f"it ends with {head[-6:]!r}, not with {MAGIC!r}; was it cut short?")
+    schema, fields = None, None
+    batches: list[tuple[Batch, Dictionaries]] = []
+    dictionaries: Dictionaries = {}
+    position = 0
+    while True:
+        if position + 8 > file.size:
+            fail(file, "it ends without the mark of its end: it was cut short, or never finished; write it again")
+        if not 0 <= position < len(head):
+            head = b""
+        near = head[position:] if len(head) - position >= 8 else b""
+        near = near or read_range(file, position, min(file.size, position + _STREAM_NBYTES))
+        prefix = 8 if near[:4] == _MARK else 4
+        nbytes = int.from_bytes(near[prefix - 4 : prefix], "little")
+        if not nbytes:
+            break
+        if position + prefix + nbytes > file.size or (position == 0 and prefix == 4 and nbytes > 2**20):
+            fail(file, f"at byte {position:,} is no message of a stream, nor has it a footer; was it cut short?")
+        if len(near) < prefix + nbytes:
+            near += read_range(file, position + len(near), position + prefix + nbytes)
+        end_of_head = position + prefix + nbytes
+        kind, body_nbytes, batch = _message(file, near[: prefix + nbytes], end_of_head, file.size)
+        if schema is None:
+            if kind != _SCHEMA:
+                fail(file, "its first message is no schema")
+            schema = pa.ipc.read_schema(pa.py_buffer(near[: prefix + nbytes]))
+            fields = _root(near[prefix : prefix + nbytes]).table(2)
+        elif kind == _BATCH:
+            batches.append((batch, dictionaries))
+        elif kind == _DICTIONARY:
+            number, part, is_delta = batch
+            dictionaries = {**dictionaries, number: (*dictionaries.get(number, ()), part) if is_delta else (part,)}
+        else:
+            fail(file, f"at byte {position:,} is a message of kind {kind}")
+        position = end_of_head + body_nbytes
+    if schema is None or fields is None:
+        fail(file, "it has no schema")
+    return _index(file, schema, fields, batches)
+
+
+def _index(file: StoredFile, schema: pa.Schema, fields: _Table, batches: Sequence[tuple[Batch, Dictionaries]]) -> Index:
+    encodings = [field.optional_table(4) for field in fields.tables(1)]
+    numbers = tuple(None if encoding is None else encoding.number(0, "<q") for encoding in encodings)
+    if len(numbers) != len(schema):
+        fail(file, "its schema is damaged; write it again")
+    return Index(schema, tuple(batch for batch, _ in batches), tuple(known for _, known in batches), numbers)
+
+
+def _message(file: StoredFile, data: bytes, body: int, end: int) -> tuple[int, int, Any]:
+    """Return what kind of message this is, the length of its body, and what it holds.
+
+    That is a batch; of a dictionary its number, a batch, and whether it adds to what there is. The body begins at a
+    byte of the file, and ends before another one.
+    """
+    prefix = 8 if data[:4] == _MARK else 4
+    message = _root(data[prefix:])
+    kind, body_nbytes = message.number(1, "<B"), message.number(3, "<q")
+    if not 0 <= body_nbytes <= end - body:
+        fail(file, f"a message claims {body_nbytes:,} bytes, beyond the end of the file; was it cut short?")
+    if kind == _BATCH:
+        return kind, body_nbytes, _batch(file, message.table(2), body, body_nbytes)
+    if kind == _DICTIONARY:
+        dictionary = message.table(2)
+        part = _batch(file, dictionary.table(1), body, body_nbytes)
+        return kind, body_nbytes, (dictionary.number(0, "<q"), part, dictionary.number(2, "<B") == 1)
+    return kind, body_nbytes, None
+
+
+def _batch(file: StoredFile, table: _Table, body: int, body_nbytes: int) -> Batch:
+    rows = table.number(0, "<q")
+    nodes = table.structs(1, "<i8,<i8").view(np.int64).reshape(-1, 2)
+    buffers = table.structs(2, "<i8,<i8").view(np.int64).reshape(-1, 2).copy()
+    compression = table.optional_table(3)
+    codec = ""
+    if compression is not None:
+        number = compression.number(0, "<b")
+        if not 0 <= number < len(_CODECS) or compression.number(1, "<b"):
+            fail(file, f"it is compressed in a way that is not known ({number})")
+        codec = _CODECS[number]
+    if rows < 0 or (nodes < 0).any() or (buffers < 0).any() or (buffers > body_nbytes).any():
+        fail(file, "a record batch claims negative numbers, or bytes beyond its body; write it again")
+    if len(buffers) and int(buffers.sum(axis=1).max()) > body_nbytes:
+        fail(file, "a record batch claims bytes beyond its body; write it again")
+    buffers[:, 0] += body
+    views = tuple(table.structs(4, "<i8").tolist())
+    if any(count < 0 for count in views):
+        fail(file, "a record batch claims a negative number of buffers; write it again")
+    return Batch(rows, nodes, buffers, codec, views)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flatbuffers
+
+
+class _Table(NamedTuple):
+    """A table of a flatbuffer: fields by their numbers, each of which may be missing."""
+
+    data: bytes
+    position: int
+
+    def _field(self, slot: int) -> int | None:
+        """Return where a field is."""
+        table = self.position - self._at(self.position, "<i")
+        if 4 + 2 * slot + 2 > self._at(table, "<H"):
+            return None
+        offset = self._at(table + 4 + 2 * slot, "<H")
+        return self.position + offset if offset else None
+
+    def _at(self, position: int, kind: str) -> int:
+        if position < 0:
+            raise ValueError("an offset leads out of it")
+        return int(struct.unpack_from(kind, self.data, position)[0])
+
+    def number(self, slot: int, kind: str) -> int:
+        """Return a number; 0 where it is missing."""
+        field = self._field(slot)
+        return 0 if field is None else self._at(field, kind)
+
+    def optional_table(self, slot: int) -> _Table | None:
+        """Return a table within; None where it is missing."""
+        field = self._field(slot)
+        return None if field is None else _Table(self.data, field + self._at(field, "<I"))
+
+    def table(self, slot: int) -> _Table:
+        """Return a table within."""
+        table = self.optional_table(slot)
+        if table is None:
+            raise ValueError("a part of it is missing")
+        return table
+
+    def structs(self, slot: int, kind: str) -> npt.NDArray[Any]:
+        """Return an array of structs."""
+        field = self._field(slot)
+        dtype = np.dtype(kind)
+        if field is None:
+            return np.empty(0, dtype)
+        start = field + self._at(field, "<I")
+        return np.frombuffer(self.data, dtype, self._at(start, "<I"), start + 4)
+
+    def tables(self, slot: int) -> list[_Table]:
+        """Return an array of tables."""
+        field = self._field(slot)
+        if field is None:
+            return []
+        start = field + self._at(field, "<I") + 4
+        places = np.frombuffer(self.data, "<u4", self._at(start - 4, "<I"), start).tolist()
+        return [_Table(self.data, start + 4 * number + place) for number, place in enumerate(places)]
+
+
+def _root(data: bytes) -> _Table:
+    return _Table(data, int(struct.unpack_from("<I", data)[0]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Columns
+
+
+class Column(NamedTuple):
+    """The part of a record batch that is one column."""
+
+    nodes: Int64s
+    buffers: Int64s
+    views: tuple[int, ...]
+
+
+def column_of(file: StoredFile, index: Index, batch: Batch, position: int) -> Column:
+    """Return the nodes and buffers of a column."""
+    node = buffer = view = 0
+    for number in range(position + 1):
+        nodes, plain, views = _parts(_stored_type(index.schema.field(number).type))
+        count = plain + sum(batch.views[view : view + views])
+        if number == position:
+            column = Column(
+                batch.nodes[node : node + nodes],
+                batch.buffers[buffer : buffer + count],
+                batch.views[view : view + views],
+            )
+            if (len(column.nodes), len(column.buffers), len(column.views)) != (nodes, count, views):
+                fail(file, "a record batch has fewer buffers than its columns need; write it again")
+            if int(column.nodes[0, 0]) != batch.rows:
+                fail(file, f"a record batch of {batch.rows:,} rows has a column of {int(column.nodes[0, 0]):,}")
+            return column
+        node, buffer, view = node + nodes, buffer + count, view + views
+    raise AssertionError(position)
+
+
+def _stored_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type as which a column lies in a batch."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _stored_type(kind.storage_type)
+    return kind.index_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return str(kind) in ("string_view", "binary_view")
+
+
+def _children(kind: pa.DataType) -> list[pa.DataType]:
+    kind = _stored_type(kind)
+    if str(kind).startswith("run_end_encoded<"):
+        return [kind.run_end_type, kind.value_type]
+    return [kind.field(position).type for position in range(kind.num_fields)]
+
+
+def _parts(kind: pa.DataType) -> tuple[int, int, int]:
+    """Return how many nodes, buffers and columns of views a column of a type has, those within included."""
+    kind = _stored_type(kind)
+    buffers = 0 if pa.types.is_null(kind) else _own_buffers(kind)
+    counts = [(1, buffers, int(_is_view(kind))), *map(_parts, _children(kind))]
+    nodes, plain, views = (sum(numbers) for numbers in zip(*counts, strict=True))
+    return nodes, plain, views
+
+
+def _own_buffers(kind: pa.DataType) -> int:
+    if _is_view(kind):
+        return 2
+    if pa.types.is_union(kind):
+        return 1 if kind.mode == "sparse" else 2
+    if str(kind).startswith("run_end_encoded<"):
+        return 0
+    return int(kind.num_buffers)
+
+
+def decode_column(file: StoredFile, index: Index, number: int, position: int) -> pa.Array:
+    """Decode a column of a record batch, dictionaries too.
+
+    Raises
+    ------
+    FormatError
+        If it is damaged.
+    """
+    kind = index.schema.field(position).type
+    batch = index.batches[number]
+    column = column_of(file, index, batch, position)
+    if not pa.types.is_dictionary(kind):
+        return _decode(file, kind, column, batch.codec)
+    indices = _decode(file, kind.index_type, column, batch.codec)
+    known = index.dictionaries[number].get(index.dictionary_of[position] or 0, ())
+    if not known:
+        fail(file, f"the dictionary of column {index.schema.field(position).name!r} is missing")
+    parts = [_decode(file, kind.value_type, Column(part.nodes, part.buffers, part.views), part.codec) for part in known]
+    for array in (indices, *parts):
+        array.validate(full=True)
+    # Views of text cannot be taken from.
+    views = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
+    values = pa.concat_arrays([part.cast(views.get(str(part.type), part.type)) for part in parts])
+    bounds = pc.min_max(indices).as_py()
+    if bounds["min"] is not None and not 0 <= bounds["min"] <= bounds["max"] < len(values):
+        fail(file, f"column {index.schema.field(position).name!r} has values that its dictionary lacks")
+    return values.take(indices)
+
+
+def _decode(file: StoredFile, kind: pa.DataType, column: Column, codec: str) -> pa.Array:
+    ranges = [(start, start + nbytes) for start, nbytes in column.buffers.tolist()]
+    buffers = iter([inflate(file, data, codec) for data in read_ranges(file, ranges)])
+    nodes, views = iter(column.nodes.tolist()), iter(column.views)
+
+    def build(kind: pa.DataType) -> pa.Array:
+        if isinstance(kind, pa.BaseExtensionType):
+            return pa.ExtensionArray.from_storage(kind, build(kind.storage_type))
+        if pa.types.is_dictionary(kind):
+            fail(file, f"a column holds {kind} within another type; write the values themselves")
+        rows, nulls = next(nodes)
+        if pa.types.is_null(kind):
+            return pa.nulls(rows)
+        own = [next(buffers) for _ in range(_own_buffers(kind))]
+        if _is_view(kind):
+            own += [next(buffers) for _ in range(next(views))]
+        if not pa.types.is_union(kind) and own and not len(own[0]):
+            own[0] = None  # no value is null
+        if pa.types.is_union(kind):
+            own = [None, *own]
+        children = [build(child) for child in _children(kind)]
+        return pa.Array.from_buffers(kind, rows, own, nulls, 0, children or None)
+
+    return build(kind)
+
+
+_MOST_NBYTES = 2**31
+"""A buffer that is larger is not inflated for metadata."""
+
+
+def inflate(file: StoredFile, data: bytes, codec: str, nbytes: int | None = None) -> pa.Buffer:
+    """Return a buffer as it was before it was compressed: of so many bytes, if that is known.
+
+    Raises
+    ------
+    FormatError
+        If it is damaged, or claims more than it can hold.
+    """
+    if not codec or not data:
+        return pa.py_buffer(data)
+    claimed = int.from_bytes(data[:8], "little", signed=True)
+    if claimed == -1:
+        return pa.py_buffer(data[8:])
+    if not 0 <= claimed <= min(_MOST_NBYTES, _MOST_RATIO * len(data)) or nbytes not in (None, claimed):
+        fail(file, f"{len(data):,} compressed bytes claim to be {claimed:,}; write it again, in smaller batches")
+    found = pa.CompressedInputStream(pa.BufferReader(data[8:]), codec).read_buffer(claimed + 1)
+    if len(found) != claimed:
+        fail(file, f"{len(data):,} compressed bytes claim to be {claimed:,}, but are {len(found):,}; write it again")
+    return found
