@@ -340,11 +340,22 @@ def _arrow_part(
     return path
 
 
+def as_table(path: Path) -> pa.Table:
+    """The content of a parquet or Arrow file, by pyarrow."""
+    if path.suffix == ".parquet":
+        return pq.read_table(path)
+    is_file = path.read_bytes()[:6] == b"ARROW1"
+    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(path).read_all()
+
+
 def as_others_read(path: Path) -> Rows:
     """The vectors of a file of any format but parquet, by the library that made it up, or as that reads them."""
     if path.suffix == ".arrow":
-        vectors = pa.ipc.open_file(path).read_all()["embedding"].combine_chunks()
-        return np.asarray(vectors.flatten().to_numpy(zero_copy_only=False)).reshape(len(vectors), -1)
+        vectors = as_table(path)["embedding"].combine_chunks()
+        vectors = vectors.storage if isinstance(vectors, pa.ExtensionArray) else vectors
+        return np.asarray(vectors.flatten().to_numpy(zero_copy_only=False)).reshape(
+            len(vectors), -1 if len(vectors) else 0
+        )
     if path.suffix == ".npz":
         with np.load(path) as archive:
             return np.asarray(archive["embedding"])
@@ -422,7 +433,6 @@ FORMATS: dict[str, Format] = {
     "safetensors": Format("safetensors", _safetensors_part, metadata=False),
     "arrow": Format("arrow", _arrow_part),
     "arrow-stream-of-lists": Format("arrow", partial(_arrow_part, storage="list", stream=True)),
-    "arrow-lz4": Format("arrow", partial(_arrow_part, storage="large_list", codec="lz4")),
     "arrow-zstd": Format("arrow", partial(_arrow_part, storage="tensor", codec="zstd")),
     "parquet-list": Format("parquet", partial(_parquet_part, storage="list")),
     "parquet-large-list": Format("parquet", partial(_parquet_part, storage="large_list")),

@@ -17,6 +17,7 @@ from tests.support import (
     WITH_METADATA,
     Collection,
     as_others_read,
+    as_table,
     expected_column,
     write_collection,
 )
@@ -50,8 +51,11 @@ def test_metadata_files_hold_what_the_oracle_says(format_name: str, tmp_path: Pa
     collection = write_collection(tmp_path, format_name, row_group_rows=5)
     folder = collection.metadata_folder or collection.folder
     # Numbered names are not zero-padded, so the order of their numbers is the one to read them in.
-    paths = sorted(folder.glob("*.parquet"), key=lambda path: int("".join(filter(str.isdigit, path.stem))))
-    stored = pa.concat_tables([pq.read_table(path).select(collection.columns) for path in paths])
+    paths = sorted(
+        [*folder.glob("*.parquet"), *folder.glob("*.arrow")],
+        key=lambda path: int("".join(filter(str.isdigit, path.stem))),
+    )
+    stored = pa.concat_tables([as_table(path).select(collection.columns) for path in paths])
     assert stored.schema.types == collection.table.schema.types
     np.testing.assert_array_equal(stored["score"].to_numpy(), collection.table["score"].to_numpy())
     # The rest as Python objects; not the scores, where NaN is unequal to itself.
