@@ -45,6 +45,7 @@ def test_undamaged_input_is_read(run: Any, target: str) -> None:
         "parquet footer": seeds.parquet_seeds(),
         "local npy": seeds.npy_seeds()[:1],
         "local parquet": [*seeds.plain_seeds(), *seeds.parquet_seeds()],
+        **seeds.other_seeds(),
         "manifest": targets.manifests(),
         "local manifest": targets.local_manifests(),
     }

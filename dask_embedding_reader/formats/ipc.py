@@ -87,9 +87,9 @@ def read_index(file: StoredFile) -> Index:
         fail(file, "the storage does not tell its size, and its footer is at its end")
     try:
         tail = read_range(file, max(0, file.size - _TAIL_NBYTES), file.size)
-        if tail[-6:] == MAGIC:
-            return _read_file(file, tail)
-        return _read_stream(file)
+        index = _read_file(file, tail) if tail[-6:] == MAGIC else _read_stream(file)
+        _ = index.schema.names  # which are found to be no text only when they are looked at
+        return index
     except EmbeddingReaderError:
         raise
     except Exception as error:  # of flatbuffers that are none
@@ -440,7 +440,10 @@ def inflate(file: StoredFile, data: bytes, codec: str, nbytes: int | None = None
         return pa.py_buffer(data[8:])
     if not 0 <= claimed <= min(_MOST_NBYTES, _MOST_RATIO * len(data)) or nbytes not in (None, claimed):
         fail(file, f"{len(data):,} compressed bytes claim to be {claimed:,}; write it again, in smaller batches")
-    found = pa.CompressedInputStream(pa.BufferReader(data[8:]), codec).read_buffer(claimed + 1)
+    try:
+        found = pa.CompressedInputStream(pa.BufferReader(data[8:]), codec).read_buffer(claimed + 1)
+    except (pa.ArrowException, OSError) as error:
+        fail(file, f"compressed bytes are damaged ({describe(error)}); write it again")
     if len(found) != claimed:
         fail(file, f"{len(data):,} compressed bytes claim to be {claimed:,}, but are {len(found):,}; write it again")
     return found

@@ -288,6 +288,8 @@ def _member(file: StoredFile, archive: zipfile.ZipFile, name: str) -> _Member:
         _fail(file, f"its array {name!r} is encrypted")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         _fail(file, f"its array {name!r} is compressed by method {info.compress_type}; stored and deflated can be read")
+    if not 0 <= info.header_offset < file.size:
+        _fail(file, f"its directory says that the array {name!r} is beyond its end: it was cut short; write it again")
     head = read_range(file, info.header_offset, min(file.size, info.header_offset + _HEAD_NBYTES))
     if len(head) < 30 or head[:4] != b"PK\3\4":
         _fail(file, f"its directory says that the array {name!r} is where it is not; write it again")

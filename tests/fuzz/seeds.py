@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors.numpy
 
 from tests.support import random_rows, random_table, vectors_as
 
@@ -98,6 +99,44 @@ def plain_bytes(storage: str, dimension: int, dtype: str, nullable: bool, **opti
     small = {"row_group_size": 8, "data_page_size": 40, "write_batch_size": 4}
     pq.write_table(table, sink, **{"compression": "none", "use_dictionary": False, **small, **options})
     return sink.getvalue()
+
+
+def arrow_bytes(storage: str, *, stream: bool = False, codec: Any = None, **columns: Any) -> bytes:
+    """An Arrow file, or stream, of vectors and metadata in batches of eight rows."""
+    rng = np.random.default_rng(1)
+    table = random_table(rng, ROWS, COLUMNS)
+    table = table.append_column("embedding", vectors_as(random_rows(rng, ROWS, DIMENSION, np.float32), storage))
+    sink = io.BytesIO()
+    make = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with make(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+        writer.write_table(table, 8)
+    return sink.getvalue()
+
+
+@cache
+def other_seeds() -> dict[str, list[bytes]]:
+    """Files of other formats: of each format those of one suffix."""
+    rows = random_rows(np.random.default_rng(1), ROWS, DIMENSION, np.float32)
+    archives = [io.BytesIO() for _ in range(3)]
+    np.savez(archives[0], embedding=rows)
+    np.savez_compressed(archives[1], notes=np.arange(3), embedding=rows)
+    np.savez(archives[2], embedding=np.asfortranarray(rows))
+    prefix = np.array([DIMENSION], "<i4").tobytes()
+    return {
+        "arrow": [
+            arrow_bytes("fixed_size_list"),
+            arrow_bytes("list", codec="zstd"),
+            arrow_bytes("large_list", stream=True),
+            arrow_bytes("tensor", stream=True, codec="lz4"),
+        ],
+        "fbin": [np.array(rows.shape, "<u4").tobytes() + rows.tobytes()],
+        "fvecs": [b"".join(prefix + row.tobytes() for row in rows)],
+        "npz": [archive.getvalue() for archive in archives],
+        "safetensors": [
+            safetensors.numpy.save({"embedding": rows}),
+            safetensors.numpy.save({"bias": rows[0], "embedding": rows.astype(np.float16)}, {"a": "b"}),
+        ],
+    }
 
 
 @cache

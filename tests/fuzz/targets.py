@@ -14,7 +14,8 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -30,13 +31,16 @@ from fsspec.implementations.local import LocalFileSystem
 from dask_embedding_reader import EmbeddingReader, write_embeddings
 from dask_embedding_reader.collection.saved import decode_manifest
 from dask_embedding_reader.formats.base import Columns, read_rows
+from dask_embedding_reader.formats.columns import iter_columns
 from dask_embedding_reader.formats.metadata import make_frame, merge_columns
 from dask_embedding_reader.formats.npy import NPY
 from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.formats.registry import get_file_format
 from dask_embedding_reader.storage.read import StoredFile, fingerprint
 from tests.fuzz import mutate, seeds
 from tests.fuzz.guard import Fault
+from tests.support import as_others_read, as_table
 
 META = Columns(meta=seeds.COLUMNS)
 MOST_NBYTES = 2**22
@@ -156,6 +160,51 @@ def read_parquet(
         lists = expected[embedding].combine_chunks()
         items = (lists.storage if isinstance(lists, pa.ExtensionArray) else lists).flatten()
         same(rows.tobytes(), items.to_numpy(zero_copy_only=False).tobytes(), embedding)
+    return True
+
+
+def make_other(rng: Random, name: str) -> bytes:
+    """A file of another format, mostly with its header, or its end, damaged."""
+    seed = rng.choice(seeds.other_seeds()[name])
+    chance = rng.random()
+    if chance < 0.05:
+        return seed[: rng.randrange(len(seed))]
+    if chance < 0.5:
+        return mutate.damage(rng, seed, 0, 300)
+    if chance < 0.85:
+        return mutate.damage(rng, seed, max(0, len(seed) - 400), None)
+    return mutate.damage(rng, seed)
+
+
+def read_other(data: bytes, name: str) -> bool:
+    """Vectors of one file, and of Arrow metadata; where its own library reads it, too, they are the same."""
+    kind = get_file_format(name)
+    with in_one_file(f"0.{name}", data) as file:
+        columns = Columns("embedding", None, seeds.COLUMNS[:3] if kind.holds_columns else ())
+        header = kind.read_header(file, columns)
+        if not header.rows or header.rows * max(header.dimension, 1) > MOST_NBYTES:
+            return False
+        part = some_rows(data, header.rows)
+        rows = read_rows(kind, header, columns, part.start, part.stop)
+        table = (
+            pa.Table.from_batches(list(iter_columns(header, columns.meta, part.start, part.stop)))
+            if columns.meta
+            else None
+        )
+    with in_folder({f"0.{name}": data}) as root:
+        try:
+            expected = as_others_read(Path(root) / f"0.{name}")
+            others = None if table is None else as_table(Path(root) / f"0.{name}").select(table.column_names)
+        except Exception:
+            return True
+    if len(expected) != header.rows:
+        raise Fault(f"{len(expected)} rows by its own library, {header.rows} here")
+    same(rows.tobytes(), np.ascontiguousarray(expected[part]).tobytes(), "rows")
+    if table is not None and others is not None:
+        for column in table.column_names:
+            found, wanted = table[column], others[column].slice(part.start, part.stop - part.start)
+            if found.to_pylist() != wanted.to_pylist():
+                raise Fault(f"column {column} is not what pyarrow reads")
     return True
 
 
@@ -523,9 +572,13 @@ def read_local_parquet(data: bytes) -> bool:
 
 
 TARGETS = {
-    "npy": Target(lambda rng: mutate.npy(rng, seeds.npy_seeds()), read_npy, 38),
+    "npy": Target(lambda rng: mutate.npy(rng, seeds.npy_seeds()), read_npy, 21),
     "parquet footer": Target(_parquet(mutate.parquet_footer), read_parquet, 24),
     "parquet pages": Target(_parquet(mutate.parquet_pages), read_parquet, 10),
+    **{
+        name: Target(partial(make_other, name=name), partial(read_other, name=name), weight)
+        for name, weight in {"arrow": 8, "npz": 4, "safetensors": 3, "fbin": 1, "fvecs": 1}.items()
+    },
     "pair": Target(make_pair, lambda data: read_pair(data, in_memory), 2),
     "manifest": Target(lambda rng: make_manifest(rng, manifests()), read_manifest, 4),
     "arguments": Target(make_arguments, read_arguments, 2),
