@@ -411,6 +411,9 @@ ROW_BY_ROW: dict[str, Callable[[da.Array], da.Array]] = {
     "item": lambda x: x[:, 1],
     "product": lambda x: x @ (x.T @ x),
     "scores": lambda x: x @ x[:2].T,
+    "turned twice": lambda x: x.T.T,
+    "scaled": lambda x: (x.T / da.linalg.norm(x + 1, axis=1)).T,
+    "turned and cut": lambda x: (x.T[1:] * 2).T,
     "foreign": lambda x: x - da.arange(len(x), chunks=(x.chunks[0],))[:, None],
     "optimized": lambda x: optimize(x * 2)[0],
 }
@@ -522,6 +525,17 @@ def test_frames_cut_into_partitions_that_the_files_do_not_have(tmp_path: Path) -
         pairs = list(iter_batches(array, cut, batch_size=4))
         assert [row for _, meta in pairs for row in meta["row"]] == rows
         assert [row for batch, _ in pairs for row in batch[:, 0]] == rows
+
+
+def test_a_frame_that_is_computed_in_other_partitions_than_dask_tells() -> None:
+    whole = table(23).rename_axis("i")
+    parts = [delayed(whole[start:stop]) for start, stop in ((0, 9), (9, 10), (10, 23))]
+    frame = dd.from_delayed(parts, meta=whole[:0], divisions=(0, 9, 10, 22)).repartition(npartitions=5)
+    with dask.config.set(scheduler="synchronous"):  # sorting computes
+        ordered = frame.sort_values("a")
+    assert ordered.npartitions != ordered.optimize().npartitions
+    with pytest.raises(MismatchError, match=r"the frame has 5 partitions, the array 4 chunks"):
+        iter_batches(da.arange(23, chunks=6), ordered, batch_size=3)
 
 
 def test_a_frame_without_row_numbers_is_paired_by_position(numbered: tuple[Any, Any, Any]) -> None:

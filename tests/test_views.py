@@ -250,6 +250,12 @@ def test_filtered_rows_are_read_in_every_way(tmp_path: Path, name: str) -> None:
     assert by_function.token == collection.open().filter([("rank", ">", 60)]).token
 
 
+def test_nothing_of_a_selection_is_nothing(pair: Collection) -> None:
+    x = pair.open().take([5, 3, 3]).to_dask_array()
+    for nothing in (x[1:1], x[[]], x[np.zeros(3, bool)], x[::-1][3:]):
+        assert nothing.compute().shape == (0, x.shape[1])
+
+
 def test_filters_may_name_columns_that_were_not_opened(pair: Collection) -> None:
     reader = pair.open(meta_columns=["id"])
     rank = pair.table["rank"].to_pandas()

@@ -165,15 +165,16 @@ def rows_of_partitions(array: da.Array, frame: Any) -> tuple[int, ...]:
                 "them has nothing to go with the other"
             )
         return ()
-    divided = _rows_by_divisions(frame.divisions)
+    npartitions = frame.optimize().npartitions  # of a frame that was sorted Dask tells others before (2026.8)
+    divided = _rows_by_divisions(frame.divisions) if npartitions == frame.npartitions else ()
     if divided and sum(divided) == rows:
         return divided
     chunks = tuple(map(int, array.chunks[0]))
-    if frame.npartitions == len(chunks):
+    if npartitions == len(chunks):
         return chunks
     by_divisions = f" and {sum(divided):,} rows by its divisions" if divided else ""
     raise MismatchError(
-        f"the frame has {frame.npartitions:,} partitions{by_divisions}, the array {len(chunks):,} chunks and {rows:,} "
+        f"the frame has {npartitions:,} partitions{by_divisions}, the array {len(chunks):,} chunks and {rows:,} "
         "rows: which rows belong together cannot be told. Both need equal pieces, as to_dask_array and "
         "to_dask_dataframe with the same arguments give, or a frame with divisions that number its rows"
     )

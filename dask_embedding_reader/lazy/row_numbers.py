@@ -7,6 +7,7 @@ computed or read here.
 from __future__ import annotations
 
 import math
+import operator
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -44,6 +45,17 @@ Rows = range | Int64s
 
 _UNTOLD: Rows = range(0)
 """What a task makes of pieces, if it does not tell which rows these are."""
+
+
+class _Turned(NamedTuple):
+    """What a task makes that turns pieces, as ``(x.T / norms).T`` does: the rows are along its last axis."""
+
+    of: Rows
+    """Their numbers."""
+
+
+_Traced = Rows | _Turned | None
+"""What a task tells; None where no piece goes into it."""
 
 _BLOCK_ROWS = 2**20
 """So many rows of a frame in memory are compared at once."""
@@ -110,6 +122,8 @@ def has_row_numbers(frame: Any) -> bool:
 
 def row_base(frame: pd.DataFrame, start: int = 0) -> int:
     """Return the number that a frame counts from, given its rows from ``start`` on."""
+    if not len(frame):  # that it has too few rows is told elsewhere
+        return 0
     [first] = _numbers(frame.iloc[:1], start)
     if not np.isfinite(first):
         raise _mismatch(start, f"is {first}", "an integer was expected")
@@ -144,7 +158,7 @@ def trace_rows(array: da.Array) -> RowNumbers:
     rows = _Trace(graph, {}).run(keys)
     blocks: list[list[Rows | None]] = [[] for _ in array.chunks[0]]
     for key in keys:
-        blocks[key[1]].append(rows[key])
+        blocks[key[1]].append(_upright(rows[key]))
     return count_on(array.chunks[0], [_broadcast(block) for block in blocks])
 
 
@@ -178,11 +192,11 @@ def _follows(rows: Rows, others: Rows) -> bool:
 class _Trace:
     """Follows the rows of pieces through the tasks of a graph."""
 
-    def __init__(self, graph: Graph, known: Mapping[Key, Rows | None]) -> None:
+    def __init__(self, graph: Graph, known: Mapping[Key, _Traced]) -> None:
         self._graph = graph
         self._rows = dict(known)
 
-    def run(self, keys: Iterable[Key]) -> Mapping[Key, Rows | None]:
+    def run(self, keys: Iterable[Key]) -> Mapping[Key, _Traced]:
         """Return the rows that each task makes; None where no piece goes into it."""
         asked = list(keys)
         # What is persisted on a cluster is not in the graph: nobody knows of what it was made.
@@ -192,7 +206,7 @@ class _Trace:
             self._rows[key] = self._rows_of(self._graph[key])
         return self._rows
 
-    def _rows_of(self, node: Any) -> Rows | None:
+    def _rows_of(self, node: Any) -> _Traced:
         """Return the rows that a task makes, or that an argument of one stands for."""
         if isinstance(node, TaskRef | Alias):
             return self._rows.get(_target(node))
@@ -223,7 +237,17 @@ class _Trace:
             return _any([joined])
         # Some function: row for row what goes into it.
         made = [self._rows_of(arg) for arg in (*node.args, *node.kwargs.values())]
-        return _any(made) if name == TURNING or self._combines_rows(node) else _broadcast(made)
+        of_turned = [rows.of if isinstance(rows, _Turned) else rows for rows in made]
+        if name == TURNING:
+            rows = of_turned[0]
+            if rows is None or not len(rows) or self._value_of(node.kwargs.get("axes")) != (1, 0):
+                return _any([rows])
+            return rows if isinstance(made[0], _Turned) else _Turned(rows)
+        if any(isinstance(rows, _Turned) for rows in made) and _is_item_by_item(node.func):
+            same = _broadcast(of_turned)
+            return _Turned(same) if same is not None and len(same) else same
+        upright = list(map(_upright, made))
+        return _any(upright) if self._combines_rows(node) else _broadcast(upright)
 
     def _combines_rows(self, node: Task) -> bool:
         """Tell whether a task is part of a reduction over the rows."""
@@ -231,7 +255,7 @@ class _Trace:
         axes = self._value_of(options.get("axis"))
         return "keepdims" in options and (axes == 0 or (isinstance(axes, tuple) and 0 in axes))
 
-    def _follow_into(self, inner: Graph, key: Key, keys: Sequence[Key], *args: Any) -> Rows | None:
+    def _follow_into(self, inner: Graph, key: Key, keys: Sequence[Key], *args: Any) -> _Traced:
         """Return the rows that tasks make which were joined to one."""
         nodes = {name: self._node_of(arg) for name, arg in zip(keys, args, strict=True)}
         values = {name: node for name, node in nodes.items() if isinstance(node, DataNode)}
@@ -239,7 +263,7 @@ class _Trace:
         return _Trace({**inner, **values}, known).run([key])[key]
 
     def _parts_of(self, parts: Any) -> list[Rows | None]:
-        return [self._rows_of(part) for part in getattr(parts, "args", parts)]
+        return [_upright(self._rows_of(part)) for part in getattr(parts, "args", parts)]
 
     def _node_of(self, arg: Any) -> Any:
         return self._graph.get(_target(arg)) if isinstance(arg, TaskRef | Alias) else arg
@@ -252,11 +276,25 @@ class _Trace:
         return None if isinstance(node, GraphNode) else node
 
 
+def _is_item_by_item(function: Any) -> bool:
+    """Tell whether a function makes each item of what is at the same place in all arrays, along their last axes."""
+    if isinstance(function, np.ufunc):
+        return function.signature is None
+    return getattr(function, "__module__", "") == "_operator" and function is not operator.matmul
+
+
 def _target(node: TaskRef | Alias) -> Key:
     return node.key if isinstance(node, TaskRef) else node.target
 
 
-def _pick(rows: Rows, index: Any) -> Rows:
+def _upright(rows: _Traced) -> Rows | None:
+    return _UNTOLD if isinstance(rows, _Turned) else rows
+
+
+def _pick(rows: Rows | _Turned, index: Any) -> Rows | _Turned:
+    if isinstance(rows, _Turned):
+        items, some = index if isinstance(index, tuple) and len(index) == 2 else (None, None)
+        return _Turned(rows.of[some]) if isinstance(items, slice) and isinstance(some, slice) else _UNTOLD
     first = index[0] if isinstance(index, tuple) and index else index
     if isinstance(first, slice):
         return rows[first]

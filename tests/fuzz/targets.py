@@ -20,6 +20,8 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import dask.array as da
+import dask.dataframe as dd
 import fsspec
 import numpy as np
 import pandas as pd
@@ -28,8 +30,9 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from dask_embedding_reader import EmbeddingReader, write_embeddings
+from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
 from dask_embedding_reader.collection.saved import decode_manifest
+from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats.base import Columns, read_rows
 from dask_embedding_reader.formats.columns import iter_columns
 from dask_embedding_reader.formats.metadata import make_frame, merge_columns
@@ -555,6 +558,152 @@ def read_notes(data: bytes) -> bool:
     return True
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Frames beside arrays
+
+_BESIDE_ROWS = 23
+
+
+@cache
+def beside() -> tuple[TemporaryDirectory[str], EmbeddingReader]:
+    """A collection of three files whose n-th row is (n, -n, 1), beside an ``id`` that is n, and a ``name``."""
+    folder = TemporaryDirectory(prefix="fuzz-")
+    for number, (start, stop) in enumerate([(0, 9), (9, 10), (10, _BESIDE_ROWS)]):
+        rows = np.arange(start, stop, dtype=np.float32)
+        np.save(f"{folder.name}/{number}.npy", np.stack([rows, -rows, np.ones_like(rows)], axis=1))
+        table = pa.table({"id": np.arange(start, stop), "name": [f"n{n % 5}" for n in range(start, stop)]})
+        pq.write_table(table, f"{folder.name}/{number}.parquet", row_group_size=4)
+    return folder, EmbeddingReader(folder.name, "parquet_npy", meta_columns=["id", "name"])
+
+
+def _some_slice(rng: Random, rows: int) -> slice:
+    start, stop = sorted((rng.randint(0, rows), rng.randint(0, rows)))
+    return slice(start, stop)
+
+
+def _make_array(rng: Random, view: EmbeddingReader) -> tuple[da.Array, bool]:
+    """An array whose first column tells the rows of the collection, and whether its graph does."""
+    array, is_told = view.to_dask_array(max_piece_size=rng.choice((None, 2, 5))), True
+    for _ in range(rng.choice((0, 1, 1, 2, 3))):
+        rows = len(array)
+        if not rows:
+            break
+        step = rng.randrange(13)
+        if step == 0:
+            array = array[_some_slice(rng, rows)]
+        elif step == 1:
+            array = array[:: rng.choice((2, 3, -1, -2))]
+        elif step == 2:
+            array = array[[rng.randrange(rows) for _ in range(rng.randint(1, rows))]]
+        elif step == 3:
+            array = array[np.array([rng.random() < 0.6 for _ in range(rows)])]
+        elif step == 4:
+            array = array.rechunk((rng.randint(1, rows), rng.choice((1, 3))))
+        elif step == 5:
+            cut = rng.randint(0, rows)
+            array = da.concatenate(rng.choice(([array[:cut], array[cut:]], [array[cut:], array[:cut]], [array, array])))
+        elif step == 6:
+            array, is_told = array.persist(scheduler="sync"), False
+        elif step == 7:
+            array = da.from_array(array.compute(scheduler="sync"), chunks=(rng.randint(1, rows), 3))
+            is_told = False
+        elif step == 8:
+            array = array * 2 / 2
+        elif step == 9:
+            mean = array.mean(axis=0)
+            array = da.rint(array - mean + mean)
+        elif step == 10:
+            array = da.map_blocks(np.ascontiguousarray, array, dtype=array.dtype)
+        elif step == 11:
+            array = array.T.T
+        else:
+            elsewhere = da.from_array(np.full((rng.randint(1, 3), 3), 7, np.float32))
+            array, is_told = da.concatenate(rng.choice(([array, elsewhere], [elsewhere, array]))), False
+    return array, is_told
+
+
+def _make_frame(rng: Random, view: EmbeddingReader) -> dd.DataFrame | pd.DataFrame:
+    frame = view.to_dask_dataframe(max_piece_size=rng.choice((None, 2, 5)))
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        step = rng.randrange(13)
+        if step == 0:
+            some = _some_slice(rng, _BESIDE_ROWS)
+            frame = frame.loc[some.start : some.stop]
+        elif step == 1:
+            frame = frame.sample(frac=rng.choice((1, 0.5)), random_state=rng.randrange(99))
+        elif step == 2:
+            frame = frame.sort_values("id", ascending=rng.random() < 0.5)
+        elif step == 3:
+            frame = frame.merge(pd.DataFrame({"name": ["n1", "n2", "n4"], "more": [1, 2, 3]}), on="name", how="inner")
+        elif step == 4:
+            frame = frame[frame["id"] % 3 != 1]
+        elif step == 5:
+            frame = frame.reset_index(drop=True)
+        elif step == 6:
+            frame = frame.reset_index()
+        elif step == 7:
+            frame = frame.repartition(npartitions=rng.randint(1, 5))
+        elif step == 8:
+            frame = frame.persist(scheduler="sync")
+        elif step == 9:
+            frame = dd.concat([frame, frame]) if rng.random() < 0.3 else frame.assign(twice=frame["id"] * 2)
+        elif step == 10:
+            frame = frame.partitions[rng.randrange(frame.npartitions) :]
+        elif step == 11:
+            frame = frame.head(rng.randint(0, _BESIDE_ROWS), npartitions=-1, compute=False)
+        else:
+            frame = frame[["id"]]
+    return frame.compute(scheduler="sync") if rng.random() < 0.2 else frame
+
+
+def read_beside(data: bytes) -> bool:
+    """Rows at the same position come together, those that the frame numbers, or it is refused before."""
+    rng = Random(data)
+    reader = beside()[1]
+    view = rng.choice(
+        (reader, reader, reader.take(slice(2, 19)), reader.take([5, 3, 3, 20, 11]), reader.shuffle(seed=3))
+    )
+    other = view if rng.random() < 0.8 else reader
+    array, is_told = _make_array(rng, view)
+    vectors = array.compute(scheduler="sync")
+    try:
+        frame = _make_frame(rng, other)
+        table = frame.compute(scheduler="sync") if isinstance(frame, dd.DataFrame) else frame
+    except (KeyError, AssertionError):  # a label or a column is missing; Dask repartitions into more in this way
+        return False
+    numbers: Any = table.index if table.index.name == "i" else table.get("i", None)
+    numbers = None if numbers is None else numbers.to_numpy()
+    rows = 0
+    try:
+        if rng.random() < 0.3:
+            batches: Any = _written(array, frame, len(vectors))
+        else:
+            batches = iter_batches(array, frame, batch_size=rng.choice((1, 4, 50)))
+        for part, metadata in batches:
+            stop = rows + len(part)
+            same(part.tolist(), vectors[rows:stop].tolist(), "vectors")
+            same(metadata["id"].tolist(), table["id"].iloc[rows:stop].tolist(), "metadata")
+            for row in range(rows, stop) if numbers is not None else ():
+                follows = row == 0 or numbers[row] == numbers[row - 1] + 1
+                if numbers[row] != vectors[row, 0] and (is_told or not follows):
+                    raise Fault(f"row {vectors[row, 0]} beside the metadata of row {numbers[row]}")
+            rows = stop
+    except MismatchError as error:
+        counts_on = numbers is not None and (np.diff(numbers) == 1).all()
+        if counts_on and "of the frame" in str(error) and numbers.tolist() == vectors[:, 0].tolist():
+            raise Fault(f"pairs are refused: {error}") from error
+        raise
+    same(rows, len(vectors), "rows")
+    return rows > 0
+
+
+def _written(array: da.Array, frame: Any, rows: int) -> Iterator[tuple[Any, Any]]:
+    """Write both, and read them back."""
+    with in_memory({}) as root:
+        write_embeddings(array, f"{root}/e", "parquet", frame, rows_per_file=6)
+        yield from EmbeddingReader(f"{root}/e", "parquet", meta_columns=["id"])(rows, show_progress=False)
+
+
 def _parquet(mutator: Callable[[Random, list[bytes]], bytes]) -> Callable[[Random], bytes]:
     return lambda rng: mutator(rng, seeds.parquet_seeds())
 
@@ -583,6 +732,7 @@ TARGETS = {
     "manifest": Target(lambda rng: make_manifest(rng, manifests()), read_manifest, 4),
     "arguments": Target(make_arguments, read_arguments, 2),
     "notes": Target(make_notes, read_notes, 2),
+    "frames beside arrays": Target(make_arguments, read_beside, 1),
     "local npy": Target(lambda rng: mutate.npy(rng, seeds.npy_seeds()), lambda data: read_npy(data, on_disk), 4),
     "local parquet": Target(make_local_parquet, read_local_parquet, 12),
     "local pair": Target(make_pair, lambda data: read_pair(data, in_folder), 2),
