@@ -533,9 +533,9 @@ def test_a_frame_that_is_computed_in_other_partitions_than_dask_tells() -> None:
     frame = dd.from_delayed(parts, meta=whole[:0], divisions=(0, 9, 10, 22)).repartition(npartitions=5)
     with dask.config.set(scheduler="synchronous"):  # sorting computes
         ordered = frame.sort_values("a")
-    assert ordered.npartitions != ordered.optimize().npartitions
-    with pytest.raises(MismatchError, match=r"the frame has 5 partitions, the array 4 chunks"):
-        iter_batches(da.arange(23, chunks=6), ordered, batch_size=3)
+        assert ordered.npartitions != ordered.optimize().npartitions
+        with pytest.raises(MismatchError, match=r"the frame has 5 partitions, the array 4 chunks"):
+            iter_batches(da.arange(23, chunks=6), ordered, batch_size=3)
 
 
 def test_a_frame_without_row_numbers_is_paired_by_position(numbered: tuple[Any, Any, Any]) -> None:
