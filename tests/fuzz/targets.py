@@ -20,6 +20,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import dask
 import dask.array as da
 import dask.dataframe as dd
 import fsspec
@@ -658,7 +659,11 @@ def _make_frame(rng: Random, view: EmbeddingReader) -> dd.DataFrame | pd.DataFra
 
 def read_beside(data: bytes) -> bool:
     """Rows at the same position come together, those that the frame numbers, or it is refused before."""
-    rng = Random(data)
+    with dask.config.set({"dataframe.shuffle.method": "tasks"}):  # by way of files Dask unpickles
+        return _read_beside(Random(data))
+
+
+def _read_beside(rng: Random) -> bool:
     reader = beside()[1]
     view = rng.choice(
         (reader, reader, reader.take(slice(2, 19)), reader.take([5, 3, 3, 20, 11]), reader.shuffle(seed=3))
