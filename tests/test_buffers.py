@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import dask.array as da
@@ -152,6 +154,26 @@ def test_a_piece_that_waits_for_memory_is_not_overtaken() -> None:
         piece.result(60)
     pool.close()
     assert read == [1, 2]
+
+
+def test_parts_of_a_row_group_are_filled_at_the_same_time() -> None:
+    """They are looked up one after the other; each waits here until the next one is there."""
+    pool = batches._Pool(threads=2)
+    looked_up: list[int] = []
+    met = threading.Barrier(2, timeout=60)
+
+    def read(number: int) -> Callable[[], int]:
+        looked_up.append(number)
+        return lambda: met.wait()
+
+    lane = batches._Lane(pool, lambda: read)
+    parts = [lane.submit(partial(int, number)) for number in range(4)]
+    assert sorted(part.result(60) for part in parts) == [0, 0, 1, 1]
+    assert looked_up == [0, 1, 2, 3]
+    met.abort()
+    with pytest.raises(threading.BrokenBarrierError):
+        lane.submit(partial(int, 4)).result(60)
+    pool.close()
 
 
 def test_no_piece_waits_until_its_time_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

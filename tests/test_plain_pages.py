@@ -17,6 +17,7 @@ from dask_embedding_reader.formats.parquet import plain_pages
 from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet.footer import page_header, spell_length
 from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.storage.read import read_into
 
 PLAIN: dict[str, Any] = {"use_dictionary": False, "compression": "none"}
 
@@ -235,6 +236,126 @@ def test_pyarrow_decodes_the_rest_of_a_row_group_alone(
     rows = read_rows(PARQUET, header, Columns("embedding"), 0, 400)
     np.testing.assert_array_equal(rows, array)
     assert decoded == [(16, 200)]
+
+
+def test_pieces_that_find_no_plain_pages_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those are filled at the same time: one finds a page that is not plain when others have been looked up."""
+    array = vectors(4_000, 64, "f4")
+    write(tmp_path / "a.parquet", array, compression="snappy", row_group_size=2_000, data_page_size=4_000)
+    read_page = plain_pages._read_page
+    monkeypatch.setattr(plain_pages, "_read_page", lambda *given: None if given[4] == 46 * 1_024 else read_page(*given))
+    assert pq.read_table(tmp_path / "a.parquet").num_rows == len(array)
+    decode, decoded = parquet.iter_tables, []
+
+    def note(header: Any, names: Any, start: int, *given: Any, **others: Any) -> Any:
+        decoded.append(start)
+        return decode(header, names, start, *given, **others)
+
+    monkeypatch.setattr(parquet, "iter_tables", note)
+    for batch_rows in (40, 1_000, 4_000):
+        decoded.clear()
+        reader = EmbeddingReader(tmp_path, "parquet")
+        parts = [part for part, _ in reader(batch_rows, max_piece_size=100, show_progress=False)]
+        np.testing.assert_array_equal(np.concatenate(parts), array)
+        # The page begins with row 736 of each row group; two threads may have had further pieces in hand.
+        assert {start % 2_000 >= 736 for start in decoded} == {True}
+        assert 2 <= len(decoded) <= 8
+
+
+def ragged(lengths: Any, path: Path, **options: Any) -> list[list[float]]:
+    """A file of vectors of these lengths, which count up."""
+    items = np.arange(lengths.sum(), dtype=np.float32)
+    offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
+    column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(items))
+    pq.write_table(pa.table({"embedding": column}), path, use_dictionary=False, **options)
+    rows: list[list[float]] = column.to_pylist()
+    return rows
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd", "lz4", "gzip", "brotli"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_rows_are_counted_where_others_are_longer(tmp_path: Path, codec: str, version: str) -> None:
+    """Two rows of half the length and one of twice: as many items as there should be, and all between are shifted."""
+    lengths = np.full(2_000, 8)
+    lengths[[30, 31, 1_500]] = 4, 4, 16
+    options = {"compression": codec, "data_page_version": version, "data_page_size": 900, "write_batch_size": 64}
+    rows = ragged(lengths, tmp_path / "a.parquet", **options)
+    reader = EmbeddingReader(tmp_path, "parquet")
+    for start, stop in [(0, 30), (32, 60), (100, 110), (1_000, 1_400), (1_490, 1_500), (1_501, 1_510), (1_990, 2_000)]:
+        found, _ = next(reader(1_000, start, stop, show_progress=False))
+        assert found.tolist() == rows[start:stop]
+        taken = [start, *range(start + 2, stop)]
+        assert next(reader.take(taken)(1_000, show_progress=False))[0].tolist() == [rows[row] for row in taken]
+    for row, items in [(30, 4), (1_500, 16)]:
+        with pytest.raises(FormatError, match=f"row {row:,}: .* holds a vector that has {items} items"):
+            list(reader(1_000, row, row + 1, show_progress=False))
+        with pytest.raises(FormatError, match=f"row {row:,}: .* holds a vector that has {items} items"):
+            list(reader(100, row - 20, show_progress=False))
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd", "lz4", "gzip", "brotli"])
+def test_a_vector_that_runs_on_behind_its_page_is_no_shorter_one(tmp_path: Path, codec: str) -> None:
+    """Its first items fill the page, as if it had no others."""
+    lengths = np.full(400, 8)
+    lengths[[7, 100, 101]] = 16, 4, 4
+    options = {"compression": codec, "data_page_size": 1, "write_batch_size": 64}
+    rows = ragged(lengths, tmp_path / "a.parquet", **options)
+    reader = EmbeddingReader(tmp_path, "parquet")
+    assert next(reader(10, 0, 7, show_progress=False))[0].tolist() == rows[:7]
+    for start in (0, 7):
+        with pytest.raises(FormatError, match=r"row 7: .* holds a vector that has 16 items"):
+            next(reader(10, start, 8, show_progress=False))
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd", "lz4", "gzip", "brotli"])
+@pytest.mark.parametrize(("kind", "version"), [("list", "1.0"), ("list", "2.0"), ("fixed", "1.0"), ("binary", "1.0")])
+def test_of_few_rows_their_pages_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, kind: str, version: str
+) -> None:
+    """And of others the levels, where only these tell that no vector is longer: of those before, or of those behind."""
+    array = bits("f4", 4_000, 256)
+    options: dict[str, Any] = {"compression": codec, "data_page_version": version, "data_page_size": 2**18}
+    options["write_batch_size"] = 64 if kind == "binary" else 1_024
+    write(tmp_path / "a.parquet", array, kind, **options)
+    forbid_decoding(monkeypatch)
+    nbytes = 0
+
+    def count(file: Any, start: int, buffers: Any) -> None:
+        nonlocal nbytes
+        nbytes += sum(buffer.nbytes for buffer in buffers)
+        read_into(file, start, buffers)
+
+    monkeypatch.setattr("dask_embedding_reader.formats.parquet.plain_pages.read_into", count)
+    reader = EmbeddingReader(tmp_path, "parquet", embedding_dtype="f4" if kind == "binary" else None)
+    must_read_levels = (kind, version) == ("list", "1.0")
+    for start, share in [(0, 0), (1_500, 0.375), (2_600, 0.35), (3_990, 0)]:
+        nbytes = 0
+        rows, _ = next(reader(10, start, start + 10, dtype=None, show_progress=False))
+        assert rows.tobytes() == array[start : start + 10].tobytes()
+        # zstd decompresses blocks of 128 KB; of others 4 KB are enough, and 512 bytes for headers.
+        levels_share = share * (0.6 if codec == "zstd" else 0.04) if must_read_levels else 0
+        assert nbytes < 2 * (2**18 + 20_000) + 20 * 2**13 + levels_share * array.nbytes
+
+
+@pytest.mark.parametrize("codec", [1, 2, 4, 6, 7])
+def test_the_first_bytes_of_a_page_are_what_all_begins_with(codec: int) -> None:
+    chance = np.random.default_rng(codec)
+    for size in (1, 100, 5_000, 300_000):
+        # Runs, copies from near and far, and bytes that no codec shrinks.
+        parts = [bytes([7]) * (size // 3), b"abcde" * (size // 20), chance.bytes(size // 3)]
+        plain = b"".join(parts) + parts[2][: size // 4] + b"."
+        stored = pa.Codec(plain_pages._CODECS[codec]).compress(plain, asbytes=True)
+        for most in (4, 1_000, 2 * size + 10):
+            for cut in (len(stored), len(stored) // 2, 5):
+                found = bytes(plain_pages._decompress_prefix(codec, memoryview(stored)[:cut], most))
+                assert plain.startswith(found) or found[: len(plain)] == plain
+                assert len(found) <= most + 2**17 + len(plain)
+                if cut == len(stored):
+                    assert len(found) >= min(most, len(plain))
+        for place in chance.integers(0, len(stored), 20):
+            damaged = bytearray(stored)
+            damaged[place] ^= int(chance.integers(1, 256))
+            assert len(plain_pages._decompress_prefix(codec, memoryview(damaged), 1_000)) <= size + 2_000
 
 
 @pytest.mark.parametrize("writer", ["polars", "duckdb"])

@@ -13,12 +13,12 @@ import threading
 import warnings
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,13 @@ from dask_embedding_reader.batches.selected import SelectedRead, metadata_reads,
 from dask_embedding_reader.batches.windows import WindowReading, are_few, window_nbytes, window_rows
 from dask_embedding_reader.collection.manifest import FileTable, Manifest
 from dask_embedding_reader.collection.plan import ReadPlan, make_plan
-from dask_embedding_reader.formats.base import DEFAULT_PIECE_NBYTES, Array, FileHeader, default_piece_rows
+from dask_embedding_reader.formats.base import (
+    DEFAULT_PIECE_NBYTES,
+    Array,
+    FileHeader,
+    GroupedFormat,
+    default_piece_rows,
+)
 from dask_embedding_reader.formats.columns import open_columns
 from dask_embedding_reader.formats.parquet.read import DECODER_NBYTES, footers_nbytes
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
@@ -220,7 +226,10 @@ class _Pool:
 
 
 class _Lane:
-    """Runs jobs one after the other, each continuing to read where the last one stopped."""
+    """Runs jobs one after the other, each continuing to read where the last one stopped.
+
+    What reads may return a function, which does the rest of a job: at the same time as the next one is run.
+    """
 
     def __init__(self, pool: _Pool, open_reader: Callable[[], Callable[[Any], Any]]) -> None:
         self._pool = pool
@@ -248,6 +257,7 @@ class _Lane:
                     self._running = False
                     return
                 future, wanted = self._waiting[0]
+            rest: Callable[[], Any] | None = None
             try:
                 target = None
                 while target is None and not self._pool.closed.is_set():
@@ -258,13 +268,30 @@ class _Lane:
                     self._reader = self._open_reader()
                 result = self._reader(target)
                 target = None  # before anybody wakes up: this thread must not keep a batch alive
-                future.set_result(result)
+                if callable(result):
+                    rest, result = result, None
+                else:
+                    future.set_result(result)
             except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
                 future.set_exception(error)
             with self._lock:
                 self._waiting.popleft()
+                self._running = rest is None or bool(self._waiting)
+                others = rest is not None and self._running
             target = None
-            del future, wanted
+            if rest is None:
+                del future, wanted
+                continue
+            if others:
+                self._pool.submit(self._work)
+            try:
+                result = rest()
+                rest = None
+                future.set_result(result)
+            except BaseException as error:  # noqa: BLE001 - as above
+                rest = None
+                future.set_exception(error)
+            return
 
 
 class _Window:
@@ -303,19 +330,21 @@ class _Reading:
 
     def __init__(self, manifest: Manifest, request: BatchRequest, form: Form) -> None:
         self._manifest, self._request, self._form = manifest, request, form
-        vectors, columns = manifest.vectors, manifest.columns
+        vectors = manifest.vectors
         local = all(map(is_local, vectors.filesystems))
         threads = request.threads or (max(2, os.cpu_count() or 1) if local else _REMOTE_THREADS)
         piece_rows = _piece_rows(manifest, request, threads, local)
         self._pool = _Pool(threads)
-        parallel_rows = threads * max(piece_rows, int(vectors.group_rows.max()) if vectors.has_groups else 0)
+        self._threads, self._piece_rows = threads, piece_rows
         # Pieces are cut where large batches end: else the end of one could not be read before the next one has memory.
         self._large = local and request.batch_rows > piece_rows
         bounds = range(request.start, request.stop, request.batch_rows) if self._large else range(0)
         plan = make_plan(vectors, request.start, request.stop, piece_rows)
-        open_rows = manifest.format.vectors.open_rows
+        # Whether row groups must be decoded whole, several at a time: local ones show it when they are read.
+        self._decodes_groups = threading.Event()
         if request.rows is None:
-            jobs = _jobs(plan, lambda header, a, b: open_rows(header, columns, a, b), self._pool, bounds)
+            open_rows = _opener(manifest, self._decodes_groups if local else None)
+            jobs = _jobs(plan, open_rows, self._pool, bounds)
             metadata_jobs = self._metadata_jobs(manifest.metadata)
         else:
             jobs, metadata_jobs = self._selected_jobs(request.rows, piece_rows, bounds)
@@ -325,17 +354,28 @@ class _Reading:
         self._numbered: deque[pd.DataFrame] = deque()
         self._batch_nbytes = request.batch_rows * manifest.dimension * request.dtype.itemsize
         self._buffers = Buffers(max(2 * self._batch_nbytes, request.limit_nbytes // 4))
-        # Remote pieces end with their files. A batch and a piece for each connection keep all busy: more takes memory.
-        ahead = 4 * piece_rows if local else min(piece_rows, int(vectors.rows.max()))
-        self._ahead_rows = max(request.batch_rows, threads * ahead, parallel_rows if vectors.has_groups else 0)
-        # Those being filled, and the one that the caller works on; None: as many as there is room for.
-        self._most_batches = 1 + -(-parallel_rows // request.batch_rows) if self._large else None
+        self._ahead_rows = 0
+        self._most_batches: int | None = None
+        self._look_ahead(decodes_groups=vectors.has_groups and (not local or request.rows is not None))
         self._reading_nbytes = _reading_nbytes(manifest, threads, piece_rows, local)
         if request.rows is not None:
             self._reading_nbytes += threads * SCRATCH_NBYTES
         self._reads_parquet = vectors.has_groups or manifest.metadata is not None
         self._metadata_row_nbytes = METADATA_ROW_NBYTES if manifest.metadata else 0
         self._metadata_start = request.start
+
+    def _look_ahead(self, *, decodes_groups: bool) -> None:
+        """Set how far to read ahead: as many row groups as there are threads where these must be decoded whole."""
+        vectors, rows = self._manifest.vectors, self._piece_rows
+        parallel_rows = self._threads * max(rows, int(vectors.group_rows.max()) if decodes_groups else 0)
+        # Remote pieces end with their files. A batch and a piece for each connection keep all busy: more takes memory.
+        local = all(map(is_local, vectors.filesystems))
+        ahead = 4 * rows if local else min(rows, int(vectors.rows.max()))
+        self._ahead_rows = max(
+            self._request.batch_rows, self._threads * ahead, parallel_rows if vectors.has_groups else 0
+        )
+        # Those being filled, and the one that the caller works on; None: as many as there is room for.
+        self._most_batches = 1 + -(-parallel_rows // self._request.batch_rows) if self._large else None
 
     def _selected_jobs(self, rows: Rows, piece_rows: int, bounds: range) -> tuple[Iterator[_Job], Iterator[_Job]]:
         """Return the jobs for the vectors of selected rows that ascend, and for their metadata."""
@@ -416,6 +456,9 @@ class _Reading:
 
     def _start_jobs(self, needed: int) -> None:
         """Start what the batch that ends at ``needed`` needs, and then what fits into the limit ahead of it."""
+        if self._decodes_groups.is_set():
+            self._decodes_groups = threading.Event()  # those that read set the one they know
+            self._look_ahead(decodes_groups=True)
         while True:
             upcoming = [window for window in (self._metadata, self._vectors) if window.next]
             if not upcoming:
@@ -459,6 +502,29 @@ class _Reading:
                 self._slots[batch] = Slot(self._buffers, shape, request.dtype, most_nbytes)
             parts.append((self._slots[batch], slice(max(0, job.start - first), min(rows, job.stop - first))))
         return partial(_wait_for_parts, parts)
+
+
+def _opener(manifest: Manifest, decodes_groups: threading.Event | None) -> OpenReader:
+    """Return what opens readers of vectors: of local row groups those that read several parts at a time.
+
+    These tell whether they decode row groups whole instead.
+    """
+    columns, vectors = manifest.columns, manifest.format.vectors
+    if not manifest.vectors.has_groups or decodes_groups is None:
+        return lambda header, start, stop: vectors.open_rows(header, columns, start, stop)
+
+    def open_rows(header: FileHeader, start: int, stop: int) -> Callable[[Any], Any]:
+        read = cast("GroupedFormat", vectors).open_parts(header, columns, start, stop)
+
+        def read_parts(outs: Sequence[Array]) -> Callable[[], None] | None:
+            rest = read(outs)
+            if rest is None:
+                decodes_groups.set()
+            return rest
+
+        return read_parts
+
+    return open_rows
 
 
 def _wait_for_parts(parts: list[tuple[Slot, slice]]) -> list[Array] | None:

@@ -81,6 +81,13 @@ Their dtype may differ from the stored one: the values are cast on the way, in o
 """
 
 
+PartReader = Callable[[Sequence[Array]], "Callable[[], None] | None"]
+"""The same in two steps: it returns what fills the arrays, in any thread, while the next rows are looked up and read.
+
+Nothing is returned where they have been filled already.
+"""
+
+
 Stretch = tuple[int, Array]
 """The row of a file that a 2-D array begins with, and the array, which is to be filled from there on."""
 
@@ -160,6 +167,13 @@ class FileFormat(Protocol):
 
     def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
         """Return what ``read_header`` says of a file that ``write`` wrote; None where only a look at it tells."""
+
+
+class GroupedFormat(FileFormat, Protocol):
+    """Files that tell in their headers of parts (``group_rows``) that may have to be decoded whole."""
+
+    def open_parts(self, header: FileHeader, columns: Columns, start: int, stop: int) -> PartReader:
+        """Return a function that fills arrays with the rows ``[start, stop)``, several parts of them at a time."""
 
 
 class Format(NamedTuple):

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -42,20 +42,11 @@ def open_raw(header: FileHeader, row: int) -> RowReader:
     return raw_reader(header.file, header.layout[0] + row * row_nbytes, header.dtype, row_nbytes, row)
 
 
-class SkippingReader(Protocol):
-    """A ``RowReader`` that may pass over some rows first."""
-
-    def __call__(self, outs: Sequence[Array], skip: int = 0) -> None:
-        """Fill arrays with the next rows after those that are skipped."""
-
-
-def raw_reader(file: StoredFile, position: int, dtype: np.dtype[Any], row_nbytes: int, row: int) -> SkippingReader:
+def raw_reader(file: StoredFile, position: int, dtype: np.dtype[Any], row_nbytes: int, row: int) -> RowReader:
     """Return a function that fills arrays with the vectors from a row on, which begin at a byte of a file."""
 
-    def read(outs: Sequence[Array], skip: int = 0) -> None:
+    def read(outs: Sequence[Array]) -> None:
         nonlocal position, row
-        position += skip * row_nbytes
-        row += skip
         rows = sum(map(len, outs))
         with naming_rows(row, row + rows):
             _read_raw(file, position, dtype, row, outs)

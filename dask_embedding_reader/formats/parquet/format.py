@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dask_embedding_reader.formats.base import Columns, FileHeader, RowReader, StretchReader, in_order
+from dask_embedding_reader.formats.base import Columns, FileHeader, PartReader, RowReader, StretchReader, in_order
 from dask_embedding_reader.formats.parquet import read
 from dask_embedding_reader.formats.parquet.encode import group_rows, write_parquet
 from dask_embedding_reader.formats.vectors import Vectors
@@ -39,6 +39,10 @@ class _Parquet:
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that fills arrays with the next vectors, each row group decoded once at most."""
         return in_order(read.open_stretches(header, columns, start, stop), start)
+
+    def open_parts(self, header: FileHeader, columns: Columns, start: int, stop: int) -> PartReader:
+        """Return a function that looks up where the next vectors are, and returns what fills arrays with them."""
+        return read.open_parts(header, columns, start, stop)
 
     def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
         """Return a function that fills arrays with some vectors; of those between, plain ones are not even read."""

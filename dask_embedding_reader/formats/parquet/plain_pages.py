@@ -10,7 +10,9 @@ Whatever is not provably so is left to pyarrow, with its errors.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -38,12 +40,21 @@ _LONG_HEAD_NBYTES = 2**13
 
 _MOST_LEVELS_NBYTES = 2**22
 
+_LEVELS_NBYTES = 2**12
+"""Holds the levels of most pages that are compressed, and a little more."""
+
+_PREFIX_NBYTES = {6: 2**17 + 2**10}
+"""The same of zstd, which decompresses blocks of 128 KB."""
+
 _MOST_PAGE_NBYTES = 2**22
 """Pages that must be decompressed are decompressed whole; most are of 1 MB. Larger ones are left to pyarrow.
 
 A page takes six times its size at most: as it is stored, decompressed, its indices, twice while these are unpacked, and
 its values. In two threads that is what is counted for decoding.
 """
+
+_MOST_PLAIN_PAGE_NBYTES = 2**27
+"""The same of pages that must only be decompressed: DuckDB writes pages of 100 MB. pyarrow would hold them as well."""
 
 _MOST_WINDOW_BITS = 23
 """What decompressing a frame of zstd that does not tell its size may look back at."""
@@ -77,6 +88,8 @@ class Place(NamedTuple):
     """Whether no vector can be of another length."""
     definition: int
     """The level of definition of what is not null; 0 where nothing can be."""
+    is_counted: bool
+    """Whether it has as many values as its row group should have."""
 
     @property
     def row_values(self) -> int:
@@ -115,23 +128,192 @@ def can_be_plain(codec: int) -> bool:
     return codec in _CODECS
 
 
-Fetch = Callable[[int, int], bytes]
+Fetch = Callable[[int, int], "bytes | memoryview"]
 """Returns some bytes of a file."""
 
 
-def iter_stretches(file: StoredFile, place: Place, skip: int, rows: int, fetch: Fetch | None) -> Iterator[Stretch]:
-    """Yield ``rows`` vectors of a column chunk after the first ``skip``, as far as these are plain.
+class Page(NamedTuple):
+    """A page of vectors."""
 
-    Nothing is left open between two. The bytes of remote files come from ``fetch``.
+    header: PageHeader
+    """What it says of itself."""
+    body: int
+    """Where in the file it begins, after its header."""
+    before: int
+    """The values of the column chunk before it."""
+
+    @property
+    def stop(self) -> int:
+        """The values up to its end."""
+        return self.before + self.header.values
+
+
+class PlainChunk:
+    """The vectors of one column chunk, as far as they are plain.
+
+    Pages are found by one thread at a time, in ascending order; what has been found can be read by several.
     """
+
+    def __init__(self, file: StoredFile, place: Place, fetch: Fetch | None) -> None:
+        """The bytes of remote files come from ``fetch``."""
+        self.place = place
+        self._file, self._fetch = file, fetch
+        self._source = _Source(file, place, fetch)
+        self._position, self._before = place.start, 0
+        self._dictionary: Array | None = None
+        self._decompress = _decompressor(place.codec)
+        self._pages: deque[Page] = deque()
+        self._is_proved = _all_tell_rows(place)
+        self._idle: list[_PageReader] = []
+
+    def iter_pages(self, skip: int, rows: int) -> Iterator[Page]:
+        """Yield the pages that hold ``rows`` vectors after the first ``skip``, as far as these may be plain.
+
+        That it is those vectors is sure where all pages before say how many they have, or their levels do, or those
+        of all pages behind; and once what has been found has been read and was plain.
+        """
+        first, last = skip * self.place.row_values, (skip + rows) * self.place.row_values
+        while self._pages and self._pages[0].stop <= first:
+            self._pages.popleft()
+        for known in list(self._pages):
+            if known.before < last:
+                if not self._may_end(known, last):
+                    return
+                yield known
+        if not self._is_proved and self._fetch is None and self.place.values - last < first - self._before:
+            self._is_proved = self._proves_rest(first)
+        while self._before < last:
+            page = self._find(self._position, self._before)
+            if page is None or not (page.stop > first or self._is_proved or self._is_regular(page)):
+                return
+            if not self._may_end(page, last):
+                return
+            self._position, self._before = page.body + page.header.nbytes, page.stop
+            if page.stop > first:
+                self._pages.append(page)
+                yield page
+
+    def iter_stretches(self, pages: Iterable[Page], skip: int, rows: int) -> Iterator[Stretch]:
+        """Yield ``rows`` vectors after the first ``skip``, as far as they are plain, from the pages that hold them.
+
+        Each is to be used before the next one is asked for.
+        """
+        try:
+            reader = self._idle.pop()
+        except IndexError:
+            reader = _PageReader(self._file, self.place, self._fetch)
+        found = ((page, reader.read(page, self._dictionary)) for page in pages)
+        yield from _iter_stretches(self._file, self.place, found, skip, rows)
+        self._idle.append(reader)
+
+    def _find(self, position: int, before: int) -> Page | None:
+        """Return the page at a position; None if there is none that may be plain."""
+        found = self._source.header(position)
+        if found is None or position + found[1] + found[0].nbytes > self.place.stop:
+            return None
+        header, body = found[0], position + found[1]
+        if not header.is_dictionary:
+            is_right = 0 < header.values <= self.place.values - before and _has_rows(header, self.place, before)
+            return Page(header, body, before) if is_right else None
+        if position != self.place.start or header.encoding not in (PLAIN, PLAIN_DICTIONARY):
+            return None
+        if self._dictionary is None:
+            self._dictionary = _read_dictionary(self._source, self.place, header, body, self._decompress)
+        return None if self._dictionary is None else self._find(body + header.nbytes, before)
+
+    def _is_regular(self, page: Page) -> bool:
+        """Tell whether a page that is not read holds vectors that have all their items."""
+        if page.header.rows is not None:
+            return True
+        levels = self._levels(page)
+        return levels is not None and _are_levels(levels, page.header, self.place, page.before, len(levels))
+
+    def _proves_rest(self, first: int) -> bool:
+        """Tell whether all pages from the one on that holds some value are regular, up to the end of the chunk.
+
+        Then so many vectors are before it as should be: the row group says how many there are in all.
+        """
+        if not self.place.is_counted:
+            return False
+        position, before = self._position, self._before
+        while before < self.place.values:
+            page = self._find(position, before)
+            if page is None or not (page.stop <= first or self._is_regular(page)):
+                return False
+            position, before = page.body + page.header.nbytes, page.stop
+        return True
+
+    def _may_end(self, page: Page, last: int) -> bool:
+        """Tell whether a vector begins behind a page where the last one ends: else that is longer than it seems."""
+        if page.stop != last or last == self.place.values or self._is_proved:
+            return True
+        following = self._find(page.body + page.header.nbytes, page.stop)
+        if following is None:
+            return False
+        if following.header.rows is not None:
+            return True
+        levels = self._levels(following)
+        return levels is not None and _first_level(levels[4:].tobytes()) == 0
+
+    def _levels(self, page: Page) -> Array | None:
+        """Return the levels of a page of version 1, without what they are of."""
+        take = _PREFIX_NBYTES.get(self.place.codec, _LEVELS_NBYTES)
+        header = page.header
+        while True:
+            stored = self._source.read(page.body, page.body + min(take, header.nbytes))
+            # What is told of the size before is not believed: pages that are read are compared with it.
+            most = min(header.plain_nbytes, _MOST_LEVELS_NBYTES, max(4 * take, 2**16))
+            plain = np.frombuffer(_decompress_prefix(self.place.codec, stored, most), np.uint8)
+            nbytes = _levels_nbytes(plain, self.place)
+            if nbytes <= len(plain) and len(plain) >= 4:
+                return plain[:nbytes]
+            if take >= min(header.nbytes, _MOST_LEVELS_NBYTES):
+                return None
+            take *= 4
+
+
+class _PageReader:
+    """Reads pages one after the other: the last one again, where the next vectors are in it, too."""
+
+    def __init__(self, file: StoredFile, place: Place, fetch: Fetch | None) -> None:
+        self._place = place
+        self._source = _Source(file, place, fetch)
+        self._decompress = _decompressor(place.codec)
+        self._last: tuple[int, tuple[int, Array | int] | None] = (-1, None)
+
+    def read(self, page: Page, dictionary: Array | None) -> tuple[int, Array | int] | None:
+        """Return where in the file the values of a page lie and their bytes, or the bytes; None if it is not plain.
+
+        The bytes are there until another one is read.
+        """
+        if self._last[0] != page.body:
+            self._last = (-1, None)  # its memory is that of the next one
+            self._last = (
+                page.body,
+                _read_page(
+                    self._source, self._place, page.header, page.body, page.before, dictionary, self._decompress
+                ),
+            )
+        return self._last[1]
+
+
+def _iter_stretches(
+    file: StoredFile,
+    place: Place,
+    pages: Iterable[tuple[Page, tuple[int, Array | int] | None]],
+    skip: int,
+    rows: int,
+) -> Iterator[Stretch]:
     row_nbytes = place.row_nbytes
     start_nbytes, stop_nbytes = skip * row_nbytes, (skip + rows) * row_nbytes
     carried = b""  # the beginning of a vector that ends in the next page
-    for first, position, values in _iter_pages(file, place, skip, rows, fetch):
-        nbytes = values if isinstance(values, int) else values.nbytes
+    for page, found in pages:
+        if found is None:
+            return
+        position, values = found
+        del found
+        first, nbytes = page.before * place.value_nbytes, values if isinstance(values, int) else values.nbytes
         start, stop = max(0, start_nbytes - first), min(nbytes, stop_nbytes - first)
-        if stop <= start:
-            continue
         if carried or stop - start < row_nbytes:
             missing = min(row_nbytes - len(carried), stop - start)
             carried += _copy(file, position, values, start, start + missing)
@@ -165,56 +347,17 @@ def _as_vectors(values: Array, place: Place) -> Array:
 # Pages
 
 
-def _iter_pages(
-    file: StoredFile, place: Place, skip: int, rows: int, fetch: Fetch | None
-) -> Iterator[tuple[int, int, Array | int]]:
-    """Yield the pages that hold some vectors, as far as these are plain.
-
-    Each time how many bytes of values of the chunk are before, and the values: where they lie in the file and their
-    bytes, or the bytes themselves.
-    """
-    source = _Source(file, place, fetch)
-    decompress = _decompressor(place.codec)
-    position, before = place.start, 0
-    dictionary: Array | None = None
-    first, last = skip * place.row_values, (skip + rows) * place.row_values
-    while before < last:
-        found = source.header(position)
-        if found is None:
-            return
-        page, head_nbytes = found
-        body, position = position + head_nbytes, position + head_nbytes + page.nbytes
-        if position > place.stop:
-            return
-        if page.is_dictionary:
-            if dictionary is not None or before or page.encoding not in (PLAIN, PLAIN_DICTIONARY):
-                return
-            dictionary = _read_dictionary(source, place, page, body, decompress)
-            if dictionary is None:
-                return
-            continue
-        if not 0 < page.values <= place.values - before or not _has_rows(page, place, before):
-            return
-        if before + page.values > first or not _tells_rows(page, place):
-            values = _read_page(source, place, page, body, before, dictionary, decompress)
-            if values is None:
-                return
-            yield before * place.value_nbytes, *values
-            del values
-        before += page.values
-
-
 def _has_rows(page: PageHeader, place: Place, before: int) -> bool:
     """Tell whether the vectors of a page of version 2, which it counts, may all have their items."""
     return page.rows is None or (page.rows * place.row_values == page.values and before % place.row_values == 0)
 
 
-def _tells_rows(page: PageHeader, place: Place) -> bool:
-    """Tell whether the header tells which vectors are in the page: then those that are not wanted are passed over.
+def _all_tell_rows(place: Place) -> bool:
+    """Tell whether all pages tell which vectors are in them: then those that are not wanted are passed over.
 
-    Else one might be longer, and others shorter: only levels tell which is which.
+    Else one vector might be longer, and others shorter: only levels tell which is which.
     """
-    return not place.is_list or place.is_fixed or page.rows is not None
+    return not place.is_list or place.is_fixed
 
 
 class _Source:
@@ -269,10 +412,16 @@ def _read_dictionary(
 
 
 def _plain_body(
-    source: _Source, place: Place, page: PageHeader, body: int, levels: int, decompress: _Decompress
+    source: _Source,
+    place: Place,
+    page: PageHeader,
+    body: int,
+    levels: int,
+    decompress: _Decompress,
+    most: int = _MOST_PAGE_NBYTES,
 ) -> pa.Buffer | memoryview | bytes | None:
     """Return what is in a page after its first bytes, which are levels that are not compressed."""
-    if not levels < min(page.nbytes, page.plain_nbytes) or max(page.nbytes, page.plain_nbytes) > _MOST_PAGE_NBYTES:
+    if not levels < min(page.nbytes, page.plain_nbytes) or max(page.nbytes, page.plain_nbytes) > most:
         return None
     stored = source.read_page(body, body + page.nbytes)
     if page.checksum is not None and zlib.crc32(stored) != page.checksum & 0xFFFFFFFF:
@@ -311,9 +460,10 @@ def _read_page(
         ):
             return None
         return body + levels, nbytes
-    if nbytes > _MOST_PAGE_NBYTES:  # a run may stand for any number of values
+    most = _MOST_PLAIN_PAGE_NBYTES if page.encoding == PLAIN else _MOST_PAGE_NBYTES
+    if nbytes > most:  # a run may stand for any number of values
         return None
-    plain = _plain_body(source, place, page, body, levels_nbytes, decompress)
+    plain = _plain_body(source, place, page, body, levels_nbytes, decompress, most)
     if plain is None:
         return None
     data = np.frombuffer(plain, np.uint8)
@@ -420,6 +570,97 @@ def _zstd_nbytes(data: memoryview) -> int | None:
     return told + 256 if width == 2 else told
 
 
+def _decompress_prefix(codec: int, data: memoryview, most: int) -> bytes | memoryview:
+    """Decompress the first bytes of a page, at most about so many, as far as a part of it gives them."""
+    if not codec:
+        return data
+    try:
+        if _CODECS[codec] == "snappy":
+            return _snappy_prefix(bytes(data), most)
+        if _CODECS[codec] == "lz4_raw":
+            return _lz4_prefix(bytes(data), most)
+        return _streamed_prefix(data, _CODECS[codec] or "", most)
+    except Exception:  # noqa: BLE001 - it ends too early, or is damaged in any way
+        return b""
+
+
+def _streamed_prefix(data: memoryview, name: str, most: int) -> bytes:
+    """Decompress the first bytes of a stream, step by step: a step fails where there is less than it would give."""
+    plain = bytearray()
+    with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(data)), name) as stream, suppress(Exception):
+        while len(plain) < most and (part := stream.read(min(2**9, most))):
+            plain += part
+    return bytes(plain)
+
+
+def _snappy_prefix(data: bytes, most: int) -> bytes:
+    """Decompress the first bytes of snappy's data.
+
+    These are literal bytes, or copies of some before; what a copy is of may not have been written yet, then it
+    repeats itself.
+    """
+    plain = bytearray()
+    position = read_length(data, 0)[1]
+    while len(plain) < most and position < len(data):
+        tag = data[position]
+        position += 1
+        length, kind = tag >> 2, tag & 3
+        if kind == 0:
+            if length >= 60:
+                width = length - 59
+                length = int.from_bytes(data[position : position + width], "little")
+                position += width
+            plain += data[position : position + length + 1]
+            position += length + 1
+            continue
+        width = (0, 1, 2, 4)[kind]
+        distance = int.from_bytes(data[position : position + width], "little")
+        if position + width > len(data):
+            break
+        position += width
+        if kind == 1:
+            distance, length = distance | (length >> 3) << 8, (length & 7) + 3
+        _repeat(plain, distance, length + 1)
+    return bytes(plain)
+
+
+def _lz4_prefix(data: bytes, most: int) -> bytes:
+    """Decompress the first bytes of a block of lz4: each time some literal bytes, and a copy."""
+    plain = bytearray()
+    position = 0
+
+    def read_more(length: int) -> int:
+        nonlocal position
+        while length >= 15:
+            more = data[position]
+            position += 1
+            length += more
+            if more < 255:
+                break
+        return length
+
+    while len(plain) < most and position < len(data):
+        tag = data[position]
+        position += 1
+        length = read_more(tag >> 4)
+        plain += data[position : position + length]
+        position += length
+        if position + 2 > len(data):
+            break
+        distance = int.from_bytes(data[position : position + 2], "little")
+        position += 2
+        _repeat(plain, distance, min(read_more(tag & 15) + 4, most))
+    return bytes(plain)
+
+
+def _repeat(plain: bytearray, distance: int, length: int) -> None:
+    """Append bytes that are so far before the end, again and again where that is less than are wanted."""
+    if not 0 < distance <= len(plain):
+        raise ValueError("a copy of what is not there")
+    repeated = plain[-distance:][:length]
+    plain += (repeated * -(-length // len(repeated)))[:length]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Levels and indices: runs of one number, or of numbers of a few bits each
 
@@ -430,6 +671,15 @@ def _levels_nbytes(data: Array, place: Place) -> int:
     for _ in range(int(place.is_list) + int(place.definition > 0)):
         nbytes += 4 + int.from_bytes(data[nbytes : nbytes + 4].tobytes(), "little")
     return nbytes
+
+
+def _first_level(levels: bytes) -> int | None:
+    """Return the first level of some; None if there is none."""
+    try:
+        head, position = read_length(levels[:10], 0)
+        return levels[position] & 1 if head & 1 else levels[position]
+    except Exception:  # noqa: BLE001 - levels may be damaged in any way
+        return None
 
 
 def _are_levels(data: Array | memoryview, page: PageHeader, place: Place, before: int, nbytes: int) -> bool:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import re
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,13 +29,14 @@ from dask_embedding_reader.formats.base import (
     Columns,
     FileHeader,
     MetaColumn,
+    PartReader,
     Stretch,
     StretchReader,
 )
 from dask_embedding_reader.formats.parquet.footer import INT96_UNIT, Chunk, Footer, parse_footer
 from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
-from dask_embedding_reader.formats.parquet.plain_pages import Place, can_be_plain, iter_stretches
-from dask_embedding_reader.formats.raw import SkippingReader, copy_rows, raw_reader
+from dask_embedding_reader.formats.parquet.plain_pages import Page, Place, PlainChunk, can_be_plain
+from dask_embedding_reader.formats.raw import copy_rows, naming_rows, raw_reader
 from dask_embedding_reader.formats.vector_columns import (
     as_vectors,
     bad_vector,
@@ -97,24 +99,31 @@ def read_header(file: StoredFile, columns: Columns) -> FileHeader:
 
 def open_stretches(header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
     """Return a function that fills arrays with some vectors; of those between, plain ones are not even read."""
-    blocks = _iter_blocks(header, columns, start, stop)
-    rows, read_block = 0, _array_reader(np.empty((0, header.dimension), header.dtype), header.file, start)
+    vectors = _Vectors(header, columns, start, stop)
 
     def read(stretches: Sequence[Stretch]) -> None:
-        nonlocal start, rows, read_block
         for row, out in stretches:
-            filled = 0
-            while filled < len(out):
-                skip = row + filled - start
-                if skip >= rows:
-                    start += rows
-                    rows, read_block = next(blocks)
-                    continue
-                count = min(rows - skip, len(out) - filled)
-                read_block([out[filled : filled + count]], skip)
-                start += skip + count
-                rows -= skip + count
-                filled += count
+            vectors.read(row, [out])
+
+    return read
+
+
+def open_parts(header: FileHeader, columns: Columns, start: int, stop: int) -> PartReader:
+    """Return a function that looks up where the next vectors are, and returns what fills arrays with them.
+
+    Or nothing, where it had to read them at once.
+    """
+    vectors = _Vectors(header, columns, start, stop)
+
+    def read(outs: Sequence[Array]) -> Callable[[], None] | None:
+        nonlocal start
+        row = start
+        start += sum(map(len, outs))
+        fill = vectors.find(row, start)
+        if fill is not None:
+            return partial(fill, outs)
+        vectors.read(row, outs)
+        return None
 
     return read
 
@@ -482,36 +491,175 @@ def _most_common_length(header: FileHeader, columns: Columns) -> int:
     return lengths.most_common(1)[0][0] if lengths else 0
 
 
-def _iter_blocks(header: FileHeader, columns: Columns, start: int, stop: int) -> Iterator[tuple[int, SkippingReader]]:
-    """Yield how many of the vectors ``[start, stop)`` are next, and what reads these: as they lie there, or decoded."""
-    remote = None
-    try:
-        field, leaves = _promised_field(header, columns)
-        parts = _plain_parts(header, field, leaves[0], start, stop)
-        if parts and not is_local(header.file.filesystem):
-            remote = _open_chunks(header, field.name, start, stop)
-    except ReadError as error:
-        raise type(error)(f"rows {start:,} to {stop:,}: {error}") from error
-    for place, first, last in parts:
-        begin = start
-        for rows, read in _iter_plain_blocks(header.file, place, first, start, last, remote):
-            yield rows, read
-            start += rows
-        if start == begin:  # nothing is plain; nor is what follows, then
-            break
-        if start < last:
-            yield from _iter_decoded_blocks(header, columns, start, last, remote)
-            start = last
-    if start < stop:
-        yield from _iter_decoded_blocks(header, columns, start, stop, remote)
+class _Group(NamedTuple):
+    """A row group of which some vectors are wanted."""
+
+    place: Place | None
+    """Where they may lie plainly."""
+    first: int
+    """Its first row."""
+    last: int
+    """The row where what is wanted of it ends."""
 
 
-def _iter_decoded_blocks(
+class _Vectors:
+    """The vectors of the rows ``[start, stop)`` of a file, which ascend from one call to the next.
+
+    Those in plain pages are taken from there, pyarrow decodes the others.
+    """
+
+    def __init__(self, header: FileHeader, columns: Columns, start: int, stop: int) -> None:
+        self._header, self._columns, self._start, self._stop = header, columns, start, stop
+        self._groups: list[_Group] | None = None
+        self._remote: _ChunkFile | None = None
+        self._chunk: tuple[int, PlainChunk] | None = None
+        self._blocks: Iterator[Array] = iter(())
+        self._block, self._block_row, self._blocks_stop = np.empty((0, header.dimension), header.dtype), 0, 0
+        self._decoded_stop = 0  # pyarrow decodes the rows before
+
+    def read(self, row: int, outs: Sequence[Array]) -> None:
+        """Fill arrays, one after the other, with the vectors from a row on."""
+        header, rest = self._header, deque(outs)
+        stop = row + sum(map(len, outs))
+        for group in self._open(row, stop):
+            last = min(group.last, stop)
+            if row >= last:
+                continue
+            if group.place is None:  # nor is anything behind it plain
+                self._decoded_stop = self._stop
+            if row >= self._decoded_stop:
+                chunk, begin = self._plain_chunk(group), row
+                skip, rows = row - group.first, last - row
+                row += _fill(header, chunk, chunk.iter_pages(skip, rows), row, group.first, rest, rows)
+                if row < last:  # nothing of it is plain; nor is what follows, then
+                    self._decoded_stop = self._stop if row == begin else group.last
+            if row < last:
+                self._decode(row, last, group, rest)
+                row = last
+
+    def find(self, row: int, stop: int) -> Callable[[Sequence[Array]], None] | None:
+        """Return what fills arrays with the vectors of rows, at any time; None where that cannot be.
+
+        Not of remote files: what is fetched at once holds pages of several pieces. Nor where pages are larger than
+        what is wanted, as each part would decompress them again.
+        """
+        if not is_local(self._header.file.filesystem):
+            return None
+        found: list[tuple[_Group, PlainChunk, list[Page], int, int]] = []
+        for group in self._open(row, stop):
+            last = min(group.last, stop)
+            if row >= last:
+                continue
+            if row < self._decoded_stop or group.place is None:
+                return None
+            chunk, rows = self._plain_chunk(group), last - row
+            with naming_rows(row, last):
+                pages = list(chunk.iter_pages(row - group.first, rows))
+            if not pages or pages[-1].stop < (last - group.first) * group.place.row_values:
+                return None
+            if sum(page.header.values for page in pages) > _MOST_SHARED * rows * group.place.row_values:
+                return None
+            found.append((group, chunk, pages, row, last))
+            row = last
+        return partial(self._fill_found, found)
+
+    def _fill_found(
+        self, found: Sequence[tuple[_Group, PlainChunk, list[Page], int, int]], outs: Sequence[Array]
+    ) -> None:
+        file, rest = self._header.file, deque(outs)
+        for group, chunk, pages, row, last in found:
+            done = _fill(self._header, chunk, pages, row, group.first, rest, last - row)
+            if done < last - row:
+                # Whoever looks up the next ones shall not have the same again.
+                self._decoded_stop = max(self._decoded_stop, group.last)
+                for vectors in _iter_decoded(self._header, self._columns, row + done, last, None):
+                    copy_rows(vectors, _take_rows(rest, len(vectors)), file, row + done)
+                    done += len(vectors)
+
+    def _open(self, row: int, stop: int) -> list[_Group]:
+        """Return the row groups that hold some of the rows that are wanted."""
+        if self._groups is None:
+            header = self._header
+            try:
+                field, leaves = _promised_field(header, self._columns)
+                self._groups = _find_groups(header, field, leaves[0], self._start, self._stop)
+                is_plain = any(group.place is not None for group in self._groups)
+                if is_plain and not is_local(header.file.filesystem):
+                    self._remote = _open_chunks(header, field.name, self._start, self._stop)
+            except ReadError as error:
+                raise type(error)(f"rows {row:,} to {stop:,}: {error}") from error
+        return self._groups
+
+    def _plain_chunk(self, group: _Group) -> PlainChunk:
+        """Return the pages of a row group: of one at a time, the others are before it, or wanted later."""
+        assert group.place is not None
+        if self._chunk is None or self._chunk[0] != group.first:
+            fetch = None if self._remote is None else self._remote.read_at
+            self._chunk = group.first, PlainChunk(self._header.file, group.place, fetch)
+        return self._chunk[1]
+
+    def _decode(self, row: int, last: int, group: _Group, rest: deque[Array]) -> None:
+        """Fill arrays with rows that pyarrow decodes, going on where it stopped."""
+        if not self._block_row <= row < self._blocks_stop:
+            self._blocks_stop = max(self._decoded_stop, group.last)
+            self._blocks = _iter_decoded(self._header, self._columns, row, self._blocks_stop, self._remote)
+            self._block, self._block_row = self._block[:0], row
+        while row < last:
+            skip = row - self._block_row
+            if skip >= len(self._block):
+                self._block_row += len(self._block)
+                self._block = next(self._blocks)
+                continue
+            vectors = self._block[skip : skip + last - row]
+            copy_rows(vectors, _take_rows(rest, len(vectors)), self._header.file, row)
+            row += len(vectors)
+        if row == self._block_row + len(self._block):
+            # Not an empty view: that would hold the memory.
+            self._block, self._block_row = np.empty_like(self._block[:0]), row
+
+
+_MOST_SHARED = 1.5
+"""How many times as many vectors as are wanted may be in pages that are decompressed for them, besides others."""
+
+
+def _fill(
+    header: FileHeader, chunk: PlainChunk, pages: Iterable[Page], row: int, first: int, rest: deque[Array], rows: int
+) -> int:
+    """Fill arrays with the vectors from a row on of a row group, whose first one is another; return how many came."""
+    place, stretches = chunk.place, chunk.iter_stretches(pages, row - first, rows)
+    done = 0
+    while True:
+        with naming_rows(row + done, row + rows):
+            stretch = next(stretches, None)
+        if stretch is None:
+            return done
+        if stretch.vectors is None:
+            read = raw_reader(header.file, stretch.position, place.dtype, place.row_nbytes, row + done)
+            read(_take_rows(rest, stretch.rows))
+        else:
+            copy_rows(stretch.vectors, _take_rows(rest, stretch.rows), header.file, row + done)
+        done += stretch.rows
+
+
+def _take_rows(rest: deque[Array], rows: int) -> list[Array]:
+    """Take the first so many rows out of arrays that are to be filled."""
+    taken = []
+    while rows:
+        array = rest.popleft()
+        taken.append(array[:rows])
+        if rows < len(array):
+            rest.appendleft(array[rows:])
+        rows -= len(taken[-1])
+    return taken
+
+
+def _iter_decoded(
     header: FileHeader, columns: Columns, start: int, stop: int, remote: _ChunkFile | None
-) -> Iterator[tuple[int, SkippingReader]]:
+) -> Iterator[Array]:
+    """Yield the vectors of the rows ``[start, stop)``, a few at a time, as pyarrow decodes them."""
     step = max(1, _DECODE_NBYTES // max(1, header.dimension * header.dtype.itemsize))
     for table in iter_tables(header, (columns.embedding or "",), start, stop, step, remote=remote):
-        yield table.num_rows, _array_reader(as_vectors(header, columns, start, table.column(0)), header.file, start)
+        yield as_vectors(header, columns, start, table.column(0))
         start += table.num_rows
 
 
@@ -542,20 +690,6 @@ def _promised_field(header: FileHeader, columns: Columns) -> tuple[pa.Field, ran
     return field, leaves
 
 
-def _array_reader(vectors: Array, file: StoredFile, row: int) -> SkippingReader:
-    """Return a function that hands out vectors that have been decoded, from a row of a file on."""
-
-    def read(outs: Sequence[Array], skip: int = 0) -> None:
-        nonlocal vectors, row
-        vectors, row = vectors[skip:], row + skip
-        rows = sum(map(len, outs))
-        copy_rows(vectors[:rows], outs, file, row)
-        # Not an empty view: that would hold the memory.
-        vectors, row = vectors[rows:] if rows < len(vectors) else np.empty_like(vectors[:0]), row + rows
-
-    return read
-
-
 def _storage(kind: pa.DataType) -> pa.DataType:
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
@@ -566,38 +700,20 @@ def _definition(field: pa.Field) -> int:
     return int(field.nullable) + (0 if pa.types.is_fixed_size_binary(kind) else 1 + int(kind.value_field.nullable))
 
 
-def _plain_parts(header: FileHeader, field: pa.Field, leaf: int, start: int, stop: int) -> list[tuple[Place, int, int]]:
-    """Return where vectors may lie as in memory, as far as that is so: each time in rows from one on, up to another."""
-    if is_binary(field.type):  # the length of each lies between them
-        return []
+def _find_groups(header: FileHeader, field: pa.Field, leaf: int, start: int, stop: int) -> list[_Group]:
+    """Return the row groups that hold some rows, and where their vectors may lie plainly, as far as that is so."""
     chunks = _footer(header.file, (field.name,)).chunks[leaf]
-    parts = []
+    groups = []
+    may_be_plain = not is_binary(field.type)  # the length of each lies between them
     for group, first, last in _wanted_groups(header, start, stop):
-        place = _plain_place(header, field, chunks[group])
-        if place is None:
-            break
-        parts.append((place, first, last))
-    return parts
+        rows = header.group_rows[group - header.first_group]
+        place = _plain_place(header, field, chunks[group], rows) if may_be_plain else None
+        may_be_plain = place is not None
+        groups.append(_Group(place, first, last))
+    return groups
 
 
-def _iter_plain_blocks(
-    file: StoredFile, place: Place, first: int, start: int, stop: int, remote: _ChunkFile | None
-) -> Iterator[tuple[int, SkippingReader]]:
-    """Yield the vectors from a row on of a row group that begins at ``first``, as long as nothing must be decoded."""
-    fetch = None if remote is None else remote.read_at
-    try:
-        for rows, position, vectors in iter_stretches(file, place, start - first, stop - start, fetch):
-            if vectors is None:
-                yield rows, raw_reader(file, position, place.dtype, place.row_nbytes, start)
-            else:
-                yield rows, _array_reader(vectors, file, start)
-            del vectors  # its memory is that of the next ones
-            start += rows
-    except ReadError as error:
-        raise type(error)(f"rows {start:,} to {stop:,}: {error}") from error
-
-
-def _plain_place(header: FileHeader, field: pa.Field, chunk: Chunk) -> Place | None:
+def _plain_place(header: FileHeader, field: pa.Field, chunk: Chunk, rows: int) -> Place | None:
     """Return where in a file the vectors of a row group are; None if they cannot lie there as in memory."""
     kind = _storage(field.type)
     is_list = not pa.types.is_fixed_size_binary(kind)
@@ -615,6 +731,7 @@ def _plain_place(header: FileHeader, field: pa.Field, chunk: Chunk) -> Place | N
         is_list=is_list,
         is_fixed=pa.types.is_fixed_size_list(kind),
         definition=_definition(field),
+        is_counted=chunk.values == rows * (header.dimension if is_list else 1),
     )
 
 
