@@ -176,6 +176,25 @@ def test_parts_of_a_row_group_are_filled_at_the_same_time() -> None:
     pool.close()
 
 
+def test_parts_are_read_before_what_waits_for_memory_until_they_are_there() -> None:
+    """Of a row group that was begun the next parts are looked up when others have long been submitted."""
+    pool = batches._Pool(threads=2)
+    submitted, filled = threading.Event(), threading.Event()
+
+    def look_up(number: int) -> Callable[[], None]:
+        submitted.wait(60)
+        return filled.set if number == 4 else lambda: None
+
+    group = batches._Lane(pool, lambda: look_up)
+    parts = [group.submit(partial(int, number)) for number in range(5)]
+    others = [batches._Lane(pool, lambda: lambda _: None) for _ in range(3)]
+    waiting = [lane.submit(lambda: 1 if filled.wait(0.01) else None) for lane in others]
+    submitted.set()
+    for part in parts + waiting:
+        part.result(60)
+    pool.close()
+
+
 def test_no_piece_waits_until_its_time_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each wait for memory ends because there is some; where only the clock ended it, a loop took 20 times as long."""
     monkeypatch.setattr("dask_embedding_reader._common.memory._WAIT_SECONDS", 100.0)

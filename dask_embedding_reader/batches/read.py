@@ -8,6 +8,8 @@ limit before a piece is started. Nothing runs that was not asked for, so that le
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
 import threading
 import warnings
@@ -18,7 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -207,18 +209,36 @@ def _cut(start: int, stop: int, rows: int, bounds: range) -> Iterator[tuple[int,
 
 
 class _Pool:
-    """Threads that read. Ended without waiting: a read that is under way fills memory that nobody looks at."""
+    """Threads that read. Ended without waiting: a read that is under way fills memory that nobody looks at.
+
+    What was wanted first is read first: all others may wait for memory that comes only when it is there.
+    """
 
     def __init__(self, threads: int) -> None:
         self.closed = threading.Event()
         self._executor = stoppable_pool(threads, self.closed)
+        self._orders = itertools.count()
+        self._ready: list[tuple[int, Callable[[], None]]] = []
+        self._lock = threading.Lock()
 
-    def submit(self, run: Callable[[], None]) -> None:
+    def next_order(self) -> int:
+        """Return a greater number each time."""
+        return next(self._orders)
+
+    def submit(self, order: int, run: Callable[[], None]) -> None:
+        """Run this before what has a greater number."""
+        with self._lock:
+            heapq.heappush(self._ready, (order, run))
         try:
-            self._executor.submit(run)
+            self._executor.submit(self._run_first)
         except RuntimeError:  # the program ends: nobody waits any more
             self.closed.set()
             raise
+
+    def _run_first(self) -> None:
+        with self._lock:
+            _, run = heapq.heappop(self._ready)
+        run()
 
     def close(self) -> None:
         self.closed.set()
@@ -236,17 +256,18 @@ class _Lane:
         self._open_reader = open_reader
         self._reader: Callable[[Any], Any] | None = None
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[Future[Any], Wanted]] = deque()
+        self._waiting: deque[tuple[int, Future[Any], Wanted]] = deque()
         self._running = False
 
     def submit(self, wanted: Wanted) -> Future[Any]:
         """Read what is wanted, after all that was wanted before."""
         future: Future[Any] = Future()
         with self._lock:
-            self._waiting.append((future, wanted))
+            order = self._pool.next_order()
+            self._waiting.append((order, future, wanted))
             idle, self._running = not self._running, True
         if idle:
-            self._pool.submit(self._work)
+            self._pool.submit(order, self._work)
         return future
 
     def _work(self) -> None:
@@ -256,7 +277,7 @@ class _Lane:
                 if not self._waiting or self._pool.closed.is_set():
                     self._running = False
                     return
-                future, wanted = self._waiting[0]
+                _, future, wanted = self._waiting[0]
             rest: Callable[[], Any] | None = None
             try:
                 target = None
@@ -277,14 +298,14 @@ class _Lane:
             with self._lock:
                 self._waiting.popleft()
                 self._running = rest is None or bool(self._waiting)
-                others = rest is not None and self._running
+                following = self._waiting[0][0] if self._waiting else None
             target = None
             if rest is None:
                 del future, wanted
                 continue
-            if others:
-                self._pool.submit(self._work)
             try:
+                if following is not None:
+                    self._pool.submit(following, self._work)
                 result = rest()
                 rest = None
                 future.set_result(result)
@@ -510,11 +531,13 @@ def _opener(manifest: Manifest, decodes_groups: threading.Event | None) -> OpenR
     These tell whether they decode row groups whole instead.
     """
     columns, vectors = manifest.columns, manifest.format.vectors
-    if not manifest.vectors.has_groups or decodes_groups is None:
+    if not manifest.vectors.has_groups or decodes_groups is None or not isinstance(vectors, GroupedFormat):
+        if decodes_groups is not None and manifest.vectors.has_groups:
+            decodes_groups.set()
         return lambda header, start, stop: vectors.open_rows(header, columns, start, stop)
 
     def open_rows(header: FileHeader, start: int, stop: int) -> Callable[[Any], Any]:
-        read = cast("GroupedFormat", vectors).open_parts(header, columns, start, stop)
+        read = vectors.open_parts(header, columns, start, stop)
 
         def read_parts(outs: Sequence[Array]) -> Callable[[], None] | None:
             rest = read(outs)

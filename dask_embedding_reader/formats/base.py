@@ -8,7 +8,7 @@ the two. A new format is one module here and one line in ``registry``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -169,8 +169,9 @@ class FileFormat(Protocol):
         """Return what ``read_header`` says of a file that ``write`` wrote; None where only a look at it tells."""
 
 
+@runtime_checkable
 class GroupedFormat(FileFormat, Protocol):
-    """Files that tell in their headers of parts (``group_rows``) that may have to be decoded whole."""
+    """Files of which parts (``group_rows`` of their headers) may have to be decoded whole, but need not."""
 
     def open_parts(self, header: FileHeader, columns: Columns, start: int, stop: int) -> PartReader:
         """Return a function that fills arrays with the rows ``[start, stop)``, several parts of them at a time."""
