@@ -128,7 +128,7 @@ def can_be_plain(codec: int) -> bool:
     return codec in _CODECS
 
 
-Fetch = Callable[[int, int], "bytes | memoryview"]
+Fetch = Callable[[int, int], memoryview]
 """Returns some bytes of a file."""
 
 
@@ -382,7 +382,7 @@ class _Source:
     def read(self, start: int, stop: int) -> memoryview:
         """Return bytes, until others are read."""
         if self._fetch is not None:
-            return memoryview(self._fetch(start, stop))
+            return self._fetch(start, stop)
         if not self._start <= start <= stop <= self._end:
             if stop - start > len(self._memory):
                 self._memory = bytearray(stop - start)

@@ -804,20 +804,19 @@ class _ChunkFile(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def read_at(self, start: int, stop: int) -> bytes:
-        """Return bytes of a chunk."""
-        self.seek(start)
-        return self.read(stop - start)
-
     def read(self, size: int = -1) -> bytes:
-        start = self._position
+        data = self.read_at(self._position, self._position + size)
+        self._position += len(data)
+        return bytes(data)
+
+    def read_at(self, start: int, stop: int) -> memoryview:
+        """Return bytes of a chunk, as they have been fetched: no copy of them."""
         chunk = next((c for c in self._chunks if c[0] <= start < c[1]), None)
         if chunk is None:
-            return b""  # a damaged page points outside its column chunk: pyarrow says so when the bytes run out
-        stop = min(start + size, chunk[1])
+            return memoryview(b"")  # a damaged page points outside its column chunk: pyarrow says so at the end of it
+        stop = min(stop, chunk[1])
         first, window = self._windows.get(chunk, (0, b""))
         if not first <= start <= stop <= first + len(window):
             first, window = start, self._fetch(start, min(max(stop, start + self._window_nbytes), chunk[1]))
             self._windows[chunk] = first, window
-        self._position = stop
-        return window[start - first : stop - first]
+        return memoryview(window)[start - first : stop - first]
