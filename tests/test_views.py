@@ -579,6 +579,20 @@ def test_arrays_of_a_percent_are_made_at_once_of_small_tasks(sparse: EmbeddingRe
     assert sparse.take([7, 400_000_000, 3]).to_dask_array().npartitions == 1
 
 
+@pytest.mark.parametrize("limit", [1, 10, 500, 990])
+def test_what_a_filter_finds_takes_a_bit_a_row_at_most(tmp_path: Path, limit: int) -> None:
+    count, share = 300_000, np.random.default_rng(0).integers(0, 1_000, 300_000)
+    np.save(tmp_path / "0.npy", share.astype(np.float16).reshape(-1, 1))
+    pq.write_table(pa.table({"share": share}), tmp_path / "0.parquet", row_group_size=70_000)
+    found = EmbeddingReader(tmp_path, "parquet_npy").filter([("share", "<", limit)])
+    assert np.array_equal(np.asarray(found.rows), np.flatnonzero(share < limit))
+    assert found.rows.nbytes <= count / 8 * 1.01
+    array = found.to_dask_array()
+    first = array.blocks[0].__dask_graph__().to_dict()
+    assert max(len(cloudpickle.dumps(task)) for task in first.values()) < 4_000
+    assert np.array_equal(array.compute(scheduler="sync")[:, 0], share[share < limit])
+
+
 def test_memory_that_two_windows_do_not_fit_into_is_told(pair: Collection) -> None:
     epoch = pair.open().shuffle(1, buffer_rows=128)
     expected = np.asarray(epoch.rows)

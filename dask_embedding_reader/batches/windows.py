@@ -130,8 +130,9 @@ class WindowReading:
                 frames.append(window.pick(first, last, out[first - start : last - start]))
         while self._windows and self._windows[0].stop <= stop:
             self._windows.popleft()
-        has_metadata = frames[0] is not None
-        return out, self._form.join(frames) if has_metadata else None
+        if len(frames) == 1 and self._manifest.metadata is None:  # made for this batch: nothing to be cut out or joined
+            return out, frames[0]
+        return out, self._form.join(frames) if frames[0] is not None else None
 
     def close(self) -> None:
         """Stop reading and let go of all memory."""

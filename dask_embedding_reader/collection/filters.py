@@ -200,7 +200,8 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _true(mask: Any) -> Mask:
     """Return where a mask is true: not where it is null."""
-    return np.asarray(pc.fill_null(mask, False), np.bool_)
+    # By way of bytes: bits are unpacked four times as fast.
+    return np.asarray(pc.fill_null(mask, False).cast(pa.uint8()), np.uint8).view(np.bool_)
 
 
 def _called(function: Callable[[pd.DataFrame], Any], fields: Sequence[MetaField]) -> Callable[[pa.Table, str], Mask]:
