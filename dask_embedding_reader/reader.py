@@ -36,7 +36,7 @@ from dask_embedding_reader.errors import ArgumentError, NoFilesError, RowError
 from dask_embedding_reader.formats.base import DEFAULT_COLUMN, Columns, default_piece_rows
 from dask_embedding_reader.formats.registry import AUTO, BESIDE, FileFormatName, get_format
 from dask_embedding_reader.lazy import graph
-from dask_embedding_reader.rows import Int64s, Rows, Section, Shuffled, Stretch, pick, sample, shard, shuffle
+from dask_embedding_reader.rows import Int64s, Rows, Section, Shuffled, Stretch, pick, pick_all, sample, shard, shuffle
 from dask_embedding_reader.show.card import card
 from dask_embedding_reader.storage.connections import FileSystem
 from dask_embedding_reader.storage.find import MANIFEST_NAME, find_files, resolve
@@ -456,7 +456,16 @@ class EmbeddingReader:
         self._before_shuffling("take")
         if isinstance(rows, slice):
             return self._view(self.rows[check_slice("rows", rows)])
+        if isinstance(rows, Rows):
+            return self._view(pick_all(map(self.rows.at, self._checked_parts(rows))))
         return self._view(pick(self.rows.at(check_rows("rows", rows, self.count))))
+
+    def _checked_parts(self, rows: Rows) -> Iterator[Int64s]:
+        """Yield positions in this reader part by part: those that a filter has found are never all in memory."""
+        for part in rows.parts():
+            if int(part.min()) < 0 or int(part.max()) >= self.count:
+                check_rows("rows", rows, self.count)  # which tells of all that are wrong
+            yield part
 
     def filter(
         self,

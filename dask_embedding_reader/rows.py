@@ -113,9 +113,14 @@ class Rows(ABC):
             return self if positions == everything else self._cut(positions)
         return int(self.at(np.array([everything[operator.index(index)]], np.int64))[0])
 
-    def __iter__(self) -> Iterator[int]:
+    def parts(self) -> Iterator[Int64s]:
+        """Yield the rows, a part at a time: there may be billions."""
         for start in range(0, len(self), _STEP_ROWS):
-            yield from self.numbers(start, min(start + _STEP_ROWS, len(self))).tolist()
+            yield self.numbers(start, min(start + _STEP_ROWS, len(self)))
+
+    def __iter__(self) -> Iterator[int]:
+        for part in self.parts():
+            yield from part.tolist()
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         del copy  # what is made is always new
@@ -128,8 +133,7 @@ class Rows(ABC):
             return False
         if self.token == other.token:
             return True
-        steps = ((start, min(start + _STEP_ROWS, len(self))) for start in range(0, len(self), _STEP_ROWS))
-        return all(np.array_equal(self.numbers(*step), other.numbers(*step)) for step in steps)
+        return all(map(np.array_equal, self.parts(), other.parts()))
 
     def __hash__(self) -> int:
         return hash((len(self), self[0], self[-1]) if len(self) else ())

@@ -567,6 +567,23 @@ def test_views_of_half_a_billion_rows_are_small(sparse: EmbeddingReader) -> None
         tracemalloc.stop()
 
 
+def test_rows_of_another_reader_are_taken_part_by_part(sparse: EmbeddingReader) -> None:
+    given = sparse.rows[::60]
+    tracemalloc.start()
+    try:
+        taken = sparse.take(given)
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000  # three copies of all numbers would take twice as much
+    finally:
+        tracemalloc.stop()
+    assert taken.rows == given
+    shuffled = sparse.shuffle(1).rows[:2_000]
+    assert sparse.take(shuffled).rows == shuffled
+    with pytest.raises(
+        ArgumentError, match=r"rows holds 60 at position 1 \(and 8,333,332 more\), but there are rows from"
+    ):
+        sparse.take(slice(0, 50)).take(given)
+
+
 def test_arrays_of_a_percent_are_made_at_once_of_small_tasks(sparse: EmbeddingReader) -> None:
     some = sparse.take(slice(0, 50_000_000)).sample(500_000)
     assert some.rows.nbytes < 2_500_000
