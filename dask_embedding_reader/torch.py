@@ -73,7 +73,8 @@ class EmbeddingBatches(IterableDataset):
     vectors : torch.Tensor
         Of shape ``(rows, dimension)``, in the memory that they were read into.
     columns : dict of str to torch.Tensor or list
-        Numbers and booleans of columns that have no nulls as tensors, everything else as lists.
+        Numbers and booleans of columns that have no nulls as tensors, everything else as lists. A
+        ``DataLoader`` looks at each item of a list, for 1 us; with ``collate_fn=tuple`` it leaves batches as they are.
 
     Raises
     ------
@@ -366,4 +367,6 @@ def _column(values: pd.Series[Any], is_tensor: bool) -> Any:
     if is_tensor:
         array = values.to_numpy()
         return torch.from_numpy(array if array.flags.writeable else array.copy())
+    if values.dtype == object:  # text, which has None there already
+        return values.tolist()
     return values.astype(object).where(values.notna(), None).tolist()
