@@ -19,7 +19,7 @@ def on_files(files: Files, config: Any) -> Files:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in sorted(set(re.findall(r"\]\((notebooks/[^)]+)\)", readme))):
         files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
-    files.append(File.generated(config, "index.md", content=readme))
+    files.append(File.generated(config, "index.md", content=readme.replace("](.docs/pages/", "](")))
     files.append(File.generated(config, "command_line.md", content="\n".join(command_help())))
     return files
 

@@ -40,6 +40,7 @@ Unchecked: Any = EmbeddingBatches  # for arguments of wrong types
 
 pytestmark = [
     pytest.mark.torch,
+    pytest.mark.timeout(400),  # processes that import torch, for half a minute each on a busy machine
     # Windows of a few rows mix little, which is told; one test expects it.
     pytest.mark.filterwarnings("ignore:batches of .* are mixed from"),
     # Of torchdata, by torch.
@@ -385,7 +386,6 @@ RANK = """
 """
 
 
-@pytest.mark.timeout(300)  # four processes import torch
 def test_two_ranks_of_two_workers(pair: Collection, tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(textwrap.dedent(RANK))
     outs = [tmp_path / "0", tmp_path / "1"]
