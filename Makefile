@@ -74,9 +74,9 @@ bench: $(VENV)/.with-bench $(VENV)/.with-reference ## measure against the altern
 	$(BIN)/python -m tests.benchmarks
 	$(BIN)/python -m tests.benchmarks.chunk_costs
 
-notebooks: $(VENV)/.with-notebooks $(VENV)/.with-test ## execute the notebooks and the recipes of the site
+notebooks: $(VENV)/.with-notebooks $(VENV)/.with-test ## execute the notebooks and the pages of the site
 	$(BIN)/python -m pytest --nbmake -W default notebooks/*.ipynb
-	$(BIN)/python -m pytest tests/test_recipes.py
+	$(BIN)/python -m pytest tests/test_pages.py
 
 docs: $(VENV)/.with-docs ## build the documentation
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .docs/mkdocs.yml

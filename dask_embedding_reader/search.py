@@ -30,6 +30,9 @@ Metric = Literal["cosine", "ip", "l2"]
 _BLOCK_NBYTES = 2**22
 """A block of vectors, and its products with a group of queries: small enough to stay in the processor's cache."""
 
+_FEW_QUERIES = 2
+"""Up to so many are multiplied with row by row."""
+
 _LEAST_BLOCK_ROWS = 64
 """Below that, BLAS is slow however many queries there are."""
 
@@ -359,7 +362,7 @@ def _products(
     block: Floats, squares: Floats, ranked: npt.NDArray[np.bool_] | None, queries: _Queries, some: slice
 ) -> Floats:
     """Return about how near each row is to some of the queries, up to a constant of each query."""
-    products: Floats = block @ queries.factors[:, some].astype(block.dtype, copy=False)
+    products = _multiply(block, queries.factors[:, some].astype(block.dtype, copy=False))
     if queries.metric == "cosine":
         products *= (1 / np.sqrt(squares))[:, None]
     elif queries.metric == "l2":
@@ -367,6 +370,18 @@ def _products(
     if ranked is not None:
         products[~ranked] = -np.inf
     return products
+
+
+def _multiply(block: Floats, factors: Floats) -> Floats:
+    """Return the matrix product.
+
+    Of one or two queries row by row, in this thread: BLAS would share out each product of 30 us to threads that wait
+    for each other. Where other programs keep the processor busy, a pass of 0.7 s then took 18 s.
+    """
+    if factors.shape[1] > _FEW_QUERIES:
+        product: Floats = block @ factors
+        return product
+    return np.concatenate([(block[:, None, :] @ factor[:, None])[:, 0] for factor in factors.T], axis=1)
 
 
 def _candidates(

@@ -46,7 +46,7 @@ def test_public_names_have_a_complete_docstring(name: str) -> None:
 
 
 def test_the_site_shows_every_public_name() -> None:
-    pages = "\n".join(page.read_text() for page in (ROOT / ".docs" / "pages").glob("*.md"))
+    pages = "\n".join(page.read_text() for page in (ROOT / ".docs" / "pages").rglob("*.md"))
     shown = set(re.findall(r"^::: dask_embedding_reader\.(\w+)", pages, re.MULTILINE))
     errors = {name for name in dask_embedding_reader.__all__ if name in vars(dask_embedding_reader.errors)}
     assert shown - {"errors", "torch"} == set(dask_embedding_reader.__all__) - errors - {"__version__"}

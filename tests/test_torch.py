@@ -32,7 +32,7 @@ from dask_embedding_reader import EmbeddingReader  # noqa: E402
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError  # noqa: E402
 from dask_embedding_reader.rows import Shuffled  # noqa: E402
 from dask_embedding_reader.torch import EmbeddingBatches  # noqa: E402
-from tests import test_recipes  # noqa: E402
+from tests import test_pages  # noqa: E402
 from tests.support import Collection, assert_same_rows, write_collection  # noqa: E402
 
 module: Any = sys.modules[EmbeddingBatches.__module__]
@@ -462,5 +462,5 @@ def test_ranks_that_nobody_told_of_are_noticed(pair: Collection, monkeypatch: py
 
 def test_its_examples_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert doctest.testmod(module).failed == 0
-    [page] = [page for page in test_recipes.PAGES if page.stem == "pytorch"]
-    test_recipes.test_a_recipe_prints_what_its_page_says(page, monkeypatch, tmp_path)
+    [page] = [page for page in test_pages.PAGES if page.stem == "pytorch"]
+    test_pages.test_a_page_prints_what_it_says(page, monkeypatch, tmp_path)

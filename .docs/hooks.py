@@ -1,0 +1,115 @@
+"""Hooks of mkdocs: pages that are made from what there is, so that nothing is written twice.
+
+The README is the first page; others are the notebooks, the help of the commands, and the figures of the benchmarks.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
+
+from dask_embedding_reader.cli.commands import command_line
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages that are made from something else, and the pictures of the README."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "notebooks").glob("*.png")):
+        files.append(File.generated(config, f"notebooks/{path.name}", abs_src_path=str(path)))
+    files.append(File.generated(config, "index.md", content=readme))
+    files.append(File.generated(config, "reference/command_line.md", content="\n".join(command_help())))
+    pictures = []
+    for path in NOTEBOOKS:
+        text, resources = MarkdownExporter().from_filename(str(path))
+        for name, content in resources["outputs"].items():
+            picture = f"{path.stem}_{name}"
+            text = text.replace(f"]({name})", f"]({picture})")
+            files.append(File.generated(config, f"notebooks/{picture}", content=content))
+            pictures.append((path.stem, picture))
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=without_styles(text)))
+    files.append(File.generated(config, "gallery.md", content="\n".join(gallery(pictures))))
+    return files
+
+
+def without_styles(markdown: str) -> str:
+    """Leave out what notebooks bring to look as in Jupyter: the site has a look of its own."""
+    return re.sub(r"<style scoped>.*?</style>\n?", "", markdown, flags=re.DOTALL)
+
+
+def gallery(pictures: list[tuple[str, str]]) -> list[str]:
+    """Return the page of all pictures, each of which leads to its notebook."""
+    lines = ["# Gallery", "", "Each picture leads to the notebook that draws it.", ""]
+    return lines + [
+        f'<a class="thumbnail" href="notebooks/{stem}.html"><img src="notebooks/{picture}" alt="{title(stem)}"></a>'
+        for stem, picture in pictures
+        if picture.endswith((".png", ".svg"))
+    ]
+
+
+def title(stem: str) -> str:
+    """Return the name of a notebook for people."""
+    return stem.partition("_")[2].replace("_", " ")
+
+
+def command_help() -> list[str]:
+    """Return the help of all commands as Markdown."""
+    context = click.Context(command_line, info_name="dask-embedding-reader", max_content_width=100)
+    parts = ["# Command line", "", "```text", command_line.get_help(context), "```", ""]
+    for name, command in sorted(command_line.commands.items()):
+        inner = click.Context(command, parent=context, info_name=name, max_content_width=100)
+        parts += [f"## {name}", "", "```text", command.get_help(inner), "```", ""]
+    return parts
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Turn links into the repository into links within the site, and figures into charts."""
+    if "<!-- charts -->" in markdown:
+        markdown = markdown.replace("<!-- charts -->", charts(ROOT / "notebooks" / "bench.json"))
+    depth = "../" * page.file.src_path.count("/")
+    markdown = re.sub(r"\]\((?:\.\./)*\.docs/pages/", f"]({depth}", markdown)
+    markdown = re.sub(r"\]\((?:\.\./)*notebooks/", f"]({depth}notebooks/", markdown)
+    return re.sub(r"\]\(([\w./]+)\.ipynb\)", r"](\1.md)", markdown)
+
+
+def charts(path: Path) -> str:
+    """Return the figures of the benchmarks as bars, as wide as the screen allows, in the colours of the page."""
+    works = json.loads(path.read_text(encoding="utf-8"))["works"]
+    return "\n".join(chart(work) for work in works if not work["limit_nbytes"])
+
+
+def chart(work: dict[str, Any]) -> str:
+    """Return the bars of one piece of work: ours first, the limit of the machine last."""
+    ours = work["contenders"]["dask_embedding_reader"]["best_seconds"]
+    seconds = {name: contender["best_seconds"] for name, contender in work["contenders"].items()}
+    ranked = sorted(seconds, key=lambda name: (seconds[name] != ours, name == "raw limit", seconds[name]))
+    longest = max(seconds.values())
+    lines = [f'<div class="chart"><strong>{html.escape(work["title"])}</strong>']
+    for name in ranked:
+        kind = {"dask_embedding_reader": "ours", "raw limit": "limit"}.get(name, "other")
+        times = "" if kind == "ours" else f" ({seconds[name] / ours:.2g}x)"
+        lines.append(
+            f'<div><span>{html.escape(name)}</span><span><i class="{kind}" '
+            f'style="width:{70 * seconds[name] / longest:.1f}%"></i>{shown(seconds[name])}{times}</span></div>'
+        )
+    return "\n".join([*lines, "</div>"])
+
+
+def shown(seconds: float) -> str:
+    """Return a time for people."""
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.2g} ms"
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Leave out the roles of reST in docstrings, such as ``:meth:``, which Markdown does not know."""
+    return re.sub(r":(?:class|func|meth|mod):(?=<code>)", "", html)
