@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader
@@ -57,6 +57,7 @@ def selections(draw: st.DrawFn) -> Int64s:
     return np.sort(np.concatenate([rows, np.array(again, np.int64)]))
 
 
+@example(np.array([*range(0, 140, 14), 140, 140, 142]), 1, 5, 7, np.float32, 1, "in order", 0)  # one twice, one not
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=selections(),

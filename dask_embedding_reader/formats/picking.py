@@ -184,7 +184,9 @@ def _pick_near(
     group_of, starts = _group(rows, gap_rows, long_rows, most_rows)
     stops = np.append(starts[1:], len(rows))
     firsts, spans = rows[starts], rows[stops - 1] + 1 - rows[starts]
-    straight = (spans == stops - starts) & target.are_straight(starts, stops, places, header.dtype)
+    # Not by their number: a row that is wanted twice makes up for one that is left out.
+    run_of = np.cumsum(np.diff(rows, prepend=rows[0]) != 1)
+    straight = (run_of[starts] == run_of[stops - 1]) & target.are_straight(starts, stops, places, header.dtype)
     scratch = _scratch(min(most_rows, int(spans[~straight].sum())), header)
     shifts = np.zeros(len(starts), np.int64)
     first_places = (starts if places is None else places[starts]).tolist()
