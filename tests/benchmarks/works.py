@@ -13,6 +13,7 @@ from .floors import (
     DASK_PARQUET,
     DELAYED,
     DISK_AT_ONCE,
+    DISK_READS,
     EVERYTHING,
     EXHAUSTIVE,
     GATHER,
@@ -327,6 +328,19 @@ def sparse(size: str) -> Work:
     return Work(name, title, Source("sparse npy", name), 10_000, limit, rounds=1, floors=(Flat(32 * 10**6),))
 
 
+def cold_works() -> list[Work]:
+    """Passes over files of which nothing is in memory."""
+    floors, sizes = (Faster(DISK_READS, 0.95),), (256, 1_000, 10_000, 100_000)
+    passes = [Work(f"cold-npy-{size}", f"cold npy float32, batches of {size:,}", NPY, size) for size in sizes]
+    pages = Source("parquet default", "pages-default-whole", "parquet")
+    others = [
+        Work("cold-parquet", "cold parquet default, batches of 10,000", pages, 10_000),
+        Work("cold-sum", "lazy x.sum() of cold npy float32", NPY),
+        Work("cold-take", "a stretch of cold npy float32 by take", NPY, 10_000),
+    ]
+    return [replace(work, floors=floors, optional=True) for work in (*passes, *others)]
+
+
 def convert_works() -> list[Work]:
     """Whole collections from a disk, with nothing of them in memory, and to it."""
     floors = (Faster(DISK_AT_ONCE, 0.6),)
@@ -351,6 +365,7 @@ _ALL = (
     *rows_works(),
     *memory_works(),
     *convert_works(),
+    *cold_works(),
 )
 WORKS = {work.name: work for work in _ALL}
 
