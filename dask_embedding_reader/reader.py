@@ -39,9 +39,9 @@ from dask_embedding_reader.lazy import graph
 from dask_embedding_reader.rows import Int64s, Rows, Section, Shuffled, Stretch, pick, pick_all, sample, shard, shuffle
 from dask_embedding_reader.show.card import card
 from dask_embedding_reader.storage.connections import FileSystem
-from dask_embedding_reader.storage.find import MANIFEST_NAME, find_files, resolve
-from dask_embedding_reader.storage.read import file_url, is_local
+from dask_embedding_reader.storage.find import MANIFEST_NAME, Finder
 from dask_embedding_reader.storage.retries import hide_secrets
+from dask_embedding_reader.storage.urls import resolve
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -351,7 +351,7 @@ class EmbeddingReader:
                 f"embeddings_folder={self.embeddings_folder!r} is not one folder; say where the manifest shall be "
                 "saved (url=...)"
             )
-        save_manifest(self.manifest, vectors.filesystems[0], f"{root.rstrip('/')}/{MANIFEST_NAME}")
+        save_manifest(self.manifest, vectors.stores[0], f"{root.rstrip('/')}/{MANIFEST_NAME}")
 
     @property
     def token(self) -> str:
@@ -595,7 +595,7 @@ class EmbeddingReader:
         self._before_shuffling("shuffle")
         row_nbytes = max(1, self.byte_per_item)
         buffer = default_piece_rows(row_nbytes, BUFFER_NBYTES) if buffer_rows is None else buffer_rows
-        local = all(map(is_local, self.manifest.vectors.filesystems))
+        local = all(store.is_local for store in self.manifest.vectors.stores)
         block = default_piece_rows(row_nbytes, BLOCK_NBYTES if local else REMOTE_BLOCK_NBYTES)
         return self._view(
             shuffle(
@@ -1020,18 +1020,16 @@ def get_file_list(
     suffix = "." + check_text("file_format", file_format).lstrip(".")
     sources = check_sources("path", path)
     options = check_options("storage_options", storage_options)
-    filesystem, _ = resolve(sources[0], options)
-    empty: list[Source] = []
     try:
-        files = find_files(sources, (suffix,), options, empty=empty, named=False)
+        files = Finder().find(sources, (suffix,), options, named=False, required=False).files
     except NoFilesError:
-        if len(sources) > 1 and len(empty) < len(sources):
+        if len(sources) > 1:
             raise  # one of them does not exist: what the others hold is not all
-        return filesystem, []
-    filesystem = files[0].filesystem
+        files = []
+    store = files[0].store if files else resolve(sources[0], options)[0]
     for file in files:
-        if file.filesystem != filesystem:
+        if file.store != store:
             raise ArgumentError(f"the paths lie in different file systems: {files[0].url} and {file.url}")
     if all(os.fspath(source).startswith("file://") for source in sources):
-        return filesystem, [filesystem.unstrip_protocol(file.path) for file in files]
-    return filesystem, [file_url(filesystem, file.path) for file in files]
+        return store.filesystem, [store.filesystem.unstrip_protocol(file.path) for file in files]
+    return store.filesystem, [store.url(file.path) for file in files]

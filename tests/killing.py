@@ -70,7 +70,7 @@ def _count_steps(limit: int) -> list[int]:
 
     for name in ("replace", "remove", "fsync", "rmdir", "link", "mkdir"):
         setattr(os, name, counted(getattr(os, name)))
-    from dask_embedding_reader.storage import put as writing
+    from dask_embedding_reader.storage import local as writing
 
     plain_open = open
 

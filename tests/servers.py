@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.server
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import socket
@@ -20,6 +21,7 @@ import time
 import urllib.parse
 import urllib.request
 import uuid
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -328,6 +330,59 @@ def http_files(root: Path, **behaviour: Any) -> Iterator[HttpServer]:
         finally:
             server.shutdown()
             thread.join()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# FTP
+
+FTP_USER, FTP_PASSWORD = "reader", "top-secret"
+
+
+@dataclass
+class FtpServer:
+    """A folder behind FTP."""
+
+    #: With the password, and without a slash at the end.
+    url: str
+    #: Sockets of clients, which a test may cut.
+    clients: list[socket.socket] = field(default_factory=list)
+
+
+@contextmanager
+def ftp_files(folder: Path, permissions: str = "elr") -> Iterator[FtpServer]:
+    """Serve a folder over FTP; the letters of permissions are those of pyftpdlib."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of asyncore and asynchat, which it is made of
+        from pyftpdlib.authorizers import DummyAuthorizer
+        from pyftpdlib.handlers import FTPHandler
+        from pyftpdlib.servers import ThreadedFTPServer
+
+    logging.getLogger("pyftpdlib").setLevel(logging.ERROR)
+    clients: list[socket.socket] = []
+
+    class Handler(FTPHandler):  # type: ignore[misc]
+        def on_connect(self) -> None:
+            clients.append(self.socket)
+
+    Handler.authorizer = DummyAuthorizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that it may be written to
+        Handler.authorizer.add_user(FTP_USER, FTP_PASSWORD, str(folder), perm=permissions)
+    server = ThreadedFTPServer(("127.0.0.1", 0), Handler)
+    stopped = threading.Event()
+
+    def serve() -> None:
+        while not stopped.is_set():
+            server.serve_forever(timeout=0.05, blocking=False)
+        server.close_all()  # here: closing while another thread accepts a client would lose that client's socket
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield FtpServer(f"ftp://{FTP_USER}:{FTP_PASSWORD}@127.0.0.1:{server.address[1]}", clients)
+    finally:
+        stopped.set()
+        thread.join(10)
 
 
 # --------------------------------------------------------------------------------------------------------------------

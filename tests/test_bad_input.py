@@ -41,7 +41,7 @@ from dask_embedding_reader.errors import (
     NoFilesError,
     ReadError,
 )
-from dask_embedding_reader.storage import read as storage
+from dask_embedding_reader.storage import store as storage
 from dask_embedding_reader.storage.find import MANIFEST_NAME
 from tests.stores import Bucket, BucketFileSystem, Request, emptied_bucket
 from tests.support import finishes
@@ -1402,8 +1402,10 @@ def test_another_machine_compares_what_a_copy_has_too(folder: Path, monkeypatch:
     ],
 )
 def test_inodes_count_where_they_last(was: tuple[int, int], now: tuple[int, int], another: bool) -> None:
-    spelled = [f"100 mtime 5 on host inode {inode} ctime {ctime}" for inode, ctime in (was, now)]
-    assert storage._is_another_here(*spelled) is another
+    before, after = (
+        storage.ObjectInfo("x", 100, {"mtime": "5"}, here=storage.Here("host", *numbers)) for numbers in (was, now)
+    )
+    assert storage.is_same(before.version, after) is not another
 
 
 # --------------------------------------------------------------------------------------------------------------------

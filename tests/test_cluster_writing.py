@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster
 
 from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import EmbeddingReaderError
-from dask_embedding_reader.storage import put as writing
+from dask_embedding_reader.storage import local as writing
 from tests import servers
 from tests.faults import faulty
 from tests.killing import content

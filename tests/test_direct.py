@@ -28,11 +28,11 @@ from fsspec.asyn import sync
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import ReadError
-from dask_embedding_reader.storage.clients import requests as clients
+from dask_embedding_reader.storage import requests as clients
 from dask_embedding_reader.storage.connections import Asked, connected
 from dask_embedding_reader.storage.direct import http as http_requests
 from dask_embedding_reader.storage.direct import read as direct
-from dask_embedding_reader.storage.ranges import Wanted
+from dask_embedding_reader.storage.ranges import ByteRange
 from tests import clouds, servers
 
 ROWS = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
@@ -291,7 +291,7 @@ def test_a_server_that_is_busy_is_not_asked_twice_at_once(server: servers.HttpSe
     place = direct.find_place(connected(fsspec.filesystem("http")), f"{server.url}/0.npy")
     assert place is not None
     with pytest.raises(direct.AnswerError, match="503"):  # although it never answered before
-        direct.get(place, Wanted(0, [memoryview(bytearray(4))]), Asked())
+        direct.get(place, ByteRange(0, [memoryview(bytearray(4))]), Asked())
 
 
 def test_a_server_whose_answers_are_unusual_is_left_to_aiohttp(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -357,7 +357,7 @@ def test_one_connection_serves_many_requests_and_another_takes_over_where_it_end
         monkeypatch.setattr(place.site.connections, "_connect", connect)
         for _ in range(7):
             buffer = bytearray(960)
-            direct.get(place, Wanted(128, [memoryview(buffer)]), Asked())
+            direct.get(place, ByteRange(128, [memoryview(buffer)]), Asked())
             assert buffer == ROWS.tobytes()
     assert connect.call_count == 3
 
@@ -381,7 +381,7 @@ def test_a_connection_that_the_server_has_closed_is_not_used_again(monkeypatch: 
         assert place is not None
         for _ in range(3):
             buffer = bytearray(4)
-            direct.get(place, Wanted(0, [memoryview(buffer)]), Asked())
+            direct.get(place, ByteRange(0, [memoryview(buffer)]), Asked())
             assert buffer == b"abcd"
             (idle,) = place.site.connections._idle.values()
             select.select([idle[0][1].sock], [], [])  # until it is closed
@@ -396,7 +396,7 @@ def test_a_question_that_is_given_up_ends_at_once() -> None:
         assert place is not None
         asked = Asked()
         with ThreadPoolExecutor() as pool:
-            answer = pool.submit(direct.get, place, Wanted(0, [memoryview(bytearray(4))]), asked)
+            answer = pool.submit(direct.get, place, ByteRange(0, [memoryview(bytearray(4))]), asked)
             connection, _ = server.accept()
             connection.recv(10_000)  # a server that never answers
             asked.give_up()

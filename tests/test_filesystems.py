@@ -684,7 +684,7 @@ def test_the_client_of_the_program_keeps_its_options(azure_emb: clouds.AzureServ
     filesystem, _ = fsspec.url_to_fs(f"{azure_emb.root}/emb/0.npy", **azure_emb.storage_options)
     before = filesystem.service_client._config.max_single_get_size
     reader = EmbeddingReader(f"{azure_emb.root}/emb", storage_options=azure_emb.storage_options)
-    assert reader.manifest.vectors.filesystems == (filesystem,)
+    assert [store.filesystem for store in reader.manifest.vectors.stores] == [filesystem]
     np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)
     assert filesystem.service_client._config.max_single_get_size == before
 

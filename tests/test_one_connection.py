@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,7 +25,7 @@ from dask_embedding_reader.storage import retries
 from tests import servers
 
 ROWS = np.random.default_rng(0).standard_normal((120, 16)).astype(np.float32)
-USER, PASSWORD = "reader", "top-secret"
+USER, PASSWORD = servers.FTP_USER, servers.FTP_PASSWORD
 
 
 @dataclass
@@ -60,36 +59,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ftp(folder: Path) -> Iterator[Place]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of asyncore and asynchat, which it is made of
-        from pyftpdlib.authorizers import DummyAuthorizer
-        from pyftpdlib.handlers import FTPHandler
-        from pyftpdlib.servers import ThreadedFTPServer
-
-    logging.getLogger("pyftpdlib").setLevel(logging.ERROR)
-    clients: list[socket.socket] = []
-
-    class Handler(FTPHandler):  # type: ignore[misc]
-        def on_connect(self) -> None:
-            clients.append(self.socket)
-
-    Handler.authorizer = DummyAuthorizer()
-    Handler.authorizer.add_user(USER, PASSWORD, str(folder))
-    server = ThreadedFTPServer(("127.0.0.1", 0), Handler)
-    stopped = threading.Event()
-
-    def serve() -> None:
-        while not stopped.is_set():
-            server.serve_forever(timeout=0.05, blocking=False)
-        server.close_all()  # here: closing while another thread accepts a client would lose that client's socket
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield Place(f"ftp://{USER}:{PASSWORD}@127.0.0.1:{server.address[1]}/emb", folder, clients=clients)
-    finally:
-        stopped.set()
-        thread.join(10)
+    with servers.ftp_files(folder) as server:
+        yield Place(f"{server.url}/emb", folder, clients=server.clients)
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from dask_embedding_reader.formats.parquet import footer as parquet_footer
 from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet.footer import Footer, parse_footer
 from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
-from dask_embedding_reader.storage.read import StoredFile
+from dask_embedding_reader.storage.local import LocalStore
+from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.fuzz import mutate
 from tests.fuzz.seeds import parquet_seeds
 
@@ -241,7 +242,7 @@ def test_a_wrong_null_count_of_vectors_is_looked_into(tmp_path: Path) -> None:
 
 def test_footers_are_kept_in_so_many_bytes() -> None:
     footer = parse(written({}), ["embedding"])
-    files = [StoredFile(LocalFileSystem(), f"{n}", 1, "") for n in range(9)]
+    files = [StoredFile(LocalStore(LocalFileSystem()), f"{n}", Version(1)) for n in range(9)]
     cache = FooterCache(3 * footer.nbytes)
     for file in files:
         cache.put(file, footer, frozenset(["embedding"]))

@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, NoFilesError, verify_embeddings, write_embeddings
-from dask_embedding_reader.storage import put as writing
-from dask_embedding_reader.storage import read as storage
+from dask_embedding_reader.storage import local as storage
 from tests.support import assert_batches, assert_same_frame, assert_same_rows, write_collection
 
 
@@ -55,7 +54,7 @@ def test_the_disk_begins_to_write_before_a_file_is_complete(
     monkeypatch.setattr(os, "posix_fadvise", advise)
     if fadvise == "missing":
         monkeypatch.delattr(os, "posix_fadvise")
-    monkeypatch.setattr(writing, "_FLUSH_NBYTES", 2**21)
+    monkeypatch.setattr(storage, "_FLUSH_NBYTES", 2**21)
     rows = np.ones((10_000, 128), np.float32)  # 5 MB
     write_embeddings(rows, tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "00000000.npy"), rows)
@@ -70,8 +69,8 @@ def test_the_system_lets_go_of_what_would_not_fit_beside_all_else_in_memory(
     """It does so where bytes are on the disk: those of a while ago when more are written, and the rest at the end."""
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "posix_fadvise", lambda _, start, nbytes, advice: asked.append((start, start + nbytes)))
-    monkeypatch.setattr(writing, "_FLUSH_NBYTES", 2**21)
-    monkeypatch.setattr(writing, "_UNDER_WAY_NBYTES", 2**20)
+    monkeypatch.setattr(storage, "_FLUSH_NBYTES", 2**21)
+    monkeypatch.setattr(storage, "_UNDER_WAY_NBYTES", 2**20)
     rows = np.ones((10_000, 128), np.float32)  # 5 MB
     if is_long:
         monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 19_500, "SC_PAGE_SIZE": 4096}.__getitem__)

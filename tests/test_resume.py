@@ -19,7 +19,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
 from dask_embedding_reader.errors import CastError, DestinationError, NoFilesError, ReadError
-from dask_embedding_reader.storage.find import find_files
+from dask_embedding_reader.storage.find import Finder
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="killing a writer takes fork()")
 ROWS = np.arange(60, dtype=np.float32).reshape(20, 3)
@@ -158,6 +158,8 @@ def test_pairs_that_are_replaced_while_they_are_opened_are_never_mixed(
     (tmp_path / ".manifest.embeddings").unlink()  # so that every header is read
     listings = count()
 
+    find = Finder.find
+
     def replacing(*args: Any, **kwargs: Any) -> Any:
         if next(listings) == 1:
             if rows_per_file:
@@ -167,9 +169,9 @@ def test_pairs_that_are_replaced_while_they_are_opened_are_never_mixed(
             else:
                 (tmp_path / "_writing").mkdir()
                 (tmp_path / "_writing" / "incomplete").touch()
-        return find_files(*args, **kwargs)
+        return find(*args, **kwargs)
 
-    monkeypatch.setattr("dask_embedding_reader.collection.manifest.find_files", replacing)
+    monkeypatch.setattr(Finder, "find", replacing)
     reader = EmbeddingReader(tmp_path, "parquet_npy", meta_columns=["id"])
     assert reader.count == (12 if rows_per_file else len(ROWS))
     [(rows, frame)] = reader(100, show_progress=False)

@@ -38,8 +38,7 @@ from dask_embedding_reader.errors import (
     NoFilesError,
 )
 from dask_embedding_reader.storage import find as finding
-from dask_embedding_reader.storage import read as storage
-from dask_embedding_reader.storage.read import StoredFile
+from dask_embedding_reader.storage.local import LocalStore
 from tests import servers
 from tests.stores import Bucket, emptied_bucket
 from tests.support import FORMATS, assert_batches, write_collection
@@ -127,14 +126,14 @@ def test_a_copy_that_keeps_times_is_as_good_as_the_collection(
     ):
         assert_batches(opened(5, dtype=None, show_progress=False), collection, 5, dtype=None)
     # And no header is read.
-    monkeypatch.setattr("dask_embedding_reader.storage.read._read_local", _only_manifests)
+    monkeypatch.setattr(LocalStore, "read", _only_manifests)
     monkeypatch.setattr("dask_embedding_reader.formats.parquet.read.local_input", Mock(side_effect=AssertionError))
     assert len(replace(collection, folder=tmp_path / "copy").open()) == len(collection.rows)
 
 
-def _only_manifests(file: StoredFile, *arguments: Any, read: Callable[..., None] = storage._read_local) -> None:
-    assert "/.manifest" in file.path
-    read(file, *arguments)
+def _only_manifests(store: LocalStore, path: str, ranges: Any, read: Callable[..., Any] = LocalStore.read) -> Any:
+    assert "/.manifest" in path
+    return read(store, path, ranges)
 
 
 @pytest.mark.parametrize("format_name", ["npy", "parquet-list", "parquet_npy-one-folder"])
@@ -589,11 +588,19 @@ def test_a_lie_about_a_file_shows_when_it_is_read(tmp_path: Path) -> None:
 
     def longer(columns: dict[str, Any], facts: dict[str, Any]) -> None:
         columns["rows"][0] += 10
-        columns["size"][0] += 10 * 12
+        size, _, mark = columns["fingerprint"][0].partition(" ")
+        columns["size"][0] = int(size) + 10 * 12
+        columns["fingerprint"][0] = f"{columns['size'][0]} {mark}"
 
     rewrite(tmp_path / ".manifest.embeddings", longer)
     with pytest.raises(FileChangedError, match=r"0\.npy"):
         EmbeddingReader.from_manifest(tmp_path / ".manifest.embeddings").to_dask_array().compute()
+    assert EmbeddingReader(tmp_path).count == 40
+
+    EmbeddingReader(tmp_path).save_manifest()
+    rewrite(tmp_path / ".manifest.embeddings", lambda columns, facts: columns["size"].__setitem__(0, 9))
+    with pytest.raises(FormatError, match=r"tells two sizes of '0\.npy': 9 and 368"):
+        EmbeddingReader.from_manifest(tmp_path / ".manifest.embeddings")
     assert EmbeddingReader(tmp_path).count == 40
 
     def narrower(columns: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -698,10 +705,10 @@ def test_file_systems_made_alike_are_one(tmp_path: Path, monkeypatch: pytest.Mon
     """Releases of fsspec up to 2026.7 call the first two of a forked process unequal."""
     write_embeddings(ROWS, tmp_path, "parquet_npy", pd.DataFrame({"id": np.arange(20)}))
 
-    def resolve(source: Any, storage_options: Any = None) -> tuple[Any, str]:
+    def resolve(source: Any, storage_options: Any = None) -> tuple[LocalStore, str]:
         filesystem = LocalFileSystem(skip_instance_cache=True)
         filesystem._fs_token_ = uuid.uuid4().hex
-        return filesystem, os.fspath(source)
+        return LocalStore(filesystem), os.fspath(source)
 
     monkeypatch.setattr(finding, "resolve", resolve)
     reader = EmbeddingReader(tmp_path, "parquet_npy", meta_columns=["id"])

@@ -48,13 +48,15 @@ from fsspec.implementations.local import LocalFileSystem
 from dask_embedding_reader.formats.base import Columns, FileHeader, get_format
 from dask_embedding_reader.lazy.graph import make_array, make_metadata_frame
 from dask_embedding_reader.collection.manifest import Manifest, _table
-from dask_embedding_reader.storage.read import StoredFile
+from dask_embedding_reader.storage.store import Here, StoredFile, Version
+from dask_embedding_reader.storage.local import LocalStore
 
-before, storage, dtype = resident(), LocalFileSystem(), np.dtype(np.float16)
+before, storage, dtype = resident(), LocalStore(LocalFileSystem()), np.dtype(np.float16)
 
 def header(number):
     path = f"/data/collection/embeddings/shard-{number // 1000:05}/part-{number:08}.npy"
-    return FileHeader(StoredFile(storage, path, 15_488, f"15488-{1.7e9 + number}"), 10, 768, dtype, 128)
+    version = Version(15_488, "mtime", str(10**18 + number), Here("host", number, 10**18 + number))
+    return FileHeader(StoredFile(storage, path, version), 10, 768, dtype, 128)
 
 files = _table([header(number) for number in range(1_000_000)], ["/data/collection"])
 manifest = Manifest(get_format("npy"), Columns(), files, None, (), dtype)

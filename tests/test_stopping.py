@@ -25,7 +25,7 @@ from dask_embedding_reader._common import threads as stopping
 from dask_embedding_reader._common.threads import stoppable_pool
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.storage import retries
-from dask_embedding_reader.storage.connections import STALL_SECONDS
+from dask_embedding_reader.storage.retries import STALL_SECONDS
 from tests import servers
 from tests.faults import BUSY, Asked, Proxy, faulty
 from tests.support import finishes, python_calls, wait_until

@@ -29,6 +29,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import DestinationError, EmbeddingReaderError
+from dask_embedding_reader.storage import fsspec as remote
 from dask_embedding_reader.storage import put as writing
 from dask_embedding_reader.write import claim
 from tests import servers
@@ -109,7 +110,7 @@ class Stopped:
 
     def before(self, change: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if not self.busy and not writing._creating.locked():  # who holds it cannot be looked at from outside
+            if not self.busy and not remote._creating.locked():  # who holds it cannot be looked at from outside
                 self.seen += 1
                 if self.seen == self.number:
                     self.busy = True
@@ -132,7 +133,7 @@ def stopped_at(number: int, meanwhile: Callable[[], object], kind: str) -> Itera
                 patches.setattr(os, name, stopped.before(getattr(os, name)))
         else:
             for name in ("_create", "_upload", "_rm_file"):
-                patches.setattr(writing, name, stopped.before(getattr(writing, name)))
+                patches.setattr(remote, name, stopped.before(getattr(remote, name)))
             patches.setattr(MemoryFileSystem, "cp_file", stopped.before(MemoryFileSystem.cp_file))
         yield stopped
 

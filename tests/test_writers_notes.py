@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import DestinationError
-from dask_embedding_reader.storage import put as writing
+from dask_embedding_reader.storage import local as writing
 from dask_embedding_reader.write import claim
 from dask_embedding_reader.write.notes import is_inside
 

@@ -13,9 +13,12 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any, TypeVar
+
+R = TypeVar("R")
 
 _own = threading.local()
 # No WeakSet: it runs Python when an event goes, and Python drops a Ctrl-C that arrives there.
@@ -46,6 +49,14 @@ def threads_at_once(threads: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def map_at_once(threads: int, function: Callable[..., R], *columns: Sequence[Any]) -> list[R]:
+    """Call a function for each row of columns, many at once, and keep the order."""
+    if len(columns[0]) <= 1:
+        return [function(*row) for row in zip(*columns, strict=True)]
+    with threads_at_once(min(threads, len(columns[0]))) as pool:
+        return list(pool.map(function, *columns))
 
 
 def may_stop() -> bool:

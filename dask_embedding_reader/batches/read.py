@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import os
 import threading
 import warnings
 from bisect import bisect_right
@@ -46,7 +45,7 @@ from dask_embedding_reader.formats.columns import open_columns
 from dask_embedding_reader.formats.parquet.read import DECODER_NBYTES, footers_nbytes
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
 from dask_embedding_reader.rows import Int64s, Rows, Stretch
-from dask_embedding_reader.storage.read import is_local
+from dask_embedding_reader.storage.store import most_connections
 
 _LOCAL_PIECE_NBYTES = 8 * 2**20
 """Local pieces: large enough that a read costs nothing beside its bytes, small enough that all threads get some."""
@@ -352,8 +351,8 @@ class _Reading:
     def __init__(self, manifest: Manifest, request: BatchRequest, form: Form) -> None:
         self._manifest, self._request, self._form = manifest, request, form
         vectors = manifest.vectors
-        local = all(map(is_local, vectors.filesystems))
-        threads = request.threads or (max(2, os.cpu_count() or 1) if local else _REMOTE_THREADS)
+        local = all(store.is_local for store in vectors.stores)
+        threads = request.threads or most_connections(vectors.stores)
         piece_rows = _piece_rows(manifest, request, threads, local)
         self._pool = _Pool(threads)
         self._threads, self._piece_rows = threads, piece_rows
@@ -390,7 +389,7 @@ class _Reading:
         vectors, rows = self._manifest.vectors, self._piece_rows
         parallel_rows = self._threads * max(rows, int(vectors.group_rows.max()) if decodes_groups else 0)
         # Remote pieces end with their files. A batch and a piece for each connection keep all busy: more takes memory.
-        local = all(map(is_local, vectors.filesystems))
+        local = all(store.is_local for store in vectors.stores)
         ahead = 4 * rows if local else min(rows, int(vectors.rows.max()))
         self._ahead_rows = max(
             self._request.batch_rows, self._threads * ahead, parallel_rows if vectors.has_groups else 0

@@ -8,7 +8,6 @@ threads.
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from dask_embedding_reader.formats.base import Array, default_piece_rows
 from dask_embedding_reader.formats.casting import cast_into
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES, read_picked, read_picked_table
 from dask_embedding_reader.rows import Int64s, Rows
-from dask_embedding_reader.storage.read import is_local
+from dask_embedding_reader.storage.store import most_connections
 
 if TYPE_CHECKING:
     from dask_embedding_reader.batches.read import BatchRequest
@@ -74,7 +73,7 @@ def are_few(manifest: Manifest, request: BatchRequest) -> bool:
     """Tell whether rows are so few that they are read at once."""
     rows = request.stop - request.start
     few = rows <= _FEW_ROWS and rows * manifest.byte_per_item <= _FEW_NBYTES
-    return few and not manifest.vectors.has_groups and all(map(is_local, manifest.vectors.filesystems))
+    return few and not manifest.vectors.has_groups and all(store.is_local for store in manifest.vectors.stores)
 
 
 class WindowReading:
@@ -83,8 +82,8 @@ class WindowReading:
     def __init__(self, manifest: Manifest, request: BatchRequest, form: Form) -> None:
         assert request.rows is not None
         self._manifest, self._request, self._rows, self._form = manifest, request, request.rows, form
-        local = all(map(is_local, manifest.vectors.filesystems))
-        threads = request.threads or (max(2, os.cpu_count() or 1) if local else _REMOTE_THREADS)
+        local = all(store.is_local for store in manifest.vectors.stores)
+        threads = request.threads or most_connections(manifest.vectors.stores)
         part_nbytes = 2 * SCRATCH_NBYTES if local else SCRATCH_NBYTES
         self._part_rows = request.max_piece_rows or default_piece_rows(manifest.byte_per_item, part_nbytes)
         wanted = window_nbytes(manifest, request) + threads * SCRATCH_NBYTES

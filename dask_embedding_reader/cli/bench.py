@@ -7,7 +7,6 @@ from typing import Any
 
 from dask_embedding_reader._common.progress import progress_bar
 from dask_embedding_reader.reader import EmbeddingReader
-from dask_embedding_reader.storage.read import is_local
 
 _LOCAL, _REMOTE = (1, 2, 4, 8), (1, 2, 4, 8, 16, 32)
 _BATCH_NBYTES = 8_000_000
@@ -25,7 +24,7 @@ def measure_reading(reader: EmbeddingReader, seconds: float, *, show_progress: b
         ``runs``, a dictionary for each setting; ``suits``, the setting to use; ``read_again``, whether rows were read
         more than once.
     """
-    settings = _LOCAL if all(map(is_local, reader.manifest.vectors.filesystems)) else _REMOTE
+    settings = _LOCAL if all(store.is_local for store in reader.manifest.vectors.stores) else _REMOTE
     runs, row, total = [], 0, 0
     with progress_bar(show_progress, len(settings), "measuring", " settings") as progress:
         for parallel_pieces in settings:

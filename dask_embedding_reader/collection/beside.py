@@ -9,9 +9,9 @@ from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.collection.saved import METADATA, MOST_FILE_NBYTES, SavedManifest, decode_manifest
 from dask_embedding_reader.errors import FileChangedError, FormatError, ReadError
 from dask_embedding_reader.formats.base import Columns, FileHeader
-from dask_embedding_reader.storage.connections import FileSystem
 from dask_embedding_reader.storage.find import EARLIER_MANIFEST_NAME, INCOMPLETE_NAME, MANIFEST_NAME
-from dask_embedding_reader.storage.read import StoredFile, lasting, read_range, shown_url
+from dask_embedding_reader.storage.read import read_range
+from dask_embedding_reader.storage.store import Store, StoredFile, shown_url
 
 logger = logging.getLogger("dask_embedding_reader")
 
@@ -26,7 +26,7 @@ def check_finished(noticed: Sequence[StoredFile]) -> None:
     """
     for file in noticed:
         if file.path.endswith(f"/{INCOMPLETE_NAME}"):
-            folder = shown_url(file.filesystem, file.path.removesuffix(f"/{INCOMPLETE_NAME}"))
+            folder = shown_url(file.store, file.path.removesuffix(f"/{INCOMPLETE_NAME}"))
             raise ReadError(
                 f"{folder}: this collection is being written, or its writing was interrupted; wait, or run the writing "
                 f"again to finish it. What is there already can be read by naming the files, as in {folder}/*.npy"
@@ -58,10 +58,10 @@ def saved_headers(
         If files that a manifest names have gone: the rows after them would have other numbers.
     """
     known: dict[StoredFile, FileHeader] = {}
-    listed = {(file.filesystem, file.path) for file in files}
+    listed = {(file.store, file.path) for file in files}
     for manifest, saved in manifests:
         headers = [file.header for file in saved.files if file.header.file.path.endswith(suffixes)]
-        gone = [h.file.url for h in headers if (h.file.filesystem, h.file.path) not in listed]
+        gone = [h.file.url for h in headers if (h.file.store, h.file.path) not in listed]
         if gone:
             raise FileChangedError(
                 f"{len(gone):,} of the {counted(len(headers), 'file')} that {manifest.url} names have gone: "
@@ -69,7 +69,7 @@ def saved_headers(
                 "restore them, or remove the manifest to read what is left"
             )
         known |= _usable(saved, columns)
-    saved_as = {file: file._replace(fingerprint=lasting(file.fingerprint)) for file in files}
+    saved_as = {file: file._replace(version=file.version.lasting) for file in files}
     return {file: known[name]._replace(file=file) for file, name in saved_as.items() if name in known}
 
 
@@ -85,9 +85,9 @@ def _manifests(noticed: Sequence[StoredFile]) -> Iterator[StoredFile]:
 def _read(manifest: StoredFile) -> SavedManifest:
     folder = manifest.path.rpartition("/")[0]
 
-    def locate(source: int, path: str) -> tuple[FileSystem, str] | None:
+    def locate(source: int, path: str) -> tuple[Store, str] | None:
         # Others than the first source are folders elsewhere.
-        return None if source or not path else (manifest.filesystem, f"{folder}/{path}")
+        return None if source or not path else (manifest.store, f"{folder}/{path}")
 
     if manifest.size > MOST_FILE_NBYTES:
         raise FormatError(f"{manifest.url}: has {manifest.size:,} bytes, more than any manifest; remove it")

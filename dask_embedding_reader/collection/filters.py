@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from itertools import pairwise
@@ -25,8 +24,8 @@ from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.parquet.read import may_match
 from dask_embedding_reader.formats.picking import open_table_picker
 from dask_embedding_reader.rows import Int64s, Rows, pick, pick_all
-from dask_embedding_reader.storage.read import is_local
 from dask_embedding_reader.storage.retries import describe
+from dask_embedding_reader.storage.store import most_connections
 
 Mask = npt.NDArray[np.bool_]
 Condition = tuple[str, str, Any]
@@ -246,7 +245,7 @@ def _fields(manifest: Manifest, files: FileTable, names: Sequence[str]) -> list[
 
 
 def _threads(files: FileTable) -> int:
-    return max(2, os.cpu_count() or 1) if all(map(is_local, files.filesystems)) else _REMOTE_THREADS
+    return most_connections(files.stores)
 
 
 def _matching(files: FileTable, rows: Rows, condition: _Filter) -> Iterator[Int64s]:

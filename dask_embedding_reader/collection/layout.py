@@ -14,7 +14,8 @@ from dask_embedding_reader.formats.columns import first_schema
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.registry import BESIDE, get_file_format, get_format
-from dask_embedding_reader.storage.read import StoredFile, read_range
+from dask_embedding_reader.storage.read import read_range
+from dask_embedding_reader.storage.store import StoredFile
 
 _FIRST_BYTES = {b"\x93NUM": "npy", b"PAR1": "parquet", b"PK\3\4": "npz", b"ARRO": "arrow"}
 """What files begin with whose names do not tell what they are."""

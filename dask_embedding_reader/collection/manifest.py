@@ -33,10 +33,9 @@ from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, 
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.registry import KINDS, all_suffixes, get_file_format
-from dask_embedding_reader.storage.connections import FileSystem
-from dask_embedding_reader.storage.find import Listings, find_files, find_kinds, find_sibling
-from dask_embedding_reader.storage.read import StoredFile, everywhere, file_url, identity, is_local
+from dask_embedding_reader.storage.find import Finder, Listing, find_sibling
 from dask_embedding_reader.storage.retries import hide_secrets
+from dask_embedding_reader.storage.store import Store, StoredFile, Version
 
 Int64s = npt.NDArray[np.int64]
 
@@ -56,16 +55,16 @@ _BLOCK_FILES = 64
 class FileTable:
     """The files of a collection, in order, as columns of equal length."""
 
-    filesystems: tuple[FileSystem, ...]
+    stores: tuple[Store, ...]
     """The storages that hold them; most collections have one."""
-    filesystem_of: npt.NDArray[np.int16]
+    store_of: npt.NDArray[np.int16]
     """Which of these each file is in."""
     paths: tuple[str, ...]
-    """As the file system spells them."""
+    """As the storage spells them."""
     sizes: Int64s
     """Bytes; -1 where the storage does not tell."""
-    fingerprints: tuple[str, ...]
-    """Change when the file does."""
+    versions: tuple[Version, ...]
+    """Others when the file is another one."""
     offsets: Int64s
     """The first row of each file in the collection, and after the last one the number of rows: one more than files."""
     dimension: int
@@ -108,15 +107,14 @@ class FileTable:
 
     def url(self, position: int) -> str:
         """Spell the path of a file so that it can be opened again."""
-        return file_url(self.filesystems[self.filesystem_of[position]], self.paths[position])
+        return self.stores[int(self.store_of[position])].url(self.paths[position])
 
     def header(self, position: int, start: int = 0, stop: int | None = None) -> FileHeader:
         """Return what is known of one file as a small value; of its row groups those in ``[start, stop)``."""
         file = StoredFile(
-            self.filesystems[self.filesystem_of[position]],
+            self.stores[self.store_of[position]],
             self.paths[position],
-            int(self.sizes[position]),
-            self.fingerprints[position],
+            self.versions[position],
         )
         rows = int(self.offsets[position + 1] - self.offsets[position])
         groups, first, first_row = self._groups(position, start, rows if stop is None else stop)
@@ -148,12 +146,12 @@ class FileTable:
 
     @cached_property
     def token(self) -> str:
-        """A hash of paths, fingerprints and rows: equal in every process, another one when a file changes."""
+        """A hash of paths, versions and rows: equal in every process, another one when a file changes."""
         digest = hashlib.blake2b(digest_size=16)
-        versions = map(everywhere, self.fingerprints)
-        for text in (*map(identity, self.filesystems), *self.paths, *versions, *map(str, self.dtypes)):
+        versions = (version.everywhere for version in self.versions)
+        for text in (*(store.key for store in self.stores), *self.paths, *versions, *map(str, self.dtypes)):
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        for column in (self.filesystem_of, self.offsets, self.dtype_of):
+        for column in (self.store_of, self.offsets, self.dtype_of):
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
@@ -264,7 +262,7 @@ def read_manifest(
             "rename the column in the files, or leave it out of meta_columns"
         )
 
-    def read(listings: Listings) -> Manifest:
+    def read(finder: Finder) -> Manifest:
         return _read_manifest(
             file_format,
             sources,
@@ -273,16 +271,16 @@ def read_manifest(
             storage_options,
             metadata_storage_options,
             show_progress,
-            listings,
+            finder,
             unfinished=unfinished,
         )
 
     try:
-        return read({})
+        return read(Finder())
     except FileChangedError:
         # A writer that comes to its end while its folder is listed, page by page: its manifest names more files than
         # the listing. What is missing, or changes, the second time is not coming.
-        return read({})
+        return read(Finder())
 
 
 def _check_dtype(file_format: Format, columns: Columns) -> None:
@@ -301,83 +299,50 @@ def _read_manifest(
     storage_options: Mapping[str, Any] | None,
     metadata_storage_options: Mapping[str, Any] | None,
     show_progress: bool,
-    listings: Listings,
+    finder: Finder,
     *,
     unfinished: bool,
 ) -> Manifest:
-    noticed: list[StoredFile] = []
-    marks: list[StoredFile] = []
-    roots: list[str] = []
-    shared: dict[tuple[Any, ...], FileSystem] = {}
-    heads: dict[StoredFile, bytes] = {}
-    empty: list[Source] = []
     saved = None
-    is_noticed = file_format is None  # what is looked up in order to choose it is not looked up again
     if file_format is None:
         file_format, saved = _choose_layout(
-            sources, columns, metadata_sources, storage_options, noticed, shared, listings, unfinished=unfinished
+            sources, columns, metadata_sources, storage_options, finder, unfinished=unfinished
         )
         _check_dtype(file_format, columns)
     if file_format.metadata == "none":
         columns = columns._replace(meta=())
     vectors = file_format.vectors
-    files = find_files(
-        sources,
-        vectors.suffixes,
-        storage_options,
-        None if is_noticed else noticed,
-        roots,
-        shared,
-        vectors.first_nbytes,
-        heads,
-        empty,
-        listings=listings,
-    )
+    found = finder.find(sources, vectors.suffixes, storage_options, first_nbytes=vectors.first_nbytes)
     if not unfinished:
-        check_finished(noticed)
-    partner_files, partner_roots = None, roots
+        check_finished(found.own)
+    partners, empty = None, found.empty
     if file_format.metadata == "beside":
         # Before any header is read: if files are replaced between two listings, an old one's is not there any more.
-        partner_roots = []
         if metadata_sources is None:
-            without: list[Source] = []
-            partner_files = _find_metadata(
-                vectors, sources, storage_options, marks, partner_roots, shared, without, listings
-            )
-            empty = [source for source in empty if source in without]
+            partners = _find_metadata(vectors, sources, storage_options, finder)
+            empty = [source for source in empty if source in partners.empty]
         else:
             options = storage_options if metadata_storage_options is None else metadata_storage_options
-            partner_files = find_files(
-                metadata_sources,
-                PARQUET.suffixes,
-                options,
-                marks,
-                partner_roots,
-                shared,
-                empty=empty,
-                listings=listings,
-            )
+            partners = finder.find(metadata_sources, PARQUET.suffixes, options)
+            empty = [*empty, *partners.empty]
         if not unfinished:
-            check_finished(marks)
+            check_finished(partners.own)
     for source in empty:
         _warn_of_empty(source)
-    if not vectors.first_nbytes:
-        heads.clear()  # they are the first bytes
+    heads = dict(found.heads) if vectors.first_nbytes else {}  # they are the first bytes
     if saved is None:
-        saved = read_saved(noticed)
-    columns = choose_column(vectors, files, heads, [manifest for _, manifest in saved], columns)
-    columns = choose_metadata(file_format, files if partner_files is None else partner_files, columns)
+        saved = read_saved(found.own)
+    columns = choose_column(vectors, found.files, heads, [manifest for _, manifest in saved], columns)
+    columns = choose_metadata(file_format, found.files if partners is None else partners.files, columns)
     own_columns = columns if file_format.metadata == "same" else columns._replace(meta=())
-    known = saved_headers(saved, files, vectors.suffixes, own_columns)
-    headers = _read_headers(vectors, files, own_columns, show_progress, known, heads)
-    partners = None
-    if partner_files is not None:
-        paired = pair_files(files, partner_files, (roots, partner_roots))
-        known = saved_headers(saved, paired, PARQUET.suffixes, Columns(meta=columns.meta))
-        partners = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known)
-    return make_manifest(
-        file_format, columns, (headers, roots), None if partners is None else (partners, partner_roots)
-    )
+    known = saved_headers(saved, found.files, vectors.suffixes, own_columns)
+    headers = _read_headers(vectors, found.files, own_columns, show_progress, known, heads)
+    if partners is None:
+        return make_manifest(file_format, columns, (headers, found.roots), None)
+    paired = pair_files(found.files, partners.files, (found.roots, partners.roots))
+    known = saved_headers(saved, paired, PARQUET.suffixes, Columns(meta=columns.meta))
+    metadata = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known)
+    return make_manifest(file_format, columns, (headers, found.roots), (metadata, partners.roots))
 
 
 def _choose_layout(
@@ -385,35 +350,24 @@ def _choose_layout(
     columns: Columns,
     metadata_sources: Sequence[Source] | None,
     storage_options: Mapping[str, Any] | None,
-    noticed: list[StoredFile],
-    shared: dict[tuple[Any, ...], FileSystem],
-    listings: Listings,
+    finder: Finder,
     *,
     unfinished: bool,
 ) -> tuple[Format, list[tuple[StoredFile, SavedManifest]] | None]:
     """List the files, and choose the format by what there is; return the manifests beside them, too, if it was read."""
     formats = [get_file_format(name) for name in KINDS]
-    kinds = find_kinds(
-        sources,
-        {each.name: each.suffixes for each in formats},
-        storage_options,
-        noticed,
-        shared,
-        max(each.first_nbytes for each in formats),
-        listings,
-    )
+    first_nbytes = max(each.first_nbytes for each in formats)
+    suffixes_of = {each.name: each.suffixes for each in formats}
+    kinds, own = finder.find_kinds(sources, suffixes_of, storage_options, first_nbytes=first_nbytes)
     if not unfinished:
-        check_finished(noticed)
+        check_finished(own)
     if not kinds:
-        find_files(
-            sources, all_suffixes(), storage_options, shared=shared, listings=listings
-        )  # says that there is none
+        finder.find(sources, all_suffixes(), storage_options)  # says that there is none
     if kinds == [""]:
-        heads: dict[StoredFile, bytes] = {}
-        [file, *_] = find_files(sources, all_suffixes(), storage_options, shared=shared, heads=heads, listings=listings)
-        kinds = [tell_kind(file, heads.get(file, b""))]
+        found = finder.find(sources, all_suffixes(), storage_options)
+        kinds = [tell_kind(found.files[0], found.heads.get(found.files[0], b""))]
     # Where metadata is elsewhere, that is listed before any manifest is read.
-    saved = read_saved(noticed) if metadata_sources is None else None
+    saved = read_saved(own) if metadata_sources is None else None
     layout = choose_layout(
         [kind for kind in kinds if kind],
         [manifest for _, manifest in saved or ()],
@@ -425,28 +379,11 @@ def _choose_layout(
 
 
 def _find_metadata(
-    vectors: FileFormat,
-    sources: Sequence[Source],
-    storage_options: Mapping[str, Any] | None,
-    marks: list[StoredFile],
-    roots: list[str],
-    shared: dict[tuple[Any, ...], FileSystem],
-    empty: list[Source],
-    listings: Listings,
-) -> list[StoredFile]:
+    vectors: FileFormat, sources: Sequence[Source], storage_options: Mapping[str, Any] | None, finder: Finder
+) -> Listing:
     """Find the metadata of npy files where nobody says where it is: in the same folders."""
     try:
-        return find_files(
-            sources,
-            PARQUET.suffixes,
-            storage_options,
-            marks,
-            roots,
-            shared,
-            empty=empty,
-            named=False,
-            listings=listings,
-        )
+        return finder.find(sources, PARQUET.suffixes, storage_options, named=False)
     except NoFilesError as error:
         likely = find_sibling(sources[0], re.compile("meta"), storage_options)
         remedy = f"is it metadata_folder={likely!r}?" if likely else "say where it is: metadata_folder=..."
@@ -522,7 +459,7 @@ def _read_headers(
         unknown = [file for file in files if file not in known]
         read = iter(_read_headers(vectors, unknown, columns, show_progress, {}, heads) if unknown else ())
         return [known.get(file) or next(read) for file in files]
-    local = all(is_local(file.filesystem) for file in files)
+    local = all(file.store.is_local for file in files)
     per_block = _BLOCK_FILES if local else 1
     blocks = [files[first : first + per_block] for first in range(0, len(files), per_block)]
 
@@ -578,17 +515,17 @@ def _check_rows(headers: Sequence[FileHeader], partners: Sequence[FileHeader]) -
 
 def _table(headers: Sequence[FileHeader], roots: Sequence[str]) -> FileTable:
     """Turn headers into columns."""
-    filesystem_ids: dict[FileSystem, int] = {}
-    filesystem_of = [filesystem_ids.setdefault(h.file.filesystem, len(filesystem_ids)) for h in headers]
+    store_ids: dict[Store, int] = {}
+    store_of = [store_ids.setdefault(h.file.store, len(store_ids)) for h in headers]
     dtype_ids: dict[np.dtype[Any], int] = {}
     dtype_of = [dtype_ids.setdefault(header.dtype, len(dtype_ids)) for header in headers]
     layouts: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # most files have the same: one value for all of them
     return FileTable(
-        filesystems=tuple(filesystem_ids),
-        filesystem_of=np.array(filesystem_of, np.int16),
+        stores=tuple(store_ids),
+        store_of=np.array(store_of, np.int16),
         paths=tuple(header.file.path for header in headers),
         sizes=np.array([header.file.size for header in headers], np.int64),
-        fingerprints=tuple(header.file.fingerprint for header in headers),
+        versions=tuple(header.file.version for header in headers),
         offsets=np.cumsum([0, *(header.rows for header in headers)], dtype=np.int64),
         dimension=next((header.dimension for header in headers if header.rows), 0),
         dtypes=tuple(dtype_ids),

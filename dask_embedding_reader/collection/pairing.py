@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import MismatchError
-from dask_embedding_reader.storage.read import StoredFile
+from dask_embedding_reader.storage.store import StoredFile
 
 Files = Sequence[StoredFile]
 Roots = Sequence[str]

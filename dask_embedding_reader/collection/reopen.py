@@ -20,17 +20,18 @@ from dask_embedding_reader.errors import ArgumentError, ColumnError, FormatError
 from dask_embedding_reader.formats.base import MetaColumn
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.registry import get_format
-from dask_embedding_reader.storage.connections import FileSystem
-from dask_embedding_reader.storage.find import EARLIER_MANIFEST_NAME, MANIFEST_NAME, MANIFEST_NAMES, is_litter, resolve
+from dask_embedding_reader.storage.find import EARLIER_MANIFEST_NAME, MANIFEST_NAME, MANIFEST_NAMES
+from dask_embedding_reader.storage.names import is_litter
 from dask_embedding_reader.storage.put import get_file, put_file, remove_files
-from dask_embedding_reader.storage.read import shown_url
+from dask_embedding_reader.storage.store import Store, shown_url
+from dask_embedding_reader.storage.urls import resolve
 
 _GLOB_CHARACTERS = "*?["
 
 
 def save_manifest(
     manifest: Manifest,
-    filesystem: FileSystem,
+    store: Store,
     path: str,
     written: Mapping[str, Any] | None = None,
     scratch: str | None = None,
@@ -61,10 +62,10 @@ def save_manifest(
         written,
         files,
     )
-    put_file(filesystem, path, encode_manifest(saved), scratch)
+    put_file(store, path, encode_manifest(saved), scratch)
     folder, _, name = path.rpartition("/")
     if name == MANIFEST_NAME:
-        remove_files(filesystem, [f"{folder}/{EARLIER_MANIFEST_NAME}"])
+        remove_files(store, [f"{folder}/{EARLIER_MANIFEST_NAME}"])
 
 
 def _saved_files(kind: str, table: FileTable, first_source: int, meta: tuple[MetaColumn, ...]) -> Iterator[SavedFile]:
@@ -92,7 +93,7 @@ def _inside(folder: str) -> str:
 
 
 def reopen_manifest(
-    where: tuple[FileSystem, str],
+    where: tuple[Store, str],
     sources: Sequence[Source] | None,
     metadata_sources: Sequence[Source] | None,
     meta_columns: Sequence[str] | None,
@@ -114,20 +115,20 @@ def reopen_manifest(
     ReadError
         If the storage does not deliver it.
     """
-    filesystem, path, data = _read_manifest(*where)
-    url = shown_url(filesystem, path)
+    store, path, data = _read_manifest(*where)
+    url = shown_url(store, path)
     if sources is None:
-        roots = [(filesystem, path.rpartition("/")[0])]
+        roots = [(store, path.rpartition("/")[0])]
     else:
         roots = [resolve(source, storage_options) for source in sources]
     metadata_options = storage_options if metadata_storage_options is None else metadata_storage_options
     metadata_roots = [resolve(source, metadata_options) for source in metadata_sources or ()]
 
-    def locate(source: int, below: str) -> tuple[FileSystem, str] | None:
+    def locate(source: int, below: str) -> tuple[Store, str] | None:
         if source >= len(all_roots):
             return None  # said below
-        root_filesystem, root = all_roots[source]
-        return root_filesystem, f"{_inside(root)}{below}" if below else root
+        root_store, root = all_roots[source]
+        return root_store, f"{_inside(root)}{below}" if below else root
 
     all_roots = roots + metadata_roots
     saved = decode_manifest(data, url, locate)
@@ -145,7 +146,7 @@ def reopen_manifest(
         )
     places = [saved.columns.meta.index(name) for name in names]
 
-    def headers(kind: str, roots: Sequence[tuple[FileSystem, str]]) -> Headers:
+    def headers(kind: str, roots: Sequence[tuple[Store, str]]) -> Headers:
         of_kind = [file.header for file in saved.files if file.kind == kind]
         chosen = [
             header._replace(meta=tuple(header.meta[place] for place in places if header.meta)) for header in of_kind
@@ -163,38 +164,38 @@ def reopen_manifest(
     return make_manifest(layout, columns, vectors, metadata if metadata[0] else None), path
 
 
-def _read_manifest(filesystem: FileSystem, path: str) -> tuple[FileSystem, str, bytes]:
+def _read_manifest(store: Store, path: str) -> tuple[Store, str, bytes]:
     """Read a manifest that is named itself, or by the folder that it is in; return where it is, too."""
     inside = [f"{_inside(path)}{name}" for name in MANIFEST_NAMES]
     is_named = path.endswith((f".{MANIFEST_NAME.rpartition('.')[2]}", EARLIER_MANIFEST_NAME, ".parquet"))
     for place in [path, *inside] if is_named else [*inside, path]:
-        if (data := _read_if_there(filesystem, place)) is not None:
-            return filesystem, place, data
+        if (data := _read_if_there(store, place)) is not None:
+            return store, place, data
     raise NoFilesError(
-        f"{shown_url(filesystem, path)} does not exist, or is a folder without a manifest ({MANIFEST_NAME}); "
+        f"{shown_url(store, path)} does not exist, or is a folder without a manifest ({MANIFEST_NAME}); "
         "EmbeddingReader.save_manifest writes one"
     )
 
 
-def _read_if_there(filesystem: FileSystem, path: str) -> bytes | None:
+def _read_if_there(store: Store, path: str) -> bytes | None:
     """Read a file; None also where storages complain in their own ways that there is a folder instead, or none."""
     try:
-        return get_file(filesystem, path, ReadError)
+        return get_file(store, path, ReadError)
     except ReadError as error:
         if isinstance(error.__cause__, IsADirectoryError | NotADirectoryError):
             return None
         raise
 
 
-def check_place(manifest: Manifest, filesystem: FileSystem, path: str) -> None:
+def check_place(manifest: Manifest, store: Store, path: str) -> None:
     """Refuse to save a manifest under a name that would be read as data when the collection is opened again."""
     kinds = [(manifest.vectors, manifest.format.vectors.suffixes), (manifest.metadata, PARQUET.suffixes)]
     for table, suffixes in kinds:
-        if table is None or not path.endswith(suffixes) or filesystem not in table.filesystems:
+        if table is None or not path.endswith(suffixes) or store not in table.stores:
             continue
         root = next((root for root in table.roots if path.startswith(_inside(_folder(root)))), None)
         if root is not None and not is_litter(path, _folder(root)):
             raise ArgumentError(
-                f"{shown_url(filesystem, path)} would be read as data of {shown_url(filesystem, root)}; let its name "
+                f"{shown_url(store, path)} would be read as data of {shown_url(store, root)}; let its name "
                 "end in .embeddings, or save it elsewhere"
             )

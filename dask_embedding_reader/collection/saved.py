@@ -29,9 +29,8 @@ from dask_embedding_reader.formats.parquet.footer import (
 )
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.registry import get_format
-from dask_embedding_reader.storage.connections import FileSystem
-from dask_embedding_reader.storage.read import StoredFile, lasting
 from dask_embedding_reader.storage.retries import describe
+from dask_embedding_reader.storage.store import Store, StoredFile, Version
 
 VECTORS, METADATA = "vectors", "metadata"
 
@@ -109,7 +108,7 @@ class SavedManifest(NamedTuple):
     """The files, in order."""
 
 
-Locate = Callable[[int, str], tuple[FileSystem, str] | None]
+Locate = Callable[[int, str], tuple[Store, str] | None]
 """Given a source and the path below it, returns where a file is; None for a file that is not wanted."""
 
 
@@ -133,7 +132,7 @@ def encode_manifest(manifest: SavedManifest) -> bytes:
         "source": [file.source for file in manifest.files],
         "path": [_encode(file.path) for file in manifest.files],
         "size": [header.file.size for header in headers],
-        "fingerprint": [lasting(header.file.fingerprint) for header in headers],
+        "fingerprint": [str(header.file.version.lasting) for header in headers],
         "checksum": [header.checksum for header in headers],
         "rows": [header.rows for header in headers],
         "dimension": [header.dimension for header in headers],
@@ -298,8 +297,11 @@ def _decode_files(
             _fail(where, f"describes {path!r} as {kind!r} of source {source}")
         if (located := locate(source, path)) is None:
             continue
+        version = Version.parse(facts["fingerprint"])
+        if version.size != facts["size"]:
+            _fail(where, f"tells two sizes of {path!r}: {facts['size']:,} and {version.size:,}")
         header = FileHeader(
-            StoredFile(*located, facts["size"], facts["fingerprint"]),
+            StoredFile(*located, version),
             facts["rows"],
             facts["dimension"],
             dtypes[facts["dtype"]],

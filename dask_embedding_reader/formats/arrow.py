@@ -43,9 +43,10 @@ from dask_embedding_reader.formats.vector_columns import (
     type_of_items,
 )
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.put import WritableFile, Write
-from dask_embedding_reader.storage.read import StoredFile, read_range
+from dask_embedding_reader.storage.put import WritableFile
+from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.retries import describe
+from dask_embedding_reader.storage.store import StoredFile, Write
 
 ARROW_LAYOUT = "arrow"
 """The first of every layout of such files. What follows, if anything, is where vectors lie that are not compressed, of

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dask_embedding_reader._common.memory import new_array
-from dask_embedding_reader.storage.read import StoredFile
+from dask_embedding_reader.storage.store import StoredFile
 
 if TYPE_CHECKING:
     from dask_embedding_reader.formats.vectors import Vectors
-    from dask_embedding_reader.storage.put import Write
+    from dask_embedding_reader.storage.store import Write
 
 Array = npt.NDArray[Any]
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from dask_embedding_reader.formats.arrow import ARROW, arrow_schema, iter_arrow_tables
 from dask_embedding_reader.formats.base import FileFormat, FileHeader
 from dask_embedding_reader.formats.parquet.read import DECODE_ROWS, TableReader, iter_tables, parquet_schema
-from dask_embedding_reader.storage.read import StoredFile
+from dask_embedding_reader.storage.store import StoredFile
 
 
 def first_schema(kind: FileFormat, files: Sequence[StoredFile]) -> pa.Schema:

@@ -26,8 +26,8 @@ from dask_embedding_reader.formats.raw import (
     write_rows,
 )
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.put import Write
-from dask_embedding_reader.storage.read import StoredFile, read_range
+from dask_embedding_reader.storage.read import read_range
+from dask_embedding_reader.storage.store import StoredFile, Write
 
 _HEADER_NBYTES = 8
 

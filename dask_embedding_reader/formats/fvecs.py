@@ -26,8 +26,8 @@ from dask_embedding_reader.formats.base import (
 )
 from dask_embedding_reader.formats.raw import dtype_by_name, open_block_stretches, suffix_of_dtype
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.put import Write
-from dask_embedding_reader.storage.read import StoredFile, read_range
+from dask_embedding_reader.storage.read import read_range
+from dask_embedding_reader.storage.store import StoredFile, Write
 
 _PREFIX_NBYTES = 4
 

@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dask_embedding_reader.errors import EmbeddingReaderError, FormatError
-from dask_embedding_reader.storage.read import StoredFile, read_range, read_ranges
+from dask_embedding_reader.storage.read import read_range, read_ranges
 from dask_embedding_reader.storage.retries import describe
+from dask_embedding_reader.storage.store import StoredFile
 
 MAGIC = b"ARROW1"
 _TAIL_NBYTES = 2**16

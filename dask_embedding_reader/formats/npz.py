@@ -34,8 +34,9 @@ from dask_embedding_reader.formats.base import (
 from dask_embedding_reader.formats.npy import NPY, Parsed, parse_npy, rows_and_dimension
 from dask_embedding_reader.formats.raw import copy_blocks, naming_rows
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.put import WritableFile, Write
-from dask_embedding_reader.storage.read import StoredFile, read_range
+from dask_embedding_reader.storage.put import WritableFile
+from dask_embedding_reader.storage.read import read_range
+from dask_embedding_reader.storage.store import StoredFile, Write
 
 _TAIL_NBYTES = 2**16
 """What is read at first of the end of an archive, where its directory is."""

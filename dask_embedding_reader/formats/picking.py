@@ -17,7 +17,6 @@ from dask_embedding_reader.formats.casting import CheckedCast
 from dask_embedding_reader.formats.columns import iter_columns
 from dask_embedding_reader.formats.metadata import MetaField, empty_frame, make_frame
 from dask_embedding_reader.formats.parquet.read import DECODE_ROWS
-from dask_embedding_reader.storage.read import is_local
 
 Int64s = npt.NDArray[np.int64]
 
@@ -103,7 +102,7 @@ def _by_group(header: FileHeader, rows: Int64s) -> Iterator[tuple[int, int]]:
 def open_picker(vectors: FileFormat, columns: Columns, header: FileHeader, start: int, stop: int) -> Picker:
     """Return a function that puts some of the rows ``[start, stop)`` of a file where they belong."""
     read = vectors.open_stretches(header, columns, start, stop)
-    local = is_local(header.file.filesystem)
+    local = header.file.store.is_local
     row_nbytes = max(1, header.dimension * header.dtype.itemsize)
     gap_rows = (_GAP_NBYTES if local else _REMOTE_GAP_NBYTES) // row_nbytes
     long_rows = max(2, _LONG_NBYTES // row_nbytes) if local else 0

@@ -14,8 +14,8 @@ from dask_embedding_reader.errors import FormatError, ReadError
 from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader, Stretch, StretchReader
 from dask_embedding_reader.formats.casting import CheckedCast
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.put import Write
-from dask_embedding_reader.storage.read import StoredFile, is_local, read_each_into, read_into
+from dask_embedding_reader.storage.read import read_each_into, read_into
+from dask_embedding_reader.storage.store import StoredFile, Write
 
 _SCRATCH_NBYTES = 2**19
 """Vectors that must be cast are read in blocks of this size: they stay in the processor's cache between the two."""
@@ -133,7 +133,7 @@ def read_blocks(file: StoredFile, position: int, row_type: np.dtype[Any], rows: 
     The dtype of a row is one with fields, or of a sub-array.
     """
     step = rows
-    if is_local(file.filesystem):  # elsewhere each block would be a request
+    if file.store.is_local:  # elsewhere each block would be a request
         step = max(1, _SCRATCH_NBYTES // row_type.itemsize)
     scratch = np.empty(min(step, rows) * row_type.itemsize, np.uint8)
     for first in range(0, rows, step):

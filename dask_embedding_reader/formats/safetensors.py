@@ -29,8 +29,8 @@ from dask_embedding_reader.formats.base import (
 )
 from dask_embedding_reader.formats.raw import open_block_stretches, open_raw, open_raw_stretches, write_rows
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.put import Write
-from dask_embedding_reader.storage.read import StoredFile, read_range
+from dask_embedding_reader.storage.read import read_range
+from dask_embedding_reader.storage.store import StoredFile, Write
 
 _LENGTH_NBYTES = 8
 _MOST_NBYTES = 100_000_000

@@ -11,8 +11,8 @@ import numpy as np
 
 from dask_embedding_reader._common.units import counted, human_size
 from dask_embedding_reader.collection.manifest import FileTable, Int64s, Manifest
-from dask_embedding_reader.storage.read import is_local, shown_url
 from dask_embedding_reader.storage.retries import hide_secrets
+from dask_embedding_reader.storage.store import shown_url
 
 _MOST_BLOCKS = 150
 """Blocks of the strip; where there are more files, neighbours share a block."""
@@ -67,12 +67,12 @@ def _facts(manifest: Manifest, rows: int, order: str) -> Iterator[tuple[str, str
 
 def _place(vectors: FileTable) -> str:
     """Return the folder that all files are in."""
-    if len(vectors.filesystems) > 1:
-        return f"{len(vectors.filesystems)} storages"
+    if len(vectors.stores) > 1:
+        return f"{len(vectors.stores)} storages"
     folder = vectors.paths[0] if len(vectors) == 1 else _common_folder(min(vectors.paths), max(vectors.paths))
-    if is_local(vectors.filesystems[0]):
+    if vectors.stores[0].is_local:
         folder = _from_here(folder)
-    place = shown_url(vectors.filesystems[0], folder)
+    place = shown_url(vectors.stores[0], folder)
     return place if len(place) <= _LONGEST_PLACE else "…" + place[-_LONGEST_PLACE:]
 
 

@@ -27,14 +27,12 @@ import fsspec.asyn
 
 from dask_embedding_reader._common.threads import is_stopped, may_stop
 from dask_embedding_reader.errors import ReadError
-from dask_embedding_reader.storage.retries import EndlessAnswerError
+from dask_embedding_reader.storage.clients import any as any_client
+from dask_embedding_reader.storage.clients import ftp
+from dask_embedding_reader.storage.retries import STALL_SECONDS, EndlessAnswerError
 
 FileSystem: TypeAlias = fsspec.AbstractFileSystem
 T = TypeVar("T")
-
-STALL_SECONDS = 30.0
-"""A read that makes no progress for so long has failed; `storage_options` may say otherwise where a client has such an
-option (S3: ``config_kwargs={"read_timeout": ...}``, 15 s by default; HTTP: ``timeout=aiohttp.ClientTimeout(...)``)."""
 
 _LOOK_SECONDS = 0.2
 """How often a thread that waits for an answer looks whether it still needs it."""
@@ -100,6 +98,25 @@ def connected(filesystem: FileSystem) -> FileSystem:
 def exclusive(filesystem: FileSystem) -> AbstractContextManager[Any]:
     """Return a lock to hold while a file system is asked; it does nothing where several threads may ask at once."""
     return _link(filesystem).lock
+
+
+@contextmanager
+def asking(filesystem: FileSystem) -> Iterator[FileSystem]:
+    """Give the file system to ask to a block, alone where several cannot ask at once.
+
+    After a failure a new connection is opened, where the old one is of no use. What is not there is
+    ``FileNotFoundError``, whatever the client says.
+    """
+    with exclusive(filesystem):
+        try:
+            yield connected(filesystem)
+        except Exception as error:
+            is_told = isinstance(error, FileNotFoundError)
+            if not is_told:
+                reconnect(filesystem)
+            if ftp.is_missing(error.__cause__ if is_told else error):
+                raise FileNotFoundError(str(error)) from None
+            raise
 
 
 def sites(filesystem: FileSystem) -> dict[str, Any]:
@@ -249,7 +266,7 @@ def _link(filesystem: FileSystem) -> _Link:
         with _linking:
             link = _found_link(filesystem)
             if link is None or link.pid != pid:
-                made_in = link.pid if link is not None else getattr(filesystem, "_pid", pid)
+                made_in = link.pid if link is not None else any_client.made_in(filesystem)
                 # A file system that came through a fork shares sockets, file positions and a dead thread with its twin.
                 other = _prepared(filesystem, anew=made_in != pid)
                 one_at_a_time = protocols(filesystem) & _ONE_AT_A_TIME
@@ -290,7 +307,7 @@ def _prepared(filesystem: FileSystem, *, anew: bool) -> FileSystem | None:
         own.ftp.get_channel().settimeout(STALL_SECONDS)
     elif names & _HDFS:
         own = _renewed(filesystem)
-        own._strip_protocol = path_within
+        any_client.keep_paths(own, path_within)
         if hasattr(own, "session"):
             own.session.request = partial(own.session.request, timeout=STALL_SECONDS)
     elif class_name(filesystem) == _WEB and getattr(filesystem.get_client, "__module__", "") == filesystem.__module__:

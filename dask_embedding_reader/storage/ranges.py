@@ -14,17 +14,24 @@ _BLOCK_NBYTES = 2**22
 """As much is received at once: whoever waits for it looks around in between."""
 
 
-class Wanted:
+class ByteRange:
     """A byte range ``[start, stop)`` of a file, and the memory for it."""
 
-    __slots__ = ("_buffers", "count", "start", "stop")
+    __slots__ = ("_rest", "buffers", "count", "start", "stop")
 
     def __init__(self, start: int, buffers: Sequence[memoryview]) -> None:
         self.start = start
         self.stop = start + sum(buffer.nbytes for buffer in buffers)
         self.count = 0
         """Bytes that came."""
-        self._buffers = list(buffers)
+        self.buffers = [buffer for buffer in buffers if buffer.nbytes]
+        """Writable, contiguous memory for them."""
+        self._rest = self.buffers
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes are asked for."""
+        return self.stop - self.start
 
     @property
     def header(self) -> str:
@@ -33,7 +40,7 @@ class Wanted:
 
     def fill(self, read_into: Callable[[memoryview], int]) -> None:
         """Have a function put the bytes where they belong, until it says that there are no more."""
-        for buffer in self._buffers:
+        for buffer in self.buffers:
             rest = buffer
             while rest.nbytes:
                 count = read_into(rest[:_BLOCK_NBYTES])
@@ -55,9 +62,9 @@ class Wanted:
             raise self.too_many()
         view = memoryview(block)
         while view.nbytes:
-            taken = min(view.nbytes, self._buffers[0].nbytes)
-            self._buffers[0][:taken] = view[:taken]
-            view, self._buffers = view[taken:], drop_bytes(self._buffers, taken)
+            taken = min(view.nbytes, self._rest[0].nbytes)
+            self._rest[0][:taken] = view[:taken]
+            view, self._rest = view[taken:], drop_bytes(self._rest, taken)
 
     def too_many(self) -> ReadError:
         """Return the error for an answer that is too long."""
@@ -69,7 +76,7 @@ class Wanted:
 
     def take_memory(self) -> None:
         """Have the system provide the memory, which costs as much as reading."""
-        for buffer in self._buffers:
+        for buffer in self.buffers:
             np.frombuffer(buffer, np.uint8)[:: mmap.PAGESIZE] = 0
 
 
@@ -93,7 +100,7 @@ def part(content_range: str | None, content_length: str | int | None) -> tuple[i
     return int(first or 0), None if size == "*" else int(size)
 
 
-def only(wanted: Wanted, first: int) -> Callable[[bytes], bool]:
+def only(wanted: ByteRange, first: int) -> Callable[[bytes], bool]:
     """Return what takes a body that starts at byte ``first``, keeps what is wanted, and tells when it has had enough.
 
     A body of exactly the range is read to its end, so that one that is too long is noticed.

@@ -25,6 +25,11 @@ LONGEST_PAUSE_SECONDS = 60.0
 """The longest that a server's ``Retry-After`` is obeyed."""
 
 
+STALL_SECONDS = 30.0
+"""A read that makes no progress for so long has failed; `storage_options` may say otherwise where a client has such an
+option (S3: ``config_kwargs={"read_timeout": ...}``, 15 s by default; HTTP: ``timeout=aiohttp.ClientTimeout(...)``)."""
+
+
 class EndlessAnswerError(ConnectionError):
     """A server says that its answer is still to come, again and again."""
 

@@ -30,14 +30,12 @@ from typing import Any, NamedTuple, TypeVar
 import psutil
 
 from dask_embedding_reader.errors import DestinationError, EmbeddingReaderError, WriteError
-from dask_embedding_reader.storage.connections import FileSystem
 from dask_embedding_reader.storage.put import (
     create_file,
     find_folders,
     find_links,
     get_file,
     has_folder,
-    is_object_store,
     list_files,
     make_folder,
     put_file,
@@ -45,8 +43,8 @@ from dask_embedding_reader.storage.put import (
     remove_files,
     remove_folder,
 )
-from dask_embedding_reader.storage.read import shown_url
 from dask_embedding_reader.storage.retries import describe
+from dask_embedding_reader.storage.store import Store, shown_url
 from dask_embedding_reader.write.notes import DamagedNoteError, id_of, integer, load, number, text
 
 logger = logging.getLogger("dask_embedding_reader")
@@ -82,7 +80,7 @@ _LAST_SECOND = 2**40
 class Claim(NamedTuple):
     """The right of a job to be the only one that writes to a folder. Small and picklable: it travels in every task."""
 
-    filesystem: FileSystem
+    store: Store
     """The storage."""
     folder: str
     """The folder of all claims."""
@@ -103,15 +101,15 @@ class Claim(NamedTuple):
 
     def is_held(self) -> bool:
         """Tell whether no other writer has taken over."""
-        content = get_file(self.filesystem, self.path)
+        content = get_file(self.store, self.path)
         # Who takes over removes the folder first.
-        return content is not None and self.job.encode() in content and has_folder(self.filesystem, self.scratch)
+        return content is not None and self.job.encode() in content and has_folder(self.store, self.scratch)
 
     def check(self) -> None:
         """Raise ``DestinationError`` if another writer has taken over."""
         if not self.is_held():
             raise DestinationError(
-                f"{shown_url(self.filesystem, self.folder)}: another writer took this one for dead and took over; "
+                f"{shown_url(self.store, self.folder)}: another writer took this one for dead and took over; "
                 "nothing is damaged: look whether it is done, and run this again if not"
             )
 
@@ -132,11 +130,11 @@ class Claim(NamedTuple):
 
     def put(self, path: str, data: bytes) -> None:
         """Write a small file."""
-        self.keep(lambda: put_file(self.filesystem, path, data, self.scratch))
+        self.keep(lambda: put_file(self.store, path, data, self.scratch))
 
     def remove(self, paths: Sequence[str]) -> None:
         """Remove files."""
-        self.keep(lambda: remove_files(self.filesystem, paths, self.scratch))
+        self.keep(lambda: remove_files(self.store, paths, self.scratch))
 
 
 class Lease:
@@ -180,7 +178,7 @@ def new_job() -> str:
 
 
 @contextmanager
-def claimed(filesystem: FileSystem, folder: str) -> Iterator[Claim]:
+def claimed(store: Store, folder: str) -> Iterator[Claim]:
     """Be the only writer until the end of the block.
 
     Raises
@@ -190,31 +188,31 @@ def claimed(filesystem: FileSystem, folder: str) -> Iterator[Claim]:
     WriteError
         If nothing can be written there at all.
     """
-    lease = take(filesystem, folder, new_job())
+    lease = take(store, folder, new_job())
     try:
         yield lease.claim
     finally:
         lease.give_back()
 
 
-def take(filesystem: FileSystem, folder: str, job: str, *, is_shared: bool = False) -> Lease:
+def take(store: Store, folder: str, job: str, *, is_shared: bool = False) -> Lease:
     """Claim a folder for a job, alone or beside other processes that work at the same job.
 
     Raises what :func:`claimed` does.
     """
-    if links := find_links(filesystem, folder):
+    if links := find_links(store, folder):
         raise DestinationError(f"{links[0]}: is a link among the notes of writers, and may lead anywhere; remove it")
     with _holding:
         if (lease := _held.get(job)) is not None:
             return lease
         _starting.add(job)
     try:
-        claim, dead = _claim(filesystem, folder, job)
+        claim, dead = _claim(store, folder, job)
         try:
-            make_folder(filesystem, claim.scratch)
+            make_folder(store, claim.scratch)
         except WriteError:
             with suppress(WriteError):
-                remove_files(filesystem, [claim.path])
+                remove_files(store, [claim.path])
             raise
         with _holding:
             lease = _held[job] = Lease(claim, is_shared=is_shared)
@@ -301,36 +299,36 @@ class _Found(NamedTuple):
         return any(sign.is_alive for sign in self.signs)
 
 
-def _claim(filesystem: FileSystem, folder: str, job: str) -> tuple[Claim, list[_Found]]:
+def _claim(store: Store, folder: str, job: str) -> tuple[Claim, list[_Found]]:
     """Make a claim, or find that of the job; return it, and the dead ones beside it."""
-    claim = Claim(filesystem, folder, job, 1)
+    claim = Claim(store, folder, job, 1)
     for _ in range(_ATTEMPTS):
-        is_new = create_file(filesystem, claim.path, _content(job))
-        found = _find_claims(filesystem, folder)
+        is_new = create_file(store, claim.path, _content(job))
+        found = _find_claims(store, folder)
         own = [other for other in found if other.job == job]
         others = [other for other in found if other.job != job]
         living = [other for other in others if other.is_alive]
         if own and not (is_new and living):
             return claim._replace(number=own[0].number), others
         if is_new:  # another one was there before, in the place of a dead one
-            remove_files(filesystem, [claim.path])
+            remove_files(store, [claim.path])
         if living:
-            remove_empty_folder(filesystem, folder)
-            raise DestinationError(_occupied(filesystem, folder, living[0]))
+            remove_empty_folder(store, folder)
+            raise DestinationError(_occupied(store, folder, living[0]))
         claim = claim._replace(number=1 + max((other.number for other in others), default=0))
     raise DestinationError(
-        f"{shown_url(filesystem, folder.rpartition('/')[0])}: several writers start and end here all the time; wait "
+        f"{shown_url(store, folder.rpartition('/')[0])}: several writers start and end here all the time; wait "
         "for them, or write to another folder"
     )
 
 
-def _find_claims(filesystem: FileSystem, folder: str) -> list[_Found]:
-    names = sorted(name for name in list_files(filesystem, folder) if name.startswith((_CLAIM, _SIGN)))
+def _find_claims(store: Store, folder: str) -> list[_Found]:
+    names = sorted(name for name in list_files(store, folder) if name.startswith((_CLAIM, _SIGN)))
     signs: dict[str, _Sign] = {}
     for name in names:
-        content = get_file(filesystem, f"{folder}/{name}")
+        content = get_file(store, f"{folder}/{name}")
         if content is not None:  # else taken back since the listing
-            signs[name] = _read_sign(filesystem, f"{folder}/{name}", content)
+            signs[name] = _read_sign(store, f"{folder}/{name}", content)
     found = []
     for name, sign in signs.items():
         if name.startswith(_CLAIM):
@@ -345,7 +343,7 @@ def _find_claims(filesystem: FileSystem, folder: str) -> list[_Found]:
     return found
 
 
-def _read_sign(filesystem: FileSystem, path: str, content: bytes) -> _Sign:
+def _read_sign(store: Store, path: str, content: bytes) -> _Sign:
     try:
         note = load(content)
         sign = _Sign(
@@ -360,31 +358,31 @@ def _read_sign(filesystem: FileSystem, path: str, content: bytes) -> _Sign:
             raise DamagedNoteError("it tells of no process or no time")
     except DamagedNoteError as error:
         raise DestinationError(
-            f"{shown_url(filesystem, path)}: this claim of a writer cannot be read: {error}; run this again, and if "
+            f"{shown_url(store, path)}: this claim of a writer cannot be read: {error}; run this again, and if "
             "that does not help, remove it once no other writer is at work"
         ) from error
     return sign
 
 
-def _occupied(filesystem: FileSystem, folder: str, other: _Found) -> str:
+def _occupied(store: Store, folder: str, other: _Found) -> str:
     seconds = max(0.0, time.time() - other.last.alive_at)
     return (
-        f"{shown_url(filesystem, folder.rpartition('/')[0])}: process {other.last.pid} on {other.last.host} is writing "
+        f"{shown_url(store, folder.rpartition('/')[0])}: process {other.last.pid} on {other.last.host} is writing "
         f"to this folder (last sign of life {seconds:.0f} s ago); wait for it, or write to another folder. If it is "
-        f"surely dead, remove {shown_url(filesystem, other.path)}"
+        f"surely dead, remove {shown_url(store, other.path)}"
     )
 
 
 def _disarm(claim: Claim, dead: Sequence[_Found]) -> None:
     """Take from writers that are taken for dead what they could still do harm with."""
-    filesystem, folder = claim.filesystem, claim.folder
+    store, folder = claim.store, claim.folder
     scratches = {f"{folder}/{_SCRATCH}{other.job}" for other in dead if other.job}
-    scratches |= set(find_folders(filesystem, folder, _SCRATCH)) - {claim.scratch}
+    scratches |= set(find_folders(store, folder, _SCRATCH)) - {claim.scratch}
     for scratch in sorted(scratches):
-        remove_folder(filesystem, scratch, claim.scratch)
+        remove_folder(store, scratch, claim.scratch)
     for other in dead:
         logger.warning("%s: a writer left its claim when it died (process %d)", other.path, other.last.pid)
-        remove_files(filesystem, [other.path, *other.others], claim.scratch)
+        remove_files(store, [other.path, *other.others], claim.scratch)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -423,7 +421,7 @@ def _beat(claim: Claim, is_shared: bool, ended: SimpleQueue[bool]) -> None:
                     is_done = False  # another writer took over
                     continue
                 signs = [sign]
-                put_file(claim.filesystem, sign, _content(claim.job), claim.scratch)
+                put_file(claim.store, sign, _content(claim.job), claim.scratch)
             except Exception as error:  # noqa: BLE001 - one missed beat does no harm
                 logger.warning("%s: cannot be renewed: %s", claim.path, describe(error))
     with suppress(Exception):
@@ -431,20 +429,20 @@ def _beat(claim: Claim, is_shared: bool, ended: SimpleQueue[bool]) -> None:
 
 
 def _end(claim: Claim, signs: list[str], *, is_done: bool, is_shared: bool) -> None:
-    filesystem, folder = claim.filesystem, claim.folder
+    store, folder = claim.store, claim.folder
     if is_shared and not is_done and claim.is_held():
         time.sleep(_HANDOVER_SECONDS)
-        remove_files(filesystem, signs, claim.scratch)
+        remove_files(store, signs, claim.scratch)
         # What is left are signs of other processes, and of this one if it has got hold of the claim again.
-        own = [found for found in _find_claims(filesystem, folder) if found.job == claim.job]
+        own = [found for found in _find_claims(store, folder) if found.job == claim.job]
         if any(sign.is_alive for found in own for sign in found.signs[1:]):
             return
     elif is_shared and is_done:
-        signs = [path for found in _find_claims(filesystem, folder) if found.job == claim.job for path in found.others]
+        signs = [path for found in _find_claims(store, folder) if found.job == claim.job for path in found.others]
     if claim.is_held():
-        remove_files(filesystem, [*signs, claim.path], claim.scratch)
+        remove_files(store, [*signs, claim.path], claim.scratch)
     else:
-        remove_files(filesystem, signs)
-    if not is_object_store(filesystem):  # these have no temporary files
-        remove_folder(filesystem, claim.scratch)  # also one made after another writer had taken over
-    remove_empty_folder(filesystem, folder)
+        remove_files(store, signs)
+    if not store.is_object_store:  # these have no temporary files
+        remove_folder(store, claim.scratch)  # also one made after another writer had taken over
+    remove_empty_folder(store, folder)

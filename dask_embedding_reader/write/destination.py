@@ -31,13 +31,10 @@ from dask_embedding_reader.formats.metadata import merge_columns
 from dask_embedding_reader.formats.parquet.encode import metadata_header
 from dask_embedding_reader.formats.parquet.tables import meta_columns
 from dask_embedding_reader.formats.registry import all_suffixes, get_format
-from dask_embedding_reader.storage.connections import FileSystem
-from dask_embedding_reader.storage.find import INCOMPLETE_NAME, MANIFEST_NAME, MANIFEST_NAMES, stored_file
+from dask_embedding_reader.storage.find import INCOMPLETE_NAME, MANIFEST_NAME, MANIFEST_NAMES
 from dask_embedding_reader.storage.put import (
-    Content,
     get_file,
     in_threads,
-    is_object_store,
     list_files,
     list_infos,
     move_file,
@@ -45,7 +42,7 @@ from dask_embedding_reader.storage.put import (
     remove_folder,
     stream_file,
 )
-from dask_embedding_reader.storage.read import shown_url
+from dask_embedding_reader.storage.store import Content, ObjectInfo, Store, StoredFile, shown_url
 from dask_embedding_reader.write.claim import Claim, is_of_claims
 from dask_embedding_reader.write.notes import (
     Commit,
@@ -79,7 +76,7 @@ T = TypeVar("T")
 class Folder(NamedTuple):
     """Where a collection is written to."""
 
-    filesystem: FileSystem
+    store: Store
     """The storage."""
     path: str
     """The folder in it."""
@@ -96,7 +93,7 @@ class Folder(NamedTuple):
     @property
     def shown(self) -> str:
         """How messages spell it."""
-        return shown_url(self.filesystem, self.path)
+        return shown_url(self.store, self.path)
 
     def at(self, name: str) -> str:
         """Return the path of something in it."""
@@ -154,10 +151,10 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
     DestinationError
         If it holds other data, complete or not, and these may not be overwritten; or notes that cannot be read.
     """
-    listing = list_files(folder.filesystem, folder.path)
+    listing = list_files(folder.store, folder.path)
     if was_complete := _COMMIT in listing:
         complete(folder, claim, listing)
-        listing = list_files(folder.filesystem, folder.path)
+        listing = list_files(folder.store, folder.path)
     data = [name for name in listing if name.endswith(all_suffixes()) and not _is_hidden(name)]
     job = _read_note(folder, _JOB, read_job) if _JOB in listing else None
     if job is not None and job.settings == _spelled(settings):
@@ -195,7 +192,7 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
 
 def _read_note(folder: Folder, name: str, read: Callable[[bytes], T]) -> T:
     """Return what this or an interrupted run noted."""
-    content = get_file(folder.filesystem, folder.at(name))
+    content = get_file(folder.store, folder.at(name))
     try:
         if content is not None:
             return read(content)
@@ -227,7 +224,7 @@ def _records(destination: Destination, listing: Mapping[str, int]) -> dict[int, 
         digits = name.removeprefix(f"{_DONE}/").removesuffix(".json")
         if is_own_name(f"{digits}.npy") and name == _record_name(int(digits)):
             numbers[name] = int(digits)
-    contents = in_threads(lambda name: get_file(folder.filesystem, folder.at(name)), list(numbers))
+    contents = in_threads(lambda name: get_file(folder.store, folder.at(name)), list(numbers))
     records = {}
     for number, content in zip(numbers.values(), contents, strict=True):
         if content is None:
@@ -246,12 +243,12 @@ def _record_name(number: int) -> str:
 
 
 def _saved(folder: Folder, name: str) -> SavedManifest | None:
-    data = get_file(folder.filesystem, folder.at(name))
+    data = get_file(folder.store, folder.at(name))
     try:
         return (
             None
             if data is None
-            else decode_manifest(data, f"{folder.shown}/{name}", lambda _, path: (folder.filesystem, folder.at(path)))
+            else decode_manifest(data, f"{folder.shown}/{name}", lambda _, path: (folder.store, folder.at(path)))
         )
     except FormatError:
         return None
@@ -313,7 +310,7 @@ def begin(prepared: Prepared) -> None:
 def _mark_incomplete(destination: Destination) -> None:
     """Keep readers off. A mark that is there stays: where files are not replaced at once, there would be a gap."""
     path = destination.folder.at(INCOMPLETE_NAME)
-    if get_file(destination.folder.filesystem, path) is None:
+    if get_file(destination.folder.store, path) is None:
         destination.claim.put(path, b"This collection is being written.\n")
 
 
@@ -353,12 +350,12 @@ def write_part(destination: Destination, part: Part, known: Record | None = None
 
 def _put_data(destination: Destination, name: str, content: Content) -> tuple[int, str]:
     """Write a file of data; return its size and SHA-256."""
-    filesystem, path, claim = destination.folder.filesystem, destination.folder.at(name), destination.claim
+    store, path, claim = destination.folder.store, destination.folder.at(name), destination.claim
     written: list[tuple[int, str]] = []
 
     def put() -> tuple[int, str]:
         nbytes = destination.settings.nbytes
-        written.append(stream_file(filesystem, path, partial(measure, content), claim.scratch, of_nbytes=nbytes))
+        written.append(stream_file(store, path, partial(measure, content), claim.scratch, of_nbytes=nbytes))
         return written[-1]
 
     for _ in range(_ATTEMPTS):
@@ -366,22 +363,22 @@ def _put_data(destination: Destination, name: str, content: Content) -> tuple[in
             return claim.keep(put)
         except DestinationError:
             # Where nothing else stops it, a file may have come late, among those of who took over.
-            if written and is_object_store(filesystem):
-                there = get_file(filesystem, path)
+            if written and store.is_object_store:
+                there = get_file(store, path)
                 if there is not None and (len(there), hashlib.sha256(there).hexdigest()) == written[-1]:
-                    remove_files(filesystem, [path])
+                    remove_files(store, [path])
             raise
         except FileExistsError:  # it is of an interrupted run, or has just come late
             claim.remove([path])
     raise DestinationError(
-        f"{shown_url(filesystem, path)}: something else writes files of this name; stop it, and run this again"
+        f"{shown_url(store, path)}: something else writes files of this name; stop it, and run this again"
     )
 
 
 def count_done(destination: Destination) -> int:
     """Return how many parts are complete."""
     folder = destination.folder
-    return sum(not _is_hidden(name) for name in list_files(folder.filesystem, folder.at(_DONE)))
+    return sum(not _is_hidden(name) for name in list_files(folder.store, folder.at(_DONE)))
 
 
 def check_columns(destination: Destination, records: Mapping[int, Record]) -> tuple[str, ...]:
@@ -430,8 +427,8 @@ def finish(destination: Destination, records: Mapping[int, Record]) -> None:
         raise MismatchError(f"{counted(rows, 'row')} written where {settings.rows or 'others'} were expected")
     files = {name: facts for record in records.values() for name, facts in record.files.items()}
     job = _read_note(folder, _JOB, read_job)
-    infos = list_infos(folder.filesystem, folder.path)
-    listing = {name: int(info.get("size") or 0) for name, info in infos.items()}
+    infos = list_infos(folder.store, folder.path)
+    listing = {name: max(info.size, 0) for name, info in infos.items()}
     if others := [name for name, (size, _) in files.items() if listing.get(destination.place + name) != size]:
         raise WriteError(
             f"{folder.at(destination.place + others[0])}: has {listing.get(destination.place + others[0], 'gone')} "
@@ -454,7 +451,7 @@ class _Written(NamedTuple):
 
     records: Mapping[int, Record]
     """What is in its parts."""
-    infos: Mapping[str, Mapping[str, Any]]
+    infos: Mapping[str, ObjectInfo]
     """What the storage told of the files in the folder then."""
 
 
@@ -465,7 +462,7 @@ def complete(folder: Folder, claim: Claim, listing: Mapping[str, int], written: 
 
     Returns whether there was something to be completed: what a writer says late, of a job that is no more, is removed.
     """
-    filesystem = folder.filesystem
+    store = folder.store
     commit, settings = _read_note(folder, _COMMIT, _read_commit)
     job = _read_note(folder, _JOB, read_job) if _JOB in listing else None
     is_due = job is not None and (job.job, job.writer) == (commit.job, commit.writer)
@@ -483,25 +480,23 @@ def complete(folder: Folder, claim: Claim, listing: Mapping[str, int], written: 
             claim.remove([folder.at(name) for name in MANIFEST_NAMES])
         # Those that are not there have been moved before.
         moved = [name for name in commit.move if staging + name in staged]
-        claim.keep(
-            lambda: in_threads(lambda name: move_file(filesystem, folder.at(staging + name), folder.at(name)), moved)
-        )
+        claim.keep(lambda: in_threads(lambda name: move_file(store, folder.at(staging + name), folder.at(name)), moved))
         claim.remove([folder.at(name) for name in commit.remove if name in listing])
         if written is not None and moved:  # where these are, the storage tells of them as of other files
-            written = written._replace(infos=list_infos(filesystem, folder.path))
+            written = written._replace(infos=list_infos(store, folder.path))
         manifest = written and _known_manifest(folder, settings, commit, written)
         manifest = manifest or _open_written(folder, settings, commit)
         path = folder.at(MANIFEST_NAME)
-        claim.keep(lambda: save_manifest(manifest, filesystem, path, _spelled(settings), claim.scratch))
+        claim.keep(lambda: save_manifest(manifest, store, path, _spelled(settings), claim.scratch))
     if is_due or job is None:  # all that is left is litter
         ours = {name for name in listing if name.startswith(f"{_WRITING}/")}
         litter = {name for name in ours if not is_of_claims(name.removeprefix(f"{_WRITING}/"))}
         # By its name too: should a listing miss the mark, nobody could read what is complete.
         names = {*litter, INCOMPLETE_NAME} - {_JOB, _COMMIT, *(staging + name for name in moved)}
         claim.remove([folder.at(name) for name in sorted(names)])
-        if not is_object_store(filesystem):
+        if not store.is_object_store:
             for path in (folder.at(_DONE), folder.at(_STAGED)):
-                claim.keep(partial(remove_folder, filesystem, path, claim.scratch))
+                claim.keep(partial(remove_folder, store, path, claim.scratch))
         # Each of the two says that all before it is done, should this be the moment to be killed.
         claim.remove([folder.at(_JOB)])
     claim.remove([folder.at(_COMMIT)])
@@ -530,7 +525,7 @@ def _known_manifest(folder: Folder, settings: Settings, commit: Commit, written:
     metadata: list[FileHeader] = []
     for number, record in sorted(written.records.items()):
         files = {
-            name: (stored_file(folder.filesystem, written.infos[name]), checksum)
+            name: (StoredFile(folder.store, folder.at(name), written.infos[name].version), checksum)
             for name, (_, checksum) in record.files.items()
         }
         *names_of_metadata, name = part_names(settings, number)

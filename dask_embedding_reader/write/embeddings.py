@@ -165,7 +165,7 @@ def write_embeddings(
             f"array must be a numpy or Dask array, an EmbeddingReader or an iterable of batches, not "
             f"{type(array).__name__}"
         )
-    with claimed(request.folder.filesystem, request.folder.work) as claim:
+    with claimed(request.folder.store, request.folder.work) as claim:
         prepared = prepare(request.folder, source.settings, request.overwrite, claim)
         write_source(source, prepared, request)
     return None

@@ -21,7 +21,7 @@ from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.parquet.tables import described
 from dask_embedding_reader.formats.registry import format_names, get_format
 from dask_embedding_reader.formats.vectors import Casting, Vectors, check_casting
-from dask_embedding_reader.storage.put import Buffer, Content, Write
+from dask_embedding_reader.storage.store import Buffer, Content, Write
 from dask_embedding_reader.write.notes import (
     DamagedNoteError,
     files_of_part,

@@ -90,12 +90,12 @@ def write_array(array: da.Array, meta: Any, request: Request, *, compute: bool) 
     folder = request.folder
     if not compute:
         # Nothing is changed, not even a folder made, unless there is something of a writer to be put in order.
-        is_used = bool(list_files(folder.filesystem, folder.work))
-        unclaimed = nullcontext(Claim(folder.filesystem, folder.work, new_job(), 0))
-        with claimed(folder.filesystem, folder.work) if is_used else unclaimed as claim:
+        is_used = bool(list_files(folder.store, folder.work))
+        unclaimed = nullcontext(Claim(folder.store, folder.work, new_job(), 0))
+        with claimed(folder.store, folder.work) if is_used else unclaimed as claim:
             prepared = prepare(folder, settings, request.overwrite, claim)
         return _lazy(prepared, _graph(prepared, array, frame, frame_rows, numbers, step, request.embedding_column))
-    with claimed(folder.filesystem, folder.work) as claim:
+    with claimed(folder.store, folder.work) as claim:
         prepared = prepare(folder, settings, request.overwrite, claim)
         graph = _graph(prepared, array, frame, frame_rows, numbers, step, request.embedding_column)
         check_persisted(graph.persisted, active_client())
@@ -333,7 +333,7 @@ def _lazy(prepared: Prepared, graph: _Graph) -> Delayed:
 
 def _begin_lazily(planned: Destination, numbers: frozenset[int]) -> _Begun:
     folder, settings = planned.folder, planned.settings
-    lease = take(folder.filesystem, folder.work, planned.job, is_shared=True)
+    lease = take(folder.store, folder.work, planned.job, is_shared=True)
     try:
         prepared = prepare(folder, settings, planned.overwrite, lease.claim)  # it may hold something else by now
         missing = set(range(-(-(settings.rows or 0) // settings.rows_per_file))) - set(prepared.known)

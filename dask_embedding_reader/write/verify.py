@@ -16,14 +16,13 @@ from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.collection.saved import decode_manifest
 from dask_embedding_reader.errors import FileChangedError, NoFilesError, ReadError
 from dask_embedding_reader.formats.base import FileHeader
-from dask_embedding_reader.storage.connections import FileSystem
-from dask_embedding_reader.storage.find import MANIFEST_NAME, MANIFEST_NAMES, resolve
+from dask_embedding_reader.storage.find import MANIFEST_NAME, MANIFEST_NAMES
 from dask_embedding_reader.storage.put import get_file, list_files
-from dask_embedding_reader.storage.read import StoredFile, is_local, open_local, read_range, shown_url
-from dask_embedding_reader.storage.retries import describe
+from dask_embedding_reader.storage.read import read_range
+from dask_embedding_reader.storage.store import Store, StoredFile, Version, shown_url
+from dask_embedding_reader.storage.urls import resolve
 
 _BLOCK_NBYTES = 8 * 2**20
-_REMOTE_THREADS = 16
 
 
 def verify_embeddings(
@@ -67,22 +66,22 @@ def verify_embeddings(
     >>> verify_embeddings(folder)["problem"].tolist()
     ['missing']
     """
-    filesystem, path = resolve(check_sources("folder", folder)[0], check_options("storage_options", storage_options))
-    listing = list_files(filesystem, path, ReadError)
+    store, path = resolve(check_sources("folder", folder)[0], check_options("storage_options", storage_options))
+    listing = list_files(store, path, ReadError)
     where = next((f"{path}/{name}" for name in MANIFEST_NAMES if name in listing), None)
-    data = get_file(filesystem, where, ReadError) if where else None
+    data = get_file(store, where, ReadError) if where else None
     if where is None or data is None:
         raise NoFilesError(
-            f"{shown_url(filesystem, path)} has no {MANIFEST_NAME}, so there is nothing to compare with: it was not "
+            f"{shown_url(store, path)} has no {MANIFEST_NAME}, so there is nothing to compare with: it was not "
             "written by write_embeddings, or not to its end"
         )
-    saved = decode_manifest(data, shown_url(filesystem, where), lambda _, below: (filesystem, f"{path}/{below}"))
+    saved = decode_manifest(data, shown_url(store, where), lambda _, below: (store, f"{path}/{below}"))
     headers = {file.path: file.header for file in saved.files}
     suffixes = tuple({os.path.splitext(name)[1] for name in headers})
     extra = [name for name in listing if name.endswith(suffixes) and name not in headers and not _is_hidden(name)]
-    problems = list(_problems(filesystem, headers, listing, show_progress))
+    problems = list(_problems(store, headers, listing, show_progress))
     problems += [(f"{path}/{name}", "not in the manifest: it is read with the others") for name in sorted(extra)]
-    rows = [(shown_url(filesystem, name), problem) for name, problem in problems]
+    rows = [(shown_url(store, name), problem) for name, problem in problems]
     return pd.DataFrame(rows, columns=["path", "problem"], dtype=object)
 
 
@@ -91,10 +90,10 @@ def _is_hidden(name: str) -> bool:
 
 
 def _problems(
-    filesystem: FileSystem, headers: Mapping[str, FileHeader], listing: Mapping[str, int], show_progress: bool
+    store: Store, headers: Mapping[str, FileHeader], listing: Mapping[str, int], show_progress: bool
 ) -> Iterator[tuple[str, str]]:
     total = sum(header.file.size for header in headers.values())
-    threads = max(2, os.cpu_count() or 1) if is_local(filesystem) else _REMOTE_THREADS
+    threads = store.connections
     with progress_bar(show_progress, total, "verifying", "B") as progress, ThreadPoolExecutor(threads) as pool:
         try:
             found = pool.map(lambda name: _problem(headers[name], listing.get(name)), headers)
@@ -126,15 +125,7 @@ def _problem(header: FileHeader, size: int | None) -> str:
 
 
 def _blocks(file: StoredFile) -> Iterator[bytes]:
-    if not is_local(file.filesystem):
-        version = file._replace(fingerprint=str(file.size))  # of a copy, the mark is another
-        for start in range(0, file.size, _BLOCK_NBYTES):
-            yield read_range(version, start, min(start + _BLOCK_NBYTES, file.size))
-        return
-    try:
-        # Not as readers do: they refuse a file that was merely copied, whose time of change is another.
-        with open(open_local(file.path), "rb", buffering=0) as opened:
-            while block := opened.read(_BLOCK_NBYTES):
-                yield block
-    except OSError as error:
-        raise ReadError(f"{file.url}: cannot be read: {describe(error)}") from error
+    # The size alone is compared: of a copy, all else is another.
+    copied = file._replace(version=Version(file.size))
+    for start in range(0, file.size, _BLOCK_NBYTES):
+        yield read_range(copied, start, min(start + _BLOCK_NBYTES, file.size))

@@ -41,7 +41,9 @@ from dask_embedding_reader.formats.npy import NPY
 from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.registry import get_file_format
-from dask_embedding_reader.storage.read import StoredFile, fingerprint
+from dask_embedding_reader.storage.fsspec import FsspecStore
+from dask_embedding_reader.storage.local import LocalStore
+from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.fuzz import mutate, seeds
 from tests.fuzz.guard import Fault
 from tests.support import as_others_read, as_table
@@ -83,7 +85,7 @@ class OneFile(AbstractFileSystem):  # type: ignore[misc]
 def in_one_file(name: str, data: bytes) -> Iterator[StoredFile]:
     """Put an input into memory."""
     # Each input is another file: what is kept of one shall not answer for the next.
-    yield StoredFile(OneFile({name: data}), name, len(data), str(len(data)))
+    yield StoredFile(FsspecStore(OneFile({name: data})), name, Version(len(data)))
 
 
 @contextmanager
@@ -91,8 +93,8 @@ def on_disk(name: str, data: bytes) -> Iterator[StoredFile]:
     """Put an input into a local file."""
     with in_folder({name: data}) as root:
         path = f"{root}/{name}"
-        info = {"size": len(data), "mtime": os.stat(path).st_mtime_ns}
-        yield StoredFile(LocalFileSystem(), path, len(data), fingerprint(info))
+        version = Version(len(data), "mtime", str(os.stat(path).st_mtime_ns))
+        yield StoredFile(LocalStore(LocalFileSystem()), path, version)
 
 
 Put = Callable[[str, bytes], AbstractContextManager[StoredFile]]

@@ -16,9 +16,9 @@ from dask_embedding_reader.formats.base import FileHeader, default_piece_rows
 from dask_embedding_reader.formats.parquet.tables import is_masked
 from dask_embedding_reader.formats.parquet.write import empty_file, write_plain_parquet
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.put import WritableFile, Write
-from dask_embedding_reader.storage.read import StoredFile
+from dask_embedding_reader.storage.put import WritableFile
 from dask_embedding_reader.storage.retries import describe
+from dask_embedding_reader.storage.store import StoredFile, Write
 
 _GROUP_NBYTES = 50_000_000
 """The size of a row group of vectors: what readers decode at once, enough of them to decode several at a time."""

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 
 from dask_embedding_reader.formats.parquet.footer import Footer
-from dask_embedding_reader.storage.read import StoredFile
+from dask_embedding_reader.storage.store import StoredFile
 
 
 class FooterCache:

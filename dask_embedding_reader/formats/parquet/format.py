@@ -12,8 +12,7 @@ from dask_embedding_reader.formats.base import Columns, FileHeader, PartReader, 
 from dask_embedding_reader.formats.parquet import read
 from dask_embedding_reader.formats.parquet.encode import group_rows, write_parquet
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.put import Write
-from dask_embedding_reader.storage.read import StoredFile
+from dask_embedding_reader.storage.store import StoredFile, Write
 
 
 class _Parquet:

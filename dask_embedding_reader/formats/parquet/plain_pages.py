@@ -28,7 +28,8 @@ from dask_embedding_reader.formats.parquet.footer import (
     page_header,
     read_length,
 )
-from dask_embedding_reader.storage.read import StoredFile, read_into
+from dask_embedding_reader.storage.read import read_into
+from dask_embedding_reader.storage.store import StoredFile
 
 Array = npt.NDArray[Any]
 

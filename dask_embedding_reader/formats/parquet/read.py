@@ -47,8 +47,9 @@ from dask_embedding_reader.formats.vector_columns import (
     lengths_of,
     type_of_items,
 )
-from dask_embedding_reader.storage.read import StoredFile, check_local, is_local, local_input, read_range, read_ranges
+from dask_embedding_reader.storage.read import check_local, local_input, read_range, read_ranges
 from dask_embedding_reader.storage.retries import describe
+from dask_embedding_reader.storage.store import StoredFile
 
 _FOOTER_READ_NBYTES = 2**16
 """Holds most footers; a longer one costs a second read."""
@@ -543,7 +544,7 @@ class _Vectors:
         Not of remote files: what is fetched at once holds pages of several pieces. Nor where pages are larger than
         what is wanted, as each part would decompress them again.
         """
-        if not is_local(self._header.file.filesystem):
+        if not self._header.file.store.is_local:
             return None
         found: list[tuple[_Group, PlainChunk, list[Page], int, int]] = []
         for group in self._open(row, stop):
@@ -584,7 +585,7 @@ class _Vectors:
                 field, leaves = _promised_field(header, self._columns)
                 self._groups = _find_groups(header, field, leaves[0], self._start, self._stop)
                 is_plain = any(group.place is not None for group in self._groups)
-                if is_plain and not is_local(header.file.filesystem):
+                if is_plain and not header.file.store.is_local:
                     self._remote = _open_chunks(header, field.name, self._start, self._stop)
             except ReadError as error:
                 raise type(error)(f"rows {row:,} to {stop:,}: {error}") from error
@@ -749,7 +750,7 @@ def _open(
     """Open some columns of some row groups, which are counted from 0 then."""
     footer = _footer(file, names)
     ranges = _chunk_ranges(footer, groups, names)
-    source = local_input(file) if is_local(file.filesystem) else remote or _ChunkFile(file, ranges, window_nbytes)
+    source = local_input(file) if file.store.is_local else remote or _ChunkFile(file, ranges, window_nbytes)
     # Small chunks are read whole: with a buffer, a damaged page that claims 2 GB would be given 2 GB.
     largest = max((stop - start for start, stop in ranges), default=0)
     buffer_size = _BUFFER_NBYTES if largest > _BUFFER_NBYTES else 0

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from dask_embedding_reader.formats.parquet.footer import PLAIN, RLE, RawFooter, RawGroup, read_raw_footer, spell_length
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.put import Write
+from dask_embedding_reader.storage.store import Write
 
 _PAGE_NBYTES = 2**20
 """Pages are what stays in the processor's cache while it is measured and written."""

@@ -20,7 +20,7 @@ from dask_embedding_reader.storage.connections import Asked, FileSystem, class_n
 from dask_embedding_reader.storage.direct.s3 import find_s3
 from dask_embedding_reader.storage.direct.site import Address, NotDirectError, Site
 from dask_embedding_reader.storage.direct.web import find_web
-from dask_embedding_reader.storage.ranges import Wanted, part
+from dask_embedding_reader.storage.ranges import ByteRange, part
 from dask_embedding_reader.storage.retries import EndlessAnswerError, status_may_pass
 
 logger = logging.getLogger("dask_embedding_reader")
@@ -82,7 +82,7 @@ def leave_to_fsspec(filesystem: FileSystem, place: Place) -> None:
         known[name] = None
 
 
-def get(place: Place, wanted: Wanted, asked: Asked) -> Mapping[str, Any]:
+def get(place: Place, wanted: ByteRange, asked: Asked) -> Mapping[str, Any]:
     """Ask for a range of a file, and put it where it belongs.
 
     Returns
@@ -139,7 +139,7 @@ def look(place: Place, first_nbytes: int, asked: Asked) -> Mapping[str, Any]:
     if not first_nbytes:
         return _ask_head(place, asked)
     buffer = bytearray(first_nbytes)
-    wanted = Wanted(0, [memoryview(buffer)])
+    wanted = ByteRange(0, [memoryview(buffer)])
     try:
         told = get(place, wanted, asked)
     except UnusualAnswer:  # of an empty file there are no first bytes

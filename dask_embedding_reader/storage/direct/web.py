@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dask_embedding_reader.storage.connections import STALL_SECONDS, FileSystem, careful_client
+from dask_embedding_reader.storage.connections import FileSystem, careful_client
 from dask_embedding_reader.storage.direct.http import Connections, Timeouts
 from dask_embedding_reader.storage.direct.site import Address, NotDirectError, Site
+from dask_embedding_reader.storage.retries import STALL_SECONDS
 
 
 def find_web(filesystem: FileSystem, path: str) -> Address:

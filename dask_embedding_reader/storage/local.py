@@ -1,0 +1,338 @@
+"""Local disks: whatever paths the operating system itself opens."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from fsspec import AbstractFileSystem
+
+from dask_embedding_reader.storage.fsspec import FsspecStore
+from dask_embedding_reader.storage.ranges import drop_bytes
+from dask_embedding_reader.storage.store import (
+    Answer,
+    Buffer,
+    ObjectInfo,
+    ShortAnswerError,
+    Span,
+    T,
+    Write,
+    local_info,
+    vanished,
+)
+
+_IOV_MAX = 1024  # buffers that Linux and macOS fill in one preadv call
+_CALL_NBYTES = 2**30  # bytes in one call: macOS refuses 2 GiB
+_COPY_NBYTES = 2**24  # where there is no preadv, each byte passes through new memory
+
+_FLUSH_NBYTES = 8 * 2**20
+"""After so many bytes the disk begins to write a file: else it would idle until the file is complete."""
+
+_UNDER_WAY_NBYTES = 64 * 2**20
+"""Of what was written before so many bytes, the disk has had the time to take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStore:
+    """The disks of this machine, and those that are mounted."""
+
+    filesystem: AbstractFileSystem
+    """The file system of fsspec that users know it by."""
+
+    @property
+    def is_local(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def is_object_store(self) -> bool:
+        """No: files are renamed."""
+        return False
+
+    @property
+    def connections(self) -> int:
+        """As many as there are processors, but one reads while another computes."""
+        return max(2, os.cpu_count() or 1)
+
+    @property
+    def key(self) -> str:
+        """The same as of any file system of fsspec."""
+        return FsspecStore(self.filesystem).key
+
+    def url(self, path: str) -> str:
+        """Return the path, which needs no protocol."""
+        return path
+
+    # Finding
+
+    def list_files(
+        self, folder: str, *, may_vanish: Callable[[str], bool], follow_links: bool = True
+    ) -> Sequence[ObjectInfo]:
+        """List the files below a folder, through links too, which fsspec passes over, and the folders."""
+        return list(_walk(folder, may_vanish, follow_links))
+
+    def list_folder(self, folder: str) -> Sequence[ObjectInfo]:
+        """List the files and folders in a folder."""
+        with os.scandir(folder) as entries:
+            return [ObjectInfo(with_slashes(entry.path), is_folder=entry.is_dir()) for entry in entries]
+
+    def glob(self, pattern: str) -> Sequence[ObjectInfo]:
+        """List the files and folders that match a pattern."""
+        return [info if info.is_folder else file_info(info.path) for info in FsspecStore(self.filesystem).glob(pattern)]
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is a file or folder."""
+        return os.path.exists(path)
+
+    def look_up(self, path: str, first_nbytes: int = 0) -> ObjectInfo:
+        """Ask what a file is; its first bytes cost a call of their own."""
+        del first_nbytes
+        mode = os.lstat(path).st_mode
+        return ObjectInfo(path, is_folder=True) if stat.S_ISDIR(mode) or os.path.isdir(path) else file_info(path)
+
+    # Reading
+
+    def read(self, path: str, ranges: Sequence[Span], *, again: bool = False) -> Sequence[Answer]:
+        """Read byte ranges of a file, which is opened once, one after the other."""
+        del again
+        descriptor = open_local(path)
+        counts: dict[int, int] = {}
+        try:
+            for number, (start, buffers) in enumerate(ranges):
+                # One call is enough, mostly: where ranges are many and short, all else takes longer than it.
+                one = len(buffers) == 1 and buffers[0].nbytes <= _CALL_NBYTES
+                if not one or _scatter(descriptor, buffers, start) < buffers[0].nbytes:
+                    counts[number] = _fill(descriptor, start, [buffer for buffer in buffers if buffer.nbytes])
+            info = local_info(path, os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
+        answers: list[Answer] = [info] * len(ranges)
+        for number, count in counts.items():
+            if count < (nbytes := sum(buffer.nbytes for buffer in ranges[number][1])):
+                answers[number] = ShortAnswerError(count, nbytes, info)
+        return answers
+
+    def read_whole(self, path: str) -> bytes:
+        """Return the content of a small file."""
+        with open(open_local(path), "rb") as file:
+            return file.read()
+
+    # Writing
+
+    def put(
+        self,
+        path: str,
+        content: Callable[[Write], T],
+        *,
+        scratch: str | None = None,
+        durable: bool = False,
+        cached: bool = True,
+        is_new: bool = False,
+    ) -> T:
+        """Write a file under another name, and rename it: it is never in memory as a whole."""
+        del is_new  # without its temporary file, another writer can no more put anything into this place
+        folder, name = os.path.split(path)
+        if scratch is None:
+            os.makedirs(folder, exist_ok=True)
+        temporary = f"{scratch or folder}/.{name}.{uuid.uuid4().hex}.tmp"
+        try:
+            result = _write(temporary, content, durable=durable, cached=cached)
+            # Not before: where the folder of temporary files has gone, nothing shall appear.
+            os.makedirs(folder, exist_ok=True)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.remove(temporary)
+            raise
+        return result
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a small file unless there is one of this name; tell whether it was written."""
+        folder, name = os.path.split(path)
+        os.makedirs(folder, exist_ok=True)
+        temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+            try:
+                os.link(temporary, path)  # it is there as a whole, or another one was there before
+            except FileExistsError:
+                return False
+            except OSError:  # a disk without links
+                with suppress(FileExistsError), open(path, "xb") as file:
+                    file.write(data)
+                    return True
+                return False
+            return True
+        finally:
+            with suppress(OSError):
+                os.remove(temporary)
+
+    def move(self, source: str, target: str) -> None:
+        """Rename a file, replacing one that is there."""
+        os.replace(source, target)
+
+    def remove(self, path: str, trash: str | None = None) -> None:
+        """Remove a file; by way of another folder, if one is given: once that has gone, nothing is removed."""
+        if trash is not None:
+            gone = f"{trash}/{uuid.uuid4().hex}"
+            os.replace(path, gone)
+            path = gone
+        os.remove(path)
+
+    def make_folder(self, folder: str) -> None:
+        """Make a folder, and those that it is in."""
+        os.makedirs(folder, exist_ok=True)
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove what is left of a folder whose files are gone."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding
+
+
+def with_slashes(path: str) -> str:
+    """Return a local path as fsspec has it, on Windows too."""
+    return path.replace(os.sep, "/")
+
+
+def _walk(folder: str, may_vanish: Callable[[str], bool], follow_links: bool) -> Iterator[ObjectInfo]:
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error  # what is there would seem not to be
+        if not may_vanish(with_slashes(error.filename)):
+            raise vanished(error.filename) from error
+
+    if not stat.S_ISDIR(os.stat(folder).st_mode):  # or says that it does not exist, as listing would
+        yield file_info(folder)
+        return
+    seen = set()
+    for current, folders, names in os.walk(folder, followlinks=follow_links, onerror=refuse):
+        if follow_links:
+            try:
+                status = os.stat(current)
+            except FileNotFoundError as error:  # gone since it was listed
+                refuse(error)
+                continue
+            if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+        place = with_slashes(current).rstrip("/")
+        for name in folders:
+            yield ObjectInfo(f"{place}/{name}", is_folder=True)
+        for name in names:
+            path = with_slashes(f"{place}/{name}")
+            if follow_links:
+                yield file_info(path)
+            else:
+                with suppress(FileNotFoundError):  # somebody else's temporary file
+                    yield local_info(path, os.lstat(path))
+
+
+def file_info(path: str) -> ObjectInfo:
+    """Look up a file that was just listed."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise  # its rows would be missing, in silence
+        # A link to nothing or to itself: like a file of zero bytes, which is passed over.
+        return ObjectInfo(path, 0)
+    return local_info(path, status)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def open_local(path: str) -> int:
+    """Open a local file; what is none is an error, such as a pipe, whose other end one might wait for for ever."""
+    flags = ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK")
+    descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in flags))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file", path)
+    raise OSError(errno.EINVAL, "not a regular file, but a pipe or a device", path)
+
+
+def _fill(descriptor: int, start: int, buffers: list[memoryview]) -> int:
+    """Fill buffers with the bytes of an open file from a position on; return how many came."""
+    position = start
+    while buffers:
+        count = _scatter(descriptor, _for_one_call(buffers), position)
+        if count == 0:
+            break
+        position += count
+        buffers = drop_bytes(buffers, count)
+    return position - start
+
+
+def _scatter(descriptor: int, buffers: Sequence[memoryview], start: int) -> int:
+    """Fill buffers from a file position in one system call; return how many bytes came."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, buffers, start)
+    # Windows has neither preadv nor pread; nobody else moves the position of this descriptor.
+    os.lseek(descriptor, start, os.SEEK_SET)
+    data = os.read(descriptor, min(buffers[0].nbytes, _COPY_NBYTES))
+    buffers[0][: len(data)] = data
+    return len(data)
+
+
+def _for_one_call(buffers: Sequence[memoryview]) -> list[memoryview]:
+    """Return of a list of buffers as much as the operating system fills at once."""
+    taken, room = [], _CALL_NBYTES
+    for buffer in buffers[:_IOV_MAX]:
+        taken.append(buffer[:room])
+        room -= taken[-1].nbytes
+        if room == 0:
+            break
+    return taken
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def _write(path: str, content: Callable[[Write], T], *, durable: bool, cached: bool) -> T:
+    with open(path, "xb", buffering=0) as file:
+        flushed = written = 0
+
+        def write(buffer: Buffer) -> None:
+            nonlocal flushed, written
+            rest = memoryview(buffer).cast("B")
+            written += rest.nbytes
+            while rest.nbytes:
+                rest = rest[file.write(rest) :]
+            if written - flushed >= _FLUSH_NBYTES:
+                start = flushed if cached else max(0, flushed - _UNDER_WAY_NBYTES)
+                _flush(file.fileno(), start, written)
+                flushed = written
+
+        result = content(write)
+        if durable:
+            os.fsync(file.fileno())
+        if not cached:
+            _flush(file.fileno(), 0, written)
+    return result
+
+
+def _flush(descriptor: int, start: int, stop: int) -> None:
+    """Have the system begin to write what it holds of a file, without waiting for it, and let go of what is written.
+
+    ``fsync`` then has less to do. What is new to the disk is only begun; it takes another call to let go of it.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # it is but an advice
+            os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)

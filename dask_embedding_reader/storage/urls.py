@@ -1,0 +1,112 @@
+"""URLs and paths: which storage is meant, and the path within it."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+from fsspec import AbstractFileSystem, get_filesystem_class
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from dask_embedding_reader._common.arguments import Source
+from dask_embedding_reader.errors import ArgumentError, NoFilesError, ReadError
+from dask_embedding_reader.storage.connections import CACHES, cuts_paths, path_within, protocols
+from dask_embedding_reader.storage.fsspec import FsspecStore
+from dask_embedding_reader.storage.local import LocalStore, with_slashes
+from dask_embedding_reader.storage.retries import describe, hide_secrets, shown_cause
+from dask_embedding_reader.storage.store import Store
+
+_COLONS = "\ue000"
+"""Stands for ``::`` in a name, while fsspec takes a URL to pieces."""
+
+_ON_OTHERS = frozenset({"fo", "target_protocol"})
+"""Options of file systems that stand on another one."""
+
+_EXTRAS = {
+    "azure": {"az", "abfs", "abfss"},
+    "gcs": {"gs", "gcs"},
+    "hdfs": {"hdfs", "webhdfs"},
+    "http": {"http", "https"},
+}
+"""Which protocols each extra of this library installs the client of."""
+
+
+def make_store(filesystem: AbstractFileSystem) -> Store:
+    """Return the storage that a file system of fsspec stands for."""
+    return LocalStore(filesystem) if type(filesystem) is LocalFileSystem else FsspecStore(filesystem)
+
+
+def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:
+    """Return the storage of a path or URL, and the path within it."""
+    text = os.fspath(source)
+    try:
+        if "://" not in text and os.path.lexists(text):
+            # Taken literally: fsspec would read a `::` in a name as a chain of file systems.
+            local = LocalStore(fsspec.filesystem("file", **dict(storage_options or {})))
+            return local, with_slashes(os.path.abspath(text))
+        filesystem, path = url_to_fs(_marked(text), **dict(storage_options or {}))
+        path = path.replace(_COLONS, "::")
+    except (ImportError, ValueError, LookupError, TypeError) as error:
+        remedy = _install(text) if isinstance(error, ImportError) else ""
+        raise ArgumentError(
+            f"cannot open {hide_secrets(text)!r}: {describe(error)}; {remedy or 'check the URL and storage_options'}"
+        ) from shown_cause(error)
+    except FileNotFoundError as error:
+        shown = hide_secrets(text)
+        raise NoFilesError(
+            f"{shown!r} does not exist ({describe(error)}); check the spelling of the path"
+        ) from shown_cause(error)
+    except Exception as error:  # noqa: BLE001 - such as of a client that looks for credentials
+        message = f"{hide_secrets(text)!r} cannot be opened: {describe(error)}"
+        if text.startswith("hdfs:") and importlib.util.find_spec("hdfs_native") is None:
+            message += f"; {_install(text)}"  # pyarrow, which fsspec turns to instead, needs a Java machine
+        raise ReadError(message) from shown_cause(error)
+    if cuts_paths(filesystem):
+        path = path_within(text)
+    elif (inner := re.search(r"::(?:web)?hdfs://[^/]*(.*)", text)) and not {"#", "?", ";"}.isdisjoint(inner[1]):
+        raise ArgumentError(
+            f"cannot open {hide_secrets(text)!r}: within a chain, clients of HDFS cut names at '#', '?' and ';'; open "
+            "the URL without what stands before it"
+        )
+    # A web server may know a folder by one of the two spellings only.
+    return make_store(filesystem), path if "http" in protocols(filesystem) else path.rstrip("/") or path
+
+
+def _marked(url: str) -> str:
+    """Mark each ``::`` that is a part of a name: fsspec would take it for a link of a chain of file systems.
+
+    In a chain, archives and caches come first; what comes after another file system is its path.
+    """
+    links = url.split("::")
+    for number, link in enumerate(links[:-1]):
+        protocol, is_url, _ = link.partition("://")
+        if not is_url and not re.fullmatch("[a-z]+", link):
+            break
+        try:
+            classes = get_filesystem_class(protocol).__mro__
+        except ValueError:  # no protocol, but the beginning of a local path
+            if "://" in url:
+                return url
+            break
+        if all(_ON_OTHERS.isdisjoint(inspect.signature(kind.__init__).parameters) for kind in classes):
+            break
+        if protocol not in CACHES and "://" not in "".join(links[number + 1 :]):
+            return url  # of an archive in a local file
+    else:
+        return url
+    if any(link.partition("://")[0] not in CACHES for link in links[:number]):
+        raise ValueError("'::' in the name of an archive cannot be told from a chain of file systems; rename it")
+    return "::".join([*links[:number], _COLONS.join(links[number:])])
+
+
+def _install(url: str) -> str:
+    """Say which extras of this library install what a URL needs; nothing where none does."""
+    needed = set(re.findall(r"(?:^|::)(\w+)(?=::|:/)", url))
+    extras = [extra for extra, installed in _EXTRAS.items() if needed & installed]
+    return f'pip install "dask-embedding-reader[{",".join(extras)}]"' if extras else ""
