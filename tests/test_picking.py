@@ -54,10 +54,12 @@ def selections(draw: st.DrawFn) -> Int64s:
     chosen[left_out] = False
     rows = np.flatnonzero(chosen)
     again = draw(st.lists(st.sampled_from(rows.tolist()), max_size=3)) if len(rows) else []
+    for place in draw(st.lists(st.integers(1, len(rows) - 1), max_size=5)) if len(rows) > 1 else []:
+        rows[place] = rows[place - 1]  # twice, with a gap behind: as many rows as without
     return np.sort(np.concatenate([rows, np.array(again, np.int64)]))
 
 
-@example(np.array([*range(0, 140, 14), 140, 140, 142]), 1, 5, 7, np.float32, 1, "in order", 0)  # one twice, one not
+@example(np.array([*range(0, 140, 14), 140, 140, 142]), 1, 5, 7, np.float32, 1, "in order", 0, True)  # one twice, one not
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=selections(),
@@ -68,6 +70,7 @@ def selections(draw: st.DrawFn) -> Int64s:
     arrays=st.integers(1, 4),
     order=st.sampled_from(["in order", "elsewhere", "anywhere", "two runs"]),
     seed=st.integers(0, 3),
+    local=st.booleans(),
 )
 def test_rows_are_put_where_they_belong(
     collection: Collection,
@@ -79,6 +82,7 @@ def test_rows_are_put_where_they_belong(
     arrays: int,
     order: str,
     seed: int,
+    local: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
     room = len(rows) + (50 if order == "elsewhere" else 0)
@@ -90,10 +94,14 @@ def test_rows_are_put_where_they_belong(
     }[order]
     cuts = np.sort(rng.integers(0, room + 1, arrays - 1)).tolist()
     outs = [np.full((stop - start, DIMENSION), 7, dtype) for start, stop in zip([0, *cuts], [*cuts, room], strict=True)]
+    # Remote ones are asked for otherwise; how bytes come from there is tested elsewhere.
     manifest = collection.open().manifest
     with mock.patch.multiple(
         picking,
+        is_local=lambda _: local,
         _GAP_NBYTES=gap * ROW_NBYTES,
+        _REMOTE_GAP_NBYTES=gap * ROW_NBYTES,
+        _REMOTE_SCRATCH_NBYTES=scratch * ROW_NBYTES,
         _LONG_NBYTES=long * ROW_NBYTES,
         SCRATCH_NBYTES=scratch * ROW_NBYTES,
         _SHORT_ROWS=1 + seed,
