@@ -20,6 +20,7 @@ from dask_embedding_reader import (
     ColumnError,
     EmbeddingReader,
     FormatError,
+    MismatchError,
     NoFilesError,
     write_embeddings,
 )
@@ -287,3 +288,113 @@ def test_a_manifest_that_says_which_format_it_is_is_read_once(bucket: Bucket, tm
     assert taken(reader)[0] == "parquet_npy"
     assert [request.path for request in bucket.reads] == ["emb/.manifest.embeddings"]
     assert len(bucket.of_kind("list")) == 1
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Layouts of real data sets
+
+
+def test_lists_of_one_list_and_tensors_of_one_row_are_vectors(tmp_path: Path) -> None:
+    nested = pa.array([[row] for row in ROWS.tolist()], pa.list_(pa.list_(pa.float32())))
+    fixed = pa.array([[row] for row in ROWS.tolist()], pa.list_(pa.list_(pa.float32(), 3), 1))
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(ROWS.reshape(-1)), 3)
+    tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), (1, 3)), flat)
+    for name, column in {"nested": nested, "fixed": fixed, "tensors": tensors}.items():
+        same(EmbeddingReader(put(tmp_path / f"{name}.parquet", v=column)))
+        table = pa.table({"v": column})
+        for codec in (None, "zstd"):
+            with pa.ipc.new_file(
+                tmp_path / f"{name}.arrow", table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)
+            ) as writer:
+                writer.write_table(table)
+            same(EmbeddingReader(tmp_path / f"{name}.arrow"))
+    two = pa.array([[[1.0, 2.0]], [[1.0, 2.0], [3.0, 4.0]]], pa.list_(pa.list_(pa.float32())))
+    with pytest.raises(FormatError, match=r"row 1: column 'v' holds a vector that is 2 lists where .* one list"):
+        EmbeddingReader(put(tmp_path / "two.parquet", v=two), embedding_column="v").to_dask_array().compute()
+
+
+def test_text_is_to_be_parsed(tmp_path: Path) -> None:
+    put(tmp_path / "0.parquet", embedding=[json.dumps(row) for row in ROWS.tolist()])
+    with pytest.raises(FormatError, match=r"is string, not a list of numbers; parse it .*json\.loads.*b64decode"):
+        EmbeddingReader(tmp_path)
+
+
+def test_files_of_one_vector_each_are_to_be_gathered(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", ROWS[0])
+    with pytest.raises(FormatError, match=r"of many files of one vector each, .*np\.stack"):
+        EmbeddingReader(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_metadata_as_text_is_to_be_made_parquet(tmp_path: Path, suffix: str) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / f"0.{suffix}").write_text("x")
+    with pytest.raises(NoFilesError, match=rf"1 \.{suffix}; make parquet of them: pandas\.read_.*\.to_parquet\("):
+        EmbeddingReader(tmp_path, metadata_folder=tmp_path / "meta")
+
+
+@pytest.mark.parametrize("file_rows", [[4, 4, 4], [1, 7, 4]])
+def test_one_file_of_metadata_is_that_of_all_files_of_vectors(tmp_path: Path, file_rows: list[int]) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rows = np.arange(36, dtype=np.float32).reshape(12, 3)
+    for number, part in enumerate(np.split(rows, np.cumsum(file_rows)[:-1])):
+        np.save(folder / f"{number}.npy", part)
+    pq.write_table(pa.table({"n": range(12)}), folder / "metadata.parquet", row_group_size=5)
+    reader = EmbeddingReader(folder, meta_columns="*")
+    same(reader, rows)
+    assert reader.to_dask_dataframe().map_partitions(len).compute().tolist() == file_rows
+    assert reader.to_dask_dataframe().compute()["n"].tolist() == list(range(12))
+    assert reader.to_dask_dataframe(3, 9, max_piece_size=2).compute()["n"].tolist() == list(range(3, 9))
+    for batch, frame in reader(5, show_progress=False):
+        assert (batch[:, 0] / 3).tolist() == frame["n"].tolist() == frame["i"].tolist()
+    assert list(reader.filter([("n", ">", 5)]).take([0, 4]).to_dask_dataframe().compute()["n"]) == [6, 10]
+    assert sorted(reader.shuffle(1).to_dask_dataframe().compute()["n"]) == list(range(12))
+    reader.save_manifest()
+    assert EmbeddingReader.from_manifest(folder).to_dask_dataframe().compute()["n"].tolist() == list(range(12))
+    write_embeddings(reader, tmp_path / "out", "parquet_npy", rows_per_file=5)
+    assert EmbeddingReader(tmp_path / "out", meta_columns="n").to_dask_dataframe().compute()["n"].tolist() == list(
+        range(12)
+    )
+    np.save(folder / "9.npy", rows)
+    (folder / ".manifest.embeddings").unlink()
+    with pytest.raises(MismatchError, match=r"only file of metadata, and has 12 rows, but the 4 files of .* have 24"):
+        EmbeddingReader(folder, meta_columns="*", embedding_column="embedding")
+
+
+def test_folders_that_look_like_collections_of_their_own_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("img_emb", "text_emb"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / f"{folder}_0.npy", ROWS)
+    with pytest.warns(UserWarning, match=r"img_emb \(4 rows\), text_emb \(4 rows\); name .* as in '.*/img_emb'"):
+        assert EmbeddingReader(tmp_path).count == 8
+    same(EmbeddingReader(tmp_path / "img_emb"))
+    with pytest.raises(SystemExit, match="0"), pytest.warns(UserWarning, match="joins"):
+        main(["info", str(tmp_path), "--json"])
+    assert json.loads(capsys.readouterr().out)["folders"] == {
+        "img_emb": {"files": 1, "rows": 4},
+        "text_emb": {"files": 1, "rows": 4},
+    }
+
+
+@pytest.mark.parametrize("folders", [("00", "01"), ("lang=en", "lang=de"), ("a", "b"), ("emb_0", "emb_1")])
+def test_folders_of_one_collection_are_joined(tmp_path: Path, folders: tuple[str, str]) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "0.npy", ROWS)
+    assert EmbeddingReader(tmp_path).count == 8
+
+
+def test_files_that_do_not_belong_are_left_out_by_a_glob(tmp_path: Path) -> None:
+    for number in range(2):
+        put(tmp_path / f"train-0000{number}-of-00002.parquet", emb=lists())
+    put(tmp_path / "neighbors.parquet", neighbors=[[1], [2]])
+    with pytest.raises(ColumnError, match=r"neighbors\.parquet: .* by a glob, such as '.*/train-\*\.parquet'"):
+        EmbeddingReader(tmp_path, embedding_column="emb")
+    put(tmp_path / "neighbors.parquet", emb=[[1.0], [2.0]])
+    with pytest.raises(MismatchError, match=r"as separate collections, such as '.*/train-\*\.parquet', or write"):
+        EmbeddingReader(tmp_path)
+    assert EmbeddingReader(f"{tmp_path}/train-*.parquet").count == 8

@@ -59,7 +59,9 @@ def selections(draw: st.DrawFn) -> Int64s:
     return np.sort(np.concatenate([rows, np.array(again, np.int64)]))
 
 
-@example(np.array([*range(0, 140, 14), 140, 140, 142]), 1, 5, 7, np.float32, 1, "in order", 0, True)  # one twice, one not
+@example(
+    np.array([*range(0, 140, 14), 140, 140, 142]), 1, 5, 7, np.float32, 1, "in order", 0, True
+)  # one twice, one not
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=selections(),

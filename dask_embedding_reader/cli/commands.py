@@ -256,6 +256,7 @@ def info(url: str, as_json: bool, **options: Any) -> None:
         "dtype": facts["dtype"],
         "size": f"{human_size(facts['nbytes'])}, {counted(facts['row_nbytes'], 'byte')} a row",
         "files": f"{facts['files']:,} {facts['file_format']}, of {_rows(per_file)}",
+        "folders": _folders(facts["folders"]),
         "vectors": facts["embedding_column"],
         "row groups": f"{groups['count']:,}, of {_rows(groups)}" if groups else "none",
         "metadata": ", ".join(f"{name} ({dtype})" for name, dtype in facts["metadata"].items()) or "none read",
@@ -509,6 +510,11 @@ def bench(url: str, seconds: float, quiet: bool, as_json: bool, **options: Any) 
     )
     if facts["read_again"]:
         _echo("The collection was read more than once: memory of the system may have answered.", err=True)
+
+
+def _folders(folders: Mapping[str, Mapping[str, int]], most: int = 8) -> str | None:
+    shown = ", ".join(f"{name} ({folder['rows']:,} rows)" for name, folder in list(folders.items())[:most])
+    return f"{shown}{' and more' if len(folders) > most else ''}" or None
 
 
 def _rows(counts: Mapping[str, int]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dask_embedding_reader._common.units import counted, human_size
+from dask_embedding_reader.collection.layout import folders_within
 from dask_embedding_reader.collection.manifest import FileTable
 from dask_embedding_reader.formats.base import default_piece_rows
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
@@ -40,6 +41,12 @@ def collection_facts(reader: EmbeddingReader) -> Facts:
         "files": reader.nb_files,
         "empty_files": len(vectors) - reader.nb_files,
         "rows_per_file": _span(rows),
+        "folders": {
+            name: {"files": folder.files, "rows": folder.rows}
+            for root in vectors.roots
+            for name, folder in folders_within(root, vectors.paths, vectors.rows.tolist()).items()
+            if name
+        },
         "row_groups": _row_groups(vectors),
         "metadata": {field.name: str(field.dtype) for field in manifest.fields},
         "columns": list(reader.columns),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -146,3 +148,47 @@ def metadata_types(layout: Format, files: Sequence[StoredFile], embedding: str |
     return {
         field.name: field.type for field in schema if names[field.name] == 1 and field.name not in (vectors, ROW_NUMBER)
     }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is joined
+
+
+class Folder(NamedTuple):
+    """What the folder that was named has in one of its own."""
+
+    files: int
+    """Files that have rows."""
+    rows: int
+    """Their rows."""
+
+
+_SPLITS = frozenset({"train", "test", "val", "valid", "validation", "dev", "query", "queries", "neighbors"})
+_KINDS = re.compile("emb|img|image|text|txt|caption|title|body|quer|doc|audio|video|clip|vec", re.IGNORECASE)
+
+
+def folders_within(root: str, paths: Sequence[str], rows: Sequence[int]) -> dict[str, Folder]:
+    """Return the folders that files lie in below the one that was named, those in that itself under an empty name."""
+    inside = root if root.endswith("/") else f"{root}/"
+    found: dict[str, Folder] = {}
+    for path, count in zip(paths, rows, strict=True):
+        if count and path.startswith(inside):
+            name = path[len(inside) :].rpartition("/")[0].partition("/")[0]
+            files, before = found.get(name, (0, 0))
+            found[name] = Folder(files + 1, before + count)
+    return found
+
+
+def joined_folders(folders: Mapping[str, Folder]) -> dict[str, Folder]:
+    """Return the folders whose files are joined, if they look like collections of their own: none in most cases.
+
+    That is where they are called as splits are, or where all have equally many rows, and names that tell what the rows
+    are, other than by numbers.
+    """
+    named = {name: folder for name, folder in folders.items() if name and "=" not in name}
+    words = {re.sub("[0-9]+", "", name) for name in named}
+    if len(named) < 2 or len(named) < len(folders) or len(words) < len(named):
+        return {}
+    are_splits = all(name.lower() in _SPLITS for name in named)
+    are_alike = len({folder.rows for folder in named.values()}) == 1 and all(map(_KINDS.search, named))
+    return named if are_splits or are_alike else {}

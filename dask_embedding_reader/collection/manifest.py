@@ -5,6 +5,7 @@ Columns, not a list of objects: a collection may have a million files.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import re
@@ -25,7 +26,14 @@ from dask_embedding_reader._common.progress import progress_bar
 from dask_embedding_reader._common.threads import threads_at_once
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.collection.beside import check_finished, read_saved, saved_headers
-from dask_embedding_reader.collection.layout import choose_column, choose_layout, choose_metadata, tell_kind
+from dask_embedding_reader.collection.layout import (
+    choose_column,
+    choose_layout,
+    choose_metadata,
+    folders_within,
+    joined_folders,
+    tell_kind,
+)
 from dask_embedding_reader.collection.pairing import pair_files
 from dask_embedding_reader.collection.saved import SavedManifest
 from dask_embedding_reader.errors import ArgumentError, ColumnError, FileChangedError, MismatchError, NoFilesError
@@ -171,7 +179,7 @@ class Manifest:
     """The files that hold vectors."""
     metadata: FileTable | None
     """The files that hold metadata, one for each file of ``vectors``, with the same rows (in the parquet format, the
-    very same files); None where no metadata was asked for."""
+    very same files), or one with the rows of all; None where no metadata was asked for."""
     fields: tuple[MetaField, ...]
     """The metadata columns."""
     dtype: np.dtype[Any]
@@ -336,13 +344,36 @@ def _read_manifest(
     columns = choose_metadata(file_format, found.files if partners is None else partners.files, columns)
     own_columns = columns if file_format.metadata == "same" else columns._replace(meta=())
     known = saved_headers(saved, found.files, vectors.suffixes, own_columns)
-    headers = _read_headers(vectors, found.files, own_columns, show_progress, known, heads)
-    if partners is None:
-        return make_manifest(file_format, columns, (headers, found.roots), None)
-    paired = pair_files(found.files, partners.files, (found.roots, partners.roots))
-    known = saved_headers(saved, paired, PARQUET.suffixes, Columns(meta=columns.meta))
-    metadata = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known)
-    return make_manifest(file_format, columns, (headers, found.roots), (metadata, partners.roots))
+    try:
+        headers = _read_headers(vectors, found.files, own_columns, show_progress, known, heads)
+    except ColumnError as error:
+        lacking = next((file for file in found.files if str(error).startswith(file.url)), found.files[0])
+        alike = next((named for file in found.files if (named := _named_alike(file, lacking))), "")
+        if not alike:
+            raise
+        raise ColumnError(f"{error}. If it does not belong to the others, name these by a glob{alike}") from error
+    metadata = None
+    if partners is not None:
+        paired = pair_files(found.files, partners.files, (found.roots, partners.roots))
+        known = saved_headers(saved, paired, PARQUET.suffixes, Columns(meta=columns.meta))
+        metadata = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known), partners.roots
+    manifest = make_manifest(file_format, columns, (headers, found.roots), metadata)
+    _warn_of_joined(manifest.vectors)
+    return manifest
+
+
+def _warn_of_joined(files: FileTable) -> None:
+    """Name the folders whose files are joined, where they look like collections of their own."""
+    for root in files.roots:
+        if joined := joined_folders(folders_within(root, files.paths, files.rows.tolist())):
+            shown = ", ".join(f"{name} ({counted(folder.rows, 'row')})" for name, folder in joined.items())
+            url = hide_secrets(root)
+            warnings.warn(
+                f"{url!r} joins the files of folders that look like collections of their own: {shown}; name one of "
+                f"them, as in {url + '/' + next(iter(joined))!r}, or a list of those to be joined. For the same rows "
+                "of several of them open a reader of each",
+                stacklevel=5,
+            )
 
 
 def _choose_layout(
@@ -500,11 +531,31 @@ def _check_alike(headers: Sequence[FileHeader]) -> None:
         f"{odd.file.url} holds {counted(odd.rows, 'vector')} of {odd.dimension} x "
         f"{odd.dtype.newbyteorder('=')}, but {most} of "
         f"{sum(counts.values())} files hold {dimension} x {dtype} (such as {like.file.url}); open them as separate "
-        "collections, or write the file again"
+        f"collections{_named_alike(like.file, odd.file)}, or write the file again"
     )
 
 
+def _named_alike(wanted: StoredFile, other: StoredFile) -> str:
+    """Spell a glob that names files like one, and not the other; nothing where there is none."""
+    folder, _, name = wanted.url.rpartition("/")
+    pattern = re.sub("[0-9].*(?=[.])", "*", name)
+    if pattern == name or fnmatch.fnmatch(other.url.rpartition("/")[2], pattern):
+        if folder == other.url.rpartition("/")[0]:
+            return ""
+        pattern = "*" + os.path.splitext(name)[1]
+    return f", such as {hide_secrets(f'{folder}/{pattern}')!r}"
+
+
 def _check_rows(headers: Sequence[FileHeader], partners: Sequence[FileHeader]) -> None:
+    if len(partners) == 1 < len(headers):
+        rows = sum(header.rows for header in headers)
+        if partners[0].rows != rows:
+            raise MismatchError(
+                f"{partners[0].file.url} is the only file of metadata, and has {counted(partners[0].rows, 'row')}, but "
+                f"the {len(headers):,} files of vectors (such as {headers[0].file.url}) have {rows:,} together; they "
+                "must be row for row the same: check which files belong together"
+            )
+        return
     for header, partner in zip(headers, partners, strict=True):
         if header.rows != partner.rows:
             raise MismatchError(

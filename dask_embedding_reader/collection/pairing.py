@@ -28,6 +28,8 @@ def pair_files(vectors: Files, metadata: Files, roots: tuple[Roots, Roots] = (()
     - the numbers in it; those in the name that are not the same in all files; the last or the first one in the name;
     - the words in it.
 
+    Where there is one file of metadata and several of vectors, it is that of all of them, row after row.
+
     Files that share a number in several folders are paired folder by folder, if these were named one by one. The
     position in the order of paths pairs files in whose names nothing tells. A single file of each kind is a pair, too,
     unless both have numbers, and none that is the same (``emb_2.npy`` and ``meta_3.parquet``): these two may be what is
@@ -45,6 +47,8 @@ def pair_files(vectors: Files, metadata: Files, roots: tuple[Roots, Roots] = (()
     MismatchError
         If that rule does not pair every file, or pairs files whose words say otherwise.
     """
+    if len(metadata) == 1 < len(vectors):
+        return list(metadata)  # by row number, if it has as many rows as they have together
     left, right = (_relative_names(files, names) for files, names in zip((vectors, metadata), roots, strict=True))
     partners = dict(zip(right, metadata, strict=True))
     if len(partners) == len(metadata) == len(vectors) and partners.keys() == set(left):

@@ -38,6 +38,7 @@ from dask_embedding_reader.formats.vector_columns import (
     is_binary,
     is_bytes,
     is_list,
+    is_nested,
     item_type,
     lengths_of,
     type_of_items,
@@ -201,7 +202,7 @@ def _columns_of_vectors(file: StoredFile, index: Index) -> list[str]:
         if item_type(field.type) is None or index.schema.names.count(field.name) > 1:
             continue
         columns = [(batch.rows, column_of(file, index, batch, position)) for batch in index.batches if batch.rows]
-        lengths = {divmod(int(column.nodes[1, 0]), rows) for rows, column in columns}
+        lengths = {divmod(int(column.nodes[-1, 0]), rows) for rows, column in columns}
         if len(lengths) == 1 and lengths.pop()[1] == 0:
             found.append(field.name)
     return found
@@ -321,8 +322,8 @@ def _first_length(header: FileHeader, index: Index, number: int, position: int, 
     batch = index.batches[number]
     column = column_of(header.file, index, batch, position)
     kind = index.schema.field(position).type
-    if not is_binary(kind) and not int(column.nodes[0, 1]) and int(column.nodes[1, 0]) % batch.rows == 0:
-        return int(column.nodes[1, 0]) // batch.rows
+    if not is_binary(kind) and not int(column.nodes[0, 1]) and int(column.nodes[-1, 0]) % batch.rows == 0:
+        return int(column.nodes[-1, 0]) // batch.rows
     with _decoding(header.file, 0, batch.rows, index.schema.field(position).name):
         array = decode_column(header.file, index, number, position)
         array.validate(full=True)
@@ -342,7 +343,7 @@ def _can_hold(header: FileHeader, index: Index, batch: Batch, position: int) -> 
     items = batch.rows * header.dimension
     if int(column.nodes[0, 1]):
         return False
-    if is_binary(kind):
+    if is_binary(kind) or is_nested(kind):
         return True  # only the values tell their lengths
     nbytes = int(column.buffers[-1, 1])
     enough = nbytes >= (items * header.dtype.itemsize if not batch.codec else (items * header.dtype.itemsize) >> 17)
@@ -356,7 +357,7 @@ def _values(header: FileHeader, index: Index, number: int, position: int) -> tup
     batch = index.batches[number]
     kind = index.schema.field(position).type
     kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-    if is_binary(kind) or not _can_hold(header, index, batch, position):
+    if is_binary(kind) or is_nested(kind) or not _can_hold(header, index, batch, position):
         return None
     column = column_of(header.file, index, batch, position)
     start, nbytes = column.buffers[-1].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -11,6 +12,13 @@ import pyarrow as pa
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import ArgumentError, FormatError
 from dask_embedding_reader.formats.base import Array, Columns, FileHeader
+
+_PARSING = (
+    "parse it and write the files again: frame[{name!r}].map(json.loads) for JSON, "
+    "frame[{name!r}].map(lambda text: np.array(text.split(), 'float32')) for numbers between blanks, "
+    "frame[{name!r}].map(lambda text: np.frombuffer(base64.b64decode(text), 'float32')) for base64"
+)
+"""What to do with text."""
 
 
 def type_of_items(
@@ -34,30 +42,44 @@ def type_of_items(
     item = item_type(kind)
     if item is None:
         if isinstance(kind, pa.FixedShapeTensorType):
-            raise FormatError(f"{where} holds tensors of shape {tuple(kind.shape)}; only those of one axis are vectors")
+            raise FormatError(
+                f"{where} holds tensors of shape {tuple(kind.shape)}; only those of one axis or row are vectors"
+            )
         if columns.embedding_dtype is not None:
             raise ArgumentError(f"{where} is {kind}, which is not binary: embedding_dtype says nothing of it")
         if is_list(kind) or pa.types.is_fixed_size_list(kind):
             what = "; its items must be integers or floating-point numbers"
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view":
+            raise FormatError(f"{where} is {kind}, not a list of numbers; {_PARSING.format(name=field.name)}")
         else:
             what = ", not a list of numbers"
         raise FormatError(f"{where} is {kind}{what}; {remedy()}")
     if columns.embedding_dtype is not None:
         raise ArgumentError(f"{where} is {kind}, which tells its own dtype; leave embedding_dtype out")
     if isinstance(kind, pa.FixedShapeTensorType):
-        dimension = kind.shape[0]
+        dimension = math.prod(kind.shape)
     else:
-        dimension = kind.list_size if pa.types.is_fixed_size_list(kind) else None
+        dimension = kind.list_size if pa.types.is_fixed_size_list(kind) and not is_nested(kind) else None
     return np.dtype(item.to_pandas_dtype()), dimension
 
 
 def item_type(kind: pa.DataType) -> pa.DataType | None:
     """Return what lists that may be vectors consist of; None for other types."""
     if isinstance(kind, pa.FixedShapeTensorType):
-        item = kind.value_type if len(kind.shape) == 1 else None
+        # Of shape (D,), or (1, D) and the like, which is the same.
+        item = kind.value_type if sum(length != 1 for length in kind.shape) <= 1 else None
     else:
-        item = kind.value_type if is_list(kind) or pa.types.is_fixed_size_list(kind) else None
+        item = kind.value_type.value_type if is_nested(kind) else kind.value_type if _is_any_list(kind) else None
     return item if item is not None and (pa.types.is_floating(item) or pa.types.is_integer(item)) else None
+
+
+def is_nested(kind: pa.DataType) -> bool:
+    """Tell whether a type is that of lists of lists, of which each may hold one vector."""
+    return _is_any_list(kind) and _is_any_list(kind.value_type)
+
+
+def _is_any_list(kind: pa.DataType) -> bool:
+    return is_list(kind) or bool(pa.types.is_fixed_size_list(kind))
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -103,6 +125,17 @@ def as_vectors(header: FileHeader, columns: Columns, start: int, column: pa.Arra
     if pa.types.is_fixed_size_binary(column.type):
         binary = np.frombuffer(column.buffers()[1], header.dtype)
         return binary[column.offset * dimension : (column.offset + rows) * dimension].reshape(rows, dimension)
+    if is_nested(column.type):
+        lengths = lengths_of(column)
+        if (lengths != 1).any():
+            bad = int(np.argmax(lengths != 1))
+            what = f"is {counted(int(lengths[bad]), 'list')}"
+            bad_vector(header, columns, start + bad, what, "one list")
+        column = column.flatten()
+        if column.null_count:
+            bad_vector(
+                header, columns, start + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))), "is null"
+            )
     unit, size = "item", dimension
     if is_binary(column.type):
         column = column.cast(pa.large_binary())

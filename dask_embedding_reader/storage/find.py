@@ -406,6 +406,8 @@ def _nothing_found(source: Source, suffixes: tuple[str, ...], passed_over: Seque
     message = (
         f"no {_any_of(suffixes)} file found in {where}; found instead {counted(len(passed_over), 'file')}: {counts}"
     )
+    if ".parquet" in suffixes and (text := next((kind for kind in _TEXTS if kinds[kind]), None)):
+        return f"{message}; make parquet of them: {_TEXTS[text]}"
     for other, file_format in _LIKELY.items():
         if other not in suffixes and kinds[other]:
             return f'{message}; did you mean file_format="{file_format}"?'
@@ -423,6 +425,13 @@ def _nothing_found(source: Source, suffixes: tuple[str, ...], passed_over: Seque
 _MOST_SUFFIXES = 5
 """No format has more; more are those of all formats."""
 
+
+_TEXTS = {
+    ".csv": 'pandas.read_csv(path).to_parquet(path.replace(".csv", ".parquet"))',
+    ".tsv": 'pandas.read_csv(path, sep="\\t").to_parquet(path.replace(".tsv", ".parquet"))',
+    ".jsonl": 'pandas.read_json(path, lines=True).to_parquet(path.replace(".jsonl", ".parquet"))',
+}
+"""What makes parquet of metadata as text."""
 
 _LIKELY = {
     ".parquet": "parquet",

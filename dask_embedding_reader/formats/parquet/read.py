@@ -43,6 +43,7 @@ from dask_embedding_reader.formats.vector_columns import (
     binary_dimension,
     is_binary,
     is_bytes,
+    is_nested,
     item_type,
     lengths_of,
     type_of_items,
@@ -705,7 +706,7 @@ def _find_groups(header: FileHeader, field: pa.Field, leaf: int, start: int, sto
     """Return the row groups that hold some rows, and where their vectors may lie plainly, as far as that is so."""
     chunks = _footer(header.file, (field.name,)).chunks[leaf]
     groups = []
-    may_be_plain = not is_binary(field.type)  # the length of each lies between them
+    may_be_plain = not (is_binary(field.type) or is_nested(field.type))  # the length of each lies between them
     for group, first, last in _wanted_groups(header, start, stop):
         rows = header.group_rows[group - header.first_group]
         place = _plain_place(header, field, chunks[group], rows) if may_be_plain else None
