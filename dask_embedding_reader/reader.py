@@ -17,7 +17,9 @@ from dask_embedding_reader._common.arguments import (
     check_columns,
     check_dtype,
     check_integer,
+    check_nbytes,
     check_options,
+    check_piece_rows,
     check_positive,
     check_rows,
     check_share,
@@ -695,7 +697,8 @@ class EmbeddingReader:
         start: int = 0,
         end: int | None = None,
         *,
-        max_piece_size: int | None = None,
+        max_piece_size: int | str | None = None,
+        chunks: int | str | None = None,
         dtype: npt.DTypeLike | None = None,
     ) -> da.Array:
         """Return the vectors as a lazy Dask array; nothing is read until it is computed.
@@ -704,8 +707,10 @@ class EmbeddingReader:
         ----------
         start, end : int, optional
             Which rows, ``[start, end)``; all by default. An ``end`` past the collection is clipped.
-        max_piece_size : int, optional
-            The most rows in a chunk; by default as many as are about 32 MB as stored. Chunks end where files end.
+        max_piece_size, chunks : int or str, optional
+            The most rows in a chunk, or its most bytes as stored, as text (``"128MiB"``); ``-1`` is a chunk a file. By
+            default (``"auto"``) about 32 MB as stored. Chunks end where files end. ``chunks`` is what Dask calls it;
+            give one of them.
         dtype : dtype-like, optional
             The dtype wanted; by default the stored one. Integers that a narrower dtype cannot hold are a ``CastError``
             when they are read; floats that it cannot hold become infinite, with a warning that names the file.
@@ -729,20 +734,25 @@ class EmbeddingReader:
         """
         rows = self._selected(start, end)
         wanted = self._wanted_dtype(dtype)
-        piece_rows = self._piece_rows(max_piece_size)
+        piece_rows = self._piece_rows(max_piece_size, chunks)
         if isinstance(rows, Stretch) and rows.is_contiguous:
             first = rows.values.start
             return graph.make_array(self.manifest, first, first + len(rows), piece_rows, wanted)
         return graph.make_selected_array(self.manifest, rows, piece_rows, wanted)
 
     def to_dask_dataframe(
-        self, start: int = 0, end: int | None = None, *, max_piece_size: int | None = None
+        self,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        max_piece_size: int | str | None = None,
+        chunks: int | str | None = None,
     ) -> dd.DataFrame:
         """Return the metadata as a lazy Dask DataFrame, row for row beside the array.
 
         Parameters
         ----------
-        start, end, max_piece_size : int, optional
+        start, end, max_piece_size, chunks : int or str, optional
             As in :meth:`to_dask_array`; with the same values, partition k has the rows of chunk k.
 
         Returns
@@ -775,7 +785,7 @@ class EmbeddingReader:
         2   oak
         """
         rows = self._selected(start, end)
-        piece_rows = self._piece_rows(max_piece_size)
+        piece_rows = self._piece_rows(max_piece_size, chunks)
         if isinstance(rows, Stretch) and rows.is_contiguous:
             first = rows.values.start
             return graph.make_metadata_frame(self.manifest, first, first + len(rows), piece_rows)
@@ -786,10 +796,10 @@ class EmbeddingReader:
         batch_size: int,
         start: int = 0,
         end: int | None = None,
-        max_piece_size: int | None = None,
+        max_piece_size: int | str | None = None,
         parallel_pieces: int | None = None,
         show_progress: bool = True,
-        max_ram_usage_in_bytes: int = 2**32,
+        max_ram_usage_in_bytes: int | str = 2**32,
         *,
         dtype: npt.DTypeLike | None = np.float32,
     ) -> Iterator[batches.Batch]:
@@ -801,15 +811,16 @@ class EmbeddingReader:
             Rows in each batch; the last one may have fewer.
         start, end : int, optional
             Which rows, ``[start, end)``; all by default. An ``end`` past the collection is clipped.
-        max_piece_size : int, optional
-            The most rows that are read at once; by default what suits the storage and the memory limit.
+        max_piece_size : int or str, optional
+            The most rows that are read at once, or their bytes (``"128MiB"``); by default what suits the storage and
+            the memory limit.
         parallel_pieces : int, optional
             How many pieces are read at the same time; by default what suits the storage.
         show_progress : bool, default True
             Whether to show a progress bar, in a terminal or notebook.
-        max_ram_usage_in_bytes : int, default 4 GiB
-            The memory that reading may hold, together with the batch that the loop is working on. A batch that is
-            larger by itself is still read, with a warning.
+        max_ram_usage_in_bytes : int or str, default 4 GiB
+            The memory that reading may hold, together with the batch that the loop is working on; as a number or as
+            text (``"1GiB"``). A batch that is larger by itself is still read, with a warning.
         dtype : dtype-like, default float32
             Type of the vectors; None keeps the stored one.
 
@@ -863,10 +874,10 @@ class EmbeddingReader:
         start: int,
         end: int | None,
         *,
-        max_piece_size: int | None,
+        max_piece_size: int | str | None,
         parallel_pieces: int | None,
         show_progress: bool,
-        max_ram_usage_in_bytes: int,
+        max_ram_usage_in_bytes: int | str,
         dtype: npt.DTypeLike | None,
     ) -> batches.BatchRequest:
         """Check what batches are asked for."""
@@ -876,9 +887,9 @@ class EmbeddingReader:
             start=first,
             stop=stop,
             rows=selected,
-            max_piece_rows=None if max_piece_size is None else check_positive("max_piece_size", max_piece_size),
+            max_piece_rows=check_piece_rows("max_piece_size", max_piece_size, self.byte_per_item),
             threads=None if parallel_pieces is None else check_positive("parallel_pieces", parallel_pieces),
-            limit_nbytes=check_positive("max_ram_usage_in_bytes", max_ram_usage_in_bytes),
+            limit_nbytes=check_nbytes("max_ram_usage_in_bytes", max_ram_usage_in_bytes),
             dtype=self._wanted_dtype(dtype),
             show_progress=bool(show_progress),
         )
@@ -904,7 +915,7 @@ class EmbeddingReader:
         start: int = 0,
         end: int | None = None,
         *,
-        max_piece_size: int | None = None,
+        max_piece_size: int | str | None = None,
     ) -> Axes:
         """Plot where files, pieces and batches begin and end.
 
@@ -963,11 +974,13 @@ class EmbeddingReader:
             raise ArgumentError(f"end={last:,} is before start={first:,}")
         return first, last
 
-    def _piece_rows(self, max_piece_size: int | None) -> int:
-        if max_piece_size is None:
-            # Of a shuffled selection a window: to read a part of it takes as long as all of it.
-            return max(default_piece_rows(self.byte_per_item), self.rows.window_rows)
-        return check_positive("max_piece_size", max_piece_size)
+    def _piece_rows(self, max_piece_size: int | str | None, chunks: int | str | None = None) -> int:
+        if chunks is not None and max_piece_size is not None:
+            raise ArgumentError("chunks= and max_piece_size= are the same: give one of them")
+        name, given = ("max_piece_size", max_piece_size) if chunks is None else ("chunks", chunks)
+        rows = check_piece_rows(name, given, self.byte_per_item)
+        # Of a shuffled selection a window: to read a part of it takes as long as all of it.
+        return max(default_piece_rows(self.byte_per_item), self.rows.window_rows) if rows is None else rows
 
     def _wanted_dtype(self, dtype: npt.DTypeLike | None) -> np.dtype[Any]:
         if dtype is None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from dask_embedding_reader._common.arguments import check_positive
+from dask_embedding_reader._common.arguments import check_nbytes, check_positive
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
 from dask_embedding_reader.lazy.iter_batches import active_client, checked_array, iter_batches
 from dask_embedding_reader.reader import EmbeddingReader
@@ -99,7 +99,7 @@ def nearest(
     k: int = 10,
     *,
     metric: Metric = "cosine",
-    max_ram_usage_in_bytes: int = 2**32,
+    max_ram_usage_in_bytes: int | str = 2**32,
 ) -> tuple[npt.NDArray[np.float32], Int64s]:
     """Find the rows that are nearest to each query: exactly, in one pass over all of them.
 
@@ -115,7 +115,7 @@ def nearest(
     metric : {"cosine", "ip", "l2"}, default "cosine"
         The cosine of the angle, the inner product (both: the larger the nearer), or the squared Euclidean distance
         (the smaller the nearer).
-    max_ram_usage_in_bytes : int, default 4 GiB
+    max_ram_usage_in_bytes : int or str, default 4 GiB
         The memory that reading may hold, as in ``reader(batch_size)``. On a cluster, that of its workers counts.
 
     Returns
@@ -164,7 +164,7 @@ def nearest(
     wanted = check_positive("k", k)
     if metric not in get_args(Metric):
         raise ArgumentError(f"metric={metric!r} is none of {', '.join(map(repr, get_args(Metric)))}")
-    limit_nbytes = check_positive("max_ram_usage_in_bytes", max_ram_usage_in_bytes)
+    limit_nbytes = check_nbytes("max_ram_usage_in_bytes", max_ram_usage_in_bytes)
     rows, dimension = (vectors.count, vectors.dimension) if isinstance(vectors, EmbeddingReader) else vectors.shape
     dtype = np.dtype(np.float32 if np.can_cast(vectors.dtype, np.float32) else np.float64)
     given, is_one = _check_queries(queries, int(dimension), dtype, metric)

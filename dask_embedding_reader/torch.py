@@ -20,7 +20,13 @@ try:
 except ImportError as error:
     raise ImportError('batches as tensors need torch: pip install "dask-embedding-reader[torch]"') from error
 
-from dask_embedding_reader._common.arguments import check_columns, check_integer, check_positive, likest_first
+from dask_embedding_reader._common.arguments import (
+    check_columns,
+    check_integer,
+    check_nbytes,
+    check_positive,
+    likest_first,
+)
 from dask_embedding_reader.batches.read import read_batches
 from dask_embedding_reader.collection.layout import ALL_COLUMNS
 from dask_embedding_reader.collection.manifest import Manifest
@@ -113,10 +119,10 @@ class EmbeddingBatches(IterableDataset):
         dtype: npt.DTypeLike | torch.dtype | None = "float32",
         rank: int | None = None,
         world_size: int | None = None,
-        max_piece_size: int | None = None,
+        max_piece_size: int | str | None = None,
         parallel_pieces: int | None = None,
         show_progress: bool = False,
-        max_ram_usage_in_bytes: int = 2**32,
+        max_ram_usage_in_bytes: int | str = 2**32,
     ) -> None:
         if not isinstance(reader, EmbeddingReader):
             raise ArgumentTypeError(f"reader must be an EmbeddingReader, not {type(reader).__name__}")
@@ -140,7 +146,7 @@ class EmbeddingBatches(IterableDataset):
             "max_piece_size": max_piece_size,
             "parallel_pieces": parallel_pieces,
             "show_progress": show_progress,
-            "max_ram_usage_in_bytes": max_ram_usage_in_bytes,
+            "max_ram_usage_in_bytes": check_nbytes("max_ram_usage_in_bytes", max_ram_usage_in_bytes),
             "dtype": wanted,
         }
         found = self._reader._request(self._batch_rows, 0, None, **self._options).dtype

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dask.utils import parse_bytes
 
 from dask_embedding_reader import (
     ArgumentError,
@@ -24,6 +25,7 @@ from dask_embedding_reader import (
     NoFilesError,
     write_embeddings,
 )
+from dask_embedding_reader._common.arguments import check_nbytes
 from dask_embedding_reader.cli import main
 from dask_embedding_reader.formats.registry import FileFormatName, format_names
 from tests.stores import Bucket, emptied_bucket
@@ -398,3 +400,33 @@ def test_files_that_do_not_belong_are_left_out_by_a_glob(tmp_path: Path) -> None
     with pytest.raises(MismatchError, match=r"as separate collections, such as '.*/train-\*\.parquet', or write"):
         EmbeddingReader(tmp_path)
     assert EmbeddingReader(f"{tmp_path}/train-*.parquet").count == 8
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Sizes
+
+
+@pytest.mark.parametrize("text", ["1B", "128MiB", "1.5 GB", "100kB", ".5kib", "2 TiB"])
+def test_sizes_are_read_as_dask_reads_them(text: str) -> None:
+    assert check_nbytes("limit", text) == parse_bytes(text)
+
+
+def test_chunks_are_pieces_in_rows_or_bytes(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.zeros((100, 4), np.float32))
+    np.save(tmp_path / "1.npy", np.zeros((20, 4), np.float32))
+    reader = EmbeddingReader(tmp_path)
+    wanted: dict[Any, tuple[int, ...]] = {50: (50, 50, 20), "800B": (50, 50, 20), -1: (100, 20), "auto": (100, 20)}
+    for given, rows in wanted.items():
+        assert reader.to_dask_array(chunks=given).chunks[0] == rows
+        assert reader.to_dask_array(max_piece_size=given).chunks[0] == rows
+        assert reader.to_dask_dataframe(chunks=given).npartitions == len(rows)
+        batches = reader(7, max_piece_size=given, max_ram_usage_in_bytes="64MiB", show_progress=False)
+        assert sum(len(vectors) for vectors, _ in batches) == 120
+    assert reader.to_dask_array(chunks="800B").name == reader.to_dask_array(max_piece_size=50).name
+    with pytest.raises(ArgumentError, match="chunks= and max_piece_size= are the same"):
+        reader.to_dask_array(chunks=5, max_piece_size=5)
+    for wrong in ("much", "12", "-1MB", 0, -2):
+        with pytest.raises(ArgumentError, match="chunks"):
+            reader.to_dask_array(chunks=wrong)
+    with pytest.raises(ArgumentError, match="'4 gigabytes' is no size in bytes"):
+        reader(7, max_ram_usage_in_bytes="4 gigabytes")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import operator
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,32 @@ def check_positive(name: str, value: Any) -> int:
     if number < 1:
         raise ArgumentError(f"{name} must be at least 1, not {number}")
     return number
+
+
+_SIZE = re.compile(r"\s*([0-9]+(?:[.][0-9]*)?|[.][0-9]+)\s*([kmgtp]?)(i?)b\s*", re.IGNORECASE)
+
+
+def check_nbytes(name: str, value: Any) -> int:
+    """Return a number of bytes of at least 1, given as such or as text: ``"128MiB"``, ``"1.5 GB"``."""
+    if not isinstance(value, str):
+        return check_positive(name, value)
+    found = _SIZE.fullmatch(value)
+    if found is None:
+        raise ArgumentError(f'{name}={value!r} is no size in bytes, such as "128MiB" or "1.5GB"')
+    base = 1024 if found[3] else 1000
+    return check_positive(name, int(float(found[1]) * base ** " kmgtp".index(found[2].lower() or " ")))
+
+
+def check_piece_rows(name: str, value: Any, row_nbytes: int) -> int | None:
+    """Return the most rows in a piece; None where it is for the library to choose.
+
+    They are given as such or, as text, as bytes; ``-1`` is all rows of a file, and ``"auto"`` None.
+    """
+    if value is None or (isinstance(value, str) and value == "auto"):
+        return None
+    if isinstance(value, str):
+        return max(1, check_nbytes(name, value) // max(1, row_nbytes))
+    return 2**62 if not isinstance(value, bool) and value == -1 else check_positive(name, value)
 
 
 def check_share(name: str, value: Any) -> float:

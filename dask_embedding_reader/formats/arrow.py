@@ -367,8 +367,8 @@ def _values(header: FileHeader, index: Index, number: int, position: int) -> tup
         first, length = column.buffers[1].tolist()
         dtype = np.dtype("<i4" if pa.types.is_list(kind) else "<i8")
         most = (batch.rows + 1) * dtype.itemsize
-        data = read_range(header.file, first, first + length)
-        offsets = np.frombuffer(inflate(header.file, data, batch.codec), dtype)
+        data = inflate(header.file, read_range(header.file, first, first + length), batch.codec)
+        offsets = np.frombuffer(data, dtype, len(data) // dtype.itemsize)
         if offsets.nbytes < most or (np.diff(offsets[: batch.rows + 1]) != header.dimension).any() or offsets[0]:
             return None
     return start, nbytes

@@ -50,7 +50,8 @@ def type_of_items(
         if is_list(kind) or pa.types.is_fixed_size_list(kind):
             what = "; its items must be integers or floating-point numbers"
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view":
-            raise FormatError(f"{where} is {kind}, not a list of numbers; {_PARSING.format(name=field.name)}")
+            likely = f"{remedy()}, or " if "such as" in remedy() else ""
+            raise FormatError(f"{where} is {kind}, not a list of numbers; {likely}{_PARSING.format(name=field.name)}")
         else:
             what = ", not a list of numbers"
         raise FormatError(f"{where} is {kind}{what}; {remedy()}")

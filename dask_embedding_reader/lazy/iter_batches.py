@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from dask.base import get_scheduler
 
-from dask_embedding_reader._common.arguments import check_positive
+from dask_embedding_reader._common.arguments import check_nbytes, check_positive
 from dask_embedding_reader.batches.read import Batch
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, MismatchError
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
@@ -34,7 +34,7 @@ def iter_batches(
     frame: dd.DataFrame | pd.DataFrame | None = None,
     *,
     batch_size: int,
-    max_ram_usage_in_bytes: int = 2**32,
+    max_ram_usage_in_bytes: int | str = 2**32,
     show_progress: bool = False,
 ) -> Iterator[Batch]:
     """Iterate over the rows of any Dask array in batches, in order, computed ahead within a memory limit.
@@ -58,7 +58,7 @@ def iter_batches(
         frame without ``i`` is paired by position.
     batch_size : int
         Rows in each batch; the last one may have fewer.
-    max_ram_usage_in_bytes : int, default 4 GiB
+    max_ram_usage_in_bytes : int or str, default 4 GiB
         The memory that computing may hold, together with the batch that the loop is working on. A chunk that is larger
         by itself is still computed, with a warning.
     show_progress : bool, default False
@@ -97,7 +97,7 @@ def iter_batches(
         frame_rows=rows_of_partitions(array, frame),
         inner_nbytes=2 * _largest_inner_chunk(array),
         batch_rows=check_positive("batch_size", batch_size),
-        limit_nbytes=check_positive("max_ram_usage_in_bytes", max_ram_usage_in_bytes),
+        limit_nbytes=check_nbytes("max_ram_usage_in_bytes", max_ram_usage_in_bytes),
         show_progress=bool(show_progress),
         client=active_client(),
     )
