@@ -708,9 +708,9 @@ class EmbeddingReader:
         start, end : int, optional
             Which rows, ``[start, end)``; all by default. An ``end`` past the collection is clipped.
         max_piece_size, chunks : int or str, optional
-            The most rows in a chunk, or its most bytes as stored, as text (``"128MiB"``); ``-1`` is a chunk a file. By
-            default (``"auto"``) about 32 MB as stored. Chunks end where files end. ``chunks`` is what Dask calls it;
-            give one of them.
+            The most rows in a chunk, or its most bytes as stored, as text (``"128MiB"``). By default (``"auto"``)
+            about 32 MB as stored. Chunks end where files end. ``chunks`` is what Dask calls it, where ``-1`` is a chunk
+            a file; give one of them.
         dtype : dtype-like, optional
             The dtype wanted; by default the stored one. Integers that a narrower dtype cannot hold are a ``CastError``
             when they are read; floats that it cannot hold become infinite, with a warning that names the file.

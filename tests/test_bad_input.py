@@ -683,7 +683,7 @@ UNUSABLE: dict[str, Any] = {
     "int": pa.array([1, 2, 3], pa.int64()),
     "list<string>": pa.array([["a"], ["b"], ["c"]], pa.list_(pa.string())),
     "list<bool>": pa.array([[True], [True], [False]], pa.list_(pa.bool_())),
-    "list of lists": pa.array([[[1.0]], [[2.0]], [[3.0]]], pa.list_(pa.list_(pa.float32()))),
+    "list of lists of lists": pa.array([[[[1.0]]]] * 3, pa.list_(pa.list_(pa.list_(pa.float32())))),
     "struct": pa.array([{"x": 1.0}] * 3, pa.struct([("x", pa.float32())])),
     "map": pa.array([[("a", 1.0)]] * 3, pa.map_(pa.string(), pa.float32())),
     "null": pa.nulls(3),

@@ -50,21 +50,25 @@ def check_nbytes(name: str, value: Any) -> int:
         return check_positive(name, value)
     found = _SIZE.fullmatch(value)
     if found is None:
-        raise ArgumentError(f'{name}={value!r} is no size in bytes, such as "128MiB" or "1.5GB"')
+        raise ArgumentTypeError(f'{name} must be a whole number, or a size such as "128MiB", not {value!r}')
     base = 1024 if found[3] else 1000
     return check_positive(name, int(float(found[1]) * base ** " kmgtp".index(found[2].lower() or " ")))
+
+
+_ALL_ROWS = 2**62
 
 
 def check_piece_rows(name: str, value: Any, row_nbytes: int) -> int | None:
     """Return the most rows in a piece; None where it is for the library to choose.
 
-    They are given as such or, as text, as bytes; ``-1`` is all rows of a file, and ``"auto"`` None.
+    They are given as such or, as text, as bytes; ``"auto"`` is None, and ``chunks=-1`` all rows of a
+    file, as Dask has it.
     """
     if value is None or (isinstance(value, str) and value == "auto"):
         return None
     if isinstance(value, str):
         return max(1, check_nbytes(name, value) // max(1, row_nbytes))
-    return 2**62 if not isinstance(value, bool) and value == -1 else check_positive(name, value)
+    return _ALL_ROWS if name == "chunks" and type(value) is int and value == -1 else check_positive(name, value)
 
 
 def check_share(name: str, value: Any) -> float:

@@ -445,6 +445,10 @@ def _vector_type(header: FileHeader, footer: Footer, columns: Columns) -> tuple[
         dimension = _dimension(header._replace(dtype=dtype), columns, footer, leaves[0], dimension)
     if not dimension:
         raise FormatError(f"{header.file.url}: column {field.name!r} holds vectors of no items")
+    if is_nested(field.type):  # the counts do not tell whether each has one list; the others are looked at when read
+        stop = min(header.rows, _PEEK_ROWS)
+        first = next(iter_tables(header, (field.name,), 0, stop, stop, _PEEK_NBYTES)).column(0)
+        as_vectors(header._replace(dtype=dtype, dimension=dimension), columns, 0, first)
     return dtype, dimension
 
 
