@@ -209,7 +209,11 @@ def read_other(data: bytes, name: str) -> bool:
     if table is not None and others is not None:
         for column in table.column_names:
             found, wanted = table[column], others[column].slice(part.start, part.stop - part.start)
-            if found.to_pylist() != wanted.to_pylist():
+            try:
+                is_same = found.to_pylist() == wanted.to_pylist()
+            except (OverflowError, ValueError):  # of a damaged type, whose values Python does not have
+                continue
+            if not is_same:
                 raise Fault(f"column {column} is not what pyarrow reads")
     return True
 
