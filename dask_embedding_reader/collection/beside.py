@@ -69,6 +69,8 @@ def saved_headers(
                 "restore them, or remove the manifest to read what is left"
             )
         known |= _usable(saved, columns)
+    if not known:
+        return {}
     saved_as = {file: file._replace(version=file.version.lasting) for file in files}
     return {file: known[name]._replace(file=file) for file, name in saved_as.items() if name in known}
 

@@ -495,7 +495,7 @@ def _read_headers(
     blocks = [files[first : first + per_block] for first in range(0, len(files), per_block)]
 
     def read_block(block: Sequence[StoredFile]) -> list[FileHeader]:
-        return [vectors.read_header(file, columns, heads.get(file, b"")) for file in block]
+        return [vectors.read_header(file, columns, heads.get(file, b"") if heads else b"") for file in block]
 
     headers: list[FileHeader] = []
     rest = deque(blocks)

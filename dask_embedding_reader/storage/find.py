@@ -155,11 +155,12 @@ class Finder:
         unknown = [place for place, info in found.items() if info.size < 0]
         known = map_at_once(_THREADS, lambda place: _known(place[0], found[place], first_nbytes), unknown)
         found.update(zip(unknown, known, strict=True))
-        files = {_stored(store, info): info.head for (store, _), info in found.items() if info.size != 0}
+        places = [(store, info) for (store, _), info in found.items() if info.size != 0]
+        files = [_stored(*place) for place in places]
         if not files and required:
             raise NoFilesError(_nothing_found(sources[0], suffixes, [path for _, path in found]))
-        heads = {file: head for file, head in files.items() if head}
-        return Listing(list(files), own, [path for _, path, _ in listed], empty, heads)
+        heads = {file: info.head for file, (_, info) in zip(files, places, strict=True) if info.head}
+        return Listing(files, own, [path for _, path, _ in listed], empty, heads)
 
     def find_kinds(
         self,
