@@ -34,7 +34,7 @@ from dask_embedding_reader.collection.layout import (
     joined_folders,
     tell_kind,
 )
-from dask_embedding_reader.collection.pairing import pair_files
+from dask_embedding_reader.collection.pairing import describe_unpaired, pair_files
 from dask_embedding_reader.collection.saved import SavedManifest
 from dask_embedding_reader.errors import ArgumentError, ColumnError, FileChangedError, MismatchError, NoFilesError
 from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, Format
@@ -552,8 +552,8 @@ def _check_rows(headers: Sequence[FileHeader], partners: Sequence[FileHeader]) -
         if partners[0].rows != rows:
             raise MismatchError(
                 f"{partners[0].file.url} is the only file of metadata, and has {counted(partners[0].rows, 'row')}, but "
-                f"the {len(headers):,} files of vectors (such as {headers[0].file.url}) have {rows:,} together; they "
-                "must be row for row the same: check which files belong together"
+                f"the {len(headers):,} files of vectors have {rows:,} together; "
+                + describe_unpaired([header.file for header in headers], [partners[0].file])
             )
         return
     for header, partner in zip(headers, partners, strict=True):

@@ -70,6 +70,12 @@ def pair_files(vectors: Files, metadata: Files, roots: tuple[Roots, Roots] = (()
     return paired
 
 
+def describe_unpaired(vectors: Files, metadata: Files) -> str:
+    """Say which files have no partner, by what their names tell best."""
+    names, others = (_Names(_relative_names(files, ())) for files in (vectors, metadata))
+    return _unpaired(vectors, metadata, *_closest_keys(names, others))
+
+
 def _pair_by_names(vectors: Files, metadata: Files, left: _Names, right: _Names) -> tuple[list[StoredFile], bool]:
     """Pair files by what their names are made of, if that can be done; and tell whether names say anything."""
     is_told = left.have_numbers and right.have_numbers
