@@ -26,6 +26,7 @@ from dask_embedding_reader._common.arguments import (
     check_slice,
     check_sources,
     check_text,
+    check_vector_column,
 )
 from dask_embedding_reader._common.units import counted, human_size
 from dask_embedding_reader.batches import read as batches
@@ -78,10 +79,12 @@ class EmbeddingReader:
         column of vectors, or the former with parquet metadata beside them (``"parquet_npy"``, …). ``"auto"`` is what a
         manifest beside the files says, else npy where there are .npy files, else the one kind that there is; with
         metadata beside if ``meta_columns`` or ``metadata_folder`` ask for it.
-    embedding_column : str, optional
+    embedding_column : str or list of str, optional
         The column of vectors of parquet, the array of npz, the tensor of safetensors files. By default the one that a
         manifest names, else ``embedding`` where there is one, else the only one that can be it: a column of lists of
         numbers of one length, an array or a tensor of two axes. Which it is, ``manifest.columns.embedding`` says.
+        Parquet files with one column for each item of the vectors: these columns in order, or ``"emb_*"`` for all that
+        are numbered so.
     meta_columns : str or list of str, optional
         The metadata columns to read; none by default, ``"*"`` for all.
     metadata_folder : str, os.PathLike or list of these, optional
@@ -156,7 +159,7 @@ class EmbeddingReader:
         self,
         embeddings_folder: Source | Sequence[Source],
         file_format: FileFormatName | str = "auto",
-        embedding_column: str | None = None,
+        embedding_column: str | Sequence[str] | None = None,
         meta_columns: str | Sequence[str] | None = None,
         metadata_folder: Source | Sequence[Source] | None = None,
         *,
@@ -166,7 +169,7 @@ class EmbeddingReader:
         show_progress: bool = False,
     ) -> None:
         layout = None if check_text("file_format", file_format) == AUTO else get_format(file_format)
-        column = None if embedding_column is None else check_text("embedding_column", embedding_column)
+        column = None if embedding_column is None else check_vector_column(embedding_column)
         dtype = None if embedding_dtype is None else check_dtype("embedding_dtype", embedding_dtype)
         columns = Columns(column, dtype, check_columns(meta_columns))
         self.embeddings_folder = embeddings_folder
@@ -386,7 +389,7 @@ class EmbeddingReader:
         if files is None:
             return {}
         first = files.header(int(np.argmax(files.rows > 0))).file
-        found = metadata_types(self.manifest.format, [first], self.manifest.columns.embedding)
+        found = metadata_types(self.manifest.format, [first], self.manifest.columns.vectors)
         return found | {field.name: field.type for field in self.manifest.fields}
 
     def __len__(self) -> int:

@@ -1028,7 +1028,7 @@ def test_an_unknown_format_is_refused_with_the_known_ones(folder: Path, file_for
         ("file_format", 5),
         ("file_format", None),
         ("embedding_column", 5),
-        ("embedding_column", ["embedding"]),
+        ("embedding_column", ["embedding", 5]),
         ("meta_columns", 5),
         ("meta_columns", [5]),
         ("meta_columns", ["n", None]),

@@ -53,7 +53,7 @@ def lists(rows: npt.NDArray[Any] = ROWS) -> pa.Array:
     return pa.array(rows.tolist(), pa.list_(pa.float32()))
 
 
-def taken(reader: EmbeddingReader) -> tuple[str, str | None]:
+def taken(reader: EmbeddingReader) -> tuple[str, str | tuple[str, ...] | None]:
     """Return the format and the column of vectors."""
     return reader.manifest.format.name, reader.manifest.columns.embedding
 
@@ -433,3 +433,121 @@ def test_chunks_are_pieces_in_rows_or_bytes(tmp_path: Path) -> None:
             reader.to_dask_array(chunks=wrong)
     with pytest.raises(ArgumentTypeError, match=r"max_ram_usage_in_bytes must be .* not '4 gigabytes'"):
         reader(7, max_ram_usage_in_bytes="4 gigabytes")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# One column for each item
+
+
+def in_columns(rows: npt.NDArray[Any], names: str = "emb_{}", **others: Any) -> dict[str, Any]:
+    """Return vectors as one column for each of their items, in the order of text, with others between."""
+    named = {names.format(k): rows[:, k] for k in range(rows.shape[1])} | others
+    return dict(sorted(named.items()))
+
+
+def many(rows: int = 300, dimension: int = 12) -> npt.NDArray[Any]:
+    return np.random.default_rng(7).standard_normal((rows, dimension)).astype(np.float32)
+
+
+@pytest.mark.parametrize("page_version", ["1.0", "2.0"])
+@pytest.mark.parametrize("given", ["emb_*", [f"emb_{k}" for k in range(12)]])
+def test_one_column_for_each_item_is_read(tmp_path: Path, given: Any, page_version: Any) -> None:
+    rows, source = many(), tmp_path / "in"
+    source.mkdir()
+    for number, part in enumerate(np.split(rows, [200])):
+        table = pa.table(in_columns(part, embed=part[:, 0], n=np.arange(len(part)) + 200 * number))
+        path = source / f"{number}.parquet"
+        pq.write_table(table, path, row_group_size=70, data_page_size=64, data_page_version=page_version)
+    put(source / "2.parquet", x=pa.array([], pa.null()))
+    reader = EmbeddingReader(source, embedding_column=given, meta_columns="*")
+    assert (reader.dimension, reader.dtype.name, list(reader.columns)) == (12, "float32", ["embed", "n"])
+    assert "(column 'emb_0, ..., emb_11')" in repr(reader)
+    same(reader, rows)
+    np.testing.assert_array_equal(reader.to_dask_array(5, 290, max_piece_size=33)[7:250].compute(), rows[12:255])
+    np.testing.assert_array_equal(reader.to_dask_array(dtype="float64").compute(), rows.astype(np.float64))
+    assert reader.to_dask_dataframe().compute()["n"].tolist() == list(range(300))
+    for vectors, frame in reader(41, max_piece_size=17, show_progress=False):
+        np.testing.assert_array_equal(vectors, rows[frame["n"]])
+        np.testing.assert_array_equal(vectors[:, 0], frame["embed"])
+    for chosen in (reader.take([3, 210, 77, 3]), reader.filter([("n", ">", 190)]), reader.shuffle(1)):
+        np.testing.assert_array_equal(chosen.to_dask_array().compute(), rows[chosen.to_dask_dataframe().compute()["n"]])
+    other = EmbeddingReader(source, embedding_column=[f"emb_{k}" for k in range(11, -1, -1)])
+    same(other, rows[:, ::-1])
+    assert other.token != reader.token
+    write_embeddings(reader, tmp_path / "out", "parquet")
+    same(EmbeddingReader(tmp_path / "out"), rows)
+    reader.save_manifest()
+    for again in (EmbeddingReader.from_manifest(source), EmbeddingReader(source, embedding_column=given)):
+        same(again, rows)
+    assert EmbeddingReader(source, meta_columns="*").token == reader.token
+    with pytest.raises(SystemExit, match="0"):
+        main(["convert", str(source), str(tmp_path / "npy"), "--to", "npy", "--embedding-column", "emb_*"])
+    same(EmbeddingReader(tmp_path / "npy"), rows)
+
+
+def test_one_column_for_each_item_of_a_remote_file(bucket: Bucket) -> None:
+    rows = many()
+    bucket.put("emb/0.parquet", parquet_bytes(**in_columns(rows)))
+    same(EmbeddingReader("bucket://emb", embedding_column="emb_*"), rows)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "uint32", "int64"])
+def test_columns_of_items_keep_their_dtype(tmp_path: Path, dtype: str) -> None:
+    put(tmp_path / "0.parquet", **in_columns(ROWS.astype(dtype)))
+    reader = EmbeddingReader(tmp_path, embedding_column="emb_*")
+    assert reader.dtype == dtype
+    same(reader, ROWS.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("columns", "given", "message"),
+    [
+        (in_columns(ROWS), ["emb_0", "emb_3"], "0.parquet: has no column 'emb_3'"),
+        (in_columns(ROWS), "e_*", r"0.parquet: embedding_column='e_\*' names none of its columns: 'emb_0'"),
+        (in_columns(ROWS, emb_norm=range(4)), "emb_*", "also names 'emb_norm', which is no number; list the names"),
+        (in_columns(ROWS) | {"emb_4": range(4)}, "emb_*", "names 4 columns, but 'emb_4' where number 3 was expected"),
+        (in_columns(ROWS) | {"emb_02": range(4)}, "emb_*", "but 'emb_0?2' where number 3 was expected"),
+        (
+            in_columns(ROWS) | {"emb_1": np.arange(4.0)},
+            "emb_*",
+            "0.parquet: column 'emb_1' is double, but 'emb_0' is f",
+        ),
+        (in_columns(ROWS) | {"emb_1": list("abcd")}, "emb_*", "0.parquet: column 'emb_1' is string, not a number"),
+        ({"v": lists()}, ["v"], "column 'v' is list<.*name it alone"),
+        (in_columns(ROWS, "e{}") | {"e1": pa.array([1, 2, None, 4], pa.float32())}, "e*", "row 2: column 'e1' is null"),
+    ],
+)
+def test_columns_that_are_no_items_are_named(tmp_path: Path, columns: Any, given: Any, message: str) -> None:
+    put(tmp_path / "0.parquet", **columns)
+    with pytest.raises((ColumnError, FormatError), match=message):
+        EmbeddingReader(tmp_path, embedding_column=given).to_dask_array().compute()
+
+
+def test_files_of_other_columns_of_items_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "0.parquet", **in_columns(ROWS))
+    put(tmp_path / "1.parquet", **in_columns(ROWS[:, :2]))
+    with pytest.raises(ColumnError, match=r"1\.parquet: has no column 'emb_2'"):
+        EmbeddingReader(tmp_path, embedding_column="emb_*")
+    put(tmp_path / "1.parquet", **in_columns(many(4, 4)))
+    with pytest.raises(ColumnError, match=r"1\.parquet: 'emb_\*' names the columns 'emb_3', too"):
+        EmbeddingReader(tmp_path, embedding_column="emb_*")
+    assert EmbeddingReader(tmp_path, embedding_column=["emb_0", "emb_1", "emb_2"]).count == 8
+
+
+def test_one_column_for_each_item_is_suggested_and_asked_for_of_parquet_alone(tmp_path: Path) -> None:
+    put(tmp_path / "0.parquet", **in_columns(many(4)))
+    with pytest.raises(ColumnError, match=r"where each item has its own: embedding_column='emb_\*'"):
+        EmbeddingReader(tmp_path)
+    np.save(tmp_path / "0.npy", ROWS)
+    with pytest.raises(ArgumentError, match="read from parquet files, not from npy files"):
+        EmbeddingReader(tmp_path, embedding_column=["a", "b"])
+    for wrong in ([], ["a", "a"]):
+        with pytest.raises(ArgumentError, match="embedding_column="):
+            EmbeddingReader(tmp_path, embedding_column=wrong)
+    with pytest.raises(ArgumentTypeError, match="embedding_column must be"):
+        EmbeddingReader(tmp_path, embedding_column=3)  # type: ignore[arg-type]
+
+
+def test_a_column_that_is_called_like_a_pattern_is_itself(tmp_path: Path) -> None:
+    put(tmp_path / "0.parquet", **{"v*": lists()}, v0=range(4))
+    same(EmbeddingReader(tmp_path, embedding_column="v*"))

@@ -157,6 +157,16 @@ def check_columns(names: Any, argument: str = "meta_columns") -> tuple[str, ...]
     return tuple(given)
 
 
+def check_vector_column(named: Any) -> str | tuple[str, ...]:
+    """Return the name of the column of vectors, or those of the columns of their items."""
+    if isinstance(named, str):
+        return check_text("embedding_column", named)
+    names = check_columns(named, "embedding_column")
+    if not names:
+        raise ArgumentError("embedding_column=[] names no column")
+    return names
+
+
 def likest_first(name: str, names: Iterable[str]) -> list[str]:
     """Sort names, and leave out what is there twice, by how much they are like another one."""
 

@@ -42,7 +42,7 @@ from dask_embedding_reader.formats.base import (
     default_piece_rows,
 )
 from dask_embedding_reader.formats.columns import open_columns
-from dask_embedding_reader.formats.parquet.read import DECODER_NBYTES, footers_nbytes
+from dask_embedding_reader.formats.parquet.read import DECODER_NBYTES, decoder_nbytes, footers_nbytes
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
 from dask_embedding_reader.rows import Int64s, Rows, Stretch
 from dask_embedding_reader.storage.store import most_connections
@@ -582,6 +582,8 @@ def _piece_rows(manifest: Manifest, request: BatchRequest, threads: int, local: 
 
 def _reading_nbytes(manifest: Manifest, threads: int, piece_rows: int, local: bool) -> int:
     """Estimate what reading itself holds beside the batches: decoders, and the bodies of answers."""
-    decoders = manifest.vectors.has_groups + (manifest.metadata is not None)
+    most_rows = int(manifest.vectors.group_rows.max()) if manifest.vectors.has_groups else 0
+    decoders = decoder_nbytes(manifest.columns, most_rows, manifest.dtype.itemsize) if most_rows else 0
+    decoders += DECODER_NBYTES if manifest.metadata is not None else 0
     bodies = 0 if local or manifest.vectors.has_groups else threads * piece_rows * manifest.byte_per_item
-    return decoders * DECODER_NBYTES + bodies
+    return decoders + bodies

@@ -9,12 +9,14 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.collection.saved import SavedManifest
 from dask_embedding_reader.errors import ArgumentError, FormatError
 from dask_embedding_reader.formats.base import DEFAULT_COLUMN, Columns, FileFormat, Format
 from dask_embedding_reader.formats.columns import first_schema
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.formats.parquet.read import expand_glob
 from dask_embedding_reader.formats.registry import BESIDE, get_file_format, get_format
 from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import StoredFile
@@ -119,13 +121,35 @@ def choose_column(
         name, dtype = told.pop()
         return columns._replace(embedding=name or DEFAULT_COLUMN, embedding_dtype=dtype)
     if columns.embedding is not None:
-        return columns
+        return _expand(vectors, files, columns)
     if vectors.find_vectors is not None:
         for file in files:
             names, heads[file] = vectors.find_vectors(file, columns, heads.get(file, b""))
             if names is not None:
                 return columns._replace(embedding=names[0] if len(names) == 1 else DEFAULT_COLUMN)
     return columns._replace(embedding=DEFAULT_COLUMN)
+
+
+def _expand(vectors: FileFormat, files: Sequence[StoredFile], columns: Columns) -> Columns:
+    """Put the names of the columns of items in the place of a pattern for them, unless one column is called so."""
+    if isinstance(columns.embedding, tuple):
+        if vectors is not PARQUET:
+            raise ArgumentError(
+                f"embedding_column names {counted(len(columns.embedding), 'column')}, one for each item of the vectors: these "
+                f"are read from parquet files, not from {vectors.name} files; convert them"
+            )
+        if columns.embedding_dtype is not None:
+            raise ArgumentError("embedding_dtype is only for binary columns; columns of items tell their own dtype")
+    elif vectors is PARQUET and columns.column.count("*") == 1:
+        for file in files:
+            names = expand_glob(file, columns.column)
+            if names is not None:
+                return (
+                    columns
+                    if not names
+                    else _expand(vectors, files, columns._replace(embedding=names, glob=columns.column))
+                )
+    return columns
 
 
 ALL_COLUMNS = ("*",)
@@ -136,18 +160,16 @@ def choose_metadata(layout: Format, files: Sequence[StoredFile], columns: Column
     """Put the names of all metadata columns in the place of ``ALL_COLUMNS``."""
     if columns.meta != ALL_COLUMNS:
         return columns
-    return columns._replace(meta=tuple(metadata_types(layout, files, columns.embedding)))
+    return columns._replace(meta=tuple(metadata_types(layout, files, columns.vectors)))
 
 
-def metadata_types(layout: Format, files: Sequence[StoredFile], embedding: str | None) -> dict[str, pa.DataType]:
+def metadata_types(layout: Format, files: Sequence[StoredFile], vectors: Sequence[str]) -> dict[str, pa.DataType]:
     """Return the metadata columns of the first of some files that has any."""
     in_same_file = layout.metadata == "same"
     schema = first_schema(layout.vectors if in_same_file else PARQUET, files)
-    vectors = embedding if in_same_file else None
+    others = {*(vectors if in_same_file else ()), ROW_NUMBER}
     names = Counter(schema.names)
-    return {
-        field.name: field.type for field in schema if names[field.name] == 1 and field.name not in (vectors, ROW_NUMBER)
-    }
+    return {field.name: field.type for field in schema if names[field.name] == 1 and field.name not in others}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

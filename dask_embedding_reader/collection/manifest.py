@@ -200,7 +200,10 @@ class Manifest:
     @property
     def vectors_name(self) -> str | None:
         """The column, array or tensor that holds the vectors; None where files hold nothing else."""
-        return None if self.format.vectors.find_vectors is None else self.columns.embedding
+        if self.format.vectors.find_vectors is None or not self.columns.vectors:
+            return None
+        first, *others = self.columns.vectors
+        return f"{first}, ..., {others[-1]}" if others else first
 
     @property
     def byte_per_item(self) -> int:
@@ -357,6 +360,7 @@ def _read_manifest(
         paired = pair_files(found.files, partners.files, (found.roots, partners.roots))
         known = saved_headers(saved, paired, PARQUET.suffixes, Columns(meta=columns.meta))
         metadata = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known), partners.roots
+    columns = columns._replace(glob="")  # as if they had been listed
     manifest = make_manifest(file_format, columns, (headers, found.roots), metadata)
     _warn_of_joined(manifest.vectors)
     return manifest

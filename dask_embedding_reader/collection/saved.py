@@ -201,14 +201,11 @@ def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
             range(sources + metadata_sources),
             locate,
         )
-        if not isinstance(facts["embedding_column"], str | None):
-            _fail(where, f"names the column of vectors {facts['embedding_column']!r}")
+        embedding = _vectors(where, facts["embedding_column"])
         written = facts["written"]
         if not (written is None or isinstance(written, dict)):
             _fail(where, "does not say how it was written")
-        columns = Columns(
-            facts["embedding_column"], dtype, max((tuple(schema.names) for schema in schemas), default=())
-        )
+        columns = Columns(embedding, dtype, max((tuple(schema.names) for schema in schemas), default=()))
         _check_columns(where, facts["file_format"], columns.meta, files)
         return SavedManifest(facts["file_format"], columns, sources, metadata_sources, written, files)
     except _UnusableError:
@@ -217,6 +214,16 @@ def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
         raise FormatError(
             f"{where}: not a readable manifest: {describe(error)}; remove it, and save it again"
         ) from error
+
+
+def _vectors(where: str, named: Any) -> str | tuple[str, ...] | None:
+    """Return the column of vectors, or those of their items."""
+    if named is None or isinstance(named, str):
+        return named
+    names = named if isinstance(named, list) else []
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        _fail(where, f"names the column of vectors {named!r}")
+    return tuple(names)
 
 
 def _most_nbytes(data_nbytes: int) -> int:

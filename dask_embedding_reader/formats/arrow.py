@@ -295,7 +295,7 @@ def _spans(index: Index, start: int, stop: int) -> Iterator[tuple[int, int, int,
 
 def _with_vectors(header: FileHeader, index: Index, columns: Columns) -> FileHeader:
     """Return a header that tells the dtype and the dimension of the vectors."""
-    file, position = header.file, _position(header.file, index, columns.embedding or "")
+    file, position = header.file, _position(header.file, index, columns.column)
     field = index.schema.field(position)
     likely = _columns_of_vectors(file, index)
     remedy = "name the column of vectors (embedding_column=...)" + (f", such as {_few(likely)}" if likely else "")
@@ -378,7 +378,7 @@ def _even_places(header: FileHeader, index: Index, columns: Columns) -> tuple[in
     """Return where vectors lie that are not compressed, if the batches follow each other evenly."""
     filled = [number for number, batch in enumerate(index.batches) if batch.rows]
     rows = index.batches[filled[0]].rows
-    position = _position(header.file, index, columns.embedding or "")
+    position = _position(header.file, index, columns.column)
     kind = index.schema.field(position).type
     if len(filled) < len(index.batches) or any(batch.codec for batch in index.batches):
         return None
@@ -416,7 +416,7 @@ def _open_even(header: FileHeader) -> StretchReader:
 def _open_batches(header: FileHeader, columns: Columns) -> StretchReader:
     """Return a function that reads vectors batch by batch."""
     index = _promised(header)
-    position = _position(header.file, index, columns.embedding or "")
+    position = _position(header.file, index, columns.column)
     bounds = list(accumulate(_batch_rows(index), initial=0))
     current, reader = -1, None
 
@@ -501,8 +501,8 @@ def _open_compressed(header: FileHeader, batch: Batch, place: tuple[int, int], f
 
 def _decoded(header: FileHeader, columns: Columns, index: Index, number: int, first: int) -> Array:
     """Decode the vectors of a record batch; fail on the first that is null or of another length."""
-    position = _position(header.file, index, columns.embedding or "")
-    with _decoding(header.file, first, first + index.batches[number].rows, columns.embedding or ""):
+    position = _position(header.file, index, columns.column)
+    with _decoding(header.file, first, first + index.batches[number].rows, columns.column):
         array = decode_column(header.file, index, number, position)
         array.validate(full=True)
     return as_vectors(header, columns, first, array)

@@ -32,12 +32,24 @@ of more than 32 MiB it gets from the kernel anew, page by page, which takes long
 class Columns(NamedTuple):
     """Which columns of a parquet file are wanted."""
 
-    embedding: str | None = None
-    """The column of vectors; ``None`` for a file of metadata alone."""
+    embedding: str | tuple[str, ...] | None = None
+    """The column of vectors, or those of their items in order; ``None`` for a file of metadata alone."""
     embedding_dtype: np.dtype[Any] | None = None
     """The dtype of the items of a column of vectors that is binary, which does not tell it itself."""
     meta: tuple[str, ...] = ()
     """The metadata columns, in the order wanted."""
+    glob: str = ""
+    """Where the columns of items were named by a pattern: that, for other columns that it would name. Not kept."""
+
+    @property
+    def column(self) -> str:
+        """The column of vectors, where that is one."""
+        return self.embedding if isinstance(self.embedding, str) else ""
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """All columns that vectors are in."""
+        return self.embedding if isinstance(self.embedding, tuple) else () if self.embedding is None else (self.column,)
 
 
 class MetaColumn(NamedTuple):

@@ -82,7 +82,7 @@ class _Npz:
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read where the wanted array lies, its shape and dtype."""
         archive = _open(file, head or _read_tail(file))
-        member = _member(file, archive, columns.embedding or "")
+        member = _member(file, archive, columns.column)
         rows, dimension = rows_and_dimension(file, member.parsed)
         dtype = member.parsed.dtype
         promised = member.header_nbytes + rows * dimension * dtype.itemsize

@@ -85,7 +85,7 @@ class _Safetensors:
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read where the wanted tensor lies."""
         tensors, data_offset = _parse_tensors(file, _read_head(file, head))
-        name = columns.embedding
+        name = columns.column
         if name not in tensors:
             raise ColumnError(
                 f"{file.url}: has no tensor {name!r}; its tensors are {', '.join(map(repr, list(tensors)[:10]))}: name "

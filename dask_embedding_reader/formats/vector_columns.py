@@ -159,6 +159,18 @@ def as_vectors(header: FileHeader, columns: Columns, start: int, column: pa.Arra
     return items.reshape(rows, dimension)
 
 
+def join_items(header: FileHeader, columns: Columns, start: int, batch: pa.RecordBatch) -> Array:
+    """Return decoded columns, one for each item of the vectors, as a 2-D array; fail on the first null."""
+    for name, column in zip(columns.vectors, batch.columns, strict=True):
+        if column.null_count:
+            bad = start + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+            raise FormatError(
+                f"{header.file.url}, row {bad:,}: column {name!r} is null where an item of a vector was expected; drop "
+                "or repair the row"
+            )
+    return np.stack([column.to_numpy() for column in batch.columns], axis=1)
+
+
 def lengths_of(column: pa.Array) -> Array:
     """Return the length of each list or large binary value; of those that are null it may be any."""
     if isinstance(column, pa.ExtensionArray):

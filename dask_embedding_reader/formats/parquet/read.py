@@ -45,6 +45,7 @@ from dask_embedding_reader.formats.vector_columns import (
     is_bytes,
     is_nested,
     item_type,
+    join_items,
     lengths_of,
     type_of_items,
 )
@@ -82,6 +83,9 @@ _PLAIN_TYPES = {1: ("<i4", "<u4"), 2: ("<i8", "<u8"), 4: ("<f4",), 5: ("<f8",), 
 _NARROW_TYPES = {"|i1": "<i4", "|u1": "<i4", "<i2": "<i4", "<u2": "<i4"}
 """What narrow integers are stored as."""
 
+_COLUMN_NBYTES = 3 * 2**20
+"""What decoding one of many columns holds at most: a page as it is stored and decoded, and a buffer."""
+
 _STEPS_BETWEEN_RELEASES = 8
 """After so many steps pyarrow's allocator gives back what it keeps: 30 MB less are held, at no cost that shows."""
 
@@ -94,7 +98,8 @@ def read_header(file: StoredFile, columns: Columns) -> FileHeader:
     if not rows:  # its columns are of any type then, or missing: pandas and Dask write such shards
         return header._replace(meta=(MetaColumn(pa.null(), True),) * len(columns.meta))
     if columns.embedding is not None:
-        dtype, dimension = _vector_type(header, footer, columns)
+        find_type = _type_of_items if isinstance(columns.embedding, tuple) else _vector_type
+        dtype, dimension = find_type(header, footer, columns)
         header = header._replace(dtype=dtype, dimension=dimension)
     return header._replace(meta=tuple(_meta_column(file, footer, name) for name in columns.meta))
 
@@ -266,6 +271,13 @@ def may_match(file: StoredFile, expression: Any) -> set[int] | None:
         return None
 
 
+def decoder_nbytes(columns: Columns, most_rows: int, item_nbytes: int) -> int:
+    """Return what decoding vectors holds beside its result, of row groups of so many rows at most."""
+    if not isinstance(columns.embedding, tuple):
+        return DECODER_NBYTES
+    return DECODER_NBYTES + len(columns.embedding) * min(_COLUMN_NBYTES, 3 * most_rows * item_nbytes)
+
+
 def footers_nbytes() -> int:
     """Return the memory that the footers take that are kept."""
     return _FOOTERS.nbytes
@@ -276,7 +288,7 @@ _FOOTERS = FooterCache(32 * 2**20)
 
 
 def _names(columns: Columns) -> tuple[str, ...]:
-    return columns.meta if columns.embedding is None else (columns.embedding, *columns.meta)
+    return tuple(dict.fromkeys([*columns.vectors, *columns.meta]))
 
 
 def _footer(file: StoredFile, names: Sequence[str]) -> Footer:
@@ -388,8 +400,21 @@ def _remedy(file: StoredFile, footer: Footer) -> str:
     """Say which columns may be that of vectors."""
     found = _columns_of_vectors(file, footer)
     if not found:
-        return "name the column of vectors (embedding_column=...)"
+        stem, count = _commonest_stem(footer.schema.arrow)
+        numbered = f"; where each item has its own: embedding_column={stem + '*'!r}" if count >= _MANY_ITEMS else ""
+        return f"name the column of vectors (embedding_column=...){numbered}"
     return f"name the column of vectors (embedding_column=...), such as {_few(found, len(found))}"
+
+
+_MANY_ITEMS = 8
+"""So many columns of numbers that are numbered themselves are likely the items of vectors."""
+
+
+def _commonest_stem(schema: pa.Schema) -> tuple[str, int]:
+    """Return what most columns of numbers are called that are numbered, and how many these are."""
+    names = (field.name for field in schema if pa.types.is_floating(field.type) or pa.types.is_integer(field.type))
+    stems = Counter(name.rstrip("0123456789") for name in names if name[-1:].isdecimal())
+    return max(stems.items(), key=lambda each: each[1], default=("", 0))
 
 
 def _columns_of_vectors(file: StoredFile, footer: Footer) -> list[str]:
@@ -437,7 +462,7 @@ def _counts_nulls_wrongly(writer: str) -> bool:
 
 def _vector_type(header: FileHeader, footer: Footer, columns: Columns) -> tuple[np.dtype[Any], int]:
     """Return the dtype and dimension of the vector column, told by the footer alone wherever it can."""
-    field, leaves = _vector_field(header.file, footer, columns.embedding or "")
+    field, leaves = _vector_field(header.file, footer, columns.column)
     dtype, dimension = type_of_items(header.file.url, field, columns, lambda: _remedy(header.file, footer))
     if is_binary(field.type):
         dimension = _first_width(header, columns, dtype)
@@ -452,9 +477,76 @@ def _vector_type(header: FileHeader, footer: Footer, columns: Columns) -> tuple[
     return dtype, dimension
 
 
+def _type_of_items(header: FileHeader, footer: Footer, columns: Columns) -> tuple[np.dtype[Any], int]:
+    """Return the dtype that the columns of items share, and how many they are."""
+    url, names = header.file.url, columns.vectors
+    fields = {name: _field(header.file, footer, name)[0] for name in names}
+    if columns.glob and (others := set(number_columns(url, columns.glob, footer.schema.names)) - set(names)):
+        raise ColumnError(
+            f"{url}: {columns.glob!r} names the columns {_few(sorted(others), len(others))}, too, which the first file "
+            "lacks; open the files separately, or list the names (embedding_column=[...])"
+        )
+    first = fields[names[0]].type
+    for name, field in fields.items():
+        if not (pa.types.is_floating(field.type) or pa.types.is_integer(field.type)):
+            raise FormatError(
+                f"{url}: column {name!r} is {field.type}, not a number; where it is the column of vectors itself, "
+                "name it alone"
+            )
+        if field.type != first:
+            raise FormatError(
+                f"{url}: column {name!r} is {field.type}, but {names[0]!r} is {first}; items of vectors have one type: "
+                "cast the columns, and write the file again"
+            )
+    return np.dtype(first.to_pandas_dtype()), len(names)
+
+
+def number_columns(url: str, glob: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns that a pattern such as ``emb_*`` names, in the order of their numbers.
+
+    Raises
+    ------
+    ColumnError
+        If there is none, or one without a number, or a number is missing or there twice.
+    """
+    before, _, after = glob.partition("*")
+    found = re.compile(f"{re.escape(before)}(.*){re.escape(after)}", re.DOTALL)
+    matches = [match for name in names if (match := found.fullmatch(name))]
+    where = f"{url}: embedding_column={glob!r}"
+    if not matches:
+        raise ColumnError(f"{where} names none of its columns: {_few(names, len(names))}")
+    if odd := [match[0] for match in matches if re.fullmatch("[0-9]+", match[1]) is None]:
+        raise ColumnError(
+            f"{where} also names {_few(odd, len(odd))}, which is no number; list the names (embedding_column=[...])"
+        )
+    matches.sort(key=lambda match: int(match[1]))
+    first = min(1, int(matches[0][1]))
+    for number, match in enumerate(matches, first):
+        if int(match[1]) != number:
+            raise ColumnError(
+                f"{where} names {len(matches):,} columns, but {match[0]!r} where number {number:,} was expected; if "
+                "that is how it should be, list the names (embedding_column=[...])"
+            )
+    return tuple(match[0] for match in matches)
+
+
+def expand_glob(file: StoredFile, glob: str) -> tuple[str, ...] | None:
+    """Return the columns of a file that a pattern names, in order; None if the file has no rows, and maybe no columns.
+
+    Raises
+    ------
+    ColumnError
+        If the pattern is none.
+    """
+    footer = _footer(file, ())
+    if not sum(footer.group_rows):
+        return None
+    return () if glob in footer.schema.names else number_columns(file.url, glob, footer.schema.names)
+
+
 def _first_width(header: FileHeader, columns: Columns, dtype: np.dtype[Any]) -> int:
     """Return the dimension of the first vectors of a column of bytes: only the values tell their lengths."""
-    name = columns.embedding or ""
+    name = columns.column
     stop = min(header.rows, _PEEK_ROWS)
     column = next(iter_tables(header, (name,), 0, stop, stop, _PEEK_NBYTES)).column(0)
     lengths = Counter(len(value) for value in column.to_pylist() if value is not None)
@@ -479,7 +571,7 @@ def _dimension(header: FileHeader, columns: Columns, footer: Footer, leaf: int, 
         if rows and (chunk.nulls or chunk.values != rows * dimension):
             # The counts do not tell which row it is; and they may be wrong themselves.
             first = start
-            for table in iter_tables(header, (columns.embedding or "",), start, start + rows):
+            for table in iter_tables(header, (columns.column,), start, start + rows):
                 as_vectors(header, columns, first, table.column(0))
                 first += table.num_rows
         start += rows
@@ -491,7 +583,7 @@ def _most_common_length(header: FileHeader, columns: Columns) -> int:
     lengths: Counter[int] = Counter()
     start = 0
     stop = next(rows for rows in header.group_rows if rows)
-    for table in iter_tables(header, (columns.embedding or "",), start, stop):
+    for table in iter_tables(header, (columns.column,), start, stop):
         column = table.column(0)
         lengths.update(lengths_of(column)[column.is_valid().to_numpy(zero_copy_only=False)].tolist())
     return lengths.most_common(1)[0][0] if lengths else 0
@@ -587,6 +679,11 @@ class _Vectors:
         if self._groups is None:
             header = self._header
             try:
+                if isinstance(self._columns.embedding, tuple):
+                    _promised_items(header, self._columns)
+                    wanted = _wanted_groups(header, self._start, self._stop)
+                    self._groups = [_Group(None, first, last) for _, first, last in wanted]
+                    return self._groups
                 field, leaves = _promised_field(header, self._columns)
                 self._groups = _find_groups(header, field, leaves[0], self._start, self._stop)
                 is_plain = any(group.place is not None for group in self._groups)
@@ -664,8 +761,11 @@ def _iter_decoded(
 ) -> Iterator[Array]:
     """Yield the vectors of the rows ``[start, stop)``, a few at a time, as pyarrow decodes them."""
     step = max(1, _DECODE_NBYTES // max(1, header.dimension * header.dtype.itemsize))
-    for table in iter_tables(header, (columns.embedding or "",), start, stop, step, remote=remote):
-        yield as_vectors(header, columns, start, table.column(0))
+    for table in iter_tables(header, columns.vectors, start, stop, step, remote=remote):
+        if isinstance(columns.embedding, tuple):
+            yield join_items(header, columns, start, table)
+        else:
+            yield as_vectors(header, columns, start, table.column(0))
         start += table.num_rows
 
 
@@ -685,8 +785,8 @@ def _open_chunks(header: FileHeader, name: str, start: int, stop: int) -> _Chunk
 
 def _promised_field(header: FileHeader, columns: Columns) -> tuple[pa.Field, range]:
     """Return the column of vectors, of the type that the header tells: it may come from a manifest that is wrong."""
-    footer = _promised_footer(header, (columns.embedding or "",))
-    field, leaves = _vector_field(header.file, footer, columns.embedding or "")
+    footer = _promised_footer(header, (columns.column,))
+    field, leaves = _vector_field(header.file, footer, columns.column)
     dtype, dimension = type_of_items(header.file.url, field, columns, lambda: _remedy(header.file, footer))
     if dtype != header.dtype or dimension not in (None, header.dimension):
         raise FormatError(
@@ -694,6 +794,16 @@ def _promised_field(header: FileHeader, columns: Columns) -> tuple[pa.Field, ran
             f"{header.dimension} {header.dtype}; save the manifest again"
         )
     return field, leaves
+
+
+def _promised_items(header: FileHeader, columns: Columns) -> None:
+    """Check that the columns of items are of the type that the header tells."""
+    found = _type_of_items(header, _promised_footer(header, columns.vectors), columns)
+    if found != (header.dtype, header.dimension):
+        raise FormatError(
+            f"{header.file.url}: holds vectors of {found[1]} {found[0]} in columns, where {header.dimension} "
+            f"{header.dtype} were promised; save the manifest again"
+        )
 
 
 def _storage(kind: pa.DataType) -> pa.DataType:
