@@ -551,3 +551,74 @@ def test_one_column_for_each_item_is_suggested_and_asked_for_of_parquet_alone(tm
 def test_a_column_that_is_called_like_a_pattern_is_itself(tmp_path: Path) -> None:
     put(tmp_path / "0.parquet", **{"v*": lists()}, v0=range(4))
     same(EmbeddingReader(tmp_path, embedding_column="v*"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Fields of structs
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 12)])
+def test_a_field_of_a_struct_is_read(tmp_path: Path, kind: pa.DataType) -> None:
+    rows, source = many(), tmp_path / "in"
+    dense = pa.array(rows.tolist(), kind)
+    inner = pa.StructArray.from_arrays([dense, pa.array(range(300))], ["dense", "n"])
+    outer = pa.StructArray.from_arrays([pa.array(range(300)), inner], ["a", "b.c"])
+    put(source / "0.parquet", embedding=inner, x=outer, word=[str(n) for n in range(300)])
+    for column in ("embedding.dense", "x.b.c.dense"):
+        reader = EmbeddingReader(source, embedding_column=column, meta_columns=["word"])
+        same(reader, rows)
+        for vectors, frame in reader(41, show_progress=False):
+            np.testing.assert_array_equal(vectors, rows[frame["word"].astype(int)])
+        same(reader.take([200, 3]), rows[[200, 3]])
+        write_embeddings(reader, tmp_path / "out", "parquet", overwrite=True)
+        same(EmbeddingReader(tmp_path / "out"), rows)
+    reader.save_manifest()
+    assert taken(EmbeddingReader(source)) == ("parquet", "x.b.c.dense")
+    same(EmbeddingReader(source), rows)
+
+
+def test_a_column_with_a_dot_in_its_name_comes_before_a_field(tmp_path: Path) -> None:
+    inner = pa.StructArray.from_arrays([lists()], ["b"])
+    put(tmp_path / "0.parquet", a=inner, **{"a.b": lists(ROWS + 1)})
+    same(EmbeddingReader(tmp_path, embedding_column="a.b"), ROWS + 1)
+
+
+def test_vectors_within_structs_that_are_null_are_named(tmp_path: Path) -> None:
+    inner = pa.StructArray.from_arrays([lists()], ["dense"], mask=pa.array([False, False, True, False]))
+    put(tmp_path / "0.parquet", embedding=inner)
+    with pytest.raises(FormatError, match=r"row 2: column 'embedding\.dense' holds a vector that is null"):
+        EmbeddingReader(tmp_path, embedding_column="embedding.dense").to_dask_array().compute()
+    with pytest.raises(FormatError, match=r"is struct<.*name its field: embedding_column='embedding\.dense'"):
+        EmbeddingReader(tmp_path)
+    with pytest.raises(ColumnError, match=r"has no column 'embedding\.other'"):
+        EmbeddingReader(tmp_path, embedding_column="embedding.other")
+
+
+def ml_vectors(rows: list[dict[str, Any] | None]) -> pa.Array:
+    """Return vectors as Spark ML stores them."""
+    indices, values = (pa.list_(pa.field("element", item, nullable=False)) for item in (pa.int32(), pa.float64()))
+    kind = pa.struct(
+        [pa.field("type", pa.int8(), nullable=False), ("size", pa.int32()), ("indices", indices), ("values", values)]
+    )
+    return pa.array(rows, kind)
+
+
+def test_dense_vectors_of_spark_are_read_and_sparse_ones_refused(tmp_path: Path) -> None:
+    rows = many().astype(np.float64)
+    dense: list[dict[str, Any] | None] = [{"type": 1, "values": row} for row in rows.tolist()]
+    put(tmp_path / "dense" / "0.parquet", features=ml_vectors(dense), n=range(300))
+    reader = EmbeddingReader(tmp_path / "dense", meta_columns="*")
+    assert (taken(reader), list(reader.columns)) == (("parquet", "features"), ["n"])
+    same(reader, rows)
+    same(reader.take([200, 3]), rows[[200, 3]])
+    for vectors, frame in reader(41, show_progress=False):
+        np.testing.assert_array_equal(vectors, rows[frame["n"]])
+    sparse = {"type": 0, "size": 12, "indices": list(range(12)), "values": [1.0] * 12}
+    for name, odd, message in (
+        ("sparse", sparse, "row 250: column 'features' holds a vector that is sparse; .*vector_to_array"),
+        ("null", None, "row 250: column 'features' holds a vector that is null"),
+        ("long", {"type": 1, "values": [1.0] * 13}, "row 250: column 'features' holds a vector that has 13 items"),
+    ):
+        put(tmp_path / name / "0.parquet", features=ml_vectors([*dense[:250], odd, *dense[250:]]))
+        with pytest.raises(FormatError, match=message):
+            EmbeddingReader(tmp_path / name, embedding_column="features").to_dask_array().compute()

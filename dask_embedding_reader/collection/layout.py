@@ -135,8 +135,8 @@ def _expand(vectors: FileFormat, files: Sequence[StoredFile], columns: Columns) 
     if isinstance(columns.embedding, tuple):
         if vectors is not PARQUET:
             raise ArgumentError(
-                f"embedding_column names {counted(len(columns.embedding), 'column')}, one for each item of the vectors: these "
-                f"are read from parquet files, not from {vectors.name} files; convert them"
+                f"embedding_column names {counted(len(columns.embedding), 'column')}, one for each item of the "
+                f"vectors: these are read from parquet files, not from {vectors.name} files; convert them"
             )
         if columns.embedding_dtype is not None:
             raise ArgumentError("embedding_dtype is only for binary columns; columns of items tell their own dtype")

@@ -49,6 +49,11 @@ def type_of_items(
             raise ArgumentError(f"{where} is {kind}, which is not binary: embedding_dtype says nothing of it")
         if is_list(kind) or pa.types.is_fixed_size_list(kind):
             what = "; its items must be integers or floating-point numbers"
+        elif pa.types.is_struct(kind) and (fields := [each.name for each in kind if item_type(each.type) is not None]):
+            raise FormatError(
+                f"{where} is {kind}, not a list of numbers; name its field: "
+                f"embedding_column={f'{field.name}.{fields[0]}'!r}"
+            )
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view":
             likely = f"{remedy()}, or " if "such as" in remedy() else ""
             raise FormatError(f"{where} is {kind}, not a list of numbers; {likely}{_PARSING.format(name=field.name)}")
@@ -72,6 +77,21 @@ def item_type(kind: pa.DataType) -> pa.DataType | None:
     else:
         item = kind.value_type.value_type if is_nested(kind) else kind.value_type if _is_any_list(kind) else None
     return item if item is not None and (pa.types.is_floating(item) or pa.types.is_integer(item)) else None
+
+
+def is_ml_vector(kind: pa.DataType) -> bool:
+    """Tell whether a type is what Spark ML stores its vectors as, dense ones and sparse ones."""
+    if not pa.types.is_struct(kind) or [field.name for field in kind] != ["type", "size", "indices", "values"]:
+        return False
+    code, size, indices, values = (field.type for field in kind)
+    # The items of lists as such: whether they may be null is part of the type of a list.
+    return (code, size) == (pa.int8(), pa.int32()) and all(
+        is_list(each) and each.value_type == item for each, item in ((indices, pa.int32()), (values, pa.float64()))
+    )
+
+
+_DENSE = 1
+"""What Spark ML calls dense vectors by."""
 
 
 def is_nested(kind: pa.DataType) -> bool:
@@ -123,6 +143,15 @@ def as_vectors(header: FileHeader, columns: Columns, start: int, column: pa.Arra
     if column.null_count:
         bad = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
         bad_vector(header, columns, start + bad, "is null")
+    if is_ml_vector(column.type):
+        is_dense = column.field("type").fill_null(_DENSE - 1).to_numpy() == _DENSE
+        if not is_dense.all():
+            what = "is sparse; make dense ones with pyspark.ml.functions.vector_to_array, and write the files again"
+            raise FormatError(
+                f"{header.file.url}, row {start + int(np.argmin(is_dense)):,}: column {columns.column!r} holds a "
+                f"vector that {what}"
+            )
+        return as_vectors(header, columns, start, column.field("values"))
     if pa.types.is_fixed_size_binary(column.type):
         binary = np.frombuffer(column.buffers()[1], header.dtype)
         return binary[column.offset * dimension : (column.offset + rows) * dimension].reshape(rows, dimension)
@@ -175,6 +204,8 @@ def lengths_of(column: pa.Array) -> Array:
     """Return the length of each list or large binary value; of those that are null it may be any."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
+    if is_ml_vector(column.type):
+        column = column.field("values")
     if _is_view(column.type):
         return column.sizes.to_numpy()  # type: ignore[no-any-return]
     if is_binary(column.type):

@@ -43,6 +43,7 @@ from dask_embedding_reader.formats.vector_columns import (
     binary_dimension,
     is_binary,
     is_bytes,
+    is_ml_vector,
     is_nested,
     item_type,
     join_items,
@@ -180,7 +181,7 @@ def iter_tables(
                 skip, keep = max(0, start - row), min(batch.num_rows, stop - row)
                 if skip < keep:
                     # By name: pyarrow also takes the columns `a.b` for `a`, and keeps the order of the file.
-                    taken = batch.select(list(names)).slice(skip, keep - skip)
+                    taken = _select(batch, names).slice(skip, keep - skip)
                     _validate(header.file, row + skip, taken)
                     yield taken
                 row = batch_stop
@@ -197,6 +198,36 @@ def iter_tables(
             raise ReadError(f"{where}: cannot be decoded: {describe(error)}") from error
         what = _undecodable(header.file, bisect_right(bounds, row) - 1 + header.first_group, names)
         raise FormatError(f"{where}: {what} cannot be decoded: {describe(error)}") from error
+
+
+def _select(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+    """Take columns, and fields of structs, which are null where the struct is."""
+    if set(names) <= set(batch.schema.names):
+        return batch.select(list(names))
+    columns = []
+    for name in names:
+        top, *fields = _steps(batch.schema, name) or [name]
+        column = batch.column(top)
+        for field in fields:
+            column = column.flatten()[column.type.get_field_index(field)]
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, list(names))
+
+
+def _steps(schema: pa.Schema, path: str) -> list[str] | None:
+    """Return the column and the fields of structs that a path with dots names; None if there is none, or another."""
+
+    def within(fields: Sequence[pa.Field], rest: str) -> list[list[str]]:
+        found = []
+        for field in fields:
+            if field.name == rest:
+                found.append([field.name])
+            elif rest.startswith(f"{field.name}.") and pa.types.is_struct(field.type):
+                found += [[field.name, *steps] for steps in within(list(field.type), rest[len(field.name) + 1 :])]
+        return found
+
+    found = within(list(schema), path)
+    return found[0] if len(found) == 1 else None
 
 
 def _iter_group(file: pq.ParquetFile, group: int, names: Sequence[str], step: int) -> Iterator[pa.RecordBatch]:
@@ -356,6 +387,14 @@ def _vector_field(file: StoredFile, footer: Footer, name: str) -> tuple[pa.Field
     """The same of the column of vectors."""
     if footer.schema.names.count(name) == 1:
         return _field(file, footer, name)
+    steps = None if footer.schema.names.count(name) else _steps(footer.schema.arrow, name)
+    if steps is not None:
+        top, leaves = _field(file, footer, steps[0])
+        kind = top.type
+        for step in steps[1:]:
+            kind = kind.field(step).type
+        inside = [leaf for leaf in leaves if f"{footer.schema.paths[leaf]}.".startswith(f"{name}.")]
+        return pa.field(name, kind), range(inside[0], inside[-1] + 1)
     raise ColumnError(
         f"{file.url}: {_how_many(footer, name)}; {_remedy(file, footer)}; its columns are {_nearest(name, footer)}"
     )
@@ -419,7 +458,8 @@ def _commonest_stem(schema: pa.Schema) -> tuple[str, int]:
 
 def _columns_of_vectors(file: StoredFile, footer: Footer) -> list[str]:
     """Return the columns that may be that of vectors: those of numbers in lists of one length."""
-    names = [field.name for field in footer.schema.arrow if item_type(field.type) is not None][:_MOST_COMPARED]
+    kinds = {field.name: field.type for field in footer.schema.arrow}
+    names = [name for name, kind in kinds.items() if item_type(kind) is not None or is_ml_vector(kind)][:_MOST_COMPARED]
     found = []
     try:
         footer = _footer(file, names)
@@ -463,14 +503,16 @@ def _counts_nulls_wrongly(writer: str) -> bool:
 def _vector_type(header: FileHeader, footer: Footer, columns: Columns) -> tuple[np.dtype[Any], int]:
     """Return the dtype and dimension of the vector column, told by the footer alone wherever it can."""
     field, leaves = _vector_field(header.file, footer, columns.column)
-    dtype, dimension = type_of_items(header.file.url, field, columns, lambda: _remedy(header.file, footer))
+    dtype, dimension = _items(header.file, field, columns, footer)
     if is_binary(field.type):
         dimension = _first_width(header, columns, dtype)
     elif not pa.types.is_fixed_size_binary(field.type):
-        dimension = _dimension(header._replace(dtype=dtype), columns, footer, leaves[0], dimension)
+        # The items come last of what Spark ML stores for a vector.
+        dimension = _dimension(header._replace(dtype=dtype), columns, footer, leaves[-1], dimension)
     if not dimension:
         raise FormatError(f"{header.file.url}: column {field.name!r} holds vectors of no items")
-    if is_nested(field.type):  # the counts do not tell whether each has one list; the others are looked at when read
+    # The counts do not tell whether each has one list, or is dense; the others are looked at when read.
+    if is_nested(field.type) or is_ml_vector(field.type):
         stop = min(header.rows, _PEEK_ROWS)
         first = next(iter_tables(header, (field.name,), 0, stop, stop, _PEEK_NBYTES)).column(0)
         as_vectors(header._replace(dtype=dtype, dimension=dimension), columns, 0, first)
@@ -542,6 +584,13 @@ def expand_glob(file: StoredFile, glob: str) -> tuple[str, ...] | None:
     if not sum(footer.group_rows):
         return None
     return () if glob in footer.schema.names else number_columns(file.url, glob, footer.schema.names)
+
+
+def _items(file: StoredFile, field: pa.Field, columns: Columns, footer: Footer) -> tuple[np.dtype[Any], int | None]:
+    """Return the dtype of the items of a column, and the dimension of its vectors if its type tells it."""
+    if is_ml_vector(field.type) and columns.embedding_dtype is None:
+        return np.dtype(np.float64), None
+    return type_of_items(file.url, field, columns, lambda: _remedy(file, footer))
 
 
 def _first_width(header: FileHeader, columns: Columns, dtype: np.dtype[Any]) -> int:
@@ -787,7 +836,7 @@ def _promised_field(header: FileHeader, columns: Columns) -> tuple[pa.Field, ran
     """Return the column of vectors, of the type that the header tells: it may come from a manifest that is wrong."""
     footer = _promised_footer(header, (columns.column,))
     field, leaves = _vector_field(header.file, footer, columns.column)
-    dtype, dimension = type_of_items(header.file.url, field, columns, lambda: _remedy(header.file, footer))
+    dtype, dimension = _items(header.file, field, columns, footer)
     if dtype != header.dtype or dimension not in (None, header.dimension):
         raise FormatError(
             f"{header.file.url}: column {field.name!r} is {field.type}, which does not hold the promised vectors of "
@@ -820,7 +869,9 @@ def _find_groups(header: FileHeader, field: pa.Field, leaf: int, start: int, sto
     """Return the row groups that hold some rows, and where their vectors may lie plainly, as far as that is so."""
     chunks = _footer(header.file, (field.name,)).chunks[leaf]
     groups = []
-    may_be_plain = not (is_binary(field.type) or is_nested(field.type))  # the length of each lies between them
+    # The length of each may lie between them; of a field of a struct the levels are others.
+    may_be_plain = not (is_binary(field.type) or is_nested(field.type) or is_ml_vector(field.type))
+    may_be_plain &= field.name in _footer(header.file, ()).schema.names
     for group, first, last in _wanted_groups(header, start, stop):
         rows = header.group_rows[group - header.first_group]
         place = _plain_place(header, field, chunks[group], rows) if may_be_plain else None
