@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,28 @@ def test_compressed_bytes_that_claim_to_be_others(tmp_path: Path, claim: int) ->
     path.write_bytes(data.replace(size, struct.pack("<q", claim)))
     with pytest.raises(FormatError, match=r"0\.arrow.*claim|0\.arrow.*ends before"):
         EmbeddingReader(path).to_dask_array().compute()
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_compressed_vectors_are_read_window_by_window(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, codec: str
+) -> None:
+    # Record batches may be of any size, and several are read at the same time.
+    vectors = np.random.default_rng(0).standard_normal((8_000, 256)).astype(np.float32)
+    table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 256)})
+    with pa.ipc.new_file(tmp_path / "0.arrow", table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as file:
+        file.write_table(table)
+    counts: list[int] = []
+    preadv = os.preadv
+
+    def counting(descriptor: int, buffers: Sequence[Any], offset: int) -> int:
+        counts.append(preadv(descriptor, buffers, offset))
+        return counts[-1]
+
+    monkeypatch.setattr(os, "preadv", counting)
+    reader = EmbeddingReader(tmp_path)
+    np.testing.assert_array_equal(reader.take([1, 3]).to_dask_array().compute(scheduler="sync"), vectors[[1, 3]])
+    assert sum(counts) < vectors.nbytes / 4
+    np.testing.assert_array_equal(reader.to_dask_array().compute(scheduler="sync"), vectors)
+    assert sum(counts) > vectors.nbytes / 2
+    assert max(counts) <= 2**20

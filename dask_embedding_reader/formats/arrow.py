@@ -6,6 +6,7 @@ beginning of their record batch, block by block.
 
 from __future__ import annotations
 
+import io
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,7 +46,7 @@ from dask_embedding_reader.formats.vector_columns import (
 )
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.put import WritableFile
-from dask_embedding_reader.storage.read import read_range
+from dask_embedding_reader.storage.read import read_into, read_range
 from dask_embedding_reader.storage.retries import describe
 from dask_embedding_reader.storage.store import StoredFile, Write
 
@@ -55,6 +56,12 @@ files of equal batches: the first byte, the bytes from batch to batch, and the r
 
 _BLOCK_NBYTES = 2**20
 """What is inflated at once."""
+
+_WINDOW_NBYTES = 2**20
+"""Of compressed vectors as much is held at once: writers make record batches of any size."""
+
+_REMOTE_WINDOW_NBYTES = 2**23
+"""The same elsewhere, where each costs a request."""
 
 _PADDING_NBYTES = 64
 """Buffers may be longer than what is in them by less than this."""
@@ -462,17 +469,36 @@ def _open_batch(
     return read_decoded
 
 
+class _FilePart(io.RawIOBase):
+    """Some bytes of a file, read one after the other."""
+
+    def __init__(self, file: StoredFile, start: int, stop: int) -> None:
+        self._file, self._position, self._stop = file, start, stop
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = min(len(buffer), self._stop - self._position)
+        if count:
+            read_into(self._file, self._position, [memoryview(buffer)[:count]])
+        self._position += count
+        return count
+
+
 def _open_compressed(header: FileHeader, batch: Batch, place: tuple[int, int], first: int) -> StretchReader:
     """Return a function that inflates the vectors of a record batch, block by block."""
-    data = read_range(header.file, place[0], place[0] + place[1])
+    window_nbytes = _WINDOW_NBYTES if header.file.store.is_local else _REMOTE_WINDOW_NBYTES
+    part = _FilePart(header.file, place[0], place[0] + place[1])
+    stored = io.BufferedReader(part, max(1, min(window_nbytes, place[1])))
     row_nbytes = header.dimension * header.dtype.itemsize
     nbytes = batch.rows * row_nbytes
-    claimed = int.from_bytes(data[:8], "little", signed=True)
+    claimed = int.from_bytes(stored.read(8), "little", signed=True)
     if claimed == -1:
-        stream: Any = pa.BufferReader(data[8:])
-        claimed = len(data) - 8
+        stream: Any = stored
+        claimed = place[1] - 8
     else:
-        stream = pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(data)[8:]), batch.codec)
+        stream = pa.CompressedInputStream(pa.PythonFile(stored, "r"), batch.codec)
     if not nbytes <= claimed <= nbytes + _PADDING_NBYTES:
         fail(header.file, f"a record batch of {nbytes:,} bytes of vectors claims to have {claimed:,}; write it again")
     reached = first
