@@ -98,17 +98,20 @@ def test_rows_are_put_where_they_belong(
     outs = [np.full((stop - start, DIMENSION), 7, dtype) for start, stop in zip([0, *cuts], [*cuts, room], strict=True)]
     # Remote ones are asked for otherwise; how bytes come from there is tested elsewhere.
     manifest = collection.open().manifest
-    with mock.patch.multiple(
-        picking,
-        is_local=lambda _: local,
-        _GAP_NBYTES=gap * ROW_NBYTES,
-        _REMOTE_GAP_NBYTES=gap * ROW_NBYTES,
-        _REMOTE_SCRATCH_NBYTES=scratch * ROW_NBYTES,
-        _LONG_NBYTES=long * ROW_NBYTES,
-        SCRATCH_NBYTES=scratch * ROW_NBYTES,
-        _SHORT_ROWS=1 + seed,
+    header = manifest.vectors.header(0)
+    where = mock.patch.object(type(header.file.store), "is_local", new_callable=mock.PropertyMock, return_value=local)
+    with (
+        where,
+        mock.patch.multiple(
+            picking,
+            _GAP_NBYTES=gap * ROW_NBYTES,
+            _REMOTE_GAP_NBYTES=gap * ROW_NBYTES,
+            _REMOTE_SCRATCH_NBYTES=scratch * ROW_NBYTES,
+            _LONG_NBYTES=long * ROW_NBYTES,
+            SCRATCH_NBYTES=scratch * ROW_NBYTES,
+            _SHORT_ROWS=1 + seed,
+        ),
     ):
-        header = manifest.vectors.header(0)
         if len(rows):
             picking.read_picked(manifest.format.vectors, manifest.columns, header, rows, outs, places)
     expected = np.full((room, DIMENSION), 7, dtype)

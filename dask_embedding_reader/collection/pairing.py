@@ -49,6 +49,11 @@ def pair_files(vectors: Files, metadata: Files, roots: tuple[Roots, Roots] = (()
     """
     if len(metadata) == 1 < len(vectors):
         return list(metadata)  # by row number, if it has as many rows as they have together
+    return _pair_each(vectors, metadata, roots)
+
+
+def _pair_each(vectors: Files, metadata: Files, roots: tuple[Roots, Roots]) -> list[StoredFile]:
+    """Return one metadata file for each file of vectors."""
     left, right = (_relative_names(files, names) for files, names in zip((vectors, metadata), roots, strict=True))
     partners = dict(zip(right, metadata, strict=True))
     if len(partners) == len(metadata) == len(vectors) and partners.keys() == set(left):
@@ -99,7 +104,7 @@ def _pair_by_roots(vectors: Files, metadata: Files, roots: tuple[Roots, Roots]) 
     if len(groups) < 2 or len(groups) != len(others):
         return []
     pairs = zip(groups.items(), others.items(), strict=True)
-    return [partner for (root, of), (other, by) in pairs for partner in pair_files(of, by, ([root], [other]))]
+    return [partner for (root, of), (other, by) in pairs for partner in _pair_each(of, by, ([root], [other]))]
 
 
 def _split(files: Files, roots: Roots) -> Mapping[str, Files]:
