@@ -297,6 +297,8 @@ def test_row_groups_that_statistics_rule_out_are_not_read(bucket: Bucket) -> Non
         (lambda r: r.filter([("rank", ">", "3")]), ArgumentError, "'rank' is int32, which cannot be compared with '3'"),
         (lambda r: r.filter([("caption", "<", 3)]), ArgumentError, "'caption' is"),
         (lambda r: r.filter([("rank", "in", ["a"])]), ArgumentError, "cannot be compared"),
+        (lambda r: r.filter([("rank", ">", 2**70)]), ArgumentError, "cannot be compared with 1180591620717411303424"),
+        (lambda r: r.filter([("rank", "in", [1, 2**70])]), ArgumentError, "cannot be compared"),
         (lambda r: r.filter([("rank", "in", 3)]), ArgumentTypeError, "list, tuple or set"),
         (lambda r: r.filter([("rank", "like", 3)]), ArgumentError, "'like' is none of"),
         (lambda r: r.filter("rank > 3"), ArgumentTypeError, "conditions are"),

@@ -175,7 +175,7 @@ def _compare(table: pa.Table, name: str, operator: str, value: Any) -> Any:
             values = values.cast(column.type)
         found = pc.is_in(column, value_set=values, skip_nulls=True)
         return pc.if_else(pc.is_null(column), None, found if operator == "in" else pc.invert(found))
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(
             f"the column {name!r} is {column.type}, which cannot be compared with {value!r} ({operator}): "
             f"{describe(error)}"
