@@ -336,6 +336,18 @@ def test_bad_input_is_refused_at_the_call(
     assert isinstance(caught.value, ArgumentError | ArgumentTypeError | ColumnError)
 
 
+def test_integers_beyond_those_with_a_sign_are_compared(tmp_path: Path) -> None:
+    # As hashes are: what pyarrow makes of an integer ends at 2**63.
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(3, np.float32)), 1)
+    hashes = pa.array([2**63 + 5, 5, None], pa.uint64())
+    pq.write_table(pa.table({"embedding": vectors, "hash": hashes}), tmp_path / "0.parquet")
+    reader = EmbeddingReader(tmp_path)
+    for operator, value, rows in [
+        ("==", 2**63 + 5, [0]), (">", 5, [0]), ("<", 2**64 - 1, [0, 1]), ("in", [5, 2**63 + 5], [0, 1]), ("in", [], [])
+    ]:  # fmt: skip
+        assert list(reader.filter([("hash", operator, value)]).rows) == rows
+
+
 def test_readers_without_columns_say_how_to_open_them(tmp_path: Path) -> None:
     plain = write_collection(tmp_path / "npy", "npy").open()
     with pytest.raises(ArgumentError, match="parquet_npy"):

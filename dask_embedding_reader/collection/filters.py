@@ -159,6 +159,12 @@ def _alternatives(filters: Any) -> list[list[Condition]]:
     return found
 
 
+def _type_of(column: pa.ChunkedArray, values: Sequence[Any]) -> pa.DataType | None:
+    """Return the type as which values are compared; None for their own: that of integers ends at 2**63."""
+    are_natural = all(type(value) is int and value >= 0 for value in values)
+    return column.type if pa.types.is_uint64(column.type) and are_natural else None
+
+
 def _compare(table: pa.Table, name: str, operator: str, value: Any) -> Any:
     """Compare a column with a value: true, false, or null where the column is null."""
     column = _plain(table.column(name))
@@ -168,9 +174,10 @@ def _compare(table: pa.Table, name: str, operator: str, value: Any) -> Any:
                 return pa.nulls(len(column), pa.bool_())
             if pa.types.is_null(column.type):
                 column = column.cast(pa.scalar(value).type)
-            return _COMPARISONS[operator](column, pa.scalar(value))
+            return _COMPARISONS[operator](column, pa.scalar(value, _type_of(column, [value])))
+        items = [item for item in _items(value) if item is not None]
+        values = pa.array(items, _type_of(column, items))
         # A set of no values has no type of its own.
-        values = pa.array([item for item in _items(value) if item is not None])
         if not len(values) or values.type != column.type:
             values = values.cast(column.type)
         found = pc.is_in(column, value_set=values, skip_nulls=True)
