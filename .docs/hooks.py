@@ -82,10 +82,27 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return re.sub(r"\]\(([\w./]+)\.ipynb\)", r"](\1.md)", markdown)
 
 
+GROUPS = {
+    "Batches": ("npy-", "parquet-npy"),
+    "Parquet": ("parquet",),
+    "Chosen rows": ("rows-",),
+    "Opening, first batches, single rows": ("first-", "open-", "row"),
+    "Lazy arrays": ("sum", "mean", "iter-"),
+    "Neighbours": ("nearest-",),
+    "Remote storages": ("remote-",),
+}
+"""Headings of the charts, and how the names of the works begin; the first that fits counts."""
+
+
 def charts(path: Path) -> str:
     """Return the figures of the benchmarks as bars, as wide as the screen allows, in the colours of the page."""
     works = json.loads(path.read_text(encoding="utf-8"))["works"]
-    return "\n".join(chart(work) for work in works if not work["limit_nbytes"])
+    found: dict[str, list[str]] = {heading: [] for heading in GROUPS}
+    for work in works:
+        fitting = [heading for heading, begins in GROUPS.items() if work["name"].startswith(begins)]
+        if fitting and not work["limit_nbytes"]:
+            found[fitting[0]].append(chart(work))
+    return "\n\n".join("\n".join([f"## {heading}", "", *lines]) for heading, lines in found.items() if lines)
 
 
 def chart(work: dict[str, Any]) -> str:
