@@ -418,8 +418,9 @@ class EmbeddingReader:
     def _before_shuffling(self, verb: str) -> None:
         if isinstance(self.rows, Shuffled) or self._shards:
             done = "shuffled" if isinstance(self.rows, Shuffled) and not self._shards else "a shard"
+            later = "comes once, and before shard" if verb == "shuffle" else "comes before shuffle and shard"
             raise ArgumentError(
-                f"{verb} comes before shuffle and shard, but this reader is {done}: the steps are "
+                f"{verb} {later}, but this reader is {done}: the steps are "
                 "filter, take and sample in any order, then shuffle, then shard, then start= and end="
             )
 

@@ -203,6 +203,8 @@ def _check_source(source: Any) -> Any:
 
 def _check_queries(queries: Any, dimension: int, dtype: np.dtype[Any], metric: Metric) -> tuple[Floats, bool]:
     """Return the queries as rows, and whether a single vector was given."""
+    if isinstance(queries, EmbeddingReader):
+        raise ArgumentTypeError("queries must be an array, not a reader; queries.to_dask_array() makes one of it")
     given = np.asarray(queries)
     if given.dtype.kind not in "biuf":
         raise ArgumentTypeError(f"queries hold {given.dtype}, which cannot be compared; real numbers are needed")

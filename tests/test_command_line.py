@@ -299,9 +299,14 @@ def test_nearest(run: Run, shards: Path, tmp_path: Path) -> None:
         (["--row", 20], "--row 20 is out of range: the collection has 20 rows"),
         (["--row", 1, "-k", 0], "0 is not in the range"),
         (["--queries", __file__], "not a readable npy file"),
+        (["--queries", "queries.npz"], "an npz archive; save one of its arrays as an npy file"),
     ],
 )
-def test_nearest_says_what_is_wrong(run: Run, shards: Path, arguments: list[Any], message: str) -> None:
+def test_nearest_says_what_is_wrong(
+    run: Run, shards: Path, arguments: list[Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shards.parent)
+    np.savez("queries.npz", np.ones((1, 4)))
     code, _, err = run("nearest", shards, *arguments)
     assert code == 2
     assert message in err

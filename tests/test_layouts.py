@@ -322,6 +322,37 @@ def test_text_is_to_be_parsed(tmp_path: Path) -> None:
         EmbeddingReader(tmp_path)
 
 
+NO_VECTORS = "has no column 'embedding'; none of its columns holds lists of numbers, equally many in each row: "
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"e": ["[1.0, 2.0]"], "n": [1]}, "'e' is string, 'n' is int64; name the column of vectors"),
+        ({"e": [[1.0], [1.0, 2.0]]}, "'e' is list<"),
+        ({f"c{n}": [n] for n in range(12)}, "'c9' is int64 and 2 more; name"),
+    ],
+)
+def test_where_no_column_holds_vectors_it_is_said_what_they_hold(
+    tmp_path: Path, suffix: str, columns: dict[str, Any], message: str
+) -> None:
+    put(tmp_path / "0.parquet", **columns)
+    if suffix == "arrow":
+        table = pq.read_table(tmp_path / "0.parquet")
+        (tmp_path / "0.parquet").unlink()
+        with pa.ipc.new_file(tmp_path / "0.arrow", table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(ColumnError, match=f"{NO_VECTORS}.*{message}"):
+        EmbeddingReader(tmp_path)
+
+
+def test_a_metadata_column_that_is_missing_in_arrow_files_is_not_said_to_hold_vectors(tmp_path: Path) -> None:
+    write_embeddings(ROWS, tmp_path, "arrow", WORDS)
+    with pytest.raises(ColumnError, match=r"has no column 'wrod'; its columns are 'embedding', 'word', 'n'\W*$"):
+        EmbeddingReader(tmp_path, meta_columns="wrod")
+
+
 def test_files_of_one_vector_each_are_to_be_gathered(tmp_path: Path) -> None:
     np.save(tmp_path / "0.npy", ROWS[0])
     with pytest.raises(FormatError, match=r"of many files of one vector each, .*np\.stack"):
@@ -364,6 +395,17 @@ def test_one_file_of_metadata_is_that_of_all_files_of_vectors(tmp_path: Path, fi
     (folder / ".manifest.embeddings").unlink()
     with pytest.raises(MismatchError, match=r"only file of metadata, and has 12 rows, but the 4 files of .* have 24"):
         EmbeddingReader(folder, meta_columns="*", embedding_column="embedding")
+
+
+def test_one_metadata_for_several_folders_is_said_to_belong_to_each(tmp_path: Path) -> None:
+    """As in the folder that clip-retrieval writes, named whole."""
+    for number in range(2):
+        for folder in ("img_emb", "text_emb"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            np.save(tmp_path / folder / f"{folder}_{number}.npy", ROWS)
+        put(tmp_path / "metadata" / f"metadata_{number}.parquet", n=range(4))
+    with pytest.raises(MismatchError, match=r"are from 2 folders: open each by itself, as in '.*/img_emb'"):
+        EmbeddingReader(tmp_path, metadata_folder=tmp_path / "metadata")
 
 
 def test_folders_that_look_like_collections_of_their_own_are_named(

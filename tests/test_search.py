@@ -142,6 +142,13 @@ def test_nothing_is_ranked_by_how_a_block_rounds() -> None:
         (np.ones((3, 2)), np.ones(3), {}, ArgumentError, r"queries have the shape \(3,\).*2 items"),
         (np.ones((3, 2)), np.ones((1, 1, 2)), {}, ArgumentError, "queries have the shape"),
         (np.ones((3, 2)), ["a", "b"], {}, ArgumentTypeError, "queries hold"),
+        (
+            np.ones((3, 2)),
+            Path("notebooks/sample/queries"),
+            {},
+            ArgumentTypeError,
+            r"not a reader; .*to_dask_array\(\)",
+        ),
         (np.ones((3, 2)), [[1, 1], [1, np.nan]], {}, ArgumentError, "query 1 holds NaN"),
         (np.ones((3, 2), np.float32), [1e300, 1], {}, ArgumentError, "query 0 holds .* what float32 cannot hold"),
         (np.ones((3, 2)), [0, 0], {}, ArgumentError, "query 0 is of length 0"),
@@ -154,6 +161,7 @@ def test_nothing_is_ranked_by_how_a_block_rounds() -> None:
     ],
 )
 def test_bad_input(source: Any, queries: Any, options: Any, kind: type[Exception], message: str) -> None:
+    queries = EmbeddingReader(queries) if isinstance(queries, Path) else queries
     with pytest.raises(kind, match=message):
         nearest(source, queries, **options)
 

@@ -341,6 +341,7 @@ def test_arguments_that_make_no_sense(tmp_path: Path, arguments: dict[str, Any],
     [
         ("text", ArgumentTypeError, "must be a numpy or Dask array"),
         (7, ArgumentTypeError, "must be a numpy or Dask array"),
+        (FRAME, ArgumentTypeError, r"not DataFrame; np\.stack\(frame\[column\]\) makes an array"),
         (ROWS[0], ArgumentError, r"shape \(3,\)"),
         (ROWS[:0], ArgumentError, "nothing to write"),
         (ROWS[:, :0], ArgumentError, "nothing to write"),

@@ -42,6 +42,9 @@ def _load(path: str) -> npt.NDArray[Any]:
         vectors = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"--queries {path}: not a readable npy file ({error})") from error
+    if not isinstance(vectors, np.ndarray):
+        vectors.close()
+        raise ArgumentError(f"--queries {path}: an npz archive; save one of its arrays as an npy file")
     return np.atleast_2d(vectors)
 
 

@@ -210,6 +210,9 @@ def _unpaired(vectors: Files, metadata: Files, left: Sequence[Key], right: Seque
         if urls
     )
     kind = os.path.splitext(vectors[0].path)[1].lstrip(".")
+    folders = {os.path.dirname(file.url) for file in vectors}
+    if equal and not lonely and not spare and len(folders) > len({os.path.dirname(file.url) for file in metadata}):
+        details += f"; the {kind} files are from {len(folders)} folders: open each by itself, as in {min(folders)!r}"
     return (
         f"{counted(len(vectors), f'{kind} file')} ({vectors[0].url} is the first) cannot be paired with "
         f"{counted(len(metadata), 'parquet file')} ({metadata[0].url} is the first), neither by name nor by number, "

@@ -42,6 +42,7 @@ from dask_embedding_reader.formats.vector_columns import (
     is_nested,
     item_type,
     lengths_of,
+    no_vectors,
     type_of_items,
 )
 from dask_embedding_reader.formats.vectors import Vectors
@@ -191,11 +192,24 @@ def arrow_schema(file: StoredFile) -> pa.Schema:
 def _position(file: StoredFile, index: Index, name: str) -> int:
     positions = index.schema.get_all_field_indices(name)
     if len(positions) != 1:
-        found = f"has {len(positions)} columns named {name!r}" if positions else f"has no column {name!r}"
-        likely = _columns_of_vectors(file, index)
-        remedy = f"; name the column of vectors (embedding_column=...), such as {_few(likely)}" if likely else ""
-        raise ColumnError(f"{file.url}: {found}; its columns are {_few(index.schema.names)}{remedy}")
+        raise ColumnError(f"{file.url}: {_how_many(index, name)}; its columns are {_few(index.schema.names)}")
     return int(positions[0])
+
+
+def _position_of_vectors(file: StoredFile, index: Index, name: str) -> int:
+    if len(index.schema.get_all_field_indices(name)) == 1:
+        return _position(file, index, name)
+    if likely := _columns_of_vectors(file, index):
+        remedy = f"name the column of vectors (embedding_column=...), such as {_few(likely)}"
+        why = f"its columns are {_few(index.schema.names)}; {remedy}"
+    else:
+        why = no_vectors(index.schema, "name the column of vectors (embedding_column=...)")
+    raise ColumnError(f"{file.url}: {_how_many(index, name)}; {why}")
+
+
+def _how_many(index: Index, name: str) -> str:
+    count = index.schema.names.count(name)
+    return f"has {count} columns named {name!r}" if count else f"has no column {name!r}"
 
 
 def _few(names: Sequence[str]) -> str:
@@ -302,7 +316,7 @@ def _spans(index: Index, start: int, stop: int) -> Iterator[tuple[int, int, int,
 
 def _with_vectors(header: FileHeader, index: Index, columns: Columns) -> FileHeader:
     """Return a header that tells the dtype and the dimension of the vectors."""
-    file, position = header.file, _position(header.file, index, columns.column)
+    file, position = header.file, _position_of_vectors(header.file, index, columns.column)
     field = index.schema.field(position)
     likely = _columns_of_vectors(file, index)
     remedy = "name the column of vectors (embedding_column=...)" + (f", such as {_few(likely)}" if likely else "")
@@ -385,7 +399,7 @@ def _even_places(header: FileHeader, index: Index, columns: Columns) -> tuple[in
     """Return where vectors lie that are not compressed, if the batches follow each other evenly."""
     filled = [number for number, batch in enumerate(index.batches) if batch.rows]
     rows = index.batches[filled[0]].rows
-    position = _position(header.file, index, columns.column)
+    position = _position_of_vectors(header.file, index, columns.column)
     kind = index.schema.field(position).type
     if len(filled) < len(index.batches) or any(batch.codec for batch in index.batches):
         return None
@@ -423,7 +437,7 @@ def _open_even(header: FileHeader) -> StretchReader:
 def _open_batches(header: FileHeader, columns: Columns) -> StretchReader:
     """Return a function that reads vectors batch by batch."""
     index = _promised(header)
-    position = _position(header.file, index, columns.column)
+    position = _position_of_vectors(header.file, index, columns.column)
     bounds = list(accumulate(_batch_rows(index), initial=0))
     current, reader = -1, None
 
@@ -527,7 +541,7 @@ def _open_compressed(header: FileHeader, batch: Batch, place: tuple[int, int], f
 
 def _decoded(header: FileHeader, columns: Columns, index: Index, number: int, first: int) -> Array:
     """Decode the vectors of a record batch; fail on the first that is null or of another length."""
-    position = _position(header.file, index, columns.column)
+    position = _position_of_vectors(header.file, index, columns.column)
     with _decoding(header.file, first, first + index.batches[number].rows, columns.column):
         array = decode_column(header.file, index, number, position)
         array.validate(full=True)

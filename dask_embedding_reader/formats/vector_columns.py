@@ -69,6 +69,16 @@ def type_of_items(
     return np.dtype(item.to_pandas_dtype()), dimension
 
 
+def no_vectors(schema: pa.Schema, remedy: str) -> str:
+    """Say of a file in which no column can be that of vectors what there is instead, and what to do."""
+    types = [f"{field.name[:60]!r} is {str(field.type)[:60]}" for field in list(schema)[:10]]
+    more = f" and {len(schema) - 10:,} more" if len(schema) > 10 else ""
+    return (
+        f"none of its columns holds lists of numbers, equally many in each row: {', '.join(types) or 'there are none'}"
+        f"{more}; {remedy}"
+    )
+
+
 def item_type(kind: pa.DataType) -> pa.DataType | None:
     """Return what lists that may be vectors consist of; None for other types."""
     if isinstance(kind, pa.FixedShapeTensorType):

@@ -161,9 +161,10 @@ def write_embeddings(
         _refuse_meta(meta, "batches bring their own, as pairs (array, frame)")
         source = of_batches(iter(array), request)
     else:
+        remedy = "; np.stack(frame[column]) makes an array of a column of vectors" if hasattr(array, "columns") else ""
         raise ArgumentTypeError(
             f"array must be a numpy or Dask array, an EmbeddingReader or an iterable of batches, not "
-            f"{type(array).__name__}"
+            f"{type(array).__name__}{remedy}"
         )
     with claimed(request.folder.store, request.folder.work) as claim:
         prepared = prepare(request.folder, source.settings, request.overwrite, claim)

@@ -72,8 +72,8 @@ def verify_embeddings(
     data = get_file(store, where, ReadError) if where else None
     if where is None or data is None:
         raise NoFilesError(
-            f"{shown_url(store, path)} has no {MANIFEST_NAME}, so there is nothing to compare with: it was not "
-            "written by write_embeddings, or not to its end"
+            f"{shown_url(store, path)} does not exist, or has no {MANIFEST_NAME}, so there is nothing to compare "
+            "with: it was not written by write_embeddings, or not to its end"
         )
     saved = decode_manifest(data, shown_url(store, where), lambda _, below: (store, f"{path}/{below}"))
     headers = {file.path: file.header for file in saved.files}

@@ -48,6 +48,7 @@ from dask_embedding_reader.formats.vector_columns import (
     item_type,
     join_items,
     lengths_of,
+    no_vectors,
     type_of_items,
 )
 from dask_embedding_reader.storage.read import check_local, local_input, read_range, read_ranges
@@ -395,9 +396,10 @@ def _vector_field(file: StoredFile, footer: Footer, name: str) -> tuple[pa.Field
             kind = kind.field(step).type
         inside = [leaf for leaf in leaves if f"{footer.schema.paths[leaf]}.".startswith(f"{name}.")]
         return pa.field(name, kind), range(inside[0], inside[-1] + 1)
-    raise ColumnError(
-        f"{file.url}: {_how_many(footer, name)}; {_remedy(file, footer)}; its columns are {_nearest(name, footer)}"
-    )
+    found = f"{file.url}: {_how_many(footer, name)}"
+    if not _columns_of_vectors(file, footer):
+        raise ColumnError(f"{found}; {no_vectors(footer.schema.arrow, _remedy(file, footer))}")
+    raise ColumnError(f"{found}; {_remedy(file, footer)}; its columns are {_nearest(name, footer)}")
 
 
 def _how_many(footer: Footer, name: str) -> str:
