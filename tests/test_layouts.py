@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from dask.utils import parse_bytes
@@ -664,3 +665,80 @@ def test_dense_vectors_of_spark_are_read_and_sparse_ones_refused(tmp_path: Path)
         put(tmp_path / name / "0.parquet", features=ml_vectors([*dense[:250], odd, *dense[250:]]))
         with pytest.raises(FormatError, match=message):
             EmbeddingReader(tmp_path / name, embedding_column="features").to_dask_array().compute()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Folders that tell a column
+
+
+HIVE = "__HIVE_DEFAULT_PARTITION__"
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["de", "en"], ["01", "10"], ["00", "0a"], ["3000000000", "1"], ["-5", "7"], ["+5", "7"], ["1.5", "2"],
+        ["a%20b%2Fc", "ü"], [HIVE, "1"], [HIVE, "x"], ["1=2", ""],
+    ],
+)  # fmt: skip
+def test_what_folders_tell_is_a_column_as_pyarrow_reads_it(tmp_path: Path, values: list[str], file_format: str) -> None:
+    source = tmp_path / "in"
+    rows = many(20, 3)
+    for number, (value, part) in enumerate(zip(values, np.split(rows, [12]), strict=True)):
+        path = put(source / f"key={value}" / f"{number}.parquet", embedding=lists(part), n=part[:, 0])
+        if file_format == "arrow":
+            table = pq.ParquetFile(path).read()
+            path.unlink()
+            with pa.ipc.new_file(path.with_suffix(".arrow"), table.schema) as writer:
+                writer.write_table(table)
+    oracle = ds.dataset(source, partitioning="hive", format=file_format).to_table()
+    wanted = dict(zip(oracle["n"].to_pylist(), oracle["key"].to_pylist(), strict=True))
+    reader = EmbeddingReader(source, meta_columns="*")
+    kind = pa.int32() if oracle.schema.field("key").type == pa.int32() else pa.large_string()
+    assert reader.columns == {"n": pa.float32(), "key": kind}
+
+    def check(opened: EmbeddingReader) -> None:
+        frame = opened.to_dask_dataframe().compute()
+        found = [None if pd.isna(value) else value for value in frame["key"]]
+        assert found == [wanted[n] for n in frame["n"]]
+        np.testing.assert_array_equal(opened.to_dask_array().compute()[:, 0], frame["n"])
+
+    check(reader)
+    check(reader.take([15, 3, 0]))
+    for vectors, frame in reader(7, show_progress=False):
+        assert [None if pd.isna(value) else value for value in frame["key"]] == [wanted[n] for n in vectors[:, 0]]
+    one = next(value for value in wanted.values() if value is not None)
+    expected = sum(value == one for value in wanted.values())
+    assert reader.filter([("key", "==", one)]).count == EmbeddingReader(source).filter([("key", "==", one)]).count
+    assert reader.filter([("key", "==", one)]).count == expected
+    assert reader.filter(lambda frame: frame["key"] == one, columns=["key"]).count == expected
+    assert EmbeddingReader(source).filter([("key", "in", [one]), ("n", ">", 0.0)]).count == sum(
+        value == one and n > 0 for n, value in wanted.items()
+    )
+    write_embeddings(reader, tmp_path / "out", "parquet", rows_per_file=9)
+    check(EmbeddingReader(tmp_path / "out", meta_columns="*"))
+    reader.save_manifest()
+    check(EmbeddingReader.from_manifest(source))
+    assert EmbeddingReader(source, meta_columns=["n", "key"]).token == reader.token
+    only = EmbeddingReader(source, meta_columns=["key"]).to_dask_dataframe().compute()
+    assert list(only.columns) == ["key"]
+
+
+def test_columns_of_files_come_before_those_of_folders(tmp_path: Path) -> None:
+    put(tmp_path / "n=9" / "0.parquet", embedding=lists(), n=range(4))
+    put(tmp_path / "m=1" / "n=8" / "1.parquet", embedding=lists(), word=list("abcd"))
+    reader = EmbeddingReader(tmp_path, meta_columns=["n"])
+    assert reader.to_dask_dataframe().compute()["n"].tolist() == [8] * 4 + [0, 1, 2, 3]
+    with pytest.raises(ColumnError, match=r"0\.parquet: has no column 'm'"):
+        EmbeddingReader(tmp_path, meta_columns=["m"])
+
+
+def test_folders_of_metadata_beside_vectors_tell_columns(tmp_path: Path) -> None:
+    for lang in ("de", "en"):
+        put(tmp_path / f"lang={lang}" / "0.parquet", word=list("abcd"))
+        np.save(tmp_path / f"lang={lang}" / "0.npy", ROWS)
+    reader = EmbeddingReader(tmp_path, meta_columns="*")
+    assert taken(reader)[0] == "parquet_npy"
+    assert reader.to_dask_dataframe().compute()["lang"].tolist() == ["de"] * 4 + ["en"] * 4
+    assert reader.filter([("lang", "==", "en")]).take([0]).rows.numbers(0, 1).tolist() == [4]

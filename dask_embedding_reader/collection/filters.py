@@ -22,6 +22,7 @@ from dask_embedding_reader.formats.columns import iter_columns
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, make_frame, merge_columns
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.parquet.read import may_match
+from dask_embedding_reader.formats.partitions import settled
 from dask_embedding_reader.formats.picking import open_table_picker
 from dask_embedding_reader.rows import Int64s, Rows, pick, pick_all
 from dask_embedding_reader.storage.retries import describe
@@ -244,7 +245,8 @@ def _fields(manifest: Manifest, files: FileTable, names: Sequence[str]) -> list[
 
     with threads_at_once(_threads(files)) as pool:
         found = list(pool.map(columns, numbers))
-    return merge_columns(names, [files.url(number) for number in numbers], found)
+    metas = settled(names, files.partitions, [files.paths[number] for number in numbers], found)
+    return merge_columns(names, [files.url(number) for number in numbers], metas)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from dask_embedding_reader.formats.columns import first_schema
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.parquet.read import expand_glob
+from dask_embedding_reader.formats.partitions import shared_partitions
 from dask_embedding_reader.formats.registry import BESIDE, get_file_format, get_format
 from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import StoredFile
@@ -169,7 +170,9 @@ def metadata_types(layout: Format, files: Sequence[StoredFile], vectors: Sequenc
     schema = first_schema(layout.vectors if in_same_file else PARQUET, files)
     others = {*(vectors if in_same_file else ()), ROW_NUMBER}
     names = Counter(schema.names)
-    return {field.name: field.type for field in schema if names[field.name] == 1 and field.name not in others}
+    stored = {field.name: field.type for field in schema if names[field.name] == 1 and field.name not in others}
+    told = shared_partitions([file.path for file in files])
+    return stored | {name: kind for name, kind in told.items() if name not in names and name not in others}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

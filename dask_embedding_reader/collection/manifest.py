@@ -40,6 +40,7 @@ from dask_embedding_reader.errors import ArgumentError, ColumnError, FileChanged
 from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, Format
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
 from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.formats.partitions import partition_types, settled
 from dask_embedding_reader.formats.registry import KINDS, all_suffixes, get_file_format
 from dask_embedding_reader.storage.find import Finder, Listing, find_sibling
 from dask_embedding_reader.storage.retries import hide_secrets
@@ -135,7 +136,13 @@ class FileTable:
             groups,
             first,
             first_row,
+            partitions=self.partitions,
         )
+
+    @cached_property
+    def partitions(self) -> tuple[tuple[str, str], ...]:
+        """The columns that the folders of some files tell, and their types."""
+        return tuple(partition_types(self.paths).items())
 
     def _groups(self, position: int, start: int, stop: int) -> tuple[tuple[int, ...], int, int]:
         """Return the row groups of a file in ``[start, stop)``: their rows, the first one, and the row it starts at."""
@@ -465,7 +472,9 @@ def make_manifest(file_format: Format, columns: Columns, vectors: Headers, metad
     if columns.meta:
         partners = headers if metadata is None else metadata[0]
         filled = [header for header in partners if header.rows]  # others may have columns of any type
-        fields = merge_columns(columns.meta, [h.file.url for h in filled], [h.meta for h in filled])
+        partitions = () if metadata_files is None else metadata_files.partitions
+        metas = settled(columns.meta, partitions, [h.file.path for h in filled], [h.meta for h in filled])
+        fields = merge_columns(columns.meta, [h.file.url for h in filled], metas)
     dtype = next(header.dtype for header in headers if header.rows).newbyteorder("=")
     metadata_table = metadata_files if columns.meta else None
     return Manifest(file_format, columns, table, metadata_table, tuple(fields), dtype, metadata_files)

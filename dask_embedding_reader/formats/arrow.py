@@ -32,6 +32,7 @@ from dask_embedding_reader.formats.base import (
 )
 from dask_embedding_reader.formats.ipc import Batch, Index, column_of, decode_column, fail, inflate, read_index
 from dask_embedding_reader.formats.parquet.tables import is_masked
+from dask_embedding_reader.formats.partitions import TOLD_BY_FOLDERS, partition_values
 from dask_embedding_reader.formats.raw import copy_blocks, naming_rows, read_placed
 from dask_embedding_reader.formats.vector_columns import (
     as_vectors,
@@ -230,6 +231,8 @@ def _columns_of_vectors(file: StoredFile, index: Index) -> list[str]:
 
 
 def _meta_column(file: StoredFile, index: Index, name: str) -> MetaColumn:
+    if name not in index.schema.names and name in partition_values(file.path):
+        return TOLD_BY_FOLDERS
     position = _position(file, index, name)
     field = index.schema.field(position)
     has_nulls = is_masked(field) or any(

@@ -84,6 +84,8 @@ class FileHeader(NamedTuple):
     """One for each metadata column that was asked for."""
     checksum: str = ""
     """The SHA-256 of the file, from the manifest beside it; empty where that is not known."""
+    partitions: tuple[tuple[str, str], ...] = ()
+    """Columns that the folders of files of the collection tell, as in ``lang=en``, and their types."""
 
 
 RowReader = Callable[[Sequence[Array]], None]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
 from dask_embedding_reader.formats.arrow import ARROW, arrow_schema, iter_arrow_tables
 from dask_embedding_reader.formats.base import FileFormat, FileHeader
 from dask_embedding_reader.formats.parquet.read import DECODE_ROWS, TableReader, iter_tables, parquet_schema
+from dask_embedding_reader.formats.partitions import told_by_folders
 from dask_embedding_reader.storage.store import StoredFile
 
 
@@ -32,7 +33,25 @@ def iter_columns(
     """
     # What only its format understands: parquet has nothing to say there.
     read = iter_arrow_tables if header.layout else iter_tables
-    return read(header, names, start, stop, step)
+    stored = (arrow_schema if header.layout else parquet_schema)(header.file).names if header.partitions else ()
+    told = told_by_folders(header, names, stored) if header.partitions else {}
+    if not told:
+        return read(header, names, start, stop, step)
+    others = [name for name in names if name not in told]
+    batches = read(header, others, start, stop, step) if others else _of_no_columns(start, stop, step)
+    return (_with_values(batch, names, told) for batch in batches)
+
+
+def _of_no_columns(start: int, stop: int, step: int) -> Iterator[pa.RecordBatch]:
+    for first in range(start, stop, step):
+        rows = pa.nulls(min(step, stop - first))
+        yield pa.RecordBatch.from_arrays([rows], [""])
+
+
+def _with_values(batch: pa.RecordBatch, names: Sequence[str], told: Mapping[str, pa.Scalar]) -> pa.RecordBatch:
+    """Take columns of a batch, and others that have one value in all rows."""
+    columns = [pa.repeat(told[name], batch.num_rows) if name in told else batch.column(name) for name in names]
+    return pa.RecordBatch.from_arrays(columns, list(names))
 
 
 def open_columns(header: FileHeader, names: Sequence[str], start: int, stop: int) -> TableReader:

@@ -36,6 +36,7 @@ from dask_embedding_reader.formats.base import (
 from dask_embedding_reader.formats.parquet.footer import INT96_UNIT, Chunk, Footer, parse_footer
 from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
 from dask_embedding_reader.formats.parquet.plain_pages import Page, Place, PlainChunk, can_be_plain
+from dask_embedding_reader.formats.partitions import TOLD_BY_FOLDERS, partition_values
 from dask_embedding_reader.formats.raw import copy_rows, naming_rows, raw_reader
 from dask_embedding_reader.formats.vector_columns import (
     as_vectors,
@@ -478,6 +479,8 @@ def _columns_of_vectors(file: StoredFile, footer: Footer) -> list[str]:
 
 
 def _meta_column(file: StoredFile, footer: Footer, name: str) -> MetaColumn:
+    if name not in footer.schema.names and name in partition_values(file.path):
+        return TOLD_BY_FOLDERS
     field, leaves = _field(file, footer, name)
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     has_nulls = field.nullable and (
