@@ -318,7 +318,7 @@ def test_integers_with_a_stated_scale(tmp_path: Path) -> None:
         ({"dtype": "int8", "scale": 0.0}, "must be a positive number"),
         ({"dtype": "int8", "scale": float("nan")}, "must be a positive number"),
         ({"file_format": "parquet", "dtype": "complex64"}, "parquet files hold no vectors of complex64"),
-        ({"file_format": "arrow"}, "unknown file_format"),
+        ({"file_format": "hdf5"}, "unknown file_format"),
         ({"rows_per_file": 0}, "at least 1"),
         (
             {"rows_per_file": 20, "max_ram_usage_in_bytes": 300},
