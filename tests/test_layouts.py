@@ -607,6 +607,12 @@ def test_a_field_of_a_struct_is_read(tmp_path: Path, kind: pa.DataType) -> None:
     inner = pa.StructArray.from_arrays([dense, pa.array(range(300))], ["dense", "n"])
     outer = pa.StructArray.from_arrays([pa.array(range(300)), inner], ["a", "b.c"])
     put(source / "0.parquet", embedding=inner, x=outer, word=[str(n) for n in range(300)])
+    required = pa.schema([pa.field("embedding", inner.type), pa.field("x", outer.type, nullable=False)])
+    plain = pa.table({"embedding": inner, "x": outer}, required)
+    for codec in ("none", "zstd"):
+        pq.write_table(plain, tmp_path / f"{codec}.parquet", 110, compression=codec, use_dictionary=False)
+        for column in ("embedding.dense", "x.b.c.dense"):
+            same(EmbeddingReader(tmp_path / f"{codec}.parquet", embedding_column=column), rows)
     for column in ("embedding.dense", "x.b.c.dense"):
         reader = EmbeddingReader(source, embedding_column=column, meta_columns=["word"])
         same(reader, rows)
@@ -627,7 +633,11 @@ def test_a_column_with_a_dot_in_its_name_comes_before_a_field(tmp_path: Path) ->
 
 
 def test_vectors_within_structs_that_are_null_are_named(tmp_path: Path) -> None:
-    inner = pa.StructArray.from_arrays([lists()], ["dense"], mask=pa.array([False, False, True, False]))
+    nulls = pa.array([False, False, True, False])
+    put(tmp_path / "all" / "0.parquet", e=pa.StructArray.from_arrays([lists()], ["dense"], mask=pa.array([True] * 4)))
+    with pytest.raises(FormatError, match=r"column 'e\.dense' holds a vector that is null|vectors of no items"):
+        EmbeddingReader(tmp_path / "all", embedding_column="e.dense").to_dask_array().compute()
+    inner = pa.StructArray.from_arrays([lists()], ["dense"], mask=nulls)
     put(tmp_path / "0.parquet", embedding=inner)
     with pytest.raises(FormatError, match=r"row 2: column 'embedding\.dense' holds a vector that is null"):
         EmbeddingReader(tmp_path, embedding_column="embedding.dense").to_dask_array().compute()

@@ -392,15 +392,21 @@ def _vector_field(file: StoredFile, footer: Footer, name: str) -> tuple[pa.Field
     steps = None if footer.schema.names.count(name) else _steps(footer.schema.arrow, name)
     if steps is not None:
         top, leaves = _field(file, footer, steps[0])
-        kind = top.type
-        for step in steps[1:]:
-            kind = kind.field(step).type
+        field = _within(top, steps)[-1]
         inside = [leaf for leaf in leaves if f"{footer.schema.paths[leaf]}.".startswith(f"{name}.")]
-        return pa.field(name, kind), range(inside[0], inside[-1] + 1)
+        return field.with_name(name), range(inside[0], inside[-1] + 1)
     found = f"{file.url}: {_how_many(footer, name)}"
     if not _columns_of_vectors(file, footer):
         raise ColumnError(f"{found}; {no_vectors(footer.schema.arrow, _remedy(file, footer))}")
     raise ColumnError(f"{found}; {_remedy(file, footer)}; its columns are {_nearest(name, footer)}")
+
+
+def _within(top: pa.Field, steps: Sequence[str]) -> list[pa.Field]:
+    """Return a column, the field of the struct in it, and so on."""
+    fields = [top]
+    for step in steps[1:]:
+        fields.append(fields[-1].type.field(step))
+    return fields
 
 
 def _how_many(footer: Footer, name: str) -> str:
@@ -864,28 +870,30 @@ def _storage(kind: pa.DataType) -> pa.DataType:
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-def _definition(field: pa.Field) -> int:
+def _definition(schema: pa.Schema, field: pa.Field) -> int:
     """Return the level of definition of an item that is not null: one for each thing that may be null or repeated."""
     kind = _storage(field.type)
-    return int(field.nullable) + (0 if pa.types.is_fixed_size_binary(kind) else 1 + int(kind.value_field.nullable))
+    steps = [field.name] if field.name in schema.names else _steps(schema, field.name) or []
+    nullable = sum(bool(each.nullable) for each in _within(schema.field(steps[0]), steps))
+    return nullable + (0 if pa.types.is_fixed_size_binary(kind) else 1 + int(kind.value_field.nullable))
 
 
 def _find_groups(header: FileHeader, field: pa.Field, leaf: int, start: int, stop: int) -> list[_Group]:
     """Return the row groups that hold some rows, and where their vectors may lie plainly, as far as that is so."""
     chunks = _footer(header.file, (field.name,)).chunks[leaf]
     groups = []
-    # The length of each may lie between them; of a field of a struct the levels are others.
+    # The length of each may lie between them.
     may_be_plain = not (is_binary(field.type) or is_nested(field.type) or is_ml_vector(field.type))
-    may_be_plain &= field.name in _footer(header.file, ()).schema.names
+    definition = _definition(_footer(header.file, (field.name,)).schema.arrow, field) if may_be_plain else 0
     for group, first, last in _wanted_groups(header, start, stop):
         rows = header.group_rows[group - header.first_group]
-        place = _plain_place(header, field, chunks[group], rows) if may_be_plain else None
+        place = _plain_place(header, field, definition, chunks[group], rows) if may_be_plain else None
         may_be_plain = place is not None
         groups.append(_Group(place, first, last))
     return groups
 
 
-def _plain_place(header: FileHeader, field: pa.Field, chunk: Chunk, rows: int) -> Place | None:
+def _plain_place(header: FileHeader, field: pa.Field, definition: int, chunk: Chunk, rows: int) -> Place | None:
     """Return where in a file the vectors of a row group are; None if they cannot lie there as in memory."""
     kind = _storage(field.type)
     is_list = not pa.types.is_fixed_size_binary(kind)
@@ -902,7 +910,7 @@ def _plain_place(header: FileHeader, field: pa.Field, chunk: Chunk, rows: int) -
         dimension=header.dimension,
         is_list=is_list,
         is_fixed=pa.types.is_fixed_size_list(kind),
-        definition=_definition(field),
+        definition=definition,
         is_counted=chunk.values == rows * (header.dimension if is_list else 1),
     )
 
