@@ -66,5 +66,5 @@ def test_notebooks_are_committed_with_the_outputs_of_one_clean_run(path: Path) -
     assert sum(cell["cell_type"] == "markdown" for cell in notebook["cells"]) >= 5
 
 
-def test_there_are_four_notebooks() -> None:
-    assert len(NOTEBOOKS) == 4
+def test_there_are_five_notebooks() -> None:
+    assert len(NOTEBOOKS) == 5
