@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dask_embedding_reader.formats.parquet import plain_pages
 from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet.footer import page_header, spell_length
 from dask_embedding_reader.formats.parquet.format import PARQUET
-from dask_embedding_reader.storage.read import read_into
+from dask_embedding_reader.storage.read import read_each_into, read_into
 
 PLAIN: dict[str, Any] = {"use_dictionary": False, "compression": "none"}
 
@@ -206,6 +207,35 @@ def test_remote_pages_too(
             assert rows.tobytes() == array[start:stop].tobytes()
     finally:
         storage.rm(f"/plain-{codec}{version}", recursive=True)
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_no_byte_of_a_remote_chunk_is_fetched_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, version: str
+) -> None:
+    """Though windows end within pages, and the header behind a page is looked at before the page is read."""
+    array = bits("f4", 400, 24)
+    options: dict[str, Any] = {"data_page_size": 900, "write_batch_size": 10, "use_dictionary": False}
+    write(tmp_path / "a.parquet", array, "list", compression=codec, data_page_version=version, **options)
+    monkeypatch.setattr(parquet, "_WINDOW_NBYTES", 2**13)
+    fetched: list[tuple[int, int]] = []
+
+    def fetch_and_note(file: Any, ranges: Any) -> None:
+        fetched.extend((start, start + sum(map(len, parts))) for start, parts in ranges)
+        read_each_into(file, ranges)
+
+    monkeypatch.setattr(parquet, "read_each_into", fetch_and_note)
+    storage = fsspec.filesystem("memory")
+    storage.pipe_file(f"/once-{codec}{version}/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    try:
+        reader = EmbeddingReader(f"memory://once-{codec}{version}", "parquet")
+        batches = [rows for rows, _ in reader(40, max_piece_size=10, dtype=None, show_progress=False)]
+    finally:
+        storage.rm(f"/once-{codec}{version}", recursive=True)
+    assert np.concatenate(batches).tobytes() == array.tobytes()
+    assert len(fetched) > 5
+    assert all(stop == start for (_, stop), (start, _) in pairwise(fetched))
 
 
 @pytest.mark.parametrize("is_remote", [False, True])

@@ -52,7 +52,7 @@ from dask_embedding_reader.formats.vector_columns import (
     no_vectors,
     type_of_items,
 )
-from dask_embedding_reader.storage.read import check_local, local_input, read_range, read_ranges
+from dask_embedding_reader.storage.read import check_local, local_input, read_each_into, read_range
 from dask_embedding_reader.storage.retries import describe
 from dask_embedding_reader.storage.store import StoredFile
 
@@ -68,7 +68,7 @@ _DECODE_NBYTES = 2 * 2**20
 _BUFFER_NBYTES = 2**20
 """What pyarrow reads at a time of a column chunk that is larger than this."""
 
-_WINDOW_NBYTES = 32 * 2**20
+_WINDOW_NBYTES = 8 * 2**20
 """What is fetched at a time of a remote column chunk that is larger than this."""
 
 _PEEK_NBYTES = 2**20
@@ -952,6 +952,19 @@ def _chunk_ranges(footer: Footer, groups: Sequence[int], names: Sequence[str]) -
     return [footer.chunks[leaf][group][:2] for group in groups for leaf in leaves]
 
 
+class _Fetched(NamedTuple):
+    """Bytes of a remote column chunk."""
+
+    first: int
+    """The position of the first one."""
+    data: memoryview
+
+    @property
+    def stop(self) -> int:
+        """The position after the last one."""
+        return self.first + len(self.data)
+
+
 class _ChunkFile(io.RawIOBase):
     """A remote file of which only some column chunks can be read.
 
@@ -963,13 +976,25 @@ class _ChunkFile(io.RawIOBase):
         self._window_nbytes = window_nbytes
         self._chunks = sorted(chunks)
         self._position = 0
-        small = [(start, stop) for start, stop in self._chunks if stop - start <= self._window_nbytes]
-        self._windows = dict(
-            zip(small, zip((start for start, _ in small), read_ranges(file, small), strict=True), strict=True)
-        )
+        small = [(start, stop) for start, stop in self._chunks if stop - start <= window_nbytes]
+        fetched = [_Fetched(start, np.empty(stop - start, np.uint8).data) for start, stop in small]
+        _fetch_each(file, [(window.first, window.data) for window in fetched])
+        self._windows = dict(zip(small, fetched, strict=True))
 
-    def _fetch(self, start: int, stop: int) -> bytes:
-        return read_ranges(self._file, [(start, stop)])[0]
+    def _move(self, window: _Fetched | None, start: int, stop: int, end: int) -> _Fetched:
+        """Fetch a window that holds some bytes of a chunk that has an end; what the last window holds is kept.
+
+        So is a little before them: the header behind a page is looked at before the page is read. Its memory is new,
+        as there may be views of that of the last one.
+        """
+        begin, kept = start, memoryview(b"")
+        if window is not None and window.first <= start <= window.stop + self._window_nbytes // 4:
+            begin = max(window.first, min(start - self._window_nbytes // 4, window.stop))
+            kept = window.data[begin - window.first :]
+        data = np.empty(min(max(stop, start + self._window_nbytes), end) - begin, np.uint8).data
+        data[: len(kept)] = kept
+        _fetch_each(self._file, [(begin + len(kept), data[len(kept) :])])
+        return _Fetched(begin, data)
 
     def readable(self) -> bool:
         return True
@@ -995,8 +1020,19 @@ class _ChunkFile(io.RawIOBase):
         if chunk is None:
             return memoryview(b"")  # a damaged page points outside its column chunk: pyarrow says so at the end of it
         stop = min(stop, chunk[1])
-        first, window = self._windows.get(chunk, (0, b""))
-        if not first <= start <= stop <= first + len(window):
-            first, window = start, self._fetch(start, min(max(stop, start + self._window_nbytes), chunk[1]))
-            self._windows[chunk] = first, window
-        return memoryview(window)[start - first : stop - first]
+        window = self._windows.get(chunk)
+        if window is None or not window.first <= start <= stop <= window.stop:
+            window = self._windows[chunk] = self._move(window, start, stop, chunk[1])
+        return window.data[start - window.first : stop - window.first]
+
+
+def _fetch_each(file: StoredFile, ranges: Sequence[tuple[int, memoryview]]) -> None:
+    """Fill memory with the bytes from some positions on; those that touch are one request."""
+    joined: list[tuple[int, list[memoryview]]] = []
+    reached = -1
+    for start, data in ranges:
+        if start != reached:
+            joined.append((start, []))
+        joined[-1][1].append(data)
+        reached = start + len(data)
+    read_each_into(file, joined)
