@@ -77,6 +77,41 @@ def test_blocks_and_chunks_change_nothing(data: st.DataObject, metric: Any) -> N
             np.testing.assert_allclose(scores, expected_scores, rtol=2e-7, atol=1e-7)
 
 
+@given(data=st.data(), metric=st.sampled_from(METRICS))
+def test_what_waits_to_be_scored_changes_nothing(data: st.DataObject, metric: Any) -> None:
+    # Few directions, steps about those of float32, some rows equal, short or NaN.
+    dtype = data.draw(st.sampled_from(["float64", "float32", "float16", "int8"]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    count, k = data.draw(st.integers(1, 80)), data.draw(st.integers(1, 20))
+    step = data.draw(st.sampled_from([1e-12, 1e-8, 6e-8, 1e-3]))
+    vectors = rng.integers(1, 3, (count, 1)) * (1 + step * rng.integers(0, 5, (count, 6)))
+    vectors[rng.random(count) < 0.1] *= rng.choice([0, 1e-3, -1, 50])
+    vectors = vectors.astype(dtype)
+    if vectors.dtype.kind == "f":
+        vectors[rng.random(count) < 0.1] = np.nan
+    queries = rng.standard_normal((data.draw(st.integers(1, 5)), 6))
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        patch.setattr(search, "_PAIRS_WAITING", 0)
+        expected = nearest(vectors, queries, k, metric=metric)
+        ranked = np.isfinite(vectors).all(axis=1) & (vectors.any(axis=1) | (metric != "cosine"))
+        patch.setattr(search, "_PAIRS_WAITING", data.draw(st.sampled_from([3, 50, 10_000])))
+        patch.setattr(search, "_BLOCK_NBYTES", 1)
+        patch.setattr(search, "_LEAST_BLOCK_ROWS", data.draw(st.integers(1, 80)))
+        scores, rows = nearest(vectors, queries, k, metric=metric)
+        everything = nearest(vectors, queries, count, metric=metric)
+    for got, wanted, whole in zip((scores, rows), expected, everything, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+        np.testing.assert_array_equal(got, np.asarray(whole)[:, :k])
+    assert np.isfinite(scores).sum(axis=1).tolist() == [min(k, int(ranked.sum()))] * len(queries)
+
+
+def test_float64_scores_that_float32_rounds_to_one_are_ordered_by_row() -> None:
+    near = np.c_[1 + np.arange(200) * 1e-12, np.zeros(200)]
+    vectors = np.concatenate([near, near - 1e-3])
+    assert nearest(vectors, [1, 0], 3, metric="ip")[1].tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 def test_a_reader_is_searched_as_it_is_read(tmp_path: Path, dtype: str) -> None:
     vectors = random_vectors(1_000, 8, dtype)
