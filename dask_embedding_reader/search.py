@@ -364,7 +364,8 @@ def _search_rows(
                 found = _candidates(products, queries.select(some), longest, worst[some], marks)
                 waiting = _append(waiting, found._replace(places=found.places + start, asking=found.asking + first))
                 if len(waiting.places) > most_waiting:
-                    waiting = _prune(waiting, worst, queries.k)
+                    if len(found.places) <= most_waiting:  # else the bounds cannot tell rows apart
+                        waiting = _prune(waiting, worst, queries.k)
                     if len(waiting.places) > most_waiting // 2:  # equal ones, or too many queries
                         _rank(rows, first_row, waiting, queries, best)
                         waiting = _no_pairs()
