@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader
-from dask_embedding_reader.batches import windows
 from dask_embedding_reader.formats import picking
 from tests.support import Collection, write_collection
 
@@ -156,27 +155,10 @@ def test_nearly_all_rows_are_copied_once(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert len(counts) <= 10
 
 
-@settings(deadline=None)
-@given(
-    numbers=st.lists(st.integers(0, 60), min_size=1, max_size=60).map(lambda some: np.array(some, np.int64)),
-    distinct=st.booleans(),
-    first=st.sampled_from([0, 7, 5 * 10**9]),
-    room=st.sampled_from([0, 100, 2**40]),
-)
-def test_rows_of_a_window_are_ranked(numbers: Int64s, distinct: bool, first: int, room: int) -> None:
-    numbers = first + (numbers[np.sort(np.unique(numbers, return_index=True)[1])] if distinct else numbers)
-    ascending, ranks = windows._ranked(numbers, room)
-    np.testing.assert_array_equal(ascending, np.sort(numbers))
-    np.testing.assert_array_equal(ascending[ranks], numbers)
-    np.testing.assert_array_equal(np.sort(ranks), np.arange(len(numbers)))
-
-
-@pytest.mark.parametrize("share", [1, 2**40])  # counted, or sorted
-def test_a_window_has_its_rows_in_their_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, share: int) -> None:
+def test_a_window_has_its_rows_in_their_order(tmp_path: Path) -> None:
     values = np.arange(3_000 * 64, dtype=np.float32).reshape(-1, 64)
     np.save(tmp_path / "0.npy", values[:1_000])
     np.save(tmp_path / "1.npy", values[1_000:])
-    monkeypatch.setattr(windows, "_MARKS_SHARE", share)
     picks = np.random.default_rng(0).permutation(3_000)[:2_500]
     for rows in (picks, np.append(picks, picks[:9])):
         batches = [x.copy() for x, _ in EmbeddingReader(tmp_path).take(rows)(700, show_progress=False)]

@@ -43,12 +43,6 @@ _FEW_ROWS = 1_000
 _LARGE_NBYTES = 2**20
 """Batches of so many bytes are made in memory that is used again: new memory takes longer than what is put into it."""
 
-_MARK_NBYTES = 5
-"""Of each number that there might be, a mark and a count."""
-
-_MARKS_SHARE = 8
-"""Marks take no more than such a share of the vectors of a window."""
-
 
 def _window_dtype(manifest: Manifest, request: BatchRequest) -> np.dtype[Any]:
     """Return what a window holds: the stored dtype, which is mostly the smaller one, if the other can hold all of it.
@@ -198,13 +192,14 @@ class _Window:
         """Sort the rows, and start to read them."""
         manifest = self._manifest
         numbers = self._rows.numbers(self.start, self.stop)
-        nbytes = len(numbers) * manifest.dimension * self._dtype.itemsize
-        ascending, ranks = _ranked(numbers, nbytes // _MARKS_SHARE)
+        order = np.argsort(numbers)
+        ranks = np.empty_like(order)
+        ranks[order] = np.arange(len(order))
         self._numbers, self._ranks = numbers, ranks
         self._vectors = self._buffers.take((len(numbers), manifest.dimension), self._dtype)
         if manifest.metadata is not None:
             self._reads.append(self._pool.submit(self._read_frame, manifest.metadata))
-        for first, picked in _parts(manifest.vectors, ascending, self._part_rows):
+        for first, picked in _parts(manifest.vectors, numbers[order], self._part_rows):
             self._reads.append(self._pool.submit(self._read, picked, self._vectors[first : first + len(picked.rows)]))
 
     def _read(self, picked: PickedFile, out: Array) -> None:
@@ -240,29 +235,6 @@ class _Window:
         if self._frame is None:
             return self._form.of_none(self._numbers[here])
         return self._frame[here]
-
-
-def _ranked(numbers: Int64s, room_nbytes: int) -> tuple[Int64s, Int64s]:
-    """Return row numbers in ascending order, and which of them each one is.
-
-    Where they lie near each other they are marked in a map of all numbers between, if there is room for one, and
-    counted: to sort them takes six times as long.
-    """
-    first = int(numbers.min())
-    span = int(numbers.max()) - first + 1
-    if span * _MARK_NBYTES <= room_nbytes:
-        shifted = numbers - first
-        marks = np.zeros(span, np.bool_)
-        marks[shifted] = True
-        ascending = np.flatnonzero(marks)
-        if len(ascending) == len(numbers):  # else some are there twice
-            counts = np.empty(span, np.uint32)
-            counts[ascending] = np.arange(len(ascending), dtype=np.uint32)
-            return ascending + first, counts[shifted].astype(np.int64)
-    order = np.argsort(numbers)
-    ranks = np.empty_like(order)
-    ranks[order] = np.arange(len(order))
-    return numbers[order], ranks
 
 
 def _windows(rows: Rows, start: int, stop: int, most_rows: int) -> Iterator[tuple[int, int]]:
