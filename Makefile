@@ -41,11 +41,11 @@ test-slow: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the slow te
 
 test-hdfs: $(VENV)/.with-test $(VENV)/.with-hdfs ## run the tests on a real HDFS (needs Java)
 	$(call apt_install,java,default-jre-headless)
-	$(BIN)/python -m tests.hadoop
+	$(BIN)/python -m tests.support.hadoop
 	$(BIN)/python -m pytest -m hdfs
 
 test-torch: .venv-torch/.with-test-torch ## run the tests of tensors (torch takes 200 MB to 3 GB)
-	.venv-torch/bin/python -m pytest -m torch tests/test_torch.py
+	.venv-torch/bin/python -m pytest -m torch tests/batches/test_torch.py
 
 test-min: .venv-min/.with-test servers ## run the tests on the lowest supported versions
 	.venv-min/bin/python -m pytest -m "not slow and not hdfs and not torch" $(TESTS)
@@ -76,7 +76,7 @@ bench: $(VENV)/.with-bench $(VENV)/.with-reference ## measure against the altern
 
 notebooks: $(VENV)/.with-notebooks $(VENV)/.with-test ## execute the notebooks and the pages of the site
 	$(BIN)/python -m pytest --nbmake -W default notebooks/*.ipynb
-	$(BIN)/python -m pytest tests/test_pages.py
+	$(BIN)/python -m pytest tests/project/test_pages.py
 
 docs: $(VENV)/.with-docs ## build the documentation
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file .docs/mkdocs.yml

@@ -1,1 +1,1 @@
-"""Tests of dask_embedding_reader; ``support`` is what they share."""
+"""Tests of dask_embedding_reader, in folders by what they are about; ``support`` is what they share."""

@@ -16,10 +16,10 @@ import s3fs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import clouds, hadoop, servers
+from tests.support import clouds, hadoop, servers
 
 # Its assertions shall show their values too when they fail.
-pytest.register_assert_rewrite("tests.support")
+pytest.register_assert_rewrite("tests.support.collections")
 
 # Writing files makes examples slow to generate, which says nothing about the library.
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]

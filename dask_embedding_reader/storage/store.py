@@ -1,6 +1,6 @@
 """What a storage is: the interface that local disks and every fsspec file system have, and what is said of its files.
 
-A further storage is one class with these methods, which passes ``tests/test_stores.py``.
+A further storage is one class with these methods, which passes ``tests/storage/test_stores.py``.
 """
 
 from __future__ import annotations

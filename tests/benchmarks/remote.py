@@ -16,8 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.faults import faulty
-from tests.servers import nginx_available, nginx_server
+from tests.support.faults import faulty
+from tests.support.servers import nginx_available, nginx_server
 
 from .contenders import Job, consume, contends, options
 from .data import Data

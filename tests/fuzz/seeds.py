@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
 
-from tests.support import random_rows, random_table, vectors_as
+from tests.support.collections import random_rows, random_table, vectors_as
 
 COLUMNS = ("id", "rank", "caption", "kind", "tags", "posted")
 """The metadata columns of each parquet seed."""

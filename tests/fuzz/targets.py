@@ -46,7 +46,7 @@ from dask_embedding_reader.storage.local import LocalStore
 from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.fuzz import mutate, seeds
 from tests.fuzz.guard import Fault
-from tests.support import as_others_read, as_table
+from tests.support.collections import as_others_read, as_table
 
 META = Columns(meta=seeds.COLUMNS)
 MOST_NBYTES = 2**22

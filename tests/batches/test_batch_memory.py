@@ -1,0 +1,65 @@
+"""New memory costs more than reading into it: the memory of a batch is filled again once the loop has let go of it."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.collections import Collection, assert_batches, finishes, wait_until, write_collection
+
+BATCH = {"batch_size": 64, "max_piece_size": 8, "show_progress": False}
+
+
+@pytest.fixture(scope="module", params=["npy", "npy-fortran", "parquet-list", "parquet_npy"])
+def collection(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    """Files whose ends are not those of batches."""
+    return write_collection(
+        tmp_path_factory.mktemp("memory"), request.param, file_rows=[90] * 8, columns=["id"], row_group_rows=45
+    )
+
+
+def test_a_loop_needs_the_memory_of_its_batch_and_of_those_being_filled(collection: Collection) -> None:
+    addresses = {batch.ctypes.data for batch, _ in collection.open()(**BATCH) if len(batch) == 64}
+    # Three where row groups are decoded in parallel; the last batch is shorter and has memory of its own.
+    assert len(addresses) <= (3 if collection.format_name == "parquet-list" else 2)
+
+
+def test_batches_that_are_kept_are_never_filled_again(collection: Collection) -> None:
+    batches = finishes(lambda: list(collection.open()(**BATCH)))
+    assert_batches(iter(batches), collection, 64)
+
+
+@pytest.mark.parametrize("held", [1, 2, 5])
+def test_batches_that_are_kept_for_a_while_are_left_alone(collection: Collection, held: int) -> None:
+    kept: list[tuple[Any, Any]] = []
+    start = 0
+    for batch, _ in collection.open()(**BATCH):
+        kept.append((batch, start))
+        start += len(batch)
+        kept = kept[-held:]
+        for earlier, first in kept:
+            np.testing.assert_array_equal(earlier, collection.rows[first : first + len(earlier)].astype(np.float32))
+    assert start == len(collection.rows)
+
+
+def test_a_view_of_a_batch_keeps_its_memory(collection: Collection) -> None:
+    rows = [batch[-1] for batch, _ in collection.open()(**BATCH)]
+    stops = [*range(64, len(collection.rows), 64), len(collection.rows)]
+    np.testing.assert_array_equal(rows, collection.rows[[stop - 1 for stop in stops]].astype(np.float32))
+
+
+def test_reading_goes_on_while_the_loop_works(tmp_path: Path) -> None:
+    """The next batch is read without being asked for: into memory that the loop has just let go of."""
+    written = write_collection(tmp_path, "npy", file_rows=[640])
+    batches = written.open()(**BATCH)
+    seen = [next(batches)[0] for _ in range(2)]
+    memory = np.ctypeslib.as_array((ctypes.c_float * seen[0].size).from_address(seen[0].ctypes.data))
+    expected = written.rows[128:192].astype(np.float32).ravel()
+    assert not np.array_equal(memory, expected)
+    del seen[0]
+    assert wait_until(lambda: np.array_equal(memory, expected))
+    batches.close()

@@ -1,0 +1,194 @@
+"""Files of Arrow's IPC format: those of pyarrow and polars, what is read of them, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.feather
+import pytest
+
+from dask_embedding_reader import ColumnError, EmbeddingReader, FormatError, write_embeddings
+from tests.support.collections import as_others_read
+from tests.support.stores import Bucket, emptied_bucket
+
+ROWS: npt.NDArray[Any] = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
+WORDS = [None if row % 7 == 0 else f"a word that is longer than twelve letters {row}" for row in range(50)]
+
+
+def vectors(rows: npt.NDArray[Any] = ROWS) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+
+
+def put(path: Path, batch_rows: int = 20, *, stream: bool = False, codec: Any = None, **columns: Any) -> Path:
+    table = pa.table(columns)
+    make = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with make(path, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+        writer.write_table(table, batch_rows)
+    return path
+
+
+def same(reader: EmbeddingReader, rows: npt.NDArray[Any] = ROWS) -> None:
+    np.testing.assert_array_equal(reader.to_dask_array(max_piece_size=7).compute(), rows)
+    [(got, _)] = reader.take([45, 3, 20, 19])(4, show_progress=False)
+    np.testing.assert_array_equal(got, rows[[45, 3, 20, 19]])
+
+
+@pytest.mark.parametrize("codec", ["uncompressed", "lz4", "zstd"])
+def test_files_of_polars_and_pyarrow(tmp_path: Path, codec: Any) -> None:
+    frame = pl.DataFrame(
+        {
+            "word": WORDS,
+            "kind": pl.Series([f"k{row % 3}" for row in range(50)], dtype=pl.Categorical),
+            "vector": pl.Series(ROWS.tolist(), dtype=pl.Array(pl.Float32, 4)),
+        }
+    )
+    frame.write_ipc(tmp_path / "0.arrow", compression=codec)
+    pyarrow.feather.write_feather(
+        pa.table({"word": WORDS, "kind": frame["kind"].to_list(), "vector": vectors(ROWS + 1)}),
+        str(tmp_path / "1.feather"),
+        compression=codec,
+        chunksize=20,
+    )
+    reader = EmbeddingReader(tmp_path, meta_columns="*")
+    assert "100 x 4 float32 in 2 arrow files (column 'vector')" in repr(reader)
+    np.testing.assert_array_equal(reader.to_dask_array().compute(), np.concatenate([ROWS, ROWS + 1]))
+    read = reader.to_dask_dataframe().compute()
+    assert [None if pd.isna(word) else word for word in read["word"]] == WORDS * 2
+    assert read["kind"].tolist() == [f"k{row % 3}" for row in range(50)] * 2
+    assert len(reader.filter([("kind", "==", "k1")])) == 34
+    assert len(EmbeddingReader(tmp_path).filter([("kind", "==", "k1")])) == 34  # whose batches are not looked at
+
+
+def test_files_for_pyarrow_and_polars(tmp_path: Path) -> None:
+    words = pd.DataFrame({"word": pd.array(WORDS, "str"), "n": pd.array([None, *range(49)], "Int64")})
+    write_embeddings(ROWS, tmp_path, "arrow", words, dtype="float16", rows_per_file=30)
+    paths = sorted(tmp_path.glob("*.arrow"))
+    np.testing.assert_array_equal(np.concatenate([as_others_read(path) for path in paths]), ROWS.astype(np.float16))
+    assert pl.concat([pl.read_ipc(path, columns=["word"]) for path in paths])["word"].to_list() == WORDS
+    (tmp_path / ".manifest.embeddings").unlink()
+    read = EmbeddingReader(tmp_path, meta_columns="*")
+    assert read.to_dask_dataframe().dtypes.astype(str).to_dict() == {"word": "string", "n": "Int64"}
+    assert read.dtype == np.float16
+
+
+@pytest.mark.parametrize("codec", [None, "lz4", "zstd"])
+def test_a_stream_as_datasets_save_it(tmp_path: Path, codec: Any) -> None:
+    lists = pa.array(ROWS.tolist(), pa.list_(pa.float32()))
+    put(tmp_path / "data-00000-of-00001.arrow", stream=True, codec=codec, emb=lists, word=pa.array(WORDS))
+    (tmp_path / "state.json").write_text("{}")
+    same(EmbeddingReader(tmp_path, meta_columns=["word"]))
+
+
+def test_vectors_alone_are_not_held_back_by_batches(tmp_path: Path) -> None:
+    put(tmp_path / "0.arrow", embedding=vectors(), n=range(50))
+    reader = EmbeddingReader(tmp_path)
+    assert not reader.manifest.vectors.has_groups
+    assert reader.to_dask_array().numblocks == (1, 1)
+    same(reader)
+    same(EmbeddingReader(tmp_path, meta_columns="n"))
+    reader.save_manifest()
+    same(EmbeddingReader.from_manifest(tmp_path))
+
+
+def test_a_piece_of_vectors_is_one_request(tmp_path: Path) -> None:
+    content = put(tmp_path / "0.arrow", embedding=vectors(np.tile(ROWS, (1, 4000))), n=range(50)).read_bytes()
+    with emptied_bucket() as bucket:
+        bucket.put("emb/0.arrow", content)
+        reader = EmbeddingReader("bucket://emb")
+        assert bucket.nbytes < 2**17
+        bucket.requests.clear()
+        assert reader.to_dask_array()[3:5].compute().shape == (2, 16_000)
+        assert [request.nbytes for request in bucket.reads] == [2 * 64_000]
+        _columns_are_read_alone(bucket)
+
+
+def _columns_are_read_alone(bucket: Bucket) -> None:
+    reader = EmbeddingReader("bucket://emb", meta_columns="n")
+    bucket.requests.clear()
+    assert reader.to_dask_dataframe()["n"].sum().compute() == 49 * 25
+    assert bucket.nbytes < 2**17  # and none of the vectors
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def without_end(data: bytes) -> bytes:
+    return data[:-8]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "change", "told"),
+    [
+        ({"embedding": vectors()}, {}, cut, "it ends with .*was it cut short"),
+        ({"embedding": vectors()}, {"stream": True}, cut, "was it cut short|it was cut short"),
+        ({"embedding": vectors()}, {"stream": True}, without_end, "without the mark of its end"),
+        ({"embedding": vectors()}, {}, lambda data: b"ARROW1" * 9, "its footer claims"),
+        ({"embedding": vectors()}, {}, lambda data: b"nothing of the kind", "no message of a stream"),
+        ({"embedding": [[1.0, 2.0], None, [3.0, 4.0]]}, {}, None, "row 1: .*is null"),
+        ({"embedding": [[1.0, 2.0], [1.0, 2.0], [3.0]]}, {}, None, "row 2: .*1 item where vectors of 2"),
+        ({"embedding": [[1.0, 2.0], [3.0], [3.0, 2.0, 1.0]]}, {}, None, "row 1: .*1 item where vectors of 2"),
+        ({"embedding": [[1.0, 2.0], [None, 2.0]]}, {"codec": "zstd"}, None, "row 1: .*null item"),
+        ({"embedding": ["a", "b"]}, {}, None, "is string, not a list of numbers"),
+    ],
+)
+def test_what_is_refused(
+    tmp_path: Path, columns: Any, options: Any, change: Callable[[bytes], bytes] | None, told: str
+) -> None:
+    path = put(tmp_path / "0.arrow", **options, **columns)
+    if change is not None:
+        path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(FormatError, match=rf"0\.arrow.*{told}"):
+        EmbeddingReader(path).to_dask_array().compute()
+
+
+def test_no_such_column(tmp_path: Path) -> None:
+    put(tmp_path / "0.arrow", a=vectors(), b=vectors(), n=range(50))
+    with pytest.raises(ColumnError, match=r"no column 'embedding'; its columns are 'a', 'b', 'n'; .*such as 'a', 'b'$"):
+        EmbeddingReader(tmp_path)
+    with pytest.raises(ColumnError, match="no column 'm'"):
+        EmbeddingReader(tmp_path, "arrow", "a", meta_columns="m")
+
+
+@pytest.mark.parametrize("claim", [2**20, 2**62, -5])
+def test_compressed_bytes_that_claim_to_be_others(tmp_path: Path, claim: int) -> None:
+    path = put(tmp_path / "0.arrow", codec="zstd", embedding=vectors(np.zeros((50, 4), np.float32)))
+    data, size = path.read_bytes(), struct.pack("<q", 20 * 16)
+    assert size in data
+    path.write_bytes(data.replace(size, struct.pack("<q", claim)))
+    with pytest.raises(FormatError, match=r"0\.arrow.*claim|0\.arrow.*ends before"):
+        EmbeddingReader(path).to_dask_array().compute()
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_compressed_vectors_are_read_window_by_window(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, codec: str
+) -> None:
+    # Record batches may be of any size, and several are read at the same time.
+    vectors = np.random.default_rng(0).standard_normal((8_000, 256)).astype(np.float32)
+    table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 256)})
+    with pa.ipc.new_file(tmp_path / "0.arrow", table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as file:
+        file.write_table(table)
+    counts: list[int] = []
+    preadv = os.preadv
+
+    def counting(descriptor: int, buffers: Sequence[Any], offset: int) -> int:
+        counts.append(preadv(descriptor, buffers, offset))
+        return counts[-1]
+
+    monkeypatch.setattr(os, "preadv", counting)
+    reader = EmbeddingReader(tmp_path)
+    np.testing.assert_array_equal(reader.take([1, 3]).to_dask_array().compute(scheduler="sync"), vectors[[1, 3]])
+    assert sum(counts) < vectors.nbytes / 4
+    np.testing.assert_array_equal(reader.to_dask_array().compute(scheduler="sync"), vectors)
+    assert sum(counts) > vectors.nbytes / 2
+    assert max(counts) <= 2**20

@@ -1,0 +1,208 @@
+"""Memory that is used again: never while anything still refers to it, and never more than is worth keeping."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from dask_embedding_reader import EmbeddingReader, iter_batches
+from dask_embedding_reader._common.memory import Buffers, Slot, has_own_memory, new_array, used_again
+from dask_embedding_reader.batches import read as batches
+from tests.support.collections import finishes, python_calls, wait_until
+
+FLOAT32 = np.dtype(np.float32)
+LARGE = 1_000 * 64 * 4
+
+
+def address(array: npt.NDArray[np.float32]) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+@pytest.fixture
+def buffers() -> Buffers:
+    return Buffers(2 * LARGE)
+
+
+@pytest.mark.parametrize("rows", [1_000, 950])
+def test_memory_of_what_is_gone_is_used_again(buffers: Buffers, rows: int) -> None:
+    first = buffers.take((1_000, 64), FLOAT32)
+    place = address(first)
+    del first
+    assert address(buffers.take((rows, 64), FLOAT32)) == place
+
+
+def test_a_small_array_takes_no_large_memory(buffers: Buffers) -> None:
+    large = buffers.take((1_000, 64), FLOAT32)
+    del large
+    small = buffers.take((800, 64), FLOAT32)
+    assert (buffers.lent_nbytes, buffers.free_nbytes) == (small.nbytes, LARGE)
+
+
+def test_a_part_keeps_memory_from_being_used_again(buffers: Buffers) -> None:
+    array = buffers.take((1_000, 64), FLOAT32)
+    array[:] = 7
+    part = array[5:6, 3:].T
+    del array
+    buffers.take((1_000, 64), FLOAT32)[:] = 0
+    assert (part == 7).all()
+
+
+def test_what_was_used_last_is_kept(buffers: Buffers) -> None:
+    old, new = [buffers.take((1_000, 64), FLOAT32) for _ in range(2)], buffers.take((700, 64), FLOAT32)
+    place = address(new)
+    del old
+    del new  # with it there is more than may be kept
+    assert buffers.free_nbytes == LARGE + 700 * 64 * 4
+    assert address(buffers.take((700, 64), FLOAT32)) == place
+
+
+def test_closed_buffers_keep_nothing(buffers: Buffers) -> None:
+    array = buffers.take((1_000, 64), FLOAT32)
+    buffers.close()
+    array[:] = 1
+    del array
+    assert (buffers.lent_nbytes, buffers.free_nbytes) == (0, 0)
+
+
+def test_no_python_runs_when_an_array_ends(buffers: Buffers) -> None:
+    """Python drops a Ctrl-C that arrives in a finalizer: the program would go on as if it had not been pressed."""
+    arrays = [buffers.take((1_000, 64), FLOAT32)]
+    assert python_calls(arrays.clear) == []
+    assert buffers.free_nbytes == LARGE
+
+
+@pytest.mark.parametrize("change", ["an array ends", "another thread makes the batch", "all is closed"])
+def test_who_waits_for_memory_goes_on_when_it_is_there(buffers: Buffers, change: str) -> None:
+    arrays = [buffers.take((1_000, 64), FLOAT32)]
+    slot = Slot(buffers, (1_000, 64), FLOAT32, most_nbytes=LARGE)
+    threads = [threading.Thread(target=buffers.wait_while, args=(slot.lacks_memory, 60)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert slot.lacks_memory()
+    assert slot.wait() is None
+    if change == "an array ends":
+        place = address(arrays.pop())
+        assert wait_until(lambda: not slot.lacks_memory(), 30)
+        assert address(slot.make()) == place
+    elif change == "another thread makes the batch":
+        slot.make()
+    else:
+        buffers.close()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_memory_is_there_before_the_thread_that_watches_has_said_so(buffers: Buffers) -> None:
+    array = buffers.take((1_000, 64), FLOAT32)
+    place = address(array)
+    buffers._is_watched = True
+    del array
+    buffers._ended.get_nowait()  # as the thread that watches does, which then waits for its turn
+    assert buffers.lent_nbytes == 0
+    assert address(buffers.take((1_000, 64), FLOAT32)) == place
+
+
+def test_only_the_thread_that_asked_for_it_uses_memory_again(buffers: Buffers) -> None:
+    with used_again(buffers):
+        ours = new_array((3, 4), FLOAT32)
+        theirs: list[npt.NDArray[np.float32]] = []
+        thread = threading.Thread(target=lambda: theirs.append(new_array((3, 4), FLOAT32)))
+        thread.start()
+        thread.join()
+    assert buffers.lent_nbytes == ours.nbytes == 48
+    assert not ours.flags.owndata
+    assert has_own_memory(ours)
+    assert theirs[0].flags.owndata
+    assert new_array((3, 4), FLOAT32).flags.owndata
+
+
+def test_chunks_are_read_into_the_memory_of_earlier_ones(tmp_path: Path) -> None:
+    rows = np.arange(40_000 * 64, dtype=np.float32).reshape(-1, 64)
+    np.save(tmp_path / "a.npy", rows)
+    places: set[int] = set()
+
+    def look(chunk: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        assert not chunk.flags.owndata  # else the same places may be chance
+        places.add(address(chunk))
+        return chunk
+
+    x = EmbeddingReader(tmp_path).to_dask_array(max_piece_size=500)
+    x = da.map_blocks(look, x, meta=np.empty((0, 0), FLOAT32))
+    for number, (batch, _) in enumerate(iter_batches(x, batch_size=500, max_ram_usage_in_bytes=2**24)):
+        np.testing.assert_array_equal(batch, rows[500 * number : 500 * (number + 1)])
+    assert len(places) < x.numblocks[0] / 2
+
+
+def test_a_piece_that_waits_for_memory_is_not_overtaken() -> None:
+    """Those read meanwhile could only wait too: for the batch that the loop holds until the overtaken one is there."""
+    pool = batches._Pool(threads=1)
+    read: list[int] = []
+    first, second = (batches._Lane(pool, lambda: read.append) for _ in range(2))
+    both_wait = threading.Event()
+    memory = iter([None, None, 1])
+    pieces = [first.submit(lambda: next(memory) if both_wait.wait(60) else None), second.submit(lambda: 2)]
+    both_wait.set()
+    for piece in pieces:
+        piece.result(60)
+    pool.close()
+    assert read == [1, 2]
+
+
+def test_parts_of_a_row_group_are_filled_at_the_same_time() -> None:
+    """They are looked up one after the other; each waits here until the next one is there."""
+    pool = batches._Pool(threads=2)
+    looked_up: list[int] = []
+    met = threading.Barrier(2, timeout=60)
+
+    def read(number: int) -> Callable[[], int]:
+        looked_up.append(number)
+        return lambda: met.wait()
+
+    lane = batches._Lane(pool, lambda: read)
+    parts = [lane.submit(partial(int, number)) for number in range(4)]
+    assert sorted(part.result(60) for part in parts) == [0, 0, 1, 1]
+    assert looked_up == [0, 1, 2, 3]
+    met.abort()
+    with pytest.raises(threading.BrokenBarrierError):
+        lane.submit(partial(int, 4)).result(60)
+    pool.close()
+
+
+def test_parts_are_read_before_what_waits_for_memory_until_they_are_there() -> None:
+    """Of a row group that was begun the next parts are looked up when others have long been submitted."""
+    pool = batches._Pool(threads=2)
+    submitted, filled = threading.Event(), threading.Event()
+
+    def look_up(number: int) -> Callable[[], None]:
+        submitted.wait(60)
+        return filled.set if number == 4 else lambda: None
+
+    group = batches._Lane(pool, lambda: look_up)
+    parts = [group.submit(partial(int, number)) for number in range(5)]
+    others = [batches._Lane(pool, lambda: lambda _: None) for _ in range(3)]
+    waiting = [lane.submit(lambda: 1 if filled.wait(0.01) else None) for lane in others]
+    submitted.set()
+    for part in parts + waiting:
+        part.result(60)
+    pool.close()
+
+
+def test_no_piece_waits_until_its_time_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wait for memory ends because there is some; where only the clock ended it, a loop took 20 times as long."""
+    monkeypatch.setattr("dask_embedding_reader._common.memory._WAIT_SECONDS", 100.0)
+    rows = 400_000
+    np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.float32, (rows, 64)).flush()
+    reader = EmbeddingReader(tmp_path)
+
+    def read() -> int:
+        return sum(len(batch) for batch, _ in reader(4_000, max_piece_size=500, show_progress=False))
+
+    assert finishes(read, 50) == rows

@@ -1,0 +1,259 @@
+"""Formats beside npy and parquet: files of the libraries that make them, files for these, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+import safetensors.numpy
+
+from dask_embedding_reader import ArgumentError, ColumnError, EmbeddingReader, FormatError, write_embeddings
+from dask_embedding_reader.cli import commands, main
+from dask_embedding_reader.formats.registry import all_suffixes, format_names, get_format
+from tests.support.collections import as_others_read
+
+Array = npt.NDArray[Any]
+ROWS: Array = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+def read(path: Path, file_format: str, **options: Any) -> Array:
+    return np.asarray(EmbeddingReader(path, file_format, **options).to_dask_array().compute())
+
+
+def header(**tensors: Any) -> bytes:
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def test_the_command_line_knows_every_format() -> None:
+    assert sorted(commands.FORMATS.choices) == sorted(format_names())
+
+
+@pytest.mark.parametrize("file_format", ["fbin", "fvecs", "npz", "safetensors", "parquet_fbin"])
+def test_the_command_line_tells_formats_by_the_names_of_files(
+    tmp_path: Path, file_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = pd.DataFrame({"word": list("abcd")}) if file_format.startswith("parquet") else None
+    write_embeddings(ROWS, tmp_path / "in", file_format, columns)
+    named = ["-m", "word"] if columns is not None else []
+    with pytest.raises(SystemExit, match="0"):
+        main(["info", str(tmp_path / "in"), "--json", *named])
+    assert json.loads(capsys.readouterr().out)["file_format"] == file_format
+    with pytest.raises(SystemExit, match="0"):
+        main(["convert", str(tmp_path / "in"), str(tmp_path / "out"), "--to", "npz", "--quiet"])
+    np.testing.assert_array_equal(read(tmp_path / "out", "npz"), ROWS)
+
+
+def test_every_raw_format_may_have_metadata_beside_it() -> None:
+    assert set(format_names()) == {
+        *("parquet", "arrow", "npy", "fbin", "fvecs", "npz", "safetensors"),
+        *("parquet_npy", "parquet_fbin", "parquet_fvecs", "parquet_npz", "parquet_safetensors"),
+    }
+    assert [get_format(name).metadata for name in ("npy", "parquet", "parquet_npz")] == ["none", "same", "beside"]
+    assert len(set(all_suffixes())) == len(all_suffixes())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files of others, and for others
+
+
+def test_npz_of_numpy(tmp_path: Path) -> None:
+    np.savez(tmp_path / "stored.npz", embedding=ROWS, names=np.array(["a", "b"]))
+    np.savez_compressed(tmp_path / "deflated.npz", embedding=ROWS + 12, other=ROWS)
+    # In the order of names.
+    np.testing.assert_array_equal(read(tmp_path, "npz"), np.concatenate([ROWS + 12, ROWS]))
+    np.testing.assert_array_equal(read(tmp_path / "deflated.npz", "npz", embedding_column="other"), ROWS)
+
+
+def test_a_member_whose_local_header_has_another_extra_field(tmp_path: Path) -> None:
+    with (
+        zipfile.ZipFile(tmp_path / "0.npz", "w") as archive,
+        archive.open("embedding.npy", "w", force_zip64=True) as member,
+    ):
+        np.save(member, ROWS)
+    np.testing.assert_array_equal(read(tmp_path, "npz"), ROWS)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int8", "uint8", "int64", "uint16", "bool"])
+def test_safetensors_of_its_library(tmp_path: Path, dtype: str) -> None:
+    wanted = ROWS.astype(dtype)
+    safetensors.numpy.save_file({"bias": np.ones(3), "embedding": wanted}, tmp_path / "0.safetensors", {"a": "b"})
+    got = read(tmp_path, "safetensors")
+    np.testing.assert_array_equal(got, wanted)
+    assert got.dtype == wanted.dtype
+
+
+def test_bfloat16_becomes_float32_exactly(tmp_path: Path) -> None:
+    bits = np.array([[0x3F80, 0xC040, 0x7F80], [0x0001, 0x7FC1, 0x8000]], "<u2")
+    facts = {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}
+    (tmp_path / "0.safetensors").write_bytes(header(embedding=facts) + bits.tobytes())
+    got = read(tmp_path, "safetensors")
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got.view(np.uint32), bits.astype(np.uint32) << 16)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "uint8", "int32"])
+@pytest.mark.parametrize("file_format", ["fbin", "fvecs", "npz", "safetensors"])
+def test_written_files_are_those_of_the_format(tmp_path: Path, file_format: str, dtype: str) -> None:
+    wanted = np.random.default_rng(0).integers(-100, 100, (1_000, 7)).astype(dtype)
+    if get_format(file_format).vectors.suffix_for(np.dtype(dtype)) is None:
+        with pytest.raises(ArgumentError, match=f"{file_format} files hold no vectors of {dtype}; give dtype="):
+            write_embeddings(wanted, tmp_path / "out", file_format)
+        assert not (tmp_path / "out").exists()
+        return
+    write_embeddings(wanted, tmp_path / "out", file_format, rows_per_file=400)
+    np.testing.assert_array_equal(read(tmp_path / "out", file_format), wanted)
+    files = sorted(path for path in (tmp_path / "out").iterdir() if path.name[0] not in "._")
+    assert len(files) == 3
+    np.testing.assert_array_equal(np.concatenate([as_others_read(path) for path in files]), wanted)
+
+
+@pytest.mark.parametrize("file_format", ["parquet_fbin", "parquet_fvecs", "parquet_npz", "parquet_safetensors"])
+def test_metadata_beside_any_format(tmp_path: Path, file_format: str) -> None:
+    write_embeddings(ROWS, tmp_path, file_format, pd.DataFrame({"word": list("abcd")}), rows_per_file=3)
+    reader = EmbeddingReader(tmp_path, file_format, meta_columns="word")
+    batches = list(reader(3, show_progress=False))
+    assert [frame["word"].tolist() for _, frame in batches] == [["a", "b", "c"], ["d"]]
+    np.testing.assert_array_equal(np.concatenate([rows for rows, _ in batches]), ROWS)
+    reopened = EmbeddingReader.from_manifest(next(tmp_path.glob(".manifest*")))
+    np.testing.assert_array_equal(reopened.to_dask_array().compute(), ROWS)
+    assert reopened.to_dask_dataframe()["word"].compute().tolist() == list("abcd")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is refused
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+FBIN = struct.pack("<II", 4, 3) + ROWS.tobytes()
+FVECS = b"".join(struct.pack("<i", 3) + row.tobytes() for row in ROWS)
+TENSOR = {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, 48]}
+
+BAD: dict[str, tuple[str, bytes, str]] = {
+    "cropped fbin": (
+        "0.fbin",
+        struct.pack("<II", 9, 3) + ROWS.tobytes(),
+        "promises 9 rows.*4 rows exactly: it was crop",
+    ),
+    "fbin cut short": (
+        "0.fbin",
+        FBIN[:-1],
+        "promises 4 rows of 3 x float32, 56 bytes in all.*has 55; it was cut short",
+    ),
+    "fbin of no header": ("0.fbin", FBIN[:7], "7 bytes, less than its header"),
+    "fbin of no items": ("0.fbin", struct.pack("<II", 4, 0), "4 vectors of no items"),
+    "true neighbours": ("0.ibin", struct.pack("<II", 4, 3) + bytes(4 * 3 * 8), "true neighbours"),
+    "fvecs cut short": ("0.fvecs", FVECS[:-1], "63 bytes are 3 such rows and 15 bytes more"),
+    "fvecs of other dimension": ("0.fvecs", struct.pack("<i", 2**30) + FVECS[4:], "claims 1,073,741,824 items"),
+    "fvecs of dimension 0": ("0.fvecs", struct.pack("<i", 0) * 4, "claims 0 items"),
+    "fvecs of negative dimension": ("0.fvecs", struct.pack("<i", -3) + FVECS[4:], "claims -3 items"),
+    "tiny fvecs": ("0.fvecs", b"abc", "3 bytes, less than the 4"),
+    "no zip": ("0.npz", b"x" * 1000, "File is not a zip file"),
+    "safetensors of text": ("0.safetensors", b"x" * 1000, "header claims"),
+    "safetensors without header": ("0.safetensors", b"abc", "3 bytes, less than the 8"),
+    "safetensors that is no JSON": ("0.safetensors", (4).to_bytes(8, "little") + b"{{{{", "header is malformed"),
+    "safetensors of a list": ("0.safetensors", (4).to_bytes(8, "little") + b"[1] ", "header is malformed"),
+    "tensor beyond the end": ("0.safetensors", header(embedding=TENSOR) + bytes(47), "beyond the end"),
+    "tensors over each other": (
+        "0.safetensors",
+        header(embedding=TENSOR, other=TENSOR | {"data_offsets": [40, 88]}) + bytes(88),
+        "'other' lies over another",
+    ),
+    "tensor of another size": (
+        "0.safetensors",
+        header(embedding=TENSOR | {"data_offsets": [0, 44]}) + bytes(44),
+        r"of \(4, 3\) F32 has 44 bytes",
+    ),
+    "negative shape": ("0.safetensors", header(embedding=TENSOR | {"shape": [-4, -3]}) + bytes(48), "malformed"),
+    "shape of text": ("0.safetensors", header(embedding=TENSOR | {"shape": ["4", 3]}) + bytes(48), "malformed"),
+    "float8": ("0.safetensors", header(embedding=TENSOR | {"dtype": "F8_E4M3"}) + bytes(48), "holds F8_E4M3"),
+    "three axes": ("0.safetensors", header(embedding=TENSOR | {"shape": [2, 2, 3]}) + bytes(48), r"shape \(2, 2, 3\)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_damaged_files_name_what_is_wrong(tmp_path: Path, name: str) -> None:
+    file_name, content, message = BAD[name]
+    file_format = {"ibin": "fbin"}.get(file_name[2:], file_name[2:])
+    path = write(tmp_path / file_name, content)
+    with pytest.raises(FormatError, match=message) as refused:
+        EmbeddingReader(path, file_format)
+    assert str(path) in str(refused.value)
+
+
+def test_rows_of_another_dimension_are_found_when_they_are_read(tmp_path: Path) -> None:
+    odd = bytearray(FVECS)
+    odd[2 * 16] = 5
+    reader = EmbeddingReader(write(tmp_path / "0.fvecs", bytes(odd)), "fvecs")
+    np.testing.assert_array_equal(reader.to_dask_array()[:2].compute(), ROWS[:2])
+    for start in (0, 2):
+        with pytest.raises(FormatError, match="row 2 has 5 items, but the first row 3"):
+            reader.to_dask_array(start).compute()
+
+
+def zipped(path: Path, change: Any = None, method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive, archive.open("embedding.npy", "w") as member:
+        np.save(member, ROWS)
+    if change is not None:
+        path.write_bytes(change(bytearray(path.read_bytes())))
+    return path
+
+
+def test_damaged_archives(tmp_path: Path) -> None:
+    whole = zipped(tmp_path / "0.npz").read_bytes()
+    for stop in range(1, len(whole), 7):
+        with pytest.raises(FormatError, match=r"cut\.npz"):
+            EmbeddingReader(write(tmp_path / "cut.npz", whole[:stop]), "npz")
+    for change, message in (
+        (lambda data: data.replace(b"PK\3\4", b"PK\3\5"), "is where it is not"),
+        (lambda data: data[:4] + b"x" * 4 + data[8:], None),
+    ):
+        path = zipped(tmp_path / "changed.npz", change)
+        if message is None:
+            np.testing.assert_array_equal(read(path, "npz"), ROWS)
+        else:
+            with pytest.raises(FormatError, match=message):
+                EmbeddingReader(path, "npz")
+    deflated = zipped(tmp_path / "deflated.npz", method=zipfile.ZIP_DEFLATED)
+    reader = EmbeddingReader(deflated, "npz")
+    data = bytearray(deflated.read_bytes())
+    data[120:140] = bytes(20)
+    deflated.write_bytes(data)
+    with pytest.raises(FormatError, match="damaged"):
+        EmbeddingReader(deflated, "npz").to_dask_array().compute()
+    del reader
+
+
+def test_other_compression_and_no_such_array(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="compressed by method 12; stored and deflated can be read"):
+        EmbeddingReader(zipped(tmp_path / "0.npz", method=zipfile.ZIP_BZIP2), "npz")
+    with pytest.raises(
+        ColumnError, match="has no array 'text'; its arrays are 'embedding'; name one with embedding_col"
+    ):
+        EmbeddingReader(zipped(tmp_path / "1.npz"), "npz", "text")
+    np.savez(tmp_path / "2.npz", embedding=np.array([{}], object))
+    with pytest.raises(FormatError, match="Python objects"):
+        EmbeddingReader(tmp_path / "2.npz", "npz")
+    write(tmp_path / "3.safetensors", header(a=TENSOR, b=TENSOR | {"data_offsets": [48, 96]}) + bytes(96))
+    with pytest.raises(ColumnError, match="has no tensor 'embedding'; its tensors are 'a', 'b'"):
+        EmbeddingReader(tmp_path / "3.safetensors", "safetensors")
+
+
+def test_the_dtype_of_a_file_whose_name_does_not_tell_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "base.bin", FBIN)
+    with pytest.raises(FormatError, match=r"name does not tell the dtype.*embedding_dtype="):
+        EmbeddingReader(path, "fbin")
+    np.testing.assert_array_equal(read(path, "fbin", embedding_dtype="float32"), ROWS)
+    with pytest.raises(ArgumentError, match="only for files that do not tell their dtype"):
+        EmbeddingReader(path, "npz", embedding_dtype="float32")

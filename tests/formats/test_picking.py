@@ -1,0 +1,165 @@
+"""Picked rows of a file: however near they are to each other and wherever they go, what numpy picks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader.formats import picking
+from tests.support.collections import Collection, write_collection
+
+Int64s = npt.NDArray[np.int64]
+
+ROWS, DIMENSION = 400, 4
+ROW_NBYTES = 4 * DIMENSION
+
+_PLAIN = {"compression": "none", "use_dictionary": False, "data_page_size": 700}
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "npy": ("npy", {}),
+    "fvecs": ("fvecs", {}),
+    "compressed": ("parquet-list", {"row_group_rows": 150}),
+    "plain pages": ("parquet-fixed-size-list", {"row_group_rows": 150, "parquet_options": _PLAIN}),
+    "deflated": ("npz-deflated", {}),
+}
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def collection(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    """One file of each kind that is read in a way of its own."""
+    name, options = KINDS[request.param]
+    folder = tmp_path_factory.mktemp("picking")
+    return write_collection(folder, name, file_rows=[ROWS], dimension=DIMENSION, columns=[], **options)
+
+
+@st.composite
+def selections(draw: st.DrawFn) -> Int64s:
+    """Rows that do not descend: here and there, in runs, nearly all, or some of them twice."""
+    chosen = np.zeros(ROWS, np.bool_)
+    for start, length, every in draw(
+        st.lists(st.tuples(st.integers(0, ROWS - 1), st.integers(1, ROWS), st.integers(1, 40)), min_size=1, max_size=6)
+    ):
+        chosen[start : start + length : every] = True
+    left_out = draw(st.lists(st.integers(0, ROWS - 1), max_size=10))
+    chosen[left_out] = False
+    rows = np.flatnonzero(chosen)
+    again = draw(st.lists(st.sampled_from(rows.tolist()), max_size=3)) if len(rows) else []
+    for place in draw(st.lists(st.integers(1, len(rows) - 1), max_size=5)) if len(rows) > 1 else []:
+        rows[place] = rows[place - 1]  # twice, with a gap behind: as many rows as without
+    return np.sort(np.concatenate([rows, np.array(again, np.int64)]))
+
+
+@example(
+    np.array([*range(0, 140, 14), 140, 140, 142]), 1, 5, 7, np.float32, 1, "in order", 0, True
+)  # one twice, one not
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=selections(),
+    gap=st.sampled_from([0, 1, 3, 30]),
+    long=st.sampled_from([2, 5, 100]),
+    scratch=st.sampled_from([1, 7, 50, 1000]),
+    dtype=st.sampled_from([np.float32, np.float64, np.float16]),
+    arrays=st.integers(1, 4),
+    order=st.sampled_from(["in order", "elsewhere", "anywhere", "two runs"]),
+    seed=st.integers(0, 3),
+    local=st.booleans(),
+)
+def test_rows_are_put_where_they_belong(
+    collection: Collection,
+    rows: Int64s,
+    gap: int,
+    long: int,
+    scratch: int,
+    dtype: npt.DTypeLike,
+    arrays: int,
+    order: str,
+    seed: int,
+    local: bool,
+) -> None:
+    rng = np.random.default_rng(seed)
+    room = len(rows) + (50 if order == "elsewhere" else 0)
+    places = {
+        "in order": None,
+        "elsewhere": np.arange(len(rows)) + 50,
+        "anywhere": rng.permutation(len(rows)),
+        "two runs": np.roll(np.arange(len(rows)), len(rows) // 3),
+    }[order]
+    cuts = np.sort(rng.integers(0, room + 1, arrays - 1)).tolist()
+    outs = [np.full((stop - start, DIMENSION), 7, dtype) for start, stop in zip([0, *cuts], [*cuts, room], strict=True)]
+    # Remote ones are asked for otherwise; how bytes come from there is tested elsewhere.
+    manifest = collection.open().manifest
+    header = manifest.vectors.header(0)
+    where = mock.patch.object(type(header.file.store), "is_local", new_callable=mock.PropertyMock, return_value=local)
+    with (
+        where,
+        mock.patch.multiple(
+            picking,
+            _GAP_NBYTES=gap * ROW_NBYTES,
+            _REMOTE_GAP_NBYTES=gap * ROW_NBYTES,
+            _REMOTE_SCRATCH_NBYTES=scratch * ROW_NBYTES,
+            _LONG_NBYTES=long * ROW_NBYTES,
+            SCRATCH_NBYTES=scratch * ROW_NBYTES,
+            _SHORT_ROWS=1 + seed,
+        ),
+    ):
+        if len(rows):
+            picking.read_picked(manifest.format.vectors, manifest.columns, header, rows, outs, places)
+    expected = np.full((room, DIMENSION), 7, dtype)
+    expected[slice(None) if places is None else places] = collection.rows[rows]
+    np.testing.assert_array_equal(np.concatenate(outs), expected)
+
+
+def _reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return how many bytes each call brings from now on."""
+    counts: list[int] = []
+    preadv = os.preadv
+
+    def counting(descriptor: int, buffers: Sequence[Any], offset: int) -> int:
+        counts.append(preadv(descriptor, buffers, offset))
+        return counts[-1]
+
+    monkeypatch.setattr(os, "preadv", counting)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("every", "calls"),
+    [(500, 20), (100, 100), (20, 3), (2, 3)],  # a call a row where they are far apart; else a call for 4 MB
+)
+def test_a_file_is_read_in_few_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, every: int, calls: int) -> None:
+    np.save(tmp_path / "0.npy", np.arange(10_000 * 256, dtype=np.float32).reshape(-1, 256))
+    view = EmbeddingReader(tmp_path).take(slice(None, None, every))
+    counts = _reads(monkeypatch)
+    rows = view.to_dask_array().compute(scheduler="sync")
+    np.testing.assert_array_equal(rows[:, 0], np.arange(0, 10_000, every) * 256)
+    assert len(counts) == calls
+    assert sum(counts) <= (len(view) * 1024 if calls > 3 else 10_000 * 1024)
+
+
+def test_nearly_all_rows_are_copied_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # As many calls as for all rows: what lies between runs is read, not passed over with a call for each.
+    np.save(tmp_path / "0.npy", np.ones((20_000, 256), np.float32))
+    view = EmbeddingReader(tmp_path).take(np.arange(20_000) % 50 > 0)
+    counts = _reads(monkeypatch)
+    assert sum(len(x) for x, _ in view(5_000, show_progress=False)) == len(view)
+    assert len(counts) <= 10
+
+
+def test_a_window_has_its_rows_in_their_order(tmp_path: Path) -> None:
+    values = np.arange(3_000 * 64, dtype=np.float32).reshape(-1, 64)
+    np.save(tmp_path / "0.npy", values[:1_000])
+    np.save(tmp_path / "1.npy", values[1_000:])
+    picks = np.random.default_rng(0).permutation(3_000)[:2_500]
+    for rows in (picks, np.append(picks, picks[:9])):
+        batches = [x.copy() for x, _ in EmbeddingReader(tmp_path).take(rows)(700, show_progress=False)]
+        np.testing.assert_array_equal(np.concatenate(batches), values[rows])

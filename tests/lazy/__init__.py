@@ -1,0 +1,1 @@
+"""Lazy arrays and frames, and clusters."""

@@ -1,0 +1,1 @@
+"""What goes through all rooms: bad input, other programs, random collections, search, load, scale, attacks."""

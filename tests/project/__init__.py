@@ -1,0 +1,1 @@
+"""The repository itself: README, pages, docstrings, types, and the tests' own tools."""

@@ -1,0 +1,1 @@
+"""Chosen rows: filters, samples, orders and shards, and readers of them."""

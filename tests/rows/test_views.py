@@ -1,0 +1,679 @@
+"""Readers of selected rows: every way of picking and of reading, in every format, against numpy and pandas."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import tracemalloc
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from dask.base import compute, tokenize
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
+from dask_embedding_reader.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ColumnError,
+    FileChangedError,
+)
+from dask_embedding_reader.formats import picking
+from dask_embedding_reader.formats.base import Columns, FileHeader, StretchReader
+from dask_embedding_reader.formats.parquet import read as decoding
+from tests.support.collections import (
+    FORMATS,
+    WITH_METADATA,
+    Collection,
+    as_batch,
+    assert_same_frame,
+    assert_same_rows,
+    write_collection,
+)
+from tests.support.stores import Bucket, emptied_bucket
+
+Int64s = npt.NDArray[np.int64]
+Step = tuple[Callable[[EmbeddingReader], EmbeddingReader], Callable[[Int64s], Int64s]]
+
+COLUMNS = ("id", "rank", "caption", "kind", "taken", "tags")
+FILE_ROWS = (70, 0, 120, 1, 200, 5)
+
+
+@pytest.fixture(scope="module", params=list(FORMATS))
+def collection(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    """A collection of each format, with several row groups a file."""
+    root = tmp_path_factory.mktemp("views")
+    columns = COLUMNS if FORMATS[request.param].metadata else None
+    return write_collection(root, request.param, file_rows=FILE_ROWS, columns=columns, row_group_rows=32)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    """npy files with metadata beside them."""
+    root = tmp_path_factory.mktemp("pair")
+    return write_collection(root, "parquet_npy", file_rows=FILE_ROWS, columns=COLUMNS, row_group_rows=32)
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    """An object store that counts."""
+    with emptied_bucket() as store:
+        yield store
+
+
+def read(reader: EmbeddingReader, batch_size: int, *args: Any, **options: Any) -> Any:
+    """Batches without a word about how well they are mixed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "batches of .* are mixed from")
+        return reader(batch_size, *args, **{"show_progress": False, **options})
+
+
+def assert_reads(view: EmbeddingReader, numbers: Int64s, collection: Collection) -> None:
+    """Every way of reading brings these rows of a collection, in this order."""
+    rows, frame = collection.rows[numbers], collection.metadata.iloc[numbers]
+    assert len(view) == view.count == len(view.rows) == len(numbers)
+    assert np.asarray(view.rows).tolist() == numbers.tolist()
+    assert view.total_size == rows.nbytes
+    for max_piece_size in (None, 37):
+        array = view.to_dask_array(max_piece_size=max_piece_size)
+        meta = view.to_dask_dataframe(max_piece_size=max_piece_size)
+        assert_same_rows(array.compute(scheduler="sync"), rows)
+        parts = compute(*meta.to_delayed(), scheduler="sync")
+        assert tuple(map(len, parts)) == array.chunks[0]
+        assert_same_frame(pd.concat(parts), frame)
+        assert list(meta.columns) == collection.columns
+        if meta.known_divisions:
+            assert meta.divisions == (*(part.index[0] for part in parts), parts[-1].index[-1])
+    middle = slice(len(numbers) // 3, -(len(numbers) // 4) or None)
+    assert_same_rows(view.to_dask_array()[middle].compute(scheduler="sync"), rows[middle])
+    assert_same_rows(view.to_dask_array()[::-2, 1:].compute(scheduler="sync"), rows[::-2, 1:])
+    batches: list[tuple[int, dict[str, Any]]] = [
+        (50, {"dtype": None}),
+        (10_000, {"dtype": np.float64, "max_piece_size": 16, "parallel_pieces": 1}),
+        (33, {"start": len(numbers) // 5, "end": len(numbers) - len(numbers) // 7}),
+    ]
+    for size, options in batches:
+        start, end = options.get("start", 0), options.get("end", len(numbers))
+        dtype = np.float32 if "dtype" not in options else options["dtype"] or rows.dtype
+        for vectors, metadata in read(view, size, **options):
+            stop = min(start + size, end)
+            assert_same_rows(vectors, rows[start:stop].astype(dtype))
+            assert vectors.flags.writeable
+            batch = frame.iloc[start:stop].assign(i=numbers[start:stop]).reset_index(drop=True)
+            assert_same_frame(metadata, as_batch(batch))
+            start = stop
+        assert start == end
+
+
+def _steps(count: int) -> dict[str, Step]:
+    rng = np.random.default_rng(count)
+    anywhere, mask = rng.integers(0, count, count // 2), rng.random(count) < 0.3
+    return {
+        "all": (lambda r: r, lambda n: n),
+        "slice": (lambda r: r.take(slice(40, -30)), lambda n: n[40:-30]),
+        "every third": (lambda r: r.take(slice(1, None, 3)), lambda n: n[1::3]),
+        "backwards": (lambda r: r.take(slice(None, None, -1)), lambda n: n[::-1]),
+        "anywhere": (lambda r: r.take(anywhere), lambda n: n[anywhere]),
+        "mask": (lambda r: r.take(mask), lambda n: n[mask]),
+        "few": (lambda r: r.take([count - 1, 0, 75, 75]), lambda n: n[[count - 1, 0, 75, 75]]),
+        "none": (lambda r: r.take([]), lambda n: n[:0]),
+        "one": (lambda r: r.take(np.array([3], np.uint8)), lambda n: n[[3]]),
+        "shard": (lambda r: r.shard(3, 1), lambda n: n[count // 3 : 2 * count // 3]),
+        "twice": (lambda r: r.take(anywhere).take(slice(5, 50)), lambda n: n[anywhere[5:50]]),
+    }
+
+
+@pytest.mark.parametrize("name", ["anywhere", "mask", "few"])
+def test_rows_are_picked_in_every_format(collection: Collection, name: str) -> None:
+    pick, expected = _steps(len(collection))[name]
+    assert_reads(pick(collection.open()), expected(np.arange(len(collection))), collection)
+
+
+@pytest.mark.parametrize("name", list(_steps(100)))
+def test_rows_are_picked(pair: Collection, name: str) -> None:
+    pick, expected = _steps(len(pair))[name]
+    assert_reads(pick(pair.open()), expected(np.arange(len(pair))), pair)
+
+
+@pytest.mark.parametrize(("buffer_rows", "shards"), [(None, None), (64, None), (150, 4)])
+def test_rows_are_shuffled(collection: Collection, buffer_rows: int | None, shards: int | None) -> None:
+    epoch = collection.open().take(slice(3, None)).shuffle(seed=5, epoch=2, buffer_rows=buffer_rows)
+    assert sorted(epoch.rows) == list(range(3, len(collection)))
+    view = epoch if shards is None else epoch.shard(shards, 1)
+    expected = np.asarray(epoch.rows)[slice(1, len(epoch) // 64 * 64, shards) if shards else slice(None)]
+    assert_reads(view, expected, collection)
+
+
+CHAINS = st.lists(
+    st.one_of(
+        st.tuples(st.just("slice"), st.slices(300)),
+        st.tuples(st.just("take"), st.lists(st.floats(0, 0.999), max_size=40)),
+        st.tuples(st.just("mask"), st.integers(0, 9)),
+        st.tuples(st.just("sample"), st.floats(0, 1)),
+        st.tuples(st.just("filter"), st.integers(0, 99)),
+    ),
+    max_size=4,
+)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(CHAINS, st.sampled_from(["", "shuffle", "shard", "both"]), st.integers(1, 400))
+def test_steps_compose_as_on_a_sequence(pair: Collection, chain: Any, last: str, buffer: int) -> None:
+    view, numbers = pair.open(), np.arange(len(pair))
+    rank = pair.table["rank"].to_pandas().to_numpy()
+    for kind, how in chain:
+        if kind == "slice":
+            view, numbers = view.take(how), numbers[how]
+        elif kind == "take":
+            at = (np.array(how) * len(numbers)).astype(int) if len(numbers) else np.empty(0, int)
+            view, numbers = view.take(at), numbers[at]
+        elif kind == "mask":
+            mask = np.arange(len(numbers)) % (how + 1) == 0
+            view, numbers = view.take(mask), numbers[mask]
+        elif kind == "sample":
+            view = view.sample(frac=how, seed=1)
+            drawn = np.asarray(pair.open().take(np.arange(len(numbers)) % len(pair)).rows)
+            assert len(view) == round(how * len(numbers)) <= len(drawn)
+            assert set(view.rows) <= set(numbers.tolist())
+            numbers = np.asarray(view.rows)
+        else:
+            view, numbers = view.filter([("rank", "<", how)]), numbers[rank[numbers] < how]
+    if last in ("shuffle", "both"):
+        view = view.shuffle(3, buffer_rows=buffer)
+        assert sorted(view.rows) == sorted(numbers.tolist())
+        numbers = np.asarray(view.rows)
+    if last in ("shard", "both"):
+        view = view.shard(2, 1)
+        assert set(view.rows) <= set(numbers.tolist())
+        numbers = np.asarray(view.rows)
+    assert np.asarray(view.rows).tolist() == numbers.tolist()
+    assert_same_rows(view.to_dask_array(max_piece_size=90).compute(scheduler="sync"), pair.rows[numbers])
+    batches = list(read(view, 77))
+    assert sum(len(rows) for rows, _ in batches) == len(numbers)
+    for start, (rows, frame) in zip(range(0, len(numbers), 77), batches, strict=True):
+        assert_same_rows(rows, pair.rows[numbers[start : start + 77]])
+        assert frame["id"].tolist() == pair.metadata["id"].iloc[numbers[start : start + 77]].tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Filters
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ([("rank", ">=", 50)], "rank >= 50"),
+        ([("rank", "=", 7), ("id", ">", 0)], "rank == 7"),
+        ([("rank", "!=", 7)], "rank != 7 and rank == rank"),
+        ([[("rank", "<", 10)], [("rank", ">", 90.5)]], "rank < 10 or rank > 90.5"),
+        ([("kind", "==", "cat")], "kind == 'cat'"),
+        ([("caption", "in", ["cat", "日本", None])], "caption in ['cat', '日本']"),
+        ([("caption", "in", [])], "rank < 0"),
+        ([("caption", "not in", {"cat"})], "caption != 'cat' and caption == caption"),
+        ([("rank", "in", np.array([1, 2, 3]))], "rank in [1, 2, 3]"),
+        ([("taken", "<", pd.Timestamp("2020-01-01"))], "taken < '2020-01-01'"),
+        ([("rank", "==", None)], "rank < 0"),
+    ],
+)
+def test_filters_pick_what_pandas_picks(pair: Collection, filters: Any, expected: str) -> None:
+    frame = pair.table.to_pandas()
+    frame["kind"] = frame["kind"].astype(object)
+    numbers = np.flatnonzero(frame.eval(expected, engine="python").fillna(value=False).to_numpy(bool))
+    view = pair.open().filter(filters)
+    assert list(view.rows) == numbers.tolist()
+    some = np.array([200, 5, 5, 90, 30, 31, 32])
+    assert list(pair.open().take(some).filter(filters).rows) == [n for n in some.tolist() if n in set(numbers)]
+
+
+@pytest.mark.parametrize("name", WITH_METADATA)
+def test_filtered_rows_are_read_in_every_way(tmp_path: Path, name: str) -> None:
+    collection = write_collection(tmp_path, name, file_rows=FILE_ROWS, columns=COLUMNS, row_group_rows=32)
+    rank = collection.table["rank"].to_pandas()
+    assert_reads(collection.open().filter([("rank", ">", 60)]), np.flatnonzero(rank > 60), collection)
+    by_function = collection.open().filter(lambda frame: frame["rank"] > 60, columns="rank")
+    assert by_function == collection.open().filter([("rank", ">", 60)])
+    assert by_function.token == collection.open().filter([("rank", ">", 60)]).token
+
+
+def test_nothing_of_a_selection_is_nothing(pair: Collection) -> None:
+    x = pair.open().take([5, 3, 3]).to_dask_array()
+    for nothing in (x[1:1], x[[]], x[np.zeros(3, bool)], x[::-1][3:]):
+        assert nothing.compute().shape == (0, x.shape[1])
+
+
+def test_filters_may_name_columns_that_were_not_opened(pair: Collection) -> None:
+    reader = pair.open(meta_columns=["id"])
+    rank = pair.table["rank"].to_pandas()
+    for view in (reader.filter([("rank", ">", 60)]), reader.filter(lambda frame: frame["rank"] > 60, columns=["rank"])):
+        assert list(view.rows) == np.flatnonzero(rank > 60).tolist()
+        assert list(view.to_dask_dataframe().columns) == ["id"]
+
+
+def test_row_groups_that_statistics_rule_out_are_not_read(bucket: Bucket) -> None:
+    table = pa.table({"n": np.arange(100_000), "text": [f"{k:099}" for k in range(100_000)]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=10_000, compression="none", use_dictionary=False)
+    bucket.put("emb/0.parquet", bytes(sink.getvalue()))
+    bucket.put("emb/0.npy", _npy(np.zeros((100_000, 1), np.float32)))
+    reader = EmbeddingReader("bucket://emb", "parquet_npy", meta_columns=["n", "text"])
+    bucket.forget()
+    assert list(reader.filter([("n", ">=", 55_000), ("n", "<", 55_003)]).rows) == [55_000, 55_001, 55_002]
+    assert bucket.nbytes < 200_000  # one of ten row groups of a column of 800 kB, and no other column
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "told"),
+    [
+        (lambda r: r.take([0, 396]), IndexError, "396 at position 1, but there are rows from 0 to 395"),
+        (lambda r: r.take([3, -1]), ArgumentError, "searches give -1 for hits"),
+        (lambda r: r.take([True] * 5), ArgumentError, "mask of 5 booleans where there are 396 rows"),
+        (lambda r: r.take([[1, 2]]), ArgumentTypeError, "shape \\(1, 2\\)"),
+        (lambda r: r.take([1.5]), ArgumentTypeError, "float64"),
+        (lambda r: r.take("3"), ArgumentTypeError, "str"),
+        (lambda r: r.take(slice(0, 9, 0)), ArgumentError, "step of 0"),
+        (lambda r: r.take([1]).take([1]), IndexError, "rows from 0 to 0"),
+        (lambda r: r.take([]).take([0]), IndexError, "there are no rows"),
+        (lambda r: r.filter([("rnak", ">", 3)]), ColumnError, "no column 'rnak'; its columns are 'rank'"),
+        (lambda r: r.filter([("i", ">", 3)]), ColumnError, "take"),
+        (lambda r: r.filter([("rank", ">", "3")]), ArgumentError, "'rank' is int32, which cannot be compared with '3'"),
+        (lambda r: r.filter([("caption", "<", 3)]), ArgumentError, "'caption' is"),
+        (lambda r: r.filter([("rank", "in", ["a"])]), ArgumentError, "cannot be compared"),
+        (lambda r: r.filter([("rank", ">", 2**70)]), ArgumentError, "cannot be compared with 1180591620717411303424"),
+        (lambda r: r.filter([("rank", "in", [1, 2**70])]), ArgumentError, "cannot be compared"),
+        (lambda r: r.filter([("rank", "in", 3)]), ArgumentTypeError, "list, tuple or set"),
+        (lambda r: r.filter([("rank", "like", 3)]), ArgumentError, "'like' is none of"),
+        (lambda r: r.filter("rank > 3"), ArgumentTypeError, "conditions are"),
+        (lambda r: r.filter([]), ArgumentTypeError, "conditions are"),
+        (lambda r: r.filter([("rank", 3)]), ArgumentTypeError, "conditions are"),
+        (lambda r: r.filter([("rank", ">", 3)], columns=["rank"]), ArgumentError, "columns="),
+        (lambda r: r.filter(len), ArgumentError, "needs columns="),
+        (lambda r: r.filter(len, columns="rank"), ArgumentTypeError, "expected is a mask: a boolean for each"),
+        (lambda r: r.filter(lambda f: f["rank"] + 1, columns="rank"), ArgumentTypeError, "dtype"),
+        (lambda r: r.filter(lambda f: [True], columns="rank"), ArgumentTypeError, "shape \\(1,\\)"),
+        (lambda r: r.sample(), ArgumentError, "either n= or frac="),
+        (lambda r: r.sample(3, frac=0.5), ArgumentError, "either n= or frac="),
+        (lambda r: r.sample(397), ArgumentError, "397 rows cannot be drawn from 396"),
+        (lambda r: r.sample(frac=1.5), ArgumentError, "from 0 to 1"),
+        (lambda r: r.shuffle("a"), ArgumentTypeError, "seed"),
+        (lambda r: r.shuffle(buffer_rows=0), ArgumentError, "buffer_rows"),
+        (lambda r: r.shard(4, 4), ArgumentError, "index=4 is no shard"),
+        (lambda r: r.shard(4, -1), ArgumentError, "0 to 3"),
+        (lambda r: r.shard(0, 0), ArgumentError, "num_shards"),
+        (lambda r: r.shuffle().take([0]), ArgumentError, "take comes before shuffle and shard"),
+        (lambda r: r.shuffle().filter([("rank", ">", 3)]), ArgumentError, "filter comes before"),
+        (lambda r: r.shuffle().sample(3), ArgumentError, "sample comes before"),
+        (lambda r: r.shuffle().shuffle(), ArgumentError, "shuffle comes once, and before shard, .* is shuffled"),
+        (lambda r: r.shard(2, 0).shuffle(), ArgumentError, "this reader is a shard"),
+        (lambda r: r.shuffle().shard(2, 0).shard(2, 0), ArgumentError, "is a shard already \\(shard 0 of 2\\)"),
+        (lambda r: r.take([1, 2]).locate(2), IndexError, "the selection has 2 rows"),
+        (lambda r: r.take([1, 2])(2, start=3), ArgumentError, "the selection has 2 rows"),
+    ],
+)
+def test_bad_input_is_refused_at_the_call(
+    pair: Collection, call: Callable[[EmbeddingReader], object], error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told) as caught:
+        call(pair.open())
+    assert isinstance(caught.value, ArgumentError | ArgumentTypeError | ColumnError)
+
+
+def test_integers_beyond_those_with_a_sign_are_compared(tmp_path: Path) -> None:
+    # As hashes are: what pyarrow makes of an integer ends at 2**63.
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(3, np.float32)), 1)
+    hashes = pa.array([2**63 + 5, 5, None], pa.uint64())
+    pq.write_table(pa.table({"embedding": vectors, "hash": hashes}), tmp_path / "0.parquet")
+    reader = EmbeddingReader(tmp_path)
+    for operator, value, rows in [
+        ("==", 2**63 + 5, [0]), (">", 5, [0]), ("<", 2**64 - 1, [0, 1]), ("in", [5, 2**63 + 5], [0, 1]), ("in", [], [])
+    ]:  # fmt: skip
+        assert list(reader.filter([("hash", operator, value)]).rows) == rows
+
+
+def test_readers_without_columns_say_how_to_open_them(tmp_path: Path) -> None:
+    plain = write_collection(tmp_path / "npy", "npy").open()
+    with pytest.raises(ArgumentError, match="parquet_npy"):
+        plain.filter([("a", "==", 1)])
+    pair = write_collection(tmp_path / "pair", "parquet_npy", columns=["rank"])
+    found = pair.open(meta_columns=None).filter([("rank", ">", 10)])
+    assert list(found.rows) == np.flatnonzero((pair.metadata["rank"] > 10).fillna(False)).tolist()
+
+
+def test_a_file_that_was_replaced_is_noticed(tmp_path: Path) -> None:
+    collection = write_collection(tmp_path, "parquet_npy", columns=["rank"], file_rows=(50, 50))
+    view = collection.open().filter([("rank", ">", 10)]).shuffle(1)
+    np.save(collection.files[1], np.zeros((60, 4), np.float32))
+    for use in (lambda: view.to_dask_array().compute(scheduler="sync"), lambda: list(read(view, 10))):
+        with pytest.raises(FileChangedError, match=collection.files[1].name):
+            use()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a view is
+
+
+def test_views_show_what_they_are(pair: Collection) -> None:
+    reader = pair.open()
+    view = reader.take([0, 1, 80])
+    assert repr(view).startswith("<EmbeddingReader: 3 of 396 x 4 float32 in 2 parquet_npy files, 48 bytes>")
+    assert (view.nb_files, view.max_file_size) == (2, 32)
+    assert view.locate(2) == reader.locate(80)
+    assert "3 of 396" in view._repr_html_()
+    assert "3 of 396" not in reader._repr_html_()
+    shuffled = reader.shuffle().shard(2, 0)
+    assert (shuffled.nb_files, shuffled.max_file_size) == (reader.nb_files, reader.max_file_size)
+
+
+def test_views_are_equal_by_what_they_read(pair: Collection) -> None:
+    reader = pair.open()
+    steps: list[Callable[[EmbeddingReader], EmbeddingReader]] = [
+        lambda r: r,
+        lambda r: r.take([5, 3]),
+        lambda r: r.take([3, 5]),
+        lambda r: r.filter([("rank", ">", 60)]),
+        lambda r: r.sample(9),
+        lambda r: r.sample(9, seed=1),
+        lambda r: r.shuffle(),
+        lambda r: r.shuffle(epoch=1),
+        lambda r: r.shuffle().shard(2, 1),
+        lambda r: r.shard(2, 1),
+    ]
+    views, again = [step(reader) for step in steps], [step(pair.open()) for step in steps]
+    assert views == again == [pickle.loads(pickle.dumps(view)) for view in views]
+    assert list(map(tokenize, views)) == list(map(tokenize, again))
+    assert [view.to_dask_array().name for view in views] == [view.to_dask_array().name for view in again]
+    assert [view.to_dask_dataframe()._name for view in views] == [view.to_dask_dataframe()._name for view in again]
+    for values in (views, map(tokenize, views), (view.to_dask_array().name for view in views)):
+        assert len(set(values)) == len(views)
+    assert reader.take(slice(None)) == reader
+    assert reader.take(slice(None)).to_dask_array().name == reader.to_dask_array().name
+    assert reader.take(slice(10, 20)).to_dask_array().name == reader.to_dask_array(10, 20).name
+
+
+@pytest.mark.parametrize("name", ["every third", "anywhere", "mask", "shard"])
+def test_views_are_written_and_converted(pair: Collection, tmp_path: Path, name: str) -> None:
+    pick, expected = _steps(len(pair))[name]
+    numbers = expected(np.arange(len(pair)))
+    view = pick(pair.open())
+    for file_format in ("parquet", "parquet_npy"):
+        folder = tmp_path / file_format
+        write_embeddings(view, folder, file_format, rows_per_file=30)
+        copy = EmbeddingReader(str(folder), file_format, meta_columns=list(COLUMNS))
+        assert_same_rows(copy.to_dask_array().compute(), pair.rows[numbers])
+        assert copy.to_dask_dataframe().compute()["id"].tolist() == pair.metadata["id"].iloc[numbers].tolist()
+        before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+        write_embeddings(view, folder, file_format, rows_per_file=30)
+        assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+        with pytest.raises(FileExistsError):
+            write_embeddings(pair.open().take([1, 2]), folder, file_format, rows_per_file=30)
+
+
+@pytest.mark.parametrize("name", ["anywhere", "mask", "few", "backwards", "shuffled"])
+def test_batches_of_views_are_written_in_their_order_to_every_format(
+    pair: Collection, tmp_path: Path, name: str
+) -> None:
+    shuffled: Step = (lambda r: r.shuffle(1, buffer_rows=64).shard(2, 1), lambda n: n)
+    pick, _ = {**_steps(len(pair)), "shuffled": shuffled}[name]
+    for kind in {kind.file_format: kind for kind in FORMATS.values()}.values():
+        view = pick(pair.open() if kind.metadata else pair.open(meta_columns=None))
+        numbers = np.asarray(view.rows)
+        folder = tmp_path / kind.file_format
+        write_embeddings(read(view, 37), folder, kind.file_format, rows_per_file=30)
+        copy = EmbeddingReader(str(folder), kind.file_format, meta_columns=["id"] if kind.metadata else None)
+        assert_same_rows(copy.to_dask_array().compute(scheduler="sync"), pair.rows[numbers])
+        if kind.metadata:
+            ids = copy.to_dask_dataframe().compute(scheduler="sync")["id"]
+            assert ids.tolist() == pair.metadata["id"].iloc[numbers].tolist()
+
+
+@pytest.mark.parametrize("name", ["every third", "anywhere", "mask", "shard", "backwards"])
+def test_arrays_and_frames_of_a_view_go_together(pair: Collection, name: str) -> None:
+    pick, expected = _steps(len(pair))[name]
+    numbers = expected(np.arange(len(pair)))
+    view, weights = pick(pair.open()), np.ones((4, 2), np.float32)
+    start = 0
+    for rows, frame in iter_batches(view.to_dask_array() @ weights, view.to_dask_dataframe(), batch_size=17):
+        here = numbers[start : start + 17]
+        np.testing.assert_allclose(rows, pair.rows[here] @ weights, rtol=1e-5)
+        assert frame["i"].tolist() == here.tolist()
+        start += 17
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How much is read, held and sent
+
+
+def _npy(rows: npt.NDArray[Any]) -> bytes:
+    with io.BytesIO() as f:
+        np.save(f, rows)
+        return f.getvalue()
+
+
+@pytest.fixture
+def remote(bucket: Bucket) -> EmbeddingReader:
+    """Four remote files of 2,500 rows of 4 kB."""
+    for k in range(4):
+        bucket.put(
+            f"emb/{k}.npy", _npy(np.arange(k * 2_500, (k + 1) * 2_500).repeat(1_000).reshape(2_500, 1_000) * 1.0)
+        )
+    reader = EmbeddingReader("bucket://emb")
+    bucket.forget()
+    return reader
+
+
+def _everything(view: EmbeddingReader, way: str) -> npt.NDArray[Any]:
+    if way == "array":
+        return view.to_dask_array(dtype=np.float64).compute(scheduler="threads")[:, 0]  # type: ignore[no-any-return]
+    return np.concatenate([rows[:, 0] for rows, _ in read(view, 1_000, dtype=np.float64)])
+
+
+@pytest.mark.parametrize("way", ["array", "batches"])
+def test_near_rows_are_asked_for_at_once(remote: EmbeddingReader, bucket: Bucket, way: str) -> None:
+    numbers = np.array([10, 11, 40, 2_000, 2_600, 9_999, 9_990])
+    for rows in (numbers, np.sort(numbers)):
+        bucket.forget()
+        assert _everything(remote.take(rows), way).tolist() == rows.tolist()
+        # Gaps of less than 1 MB are read: 10 to 40, and 9,990 to 9,999; the file between is not touched.
+        assert len(bucket.reads) == 4
+        assert bucket.nbytes == (31 + 1 + 1 + 10) * 8_000
+        assert not bucket.of_kind("read", "emb/2.npy")
+
+
+@pytest.mark.parametrize("way", ["array", "batches"])
+def test_nearly_all_rows_are_read_as_all(remote: EmbeddingReader, bucket: Bucket, way: str) -> None:
+    view = remote.take(np.arange(10_000) % 3 != 0)
+    assert _everything(view, way).tolist() == [n for n in range(10_000) if n % 3]
+    assert bucket.nbytes <= 10_000 * 8_000
+    assert len(bucket.reads) <= 4 * 4
+
+
+@pytest.mark.parametrize("way", ["array", "batches"])
+def test_a_shuffled_epoch_asks_once_for_each_block(
+    remote: EmbeddingReader, bucket: Bucket, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picking, "_REMOTE_GAP_NBYTES", 0)  # these blocks are so small that gaps would be read
+    epoch = remote.shuffle(1, buffer_rows=2_560)
+    blocks: Any = epoch.rows
+    assert sorted(_everything(epoch, way).tolist()) == list(range(10_000))
+    assert bucket.nbytes == 10_000 * 8_000
+    # Neighbouring blocks of a window are asked for at once; what is read in parts, and what two files share, in two.
+    assert len(bucket.reads) <= 10_000 / blocks.block_rows + 20
+
+
+@pytest.mark.parametrize("way", ["batches", "array"])
+def test_a_window_decodes_each_row_group_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str) -> None:
+    opened: list[int] = []
+    open_stretches = decoding.open_stretches
+
+    def opening(header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
+        opened.append(header.first_group)
+        return open_stretches(header, columns, start, stop)
+
+    collection = write_collection(tmp_path, "parquet-list", file_rows=(600, 700), columns=[], row_group_rows=100)
+    epoch = collection.open().shuffle(1, buffer_rows=256)
+    monkeypatch.setattr(decoding, "open_stretches", opening)
+    numbers = np.asarray(epoch.rows)
+    assert _everything(epoch, way).tolist() == collection.rows[numbers, 0].tolist()
+    windows = np.split(numbers, epoch.rows.windows(0, len(epoch)))
+    assert len(windows) == 6
+    assert len(opened) == sum(len(np.unique(window // 100)) for window in windows)
+
+
+def test_ranks_read_what_is_theirs(remote: EmbeddingReader, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picking, "_REMOTE_GAP_NBYTES", 0)
+    epoch = remote.shuffle(1, buffer_rows=2_560)
+    for rank in range(4):
+        _everything(epoch.shard(4, rank), "batches")
+    assert bucket.nbytes == 10_000 // 64 * 64 * 8_000
+
+
+def test_resuming_reads_one_window(remote: EmbeddingReader, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picking, "_REMOTE_GAP_NBYTES", 0)  # how much of the next window is read by then is not told
+    epoch = remote.shuffle(1, buffer_rows=1_280)
+    expected = [rows[:, 0].tolist() for rows, _ in read(epoch, 100)]
+    bucket.forget()
+    batches = read(epoch, 100, start=5_000, max_ram_usage_in_bytes=500_000_000)
+    assert next(batches)[0][:, 0].tolist() == expected[50]
+    batches.close()
+    assert bucket.nbytes <= 2 * 1_280 * 8_000
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingReader:
+    """500 files of a million rows, 768 GB that nobody has to write."""
+    root = tmp_path_factory.mktemp("sparse")
+    head = _npy(np.empty((0, 768), np.float16)).replace(b"(0, 768)", b"(1000000, 768)")
+    head = head.replace(b" " * 6, b"", 1)
+    for k in range(500):
+        with open(root / f"{k:03}.npy", "wb") as file:
+            file.write(head)
+            file.truncate(len(head) + 1_000_000 * 768 * 2)
+    return EmbeddingReader(str(root))
+
+
+def test_views_of_half_a_billion_rows_are_small(sparse: EmbeddingReader) -> None:
+    assert len(sparse) == 500_000_000
+    tracemalloc.start()
+    try:
+        shard = sparse.shuffle(1, epoch=3).shard(64, 7)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        (rows, frame) = next(read(shard, 128, 600_000 * 8))
+        assert rows.shape == (128, 768)
+        assert frame["i"].tolist() == list(shard.rows[600_000 * 8 : 600_000 * 8 + 128])
+    finally:
+        tracemalloc.stop()
+
+
+def test_rows_of_another_reader_are_taken_part_by_part(sparse: EmbeddingReader) -> None:
+    given = sparse.rows[::60]
+    tracemalloc.start()
+    try:
+        taken = sparse.take(given)
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000  # three copies of all numbers would take twice as much
+    finally:
+        tracemalloc.stop()
+    assert taken.rows == given
+    shuffled = sparse.shuffle(1).rows[:2_000]
+    assert sparse.take(shuffled).rows == shuffled
+    with pytest.raises(
+        ArgumentError, match=r"rows holds 60 at position 1 \(and 8,333,332 more\), but there are rows from"
+    ):
+        sparse.take(slice(0, 50)).take(given)
+
+
+def test_arrays_of_a_percent_are_made_at_once_of_small_tasks(sparse: EmbeddingReader) -> None:
+    some = sparse.take(slice(0, 50_000_000)).sample(500_000)
+    assert some.rows.nbytes < 2_500_000
+    array = some.to_dask_array()
+    assert array.shape == (500_000, 768)
+    assert len(array.dask.layers) == 1
+    tasks = array[: array.chunks[0][0]].__dask_graph__().to_dict()
+    assert max(len(cloudpickle.dumps(task)) for task in tasks.values()) < 4_000
+    assert (array[:3].compute(scheduler="sync") == 0).all()
+    assert sparse.take([7, 400_000_000, 3]).to_dask_array().npartitions == 1
+
+
+@pytest.mark.parametrize("limit", [1, 10, 500, 990])
+def test_what_a_filter_finds_takes_a_bit_a_row_at_most(tmp_path: Path, limit: int) -> None:
+    count, share = 300_000, np.random.default_rng(0).integers(0, 1_000, 300_000)
+    np.save(tmp_path / "0.npy", share.astype(np.float16).reshape(-1, 1))
+    pq.write_table(pa.table({"share": share}), tmp_path / "0.parquet", row_group_size=70_000)
+    found = EmbeddingReader(tmp_path, "parquet_npy").filter([("share", "<", limit)])
+    assert np.array_equal(np.asarray(found.rows), np.flatnonzero(share < limit))
+    assert found.rows.nbytes <= count / 8 * 1.01
+    array = found.to_dask_array()
+    first = array.blocks[0].__dask_graph__().to_dict()
+    assert max(len(cloudpickle.dumps(task)) for task in first.values()) < 4_000
+    assert np.array_equal(array.compute(scheduler="sync")[:, 0], share[share < limit])
+
+
+def test_memory_that_two_windows_do_not_fit_into_is_told(pair: Collection) -> None:
+    epoch = pair.open().shuffle(1, buffer_rows=128)
+    expected = np.asarray(epoch.rows)
+    with pytest.warns(UserWarning, match=r"two windows of 128 rows.*the limit is 4,000 \(max_ram_usage_in_bytes\)"):
+        batches = epoch(10, show_progress=False, max_ram_usage_in_bytes=4_000)
+    assert np.concatenate([frame["i"] for _, frame in batches]).tolist() == expected.tolist()
+
+
+def test_what_is_left_of_chance_is_told(pair: Collection) -> None:
+    epoch = pair.open().shuffle(1, buffer_rows=128)
+    with pytest.warns(UserWarning, match="256 rows are mixed from 64 blocks of 2 neighbouring rows.* 5 times"):
+        epoch(256, show_progress=False)
+    with pytest.warns(UserWarning, match=r"batches of 200 rows \(of all shards\)"):
+        epoch.shard(4, 0)(50, show_progress=False)
+    epoch(64, show_progress=False)
+
+
+def test_killed_epochs_are_resumed_by_any_number_of_ranks(pair: Collection, tmp_path: Path) -> None:
+    """Two ranks are killed in the middle; four others go on at the step that was noted."""
+    program = """
+        import os, signal, sys, warnings
+        from dask_embedding_reader import EmbeddingReader
+        warnings.simplefilter("ignore")
+        folder, metadata, ranks, rank, start, stop, note = sys.argv[1:]
+        reader = EmbeddingReader(folder, "parquet_npy", meta_columns=["id"], metadata_folder=metadata)
+        epoch = reader.shuffle(4, epoch=1, buffer_rows=128).shard(int(ranks), int(rank))
+        own = 32 // int(ranks)
+        with open(note, "a") as notes:
+            for step, (_, frame) in enumerate(epoch(own, int(start) * own, show_progress=False), int(start)):
+                print(step, *frame["id"], file=notes, flush=True)
+                if step + 1 == int(stop):
+                    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    file = tmp_path / "rank.py"
+    file.write_text(textwrap.dedent(program))
+
+    def run(ranks: int, start: int, stop: int) -> list[set[int]]:
+        notes = [tmp_path / f"{ranks}-{rank}-{start}" for rank in range(ranks)]
+        arguments = [str(pair.folder), str(pair.metadata_folder), str(ranks)]
+        started = [
+            subprocess.Popen([sys.executable, str(file), *arguments, str(rank), str(start), str(stop), str(note)])
+            for rank, note in enumerate(notes)
+        ]
+        assert {process.wait(60) for process in started} == {-signal.SIGKILL if stop else 0}
+        lines = [[line.split() for line in note.read_text().splitlines()] for note in notes]
+        steps = zip(*lines, strict=True)
+        return [{int(number) for parts in step for number in parts[1:]} for step in steps]
+
+    first, rest = run(2, 0, 5), run(4, 5, 0)
+    ids = pair.table["id"].to_numpy()
+    epoch = np.asarray(pair.open().shuffle(4, epoch=1, buffer_rows=128).rows)[: len(pair) // 64 * 64]
+    assert first + rest == [set(ids[epoch[a:b]].tolist()) for a, b in pairwise(range(0, len(epoch) + 1, 32))]

@@ -1,0 +1,644 @@
+"""The command line: what it prints for people and programs, its exit codes, and that it leaves no mess."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dask_embedding_reader import EmbeddingReader, write_embeddings
+from dask_embedding_reader.cli import stats as cli_stats
+from dask_embedding_reader.cli.commands import main
+from tests.support.collections import wait_until
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process; return its exit code and what it printed."""
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exited:
+            main([str(argument) for argument in arguments])
+        code = exited.value.code
+        assert isinstance(code, int)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three npy files with metadata beside them: 20 rows."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    vectors = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    words = [f"word {row}" for row in range(20)]
+    for shard, (start, stop) in enumerate([(0, 5), (5, 12), (12, 20)]):
+        np.save(folder / f"{shard}.npy", vectors[start:stop])
+        pd.DataFrame({"word": words[start:stop], "n": range(start, stop)}).to_parquet(folder / f"{shard}.parquet")
+    return folder
+
+
+def vectors_of(folder: Path) -> Any:
+    return np.concatenate([np.load(path) for path in sorted(folder.glob("*.npy"))])
+
+
+def test_info(run: Run, shards: Path) -> None:
+    code, out, err = run("info", shards, "-m", "word")
+    assert (code, err) == (0, "")
+    facts = dict(line.split("  ", 1) for line in out.splitlines())
+    assert {name: value.strip() for name, value in facts.items()} == {
+        "rows": "20",
+        "dimension": "4",
+        "dtype": "float32",
+        "size": "320 bytes, 16 bytes a row",
+        "files": "3 parquet_npy, of 5 to 8 rows",
+        "row groups": "none",
+        "metadata": "word (string)",
+        "columns": "word, n",
+        "problems": "none",
+    }
+    code, out, err = run("info", shards, "--json")
+    facts = json.loads(out)
+    assert (facts["rows"], facts["file_format"], facts["nbytes"]) == (20, "npy", 320)
+    assert facts["rows_per_file"] == {"count": 3, "min_rows": 5, "max_rows": 8}
+
+
+HOSTILE = "\x1b]0;taken\x07\x9b2J\u202e\udcff"
+"""Sets the title of a terminal, wipes it, turns text around, and is no UTF-8 as the name of a file."""
+
+
+@pytest.mark.filterwarnings("always:meta_columns")
+def test_no_name_and_no_value_commands_the_terminal(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else pytest keeps what is logged, and cannot send it from one of its processes to another.
+    monkeypatch.setattr(logging.getLogger("dask_embedding_reader"), "propagate", False)
+    folder = tmp_path / HOSTILE
+    folder.mkdir()
+    text, column = HOSTILE[:-1], f"w{HOSTILE[:-1]}"  # columns and values are UTF-8
+    np.save(folder / f"{HOSTILE}0.npy", np.ones((3, 2), np.float32))
+    np.save(folder / f"{HOSTILE}1.npy", np.ones((0, 2), np.float32))
+    np.save(tmp_path / "f.npy", np.asfortranarray(np.ones((3, 2), np.float32)))
+    (tmp_path / f"{HOSTILE}.npy").write_bytes(b"garbage" * 30)
+    pd.DataFrame({column: [text, "b\nc", "d"]}).to_parquet(tmp_path / "0.parquet")
+    pd.DataFrame({column: pd.Series([], dtype="str")}).to_parquet(tmp_path / "1.parquet")
+    for name in ("0", "1"):
+        (tmp_path / f"{name}.parquet").rename(folder / f"{HOSTILE}{name}.parquet")
+    (folder / ".manifest.embeddings").write_bytes(b"damaged")
+    out = tmp_path / f"out{HOSTILE}"
+    seen = []
+    for code, command in (
+        (0, ["info", folder, "-m", column]),
+        (0, ["head", folder, "-m", column]),
+        (0, ["plan", folder, "--batch-size", "2"]),
+        (0, ["stats", folder]),
+        (0, ["bench", folder, "--seconds", "0.1"]),
+        (0, ["convert", folder, out]),
+        (1, ["convert", folder, out, "--dtype", "float16"]),
+        (1, ["info", f"{tmp_path / HOSTILE}.npy"]),
+        (1, ["info", tmp_path / f"gone{HOSTILE}"]),
+        (1, ["info", folder, "-m", text]),
+        (2, ["info", folder, "-m", HOSTILE]),
+        (2, ["info", HOSTILE, HOSTILE]),
+        (2, ["info", folder, "--dtype", HOSTILE]),
+        (2, ["plan", folder, "--plot", folder]),
+        (0, ["info", folder, "-f", "npy", "-m", text]),
+    ):
+        got, *printed = run(*command)
+        assert got == code, printed
+        for shown in printed:
+            assert not set(shown) & set("\x1b\x07\x9b\u202e\udcff"), (command, shown)
+        seen.append("taken" in printed[0] + printed[1])
+    assert seen.count(True) >= 9  # they are shown, though escaped
+    (out / "00000000.npy").write_bytes(b"")
+    (out / f"{HOSTILE}.npy").write_bytes(b"x")
+    got, listed, _ = run("verify", out)
+    assert got == 1
+    assert "\\x1b]0;taken\\x07\\x9b2J\\u202e\\udcff.npy: not in the manifest" in listed
+
+
+def test_json_holds_what_files_hold_and_no_command_for_the_terminal(run: Run, tmp_path: Path) -> None:
+    write_embeddings(np.ones((2, 2), np.float32), tmp_path, "parquet", pd.DataFrame({"w": [HOSTILE[:-1], "\u00e9\n"]}))
+    _, out, _ = run("head", tmp_path, "-m", "w", "--json")
+    assert [row["w"] for row in json.loads(out)] == [HOSTILE[:-1], "\u00e9\n"]
+    assert "\u00e9" in out
+    assert not set(out) & set("\x1b\x07\x9b\u202e")
+    (tmp_path / f"{HOSTILE}.parquet").write_bytes(b"x")
+    _, out, _ = run("verify", tmp_path, "--json")
+    assert json.loads(out)[0]["path"] == f"{tmp_path}/{HOSTILE}.parquet"
+
+
+def test_a_command_called_from_python_leaves_warnings_and_logs_as_they_were(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import logging
+    import warnings
+
+    show, handlers, filters = (
+        warnings.showwarning,
+        [*logging.getLogger("dask_embedding_reader").handlers],
+        [*warnings.filters],
+    )
+    for arguments in (["--help"], ["info", str(tmp_path)], ["no such command"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert warnings.showwarning is show
+        assert logging.getLogger("dask_embedding_reader").handlers == handlers
+        assert warnings.filters == filters
+
+
+def test_info_names_what_makes_a_collection_slow(run: Run, shards: Path) -> None:
+    np.save(shards / "3.npy", np.empty((0, 4), np.float32))
+    np.save(shards / "4.npy", np.asfortranarray(np.ones((3, 4), np.float32)))
+    code, out, _ = run("info", shards, "-f", "npy")
+    assert code == 0
+    assert f"1 of 5 files have no rows (such as {shards / '3.npy'})" in out
+    assert f"1 file (such as {shards / '4.npy'}) in Fortran order" in out
+
+
+def test_the_format_is_guessed_from_the_names_of_the_files(run: Run, shards: Path, tmp_path: Path) -> None:
+    pd.DataFrame({"v": [[1.0, 2.0]] * 3}).to_parquet(tmp_path / "vectors.parquet")
+    code, out, _ = run("info", tmp_path / "vectors.parquet", "--embedding-column", "v", "--json")
+    assert (code, json.loads(out)["file_format"]) == (0, "parquet")
+    assert json.loads(out)["row_groups"] == {"count": 1, "min_rows": 3, "max_rows": 3}
+    assert json.loads(run("info", shards, "--metadata-folder", shards, "--json")[1])["file_format"] == "parquet_npy"
+
+
+def test_head_prints_some_rows_and_reads_no_others(run: Run, shards: Path) -> None:
+    vectors = vectors_of(shards)
+    code, out, _ = run("head", shards, "-m", "word", "--start", 4, "-n", 2, "--json")
+    assert code == 0
+    assert json.loads(out) == [
+        {"row": row, "word": f"word {row}", "embedding": [pytest.approx(x) for x in vectors[row]]} for row in (4, 5)
+    ]
+    _, out, _ = run("head", shards, "-n", 3)
+    assert out.splitlines()[0].split() == ["row", "embedding"]
+    assert out.splitlines()[1].split() == ["0", *(f"{x:.4g}" for x in vectors[0])]
+
+
+def test_json_has_null_for_what_is_no_number(run: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.array([[np.nan, 1, -np.inf]]))
+    when = pd.Series([pd.Timestamp("2024-05-06 07:08:09")])
+    frame = {"a": pd.array([None], "Int64"), "b": [float("nan")], "c": when, "d": [[1, None]], "e": [None]}
+    pd.DataFrame(frame).to_parquet(tmp_path / "0.parquet")
+    _, out, _ = run("head", tmp_path, *(f"-m{name}" for name in frame), "--json")
+    [row] = json.loads(out)
+    assert row["embedding"] == [None, 1.0, None]
+    assert (row["a"], row["b"], row["c"], row["e"]) == (None, None, "2024-05-06 07:08:09", None)
+    assert row["d"][0] == 1
+
+
+def test_plan(run: Run, shards: Path, tmp_path: Path) -> None:
+    code, out, _ = run("plan", shards, "--max-piece-size", 4, "--batch-size", 6, "--json")
+    facts = json.loads(out)
+    assert (code, facts["files"]) == (0, 3)
+    assert facts["pieces"] == {"count": 6, "min_rows": 2, "max_rows": 4, "max_nbytes": 64}
+    assert facts["batches"] == {"count": 4, "min_rows": 2, "max_rows": 6, "max_nbytes": 96}
+    picture = tmp_path / "plan.png"
+    code, out, _ = run("plan", shards, "--plot", picture)
+    assert (code, picture.read_bytes()[:4]) == (0, b"\x89PNG")
+    assert f"drawn in {picture}" in out
+
+
+def test_stats_are_those_of_numpy(run: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((500, 8)).astype(np.float32)
+    vectors[[3, 400]] = 0
+    vectors[[10, 11, 499]] = vectors[5]
+    vectors[20, 3], vectors[21, 0], vectors[22, 1] = np.nan, np.inf, np.nan
+    for shard in range(5):
+        np.save(tmp_path / f"{shard}.npy", vectors[shard * 100 : shard * 100 + 100])
+    code, out, err = run("stats", tmp_path, "--json")
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    norms = np.linalg.norm(vectors[np.isfinite(vectors).all(axis=1)].astype(float), axis=1)
+    wanted = {"min": norms.min(), "max": norms.max(), "mean": norms.mean(), "std": norms.std()}
+    assert facts["norms"] == {name: pytest.approx(value) for name, value in wanted.items()}
+    assert facts["nan"] == {"rows": 2, "first_rows": [20, 22]}
+    assert facts["infinite"] == {"rows": 1, "first_rows": [21]}
+    assert facts["zero"] == {"rows": 2, "first_rows": [3, 400]}
+    assert facts["duplicates"] == {"rows": 4, "exact": True, "groups": [[3, 400], [5, 10, 11, 499]]}
+    _, out, _ = run("stats", tmp_path, "--start", 0, "--end", 100)
+    assert "zero vectors  1 (row 3)\n" in out
+    assert "duplicates    2 (rows 5 = 10 = 11)\n" in out
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint64", "float64", "complex64", "bool", ">f4"])
+def test_stats_of_any_dtype_in_many_batches(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr(cli_stats, "_BATCH_NBYTES", 40)
+    vectors = np.random.default_rng(1).integers(0, 2, (80, 3)).astype(dtype)
+    np.save(tmp_path / "0.npy", vectors)
+    facts = json.loads(run("stats", tmp_path, "--json")[1])
+    norms = np.linalg.norm(vectors.astype(complex), axis=1)
+    assert facts["norms"]["mean"] == pytest.approx(norms.mean())
+    assert facts["norms"]["std"] == pytest.approx(norms.std())
+    assert facts["duplicates"]["rows"] == 80 - len(np.unique(vectors, axis=0))
+    equal = (vectors[:, None] == vectors).all(axis=2)
+    groups = {tuple(np.flatnonzero(same).tolist()) for same in equal if same.sum() > 1}
+    assert facts["duplicates"]["groups"] == [list(group) for group in sorted(groups)]
+    zero = np.flatnonzero(~vectors.any(axis=1)).tolist()
+    assert len(zero) > 5
+    assert facts["zero"] == {"rows": len(zero), "first_rows": zero[:5]}
+
+
+def test_norms_neither_overflow_nor_vanish(run: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.array([[3e200, 4e200], [3e-200, 4e-200]]))
+    norms = json.loads(run("stats", tmp_path, "--json")[1])["norms"]
+    assert norms["max"] == pytest.approx(5e200, rel=1e-12)
+    assert norms["min"] == pytest.approx(5e-200, rel=1e-12)
+    assert norms["std"] is None, "the squares of these do overflow"
+
+
+def test_duplicates_of_more_rows_than_are_remembered_are_estimated(tmp_path: Path) -> None:
+    distinct = np.random.default_rng(2).standard_normal((10_000, 2))
+    np.save(tmp_path / "0.npy", np.concatenate([distinct, distinct]))
+    facts = cli_stats.row_statistics(EmbeddingReader(tmp_path), most_hashes=3_000)
+    assert facts["duplicates"]["exact"] is False
+    assert facts["duplicates"]["rows"] == pytest.approx(10_000, rel=0.15)
+
+
+def test_nearest(run: Run, shards: Path, tmp_path: Path) -> None:
+    vectors = vectors_of(shards)
+    cosines = vectors @ vectors[7] / np.linalg.norm(vectors, axis=1) / np.linalg.norm(vectors[7])
+    wanted = np.argsort(-cosines)[:3].tolist()
+    code, out, err = run("nearest", shards, "--row", 7, "-k", 3, "-m", "word", "--json")
+    [found] = json.loads(out)
+    assert (code, err, found["query"]) == (0, "", 7)
+    assert [(hit["row"], hit["word"]) for hit in found["nearest"]] == [(row, f"word {row}") for row in wanted]
+    assert [hit["score"] for hit in found["nearest"]] == pytest.approx(cosines[wanted].tolist(), rel=1e-5)
+    np.save(tmp_path / "queries.npy", vectors[[7, 9]])
+    code, out, _ = run(
+        "nearest", shards, "--queries", tmp_path / "queries.npy", "-k", 1, "--metric", "l2", "-m", "word"
+    )
+    assert code == 0
+    assert out.splitlines()[0] == "nearest to query 0"
+    assert [line.split()[:4] for line in out.splitlines() if line[0].isdigit()] == [
+        ["0", "7", "word", "7"],
+        ["0", "9", "word", "9"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name what to search for"),
+        (["--row", 20], "--row 20 is out of range: the collection has 20 rows"),
+        (["--row", 1, "-k", 0], "0 is not in the range"),
+        (["--queries", __file__], "not a readable npy file"),
+        (["--queries", "queries.npz"], "an npz archive; save one of its arrays as an npy file"),
+    ],
+)
+def test_nearest_says_what_is_wrong(
+    run: Run, shards: Path, arguments: list[Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shards.parent)
+    np.savez("queries.npz", np.ones((1, 4)))
+    code, _, err = run("nearest", shards, *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_bench_reads_for_a_while_and_recommends(run: Run, shards: Path) -> None:
+    code, out, err = run("bench", shards, "--seconds", 0.2, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert [each["parallel_pieces"] for each in facts["runs"]] == [1, 2, 4, 8]
+    assert facts["suits"] in (1, 2, 4, 8)
+    assert all(each["nbytes"] == 16 * each["rows"] > 0 for each in facts["runs"])
+    code, out, err = run("bench", shards, "--seconds", 0.2)
+    assert out.count("suits it") == 1
+    assert "read more than once" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["info", "no/such/folder"], 1, "Error: 'no/such/folder' does not exist"),
+        (["info", "{shards}", "-m", "wrod"], 1, "has no column 'wrod'; its columns are 'word', 'n'"),
+        (["info", "nosuchprotocol://x"], 2, "nosuchprotocol"),
+        (["info", "{shards}", "--embedding-dtype", "float32"], 2, "embedding_dtype is only for files that do not tell"),
+        (["stats", "{shards}", "--start", "30"], 2, "start=30 is out of range"),
+        (["head", "{shards}", "--rows", "0"], 2, "x>=1"),
+        (["info", "{shards}", "--storage-options", "{{"], 2, "not JSON"),
+        (["info", "{shards}", "--storage-options", "[]"], 2, "a JSON object is expected"),
+        (["nonsense"], 2, "No such command 'nonsense'"),
+        (["info"], 2, "Missing argument 'URL'"),
+    ],
+)
+def test_what_goes_wrong_is_told_in_a_sentence(
+    run: Run, shards: Path, arguments: list[str], code: int, message: str
+) -> None:
+    found, out, err = run(*(argument.format(shards=shards) for argument in arguments))
+    assert found == code
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_a_damaged_file_is_named(run: Run, shards: Path) -> None:
+    (shards / "1.npy").write_bytes((shards / "1.npy").read_bytes()[:-4])
+    code, _, err = run("info", shards)
+    assert code == 1
+    assert str(shards / "1.npy") in err
+
+
+def test_an_error_of_a_storage_is_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a file system throws: here one that cannot be reached."""
+    code, _, err = run("info", "http://127.0.0.1:9/x.npy")
+    assert code == 1
+    assert err.startswith("Error: ")
+    assert "Traceback" not in err
+    monkeypatch.setenv("DASK_EMBEDDING_READER_TRACEBACK", "1")
+    with pytest.raises(Exception, match=r"127\.0\.0\.1"):
+        main(["info", "http://127.0.0.1:9/x.npy"])
+
+
+def test_warnings_are_sentences_too(run: Run, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import warnings
+
+    def warn(*_: Any, **__: Any) -> dict[str, Any]:
+        warnings.warn("something is odd", stacklevel=1)
+        return {"runs": [], "suits": 1, "read_again": False}
+
+    monkeypatch.setattr("dask_embedding_reader.cli.bench.measure_reading", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run("bench", shards)[2] == "Warning: something is odd\n"
+
+
+def test_convert_keeps_rows_and_metadata(run: Run, shards: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    code, out, err = run(
+        "convert", shards, target, "-f", "parquet_npy", "--to", "parquet", "--rows-per-file", 8, "--json"
+    )
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "rows": 20,
+        "dimension": 4,
+        "dtype": "float32",
+        "nbytes": 320,
+        "file_format": "parquet",
+        "files": 3,
+        "metadata": ["word", "n"],
+        "left_out": [],
+    }
+    written = EmbeddingReader(target, "parquet", meta_columns=["word", "n"])
+    [(vectors, meta)] = written(100, show_progress=False)
+    np.testing.assert_array_equal(vectors, vectors_of(shards))
+    assert meta["n"].tolist() == list(range(20))
+    assert meta["word"].tolist() == [f"word {row}" for row in range(20)]
+
+
+@pytest.fixture
+def typed(tmp_path: Path) -> Path:
+    """Twelve vectors, each of its number, with a column of each kind."""
+    folder = tmp_path / "typed"
+    folder.mkdir()
+    np.save(folder / "0.npy", np.arange(12, dtype=np.float32).reshape(12, 1))
+    frame = pd.DataFrame(
+        {
+            "n": pd.array([*range(11), None], "Int64"),
+            "x": np.arange(12) / 2,
+            "kind": pd.Categorical(["a", "b", "c, d"] * 4),
+            "word": ["in", None, "is null", "it's"] * 3,
+            "seen": [True, False, False] * 4,
+            "day": pd.date_range("2024-01-01", periods=12),
+            "full name": [f"{k}" for k in range(12)],
+            "list": [[k] for k in range(12)],
+        }
+    )
+    frame.to_parquet(folder / "0.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (["--where", "n == 3"], [3]),
+        (["--where", "n!=3", "--where", "n < 5"], [0, 1, 2, 4]),
+        (["--where", "n > 8.5"], [9, 10]),
+        (["--where", " x<=0.5 "], [0, 1]),
+        (["--where", "x >= 5"], [10, 11]),
+        (["--where", "kind == b", "--where", "seen == false"], [1, 4, 7, 10]),
+        (["--where", "kind in [ b, 'c, d' ]", "--where", "n < 3"], [1, 2]),
+        (["--where", "kind not in [a,b]", "--where", "n < 6"], [2, 5]),
+        (["--where", "n in [1, 11, 2]"], [1, 2]),
+        (["--where", "word == in", "--where", "n<5"], [0, 4]),
+        (["--where", "word == 'is null'"], [2, 6, 10]),
+        (["--where", "word is null"], [1, 5, 9]),
+        (["--where", "n is  not null ", "--where", "word is not null", "--rows", "8:"], [8, 10]),
+        (["--where", "word == it's", "--rows", ":5"], [3]),
+        (["--where", "day < 2024-01-03"], [0, 1]),
+        (["--where", "day == '2024-01-03 00:00:00'"], [2]),
+        (["--where", '"full name" in [7, 5]'], [5, 7]),
+        (["--where", "full name == 7"], [7]),
+        (["--rows", "10:20"], [10, 11]),
+        (["--rows", "rows.npy"], [7, 7, 0]),
+        (["--rows", "mask.npy", "--where", "n > 1"], [2, 4, 7, 9]),
+    ],
+)
+def test_rows_are_chosen(
+    run: Run, typed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], rows: list[int]
+) -> None:
+    np.save(tmp_path / "rows.npy", [7, 7, 0])
+    np.save(tmp_path / "mask.npy", np.arange(12) % 2 == np.arange(12) // 6)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("convert", typed, "out", "-m", "x", "--json", *options)
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    assert (facts["rows"], facts["metadata"], facts["left_out"]) == (len(rows), ["x"], [])
+    written = EmbeddingReader("out", "parquet_npy", meta_columns="*")
+    [(vectors, meta)] = written(100, show_progress=False)
+    assert vectors[:, 0].tolist() == rows == (2 * meta["x"]).tolist()
+
+
+def test_every_command_chooses_rows(run: Run, typed: Path, tmp_path: Path) -> None:
+    where = ["--where", "kind == b", "--where", "n > 3"]
+    head = json.loads(run("head", typed, *where, "--json")[1])
+    assert head == [{"row": row, "embedding": [row]} for row in (4, 7, 10)]
+    assert json.loads(run("head", typed, "-m", "kind", *where, "--start", 1, "-n", 1, "--json")[1]) == [
+        {"row": 7, "kind": "b", "embedding": [7]}
+    ]
+    stats = json.loads(run("stats", typed, *where, "--rows", ":10", "--json")[1])
+    assert (stats["rows"], stats["norms"]["min"], stats["norms"]["max"]) == (2, 4, 7)
+    np.save(tmp_path / "rows.npy", [7, 0, 7])
+    stats = json.loads(run("stats", typed, "--rows", tmp_path / "rows.npy", "--json")[1])
+    assert (stats["zero"], stats["duplicates"]["groups"]) == ({"rows": 1, "first_rows": [0]}, [[7, 7]])
+    plan = json.loads(run("plan", typed, *where, "--batch-size", 2, "--json")[1])
+    assert (plan["pieces"]["max_rows"], plan["batches"]["count"]) == (3, 2)
+    assert run("plan", typed, *where, "--plot", tmp_path / "plan.png")[0] == 0
+    sample = [json.loads(run("head", typed, "--sample", 4, "--seed", seed, "--json")[1]) for seed in (1, 1, 2)]
+    assert len(sample[0]) == 4
+    assert sample[0] == sample[1] != sample[2]
+    assert run("convert", typed, tmp_path / "out", "--to", "npy", *where)[0] == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "00000000.npy"), [[4], [7], [10]])
+    assert run("convert", typed, tmp_path / "out", "--to", "npy", *where)[0] == 0, "done already"
+    code, _, err = run("convert", typed, tmp_path / "out", "--to", "npy", "--where", "kind == a")
+    assert code == 1
+    assert "pass --overwrite" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--where", "n"], "--where 'n' is no condition: a condition is COLUMN OPERATOR VALUE with ==, !=,"),
+        (["--where", "n = 3"], "is no condition"),
+        (["--where", "n =="], "names no value to compare with"),
+        (["--where", "nn == 3"], "there is no column 'nn'; the columns are 'n', 'kind'"),
+        (["--where", "n == three"], "--where 'n == three': the column is int64, and 'three' cannot be read as that"),
+        (["--where", "day == soon"], "the column is timestamp"),
+        (["--where", "seen == perhaps"], "the column is bool"),
+        (["--where", "list == 1"], "the column is list<"),
+        (["--where", "n in 3"], "after in a list is expected, such as [3]"),
+        (["--where", "kind in [a, 'b]"], "a quote of the list is not closed"),
+        (["--where", "n > 100"], "--where 'n > 100': none of 12 rows satisfies it"),
+        (["-f", "npy", "--where", "n > 1"], "have no columns to filter by"),
+        (["--rows", "12:20"], "--rows 12:20 is no row: there are those from 0 to 11"),
+        (["--rows", "5:2"], "--rows 5:2 is no row"),
+        (["--rows", "some"], "expected are START:STOP, such as 10:20, or an .npy file of row numbers"),
+        (["--rows", "gone.npy"], "--rows gone.npy: "),
+        (["--rows", "{typed}/0.npy"], "must be a slice, a list of row numbers or a mask"),
+        (["--sample", "13"], "--sample 13 draws no row twice, and there are 12 rows"),
+        (["--sample", "0"], "0 is not in the range x>=1"),
+        (["--seed", "1"], "give --sample too"),
+    ],
+)
+def test_choices_that_make_no_sense_are_refused(
+    run: Run, typed: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    code, out, err = run("convert", typed, tmp_path / "out", *(option.format(typed=typed) for option in options))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_convert_says_what_npy_files_cannot_hold(run: Run, shards: Path, tmp_path: Path) -> None:
+    code, out, err = run("convert", shards, tmp_path / "out", "-m", "word", "--to", "npy", "--dtype", "float16")
+    assert code == 0
+    assert "files     1 npy\n" in out
+    assert err.startswith("Not converted, since npy files hold no metadata: word.")
+    code, _, err = run("convert", shards, tmp_path / "out", "--to", "npy")
+    assert code == 1
+    assert "holds 1 file of other data already" in err
+    assert "pass --overwrite to replace them" in err
+    assert run("convert", shards, tmp_path / "out", "--to", "npy", "--overwrite")[0] == 0
+    assert EmbeddingReader(tmp_path / "out").dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dtype", "int8"], "--dtype=int8 cannot hold vectors of float32; give --scale, the value that a step"),
+        (["--to", "npy", "--dtype", "int8", "--scale", "-1"], "--scale=-1.0 must be a positive number"),
+        (["--to", "parquet", "--dtype", "float128"], "give --dtype, or write --to npy"),
+    ],
+)
+def test_what_is_refused_is_explained_in_options(
+    run: Run, shards: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    code, _, err = run("convert", shards, tmp_path / "dtype=float32", "-f", "parquet_npy", *options)
+    assert code in (1, 2)
+    assert message in err
+
+
+def test_verify_names_damaged_files_and_fails(run: Run, shards: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    assert run("convert", shards, target, "--rows-per-file", 10)[0] == 0
+    assert run("verify", target) == (0, "all files are as they were written\n", "")
+    damaged = target / "00000001.npy"
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    code, out, _ = run("verify", target)
+    assert (code, out) == (1, f"{damaged}: damaged: its content is not what was written\n")
+    code, out, _ = run("verify", target, "--json")
+    assert (code, [each["path"] for each in json.loads(out)]) == (1, [str(damaged)])
+    assert "has no .manifest.embeddings" in run("verify", shards)[2]
+
+
+def start(*arguments: Any) -> subprocess.Popen[str]:
+    # Background jobs of some shells start with Ctrl-C ignored, and pass that on.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from dask_embedding_reader.cli.commands import main; main()"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs /proc")
+def test_ctrl_c_ends_it_at_once_and_says_so(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.ones((20_000, 100), np.float32))
+    with start("bench", tmp_path, "--seconds", 100) as process:
+
+        def has_read_the_file_often() -> bool:
+            return int(Path(f"/proc/{process.pid}/io").read_text().split()[1]) > 200_000_000
+
+        assert wait_until(lambda: process.poll() is not None or has_read_the_file_often(), 60)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err.strip()) == (130, "", "Interrupted")
+    assert os.listdir(tmp_path) == ["0.npy"]
+
+
+def test_a_conversion_that_ctrl_c_ended_goes_on(run: Run, tmp_path: Path) -> None:
+    rows = np.arange(1_500, dtype=np.float32).reshape(750, 2)
+    np.save(tmp_path / "0.npy", rows)
+    target = tmp_path / "out"
+    arguments = ["convert", tmp_path / "0.npy", target, "--rows-per-file", 1]
+
+    with start(*arguments) as process:
+        assert wait_until(lambda: process.poll() is not None or len(list(target.rglob("*.npy"))) > 20, 60)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.strip()) == (130, "", "Interrupted")
+    assert not list(target.rglob("*.tmp"))
+    assert run("head", target)[0] == 1, "what is half written is not opened"
+    assert run(*arguments)[0] == 0
+    assert run("verify", target)[0] == 0
+    [(vectors, _)] = EmbeddingReader(target)(750, show_progress=False)
+    np.testing.assert_array_equal(vectors, rows)
+
+
+def test_a_closed_pipe_is_no_error_to_talk_about(shards: Path) -> None:
+    with start("head", shards, "--json") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 141  # what shells make of SIGPIPE
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What makes `--help` start at once; with numpy alone it would take twice as long."""
+    code = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print(sorted({'numpy', 'pandas', 'dask', 'pyarrow', 'fsspec'} & set(sys.modules))))\n"
+        "from dask_embedding_reader.cli.commands import main; main(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Commands:" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["info", "head", "plan", "stats", "convert", "verify", "bench"])
+def test_every_command_explains_itself(run: Run, command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "--json" in out
+    assert "Traceback" not in out

@@ -1,0 +1,220 @@
+"""Passwords, keys and signatures: needed to read, never to be seen, whatever goes wrong.
+
+Each test opens a collection with a secret in its URL or in ``storage_options`` and looks for it in everything that the
+library hands out, prints, logs or raises, tracebacks with all their causes included.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from dask.base import tokenize
+
+from dask_embedding_reader import EmbeddingReader, write_embeddings
+from dask_embedding_reader.cli.commands import main
+from dask_embedding_reader.errors import EmbeddingReaderError
+from dask_embedding_reader.storage import retries
+from tests.support import servers
+from tests.support.faults import FAULTS, REFUSALS, Proxy, faulty
+
+ROWS = np.random.default_rng(0).standard_normal((60, 8)).astype(np.float32)
+SECRET = "tOp-SeCrEt"
+
+
+@dataclass
+class Place:
+    """Two files behind a server that may fail, and the secret needed to reach them."""
+
+    proxy: Proxy
+    #: URLs, given the names of files.
+    url: Callable[[str], str]
+    options: dict[str, Any]
+    secret: str
+
+    def open(self, *names: str) -> EmbeddingReader:
+        return EmbeddingReader([self.url(name) for name in names or ("0.npy", "1.npy")], storage_options=self.options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("secrets")
+    for k in range(2):
+        np.save(folder / f"{k}.npy", ROWS[k * 30 : (k + 1) * 30])
+    (folder / "broken.npy").write_bytes(b"garbage, more than ten bytes of it, so that a header could be there")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["signed URL", "password in URL", "headers", "s3"])
+def running_place(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
+    if request.param == "s3":
+        servers.require(servers.s3_available, "moto")
+        with servers.s3() as s3, faulty(s3.endpoint) as proxy:
+            url = s3.put_folder(folder, "emb")
+            client = {"endpoint_url": proxy.url, "region_name": "us-east-1"}
+            options = {**s3.storage_options, "client_kwargs": client, "config_kwargs": {"read_timeout": 0.3}}
+            yield Place(proxy, lambda name: f"{url}/{name}", options, servers.S3_SECRET)
+        return
+    import aiohttp
+
+    options = {"timeout": aiohttp.ClientTimeout(sock_read=0.3)}
+    with servers.http_files(folder) as server, faulty(server.url) as proxy:
+        urls: dict[str, Callable[[str], str]] = {
+            "signed URL": lambda name: f"{proxy.url}/{name}?X-Amz-Expires=600&X-Amz-Signature={SECRET}",
+            "password in URL": lambda name: f"{proxy.url.replace('://', f'://user:{SECRET}@')}/{name}",
+            "headers": lambda name: f"{proxy.url}/{name}",
+        }
+        if request.param == "headers":
+            options["headers"] = {"Authorization": f"Bearer {SECRET}", "X-Api-Key": SECRET}
+        yield Place(proxy, urls[request.param], options, SECRET)
+
+
+@pytest.fixture
+def place(running_place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
+    running_place.proxy.behave()
+    return running_place
+
+
+def chain_of(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and all that tracebacks and debuggers show with it, suppressed contexts left out."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def text_of_failure(work: Callable[[], Any]) -> str:
+    """What a user sees of an error, with everything that caused it."""
+    try:
+        work()
+    except EmbeddingReaderError as error:
+        return "".join(traceback.format_exception(error)) + "".join(map(repr, chain_of(error)))
+    pytest.fail("nothing went wrong")
+
+
+def test_what_is_handed_out_holds_no_secret(place: Place) -> None:
+    reader = place.open()
+    x = reader.to_dask_array(max_piece_size=7)
+    frame = reader.to_dask_dataframe(max_piece_size=7)
+    graph = dict(x.__dask_graph__())
+    seen = [
+        reader,
+        reader.locate(0),
+        x,
+        frame,
+        reader.manifest,
+        reader.manifest.vectors,
+        reader.manifest.vectors.header(0),
+    ]
+    texts = [*map(repr, seen), *map(str, seen), *map(str, graph), *map(repr, graph.values())]
+    texts += [x.name, tokenize(x), tokenize(frame)]
+    assert [text for text in texts if place.secret in text] == []
+
+
+def test_who_asks_for_an_address_with_its_secrets_gets_one_that_can_be_opened(place: Place) -> None:
+    url, row = place.open().locate(35, secrets=True)
+    assert (url, row) == (place.url("1.npy"), 5)
+
+
+def test_what_is_kept_holds_no_secret(place: Place, tmp_path: Path) -> None:
+    """Manifests, and the keys of tasks, which dashboards and logs of a cluster show."""
+    reader = place.open()
+    path = tmp_path / "kept.parquet"
+    reader.save_manifest(path)
+    table = pq.read_table(path)
+    assert place.secret.encode() not in path.read_bytes()
+    assert place.secret not in f"{table.to_pydict()} {table.schema.metadata}"
+    write_embeddings(reader, tmp_path / "written", rows_per_file=20)
+    for kept in (tmp_path / "written").rglob("*"):
+        assert kept.is_dir() or place.secret.encode() not in kept.read_bytes(), kept
+    table = pq.read_table(tmp_path / "written" / ".manifest.embeddings")
+    assert place.secret not in f"{table.to_pydict()} {table.schema.metadata}"
+    x, frame = reader.to_dask_array(max_piece_size=7), reader.to_dask_dataframe(max_piece_size=7)
+    keys = [*x.__dask_graph__(), *frame.__dask_graph__()]
+    assert place.secret.encode() not in pickle.dumps(keys)
+    assert place.secret not in repr(keys)
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+@pytest.mark.parametrize("command", ["info", "head", "plan", "stats", "verify", "convert"])
+@pytest.mark.parametrize("fault", [None, "403"])
+def test_commands_print_no_secret(
+    place: Place,
+    command: str,
+    extra: list[str],
+    fault: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    place.proxy.every = fault
+    options = {key: value for key, value in place.options.items() if key not in ("timeout", "config_kwargs")}
+    target = [str(tmp_path / "out")] if command == "convert" else []
+    if command in ("convert", "verify"):
+        extra = []
+    with caplog.at_level(logging.DEBUG, "dask_embedding_reader"), pytest.raises(SystemExit) as ended:
+        main([command, place.url("0.npy"), *target, *extra, "--storage-options", json.dumps(options)])
+    printed = capsys.readouterr()
+    assert (not ended.value.code) == (fault is None and command != "verify"), printed.err
+    assert place.secret not in printed.out + printed.err + caplog.text
+
+
+def test_pickles_work_although_nobody_sees_the_secret(place: Place) -> None:
+    reader = pickle.loads(pickle.dumps(place.open()))
+    np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, *REFUSALS])
+def test_no_failed_read_tells_the_secret(place: Place, fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    reader = place.open()
+    place.proxy.faults = [fault] * 1000
+    with caplog.at_level(logging.DEBUG, "dask_embedding_reader"):
+        text = text_of_failure(lambda: reader.to_dask_array(0, 5).compute())
+    assert "0.npy" in text
+    assert place.secret not in text + caplog.text
+
+
+@pytest.mark.parametrize("names", [("missing.npy",), ("broken.npy",), ("folder/",), ("*.npy",), ("[x].npy",)])
+def test_nothing_that_cannot_be_opened_tells_the_secret(place: Place, names: tuple[str, ...]) -> None:
+    assert place.secret not in text_of_failure(lambda: place.open(*names))
+
+
+@pytest.mark.parametrize("fault", ["503", "reset", "truncated", "stalled", "403"])
+def test_no_failed_opening_tells_the_secret(place: Place, fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    place.proxy.every = fault
+    with caplog.at_level(logging.DEBUG, "dask_embedding_reader"):
+        text = text_of_failure(place.open)
+    assert place.secret not in text + caplog.text
+
+
+def test_a_replaced_file_does_not_tell_the_secret(place: Place) -> None:
+    reader = place.open()
+    place.proxy.silent_about = frozenset({"etag", "last-modified"})
+    place.proxy.before = lambda asked: setattr(place.proxy, "ranges", False)
+    place.proxy.faults = ["shorter"] * 1000
+    assert place.secret not in text_of_failure(lambda: reader.to_dask_array(0, 5).compute())
+
+
+WRONG: list[tuple[str, dict[str, Any]]] = [
+    (f"nonsense://user:{SECRET}@host/emb", {}),
+    (f"s3://bucket/emb?versionId={SECRET}", {"key": SECRET, "username": SECRET}),
+    (f"ftp://user:{SECRET}@127.0.0.1:9/emb", {}),
+    (f"http://user:{SECRET}@127.0.0.1:9/emb", {}),
+]
+
+
+@pytest.mark.parametrize(("url", "options"), WRONG)
+def test_wrong_options_do_not_tell_the_secret(
+    url: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
+    assert SECRET not in text_of_failure(lambda: EmbeddingReader(url, storage_options=options))

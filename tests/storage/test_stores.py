@@ -1,0 +1,408 @@
+"""What every storage has to do. A further one is checked by a function here that makes a place in it, and a line below.
+
+A place is an empty folder, and a way to put files there as others would, past the store.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from dask_embedding_reader.errors import FileChangedError, ReadError
+from dask_embedding_reader.storage import retries
+from dask_embedding_reader.storage.read import read_range, read_ranges
+from dask_embedding_reader.storage.store import (
+    Answer,
+    ObjectInfo,
+    ShortAnswerError,
+    Span,
+    Store,
+    StoredFile,
+    Write,
+    is_same,
+)
+from dask_embedding_reader.storage.urls import resolve
+from tests.support import servers
+
+DATA = bytes(range(256)) * 40
+
+
+@dataclass
+class Place:
+    """An empty folder in a storage."""
+
+    url: str
+    #: Puts a file there, or replaces one, given its path below the folder and its content.
+    put: Callable[[str, bytes], object]
+    options: dict[str, Any] = field(default_factory=dict)
+    is_writable: bool = True
+
+    def __post_init__(self) -> None:
+        self.store, self.folder = resolve(self.url, self.options)
+
+    def at(self, name: str) -> str:
+        return f"{self.folder.rstrip('/')}/{name}"
+
+    def names(self) -> dict[str, int]:
+        """All files with their sizes."""
+        infos: Sequence[ObjectInfo] = []
+        with suppress(FileNotFoundError):
+            infos = self.store.list_files(self.folder, may_vanish=lambda _: False)
+        return {info.path.removeprefix(self.at("")): info.size for info in infos if not info.is_folder}
+
+    def found(self, name: str) -> StoredFile:
+        """A file as it is now."""
+        return StoredFile(self.store, self.at(name), self.store.look_up(self.at(name)).version)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The storages
+
+
+def in_folder(folder: Path) -> Callable[[str, bytes], None]:
+    """Write files below a folder, each time a second later: some servers tell no more of a time."""
+    seconds = itertools.count(10**9)
+
+    def put(name: str, content: bytes) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        second = next(seconds)
+        os.utime(path, (second, second))
+
+    return put
+
+
+def local(request: pytest.FixtureRequest) -> Place:
+    folder: Path = request.getfixturevalue("tmp_path")
+    return Place(str(folder), in_folder(folder))
+
+
+def memory(request: pytest.FixtureRequest) -> Place:
+    folder = f"/{uuid.uuid4().hex}"
+    filesystem = fsspec.filesystem("memory")
+    request.addfinalizer(lambda: filesystem.exists(folder) and filesystem.rm(folder, recursive=True))
+    return Place(f"memory:/{folder}", lambda name, content: filesystem.pipe_file(f"{folder}/{name}", content))
+
+
+def cloud(request: pytest.FixtureRequest) -> Place:
+    server: servers.ObjectStore = request.getfixturevalue(request.param)
+    prefix = uuid.uuid4().hex
+    url = f"{server.root}/{prefix}"
+    return Place(url, lambda name, content: server.put(f"{prefix}/{name}", content), server.storage_options)
+
+
+def http(request: pytest.FixtureRequest) -> Place:
+    servers.require(servers.nginx_available, "nginx")
+    folder: Path = request.getfixturevalue("tmp_path")
+    server = servers.nginx(folder)
+    url = server.__enter__().url
+    request.addfinalizer(lambda: server.__exit__(None, None, None))
+    return Place(f"{url}/", in_folder(folder), is_writable=False)
+
+
+def ftp(request: pytest.FixtureRequest) -> Place:
+    folder: Path = request.getfixturevalue("tmp_path")
+    (folder / "emb").mkdir()
+    server = servers.ftp_files(folder, "elradfmw")
+    url = server.__enter__().url.replace(f"{servers.FTP_USER}:{servers.FTP_PASSWORD}@", "")
+    request.addfinalizer(lambda: server.__exit__(None, None, None))
+    options = {"username": servers.FTP_USER, "password": servers.FTP_PASSWORD}
+    return Place(f"{url}/emb", in_folder(folder / "emb"), options)
+
+
+STORES: dict[str, Callable[[pytest.FixtureRequest], Place]] = {
+    "local": local,
+    "memory": memory,
+    "s3": cloud,
+    "gcs": cloud,
+    "azure": cloud,
+    "http": http,
+    "ftp": ftp,
+}
+
+
+@pytest.fixture(params=list(STORES))
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
+    return STORES[request.param](request)
+
+
+@pytest.fixture
+def writable(place: Place) -> Place:
+    if not place.is_writable:
+        pytest.skip("this storage is only read")
+    return place
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Facts
+
+
+def test_a_store_is_a_value(place: Place) -> None:
+    sent = pickle.loads(pickle.dumps(place.store))
+    assert (sent, hash(sent), sent.key) == (place.store, hash(place.store), place.store.key)
+    assert place.store.connections >= 1
+    assert place.store.is_local == (place.store.filesystem.protocol == ("file", "local"))
+
+
+def test_an_address_leads_to_the_same_file(place: Place) -> None:
+    place.put("a b+c.bin", DATA)
+    store, path = resolve(place.store.url(place.at("a b+c.bin")), place.options)
+    assert (store.key, path) == (place.store.key, place.at("a b+c.bin"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding
+
+
+def test_files_are_listed_with_their_sizes_however_deep(place: Place) -> None:
+    sizes = {"0.bin": 1, "a/1.bin": 2, "a/b/2.bin": 3}
+    for name, size in sizes.items():
+        place.put(name, DATA[:size])
+    names = place.names()
+    assert names.keys() == sizes.keys()
+    assert all(size in (-1, sizes[name]) for name, size in names.items())
+    # Not what was listed before.
+    place.put("a/b/3.bin", DATA[:4])
+    assert place.names().keys() == {*sizes, "a/b/3.bin"}
+
+
+def test_nothing_is_listed_where_there_is_nothing(place: Place) -> None:
+    place.folder = place.at("nothing")
+    assert place.names() == {}
+
+
+def test_one_folder_is_listed_with_its_folders(place: Place) -> None:
+    place.put("0.bin", DATA)
+    place.put("a/1.bin", DATA)
+    infos = place.store.list_folder(place.folder)
+    assert {(info.path.rstrip("/").rpartition("/")[2], info.is_folder) for info in infos} == {
+        ("0.bin", False),
+        ("a", True),
+    }
+
+
+def test_a_pattern_finds_files_and_folders(place: Place) -> None:
+    for name in ("x0.bin", "x1.bin", "y.bin", "xa/2.bin"):
+        place.put(name, DATA)
+    infos = place.store.glob(place.at("x*"))
+    found = {(info.path.rstrip("/").rpartition("/")[2], info.is_folder) for info in infos}
+    assert found == {("x0.bin", False), ("x1.bin", False), ("xa", True)}
+
+
+def test_a_file_is_looked_up(place: Place) -> None:
+    place.put("0.bin", DATA)
+    info = place.store.look_up(place.at("0.bin"), 4)
+    assert (info.path, info.size, info.is_folder) == (place.at("0.bin"), len(DATA), False)
+    assert info.head in (b"", DATA[:4])
+    assert info.marks, "nothing tells of versions"
+    assert place.store.exists(place.at("0.bin"))
+
+
+def test_what_is_not_there_is_said_not_to_be(place: Place) -> None:
+    place.put("0.bin", DATA)
+    with pytest.raises(FileNotFoundError):
+        place.store.look_up(place.at("1.bin"))
+    assert not place.store.exists(place.at("1.bin"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+RANGES = [(0, 4), (4, 5), (7, 7), (255, 1025), (len(DATA) - 3, len(DATA)), (0, len(DATA))]
+
+
+def test_exactly_the_bytes_asked_for_come(place: Place) -> None:
+    place.put("0.bin", DATA)
+    file = place.found("0.bin")
+    assert read_ranges(file, RANGES) == [DATA[start:stop] for start, stop in RANGES]
+    assert read_range(file, 3, 9) == DATA[3:9]
+
+
+def test_bytes_come_into_the_memory_of_who_asks(place: Place) -> None:
+    place.put("0.bin", DATA)
+    buffers = [bytearray(3), bytearray(0), bytearray(50)]
+    (answer,) = place.store.read(place.at("0.bin"), [(10, [memoryview(buffer) for buffer in buffers])])
+    assert not isinstance(answer, BaseException)
+    assert b"".join(buffers) == DATA[10:63]
+    if answer is not None:  # what it tells is of the version that was looked up
+        assert is_same(place.found("0.bin").version, answer) in (True, None)
+
+
+def test_nothing_comes_from_beyond_the_end(place: Place) -> None:
+    place.put("0.bin", DATA)
+    file = place.found("0.bin")
+    for start, stop in ((len(DATA) - 2, len(DATA) + 2), (len(DATA) + 10, len(DATA) + 20)):
+        with pytest.raises((ReadError, FileChangedError), match=r"0\.bin"):
+            read_range(file, start, stop)
+
+
+def test_a_whole_small_file_is_read(place: Place) -> None:
+    place.put("0.bin", DATA)
+    assert place.store.read_whole(place.at("0.bin")) == DATA
+    with pytest.raises(FileNotFoundError):
+        place.store.read_whole(place.at("1.bin"))
+
+
+@pytest.mark.parametrize("content", [DATA[::-1], DATA[:-1], DATA + b"."], ids=["same size", "shorter", "longer"])
+def test_a_file_that_was_replaced_is_noticed(place: Place, content: bytes) -> None:
+    place.put("0.bin", DATA)
+    file = place.found("0.bin")
+    place.put("0.bin", content)
+    assert not is_same(file.version, place.store.look_up(file.path))
+    with pytest.raises(FileChangedError, match=r"0\.bin"):
+        read_ranges(file, [(0, 10), (100, 110)])
+
+
+def test_a_file_that_has_gone_is_noticed(place: Place) -> None:
+    place.put("0.bin", DATA)
+    file = place.found("0.bin")
+    gone = StoredFile(file.store, place.at("1.bin"), file.version)
+    with pytest.raises(FileChangedError, match=r"1\.bin: the file has gone"):
+        read_ranges(gone, [(0, 10)])
+
+
+class FailingStore:
+    """A store whose first answers are given, and all others those of another one."""
+
+    def __init__(self, store: Store, *answers: Callable[[Span], Answer]) -> None:
+        self.store, self.answers = store, [*answers]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def read(self, path: str, ranges: Sequence[Span], *, again: bool = False) -> Sequence[Answer]:
+        """Fail, or read."""
+        if self.answers:
+            answer = self.answers.pop(0)
+            return [answer(span) for span in ranges]
+        return self.store.read(path, ranges, again=again)
+
+
+def fill(span: Span, nbytes: int) -> None:
+    """Fill some of the memory with wrong bytes."""
+    span[1][0][:nbytes] = b"\xff" * nbytes
+
+
+def half(span: Span) -> Answer:
+    """An answer that ends too early, in the middle of wrong bytes."""
+    fill(span, 50)
+    return ShortAnswerError(50, 100, None)
+
+
+def test_what_fails_and_may_pass_is_read_again(place: Place) -> None:
+    place.put("0.bin", DATA)
+    found = place.found("0.bin")
+    store = FailingStore(place.store, lambda _: ConnectionResetError("reset"), half, lambda _: TimeoutError())
+    assert read_ranges(StoredFile(store, *found[1:]), [(0, 100)]) == [DATA[:100]]
+    assert store.answers == []
+
+
+def test_what_cannot_pass_is_not_read_again(place: Place) -> None:
+    place.put("0.bin", DATA)
+    found = place.found("0.bin")
+    store = FailingStore(place.store, lambda _: PermissionError("not yours"))
+    with pytest.raises(ReadError, match=r"0\.bin, bytes 0 to 100: reading failed: PermissionError: not yours"):
+        read_ranges(StoredFile(store, *found[1:]), [(0, 100)])
+
+
+def test_bytes_of_another_version_are_not_taken(place: Place) -> None:
+    place.put("0.bin", DATA)
+    found = place.found("0.bin")
+    other = ObjectInfo("", found.size, {found.version.kind: "of another"})
+
+    def answer(span: Span) -> Answer:
+        fill(span, 100)
+        return other
+
+    with pytest.raises(FileChangedError, match=r"0\.bin"):
+        read_ranges(StoredFile(FailingStore(place.store, answer), *found[1:]), [(0, 100)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def test_a_file_is_put_as_a_whole_and_replaced(writable: Place) -> None:
+    store, path = writable.store, writable.at("a/0.bin")
+
+    def content(write: Write) -> str:
+        write(DATA[:10])
+        write(memoryview(DATA)[10:30])
+        return "done"
+
+    assert store.put(path, content, durable=True) == "done"
+    assert store.read_whole(path) == DATA[:30]
+    store.put(path, lambda write: write(DATA), cached=False)
+    assert store.read_whole(path) == DATA
+    assert writable.names() == {"a/0.bin": len(DATA)}
+
+
+def test_of_a_file_that_could_not_be_made_nothing_is_left(writable: Place) -> None:
+    store, path = writable.store, writable.at("0.bin")
+    store.put(path, lambda write: write(DATA))
+
+    def content(write: Write) -> None:
+        write(DATA[:10])
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        store.put(path, content)
+    assert store.read_whole(path) == DATA
+    assert writable.names() == {"0.bin": len(DATA)}
+
+
+def test_a_temporary_file_lies_in_the_folder_for_it(writable: Place) -> None:
+    store, scratch = writable.store, writable.at("scratch")
+    store.make_folder(scratch)
+    store.put(writable.at("0.bin"), lambda write: write(DATA), scratch=scratch)
+    assert store.read_whole(writable.at("0.bin")) == DATA
+    store.remove_folder(scratch)
+    assert not store.exists(scratch)
+    assert writable.names() == {"0.bin": len(DATA)}
+
+
+def test_an_object_store_puts_nothing_in_the_place_of_another_file_if_told_so(writable: Place) -> None:
+    store, path = writable.store, writable.at("0.bin")
+    store.put(path, lambda write: write(DATA), is_new=True)
+    if store.is_object_store:
+        with pytest.raises(FileExistsError):
+            store.put(path, lambda write: write(b"other"), is_new=True)
+        assert store.read_whole(path) == DATA
+
+
+def test_only_the_first_creates_a_file(writable: Place) -> None:
+    store, path = writable.store, writable.at("notes/note.json")
+    assert [store.create(path, content) for content in (b"first", b"second")] == [True, False]
+    assert store.read_whole(path) == b"first"
+    assert writable.names() == {"notes/note.json": 5}
+
+
+def test_a_file_is_moved_and_replaces_another(writable: Place) -> None:
+    store = writable.store
+    for content in (b"first", b"second"):
+        store.put(writable.at("from.bin"), lambda write, content=content: write(content))  # type: ignore[misc]
+        store.move(writable.at("from.bin"), writable.at("to.bin"))
+        assert store.read_whole(writable.at("to.bin")) == content
+        assert writable.names() == {"to.bin": len(content)}
+
+
+def test_a_file_is_removed(writable: Place) -> None:
+    store, path = writable.store, writable.at("0.bin")
+    store.put(path, lambda write: write(DATA))
+    store.remove(path)
+    assert not store.exists(path)
+    assert writable.names() == {}
+    with suppress(FileNotFoundError):  # some do not say that it was not there
+        store.remove(path)

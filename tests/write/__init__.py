@@ -1,0 +1,1 @@
+"""Writing and conversions: what is written, by whom, and what a writer that dies leaves."""
