@@ -200,7 +200,8 @@ def check(trial: Trial, root: Path) -> None:
         vectors=_with_special_values,
         seed=trial.seed,
     )
-    if trial.parquet_options["use_deprecated_int96_timestamps"]:
+    in_parquet = "parquet" in FORMATS[trial.format_name].file_format
+    if in_parquet and trial.parquet_options["use_deprecated_int96_timestamps"]:
         table = _as_int96(collection.table)
         collection = replace(
             collection, table=table, metadata=expected_frame(table) if trial.columns else collection.metadata
