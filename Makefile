@@ -37,7 +37,7 @@ coverage: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the tests an
 	$(BIN)/python -m pytest -m "not slow and not hdfs and not torch" --cov
 
 test-slow: $(VENV)/.with-test $(VENV)/.with-reference servers ## run the slow tests
-	$(BIN)/python -m pytest -m "slow and not hdfs and not torch"
+	$(BIN)/python -m pytest -m "slow and not hdfs and not torch" --timeout=1800
 
 test-hdfs: $(VENV)/.with-test $(VENV)/.with-hdfs ## run the tests on a real HDFS (needs Java)
 	$(call apt_install,java,default-jre-headless)

@@ -103,7 +103,7 @@ def test_a_frame_of_other_rows_is_an_error_before_wrong_pairs_come_out(client: C
 
 
 # The mean of all chunks comes first: two minutes where others work too.
-SLOW = [pytest.mark.slow, pytest.mark.timeout(600)]
+SLOW = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
 
 @pytest.mark.parametrize("name", ["as it is", pytest.param("standardised", marks=SLOW), "neighbours"])

@@ -77,7 +77,7 @@ def test_8_processes_on_one_s3_server(s3: S3Server, tmp_path: Path) -> None:
     assert len(set(answers)) == 1
 
 
-@pytest.mark.parametrize("cycles", [100, pytest.param(1_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("cycles", [100, pytest.param(1_000, marks=[pytest.mark.slow, pytest.mark.timeout(1_800)])])
 def test_opened_iterated_and_abandoned_again_and_again(cycles: int, tmp_path: Path) -> None:
     collections = [
         write_collection(tmp_path / name, name, file_rows=[50] * 3, columns=["id", "caption"], row_group_rows=20)

@@ -195,7 +195,7 @@ def test_some_call_goes_wrong(name: str, fault: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("url", ["fragile://in/pairs", "fragile-store://in/pairs", "fragile-store://in/tables"])
 @pytest.mark.parametrize("fault", list(FAULTS))
 @pytest.mark.parametrize("name", list(OPERATIONS))
@@ -205,7 +205,7 @@ def test_each_call_goes_wrong(name: str, fault: str, url: str) -> None:
         assert fault != "short" or not isinstance(found, EmbeddingReaderError) or ".npy" not in str(found), where
 
 
-@pytest.mark.parametrize("every", [9, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1_800)])])
 @pytest.mark.parametrize("name", list(OPERATIONS))
 def test_a_storage_that_stays_away_is_an_error_and_no_hang(name: str, every: int) -> None:
     for where, found in outcomes(name, "fragile://in/pairs", FAULTS["error"], for_good=True, every=every):

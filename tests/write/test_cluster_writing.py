@@ -70,7 +70,7 @@ def test_a_worker_that_dies_costs_its_file_and_not_the_collection(client: Client
 
 # Five workers start one after the other, and each imports everything: minutes on a busy machine.
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_800)
 def test_workers_that_die_again_and_again_leave_what_can_be_resumed(client: Client, tmp_path: Path) -> None:
     write_embeddings(ROWS, tmp_path / "whole", rows_per_file=4)
     with pytest.raises(Exception, match="worker"):
@@ -162,7 +162,7 @@ except DestinationError as error:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_800)
 def test_of_two_programs_on_one_cluster_one_writes(cluster: LocalCluster, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", TWO_WRITERS, cluster.scheduler_address, str(tmp_path / "out")]
     running = [

@@ -19,7 +19,7 @@ REFUSED = {"NoFilesError", "ReadError", "FileChangedError"}
 """How a reader is kept off what is not complete, or notices that it was replaced meanwhile."""
 
 # By chance a job takes ten seconds or, on a busy machine, minutes: ``test_resume`` kills at chosen moments.
-pytestmark = [needs_fork, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [needs_fork, pytest.mark.slow, pytest.mark.timeout(1_800)]
 
 SOURCES, FORMATS = ("dask", "reader", "batches"), ("npy", "parquet", "parquet_npy")
 
@@ -27,7 +27,7 @@ SOURCES, FORMATS = ("dask", "reader", "batches"), ("npy", "parquet", "parquet_np
 def kill_again_and_again(**job: Any) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "tests.support.killing_at_random", json.dumps(job)]
     ended = subprocess.run(
-        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600, check=False
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=1_700, check=False
     )
     assert ended.returncode == 0, ended.stderr
     result: dict[str, Any] = json.loads(ended.stdout)

@@ -40,7 +40,7 @@ def run_killing(*arguments: Any) -> list[str]:
     [
         ("dask", "new", 29),
         ("reader", "existing", 29),
-        *(pytest.param(*which, 1, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for which in CASES),
+        *(pytest.param(*which, 1, marks=[pytest.mark.slow, pytest.mark.timeout(1_800)]) for which in CASES),
     ],
 )
 def test_killed_at_any_step_and_started_again(tmp_path: Path, source: str, existing: str, every: int) -> None:
