@@ -12,16 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, write_embeddings
+from dask_embedding_reader import EmbeddingReader, errors, write_embeddings
 from dask_embedding_reader.cli import stats as cli_stats
 from dask_embedding_reader.cli.commands import main
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
 from tests.support.collections import wait_until
 
 Run = Callable[..., tuple[int, str, str]]
+
+PUBLIC_ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
 
 
 @pytest.fixture
@@ -347,6 +351,46 @@ def test_what_goes_wrong_is_told_in_a_sentence(
     assert message in err
     assert out == ""
     assert "Traceback" not in err
+
+
+FAILURES: list[tuple[BaseException, int]] = [
+    *((kind("it is so"), 2 if issubclass(kind, ArgumentError | ArgumentTypeError) else 1) for kind in PUBLIC_ERRORS),
+    (ImportError("it is so"), 1),
+    (OSError("it is so"), 1),
+    (MemoryError("it is so"), 1),
+    (click.UsageError("it is so"), 2),
+    (KeyboardInterrupt(), 130),
+    (click.Abort(), 130),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), FAILURES, ids=lambda value: type(value).__name__)
+def test_each_kind_of_failure_has_its_exit_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    """Scripts decide by it: 1 the data or the storage, 2 the command itself, 130 interrupted."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("dask_embedding_reader.cli.opening.open_collection", fail)
+    found, out, err = run("info", "somewhere")
+    assert (found, out) == (code, "")
+    assert err.splitlines()[-1].endswith("Interrupted" if code == 130 else "it is so")
+
+
+@pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError])
+def test_what_another_library_says_is_printed_without_its_secrets(
+    run: Run, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise kind("cannot GET https://user:SECRET@host/a.npy?X-Amz-Signature=SECRET&x=1 (SECRET is no word of it)")
+
+    monkeypatch.setattr("dask_embedding_reader.cli.opening.open_collection", fail)
+    code, _, err = run("info", "somewhere")
+    assert code == 1
+    assert err.count("SECRET") == 1
+    assert "https://host/a.npy" in err
 
 
 def test_a_damaged_file_is_named(run: Run, shards: Path) -> None:

@@ -389,6 +389,56 @@ def test_a_connection_that_the_server_has_closed_is_not_used_again(monkeypatch: 
         place.site.connections.close()
 
 
+HEAD = "HTTP/1.1 {}\r\nContent-Length: {}\r\nContent-Range: bytes 0-3/4\r\n{}\r\n"
+
+ANSWERS: dict[str, bytes] = {
+    "longer than asked": HEAD.format("206 Partial Content", 8, "").encode() + b"abcdefgh",
+    "longer, the rest on its way": HEAD.format("206 Partial Content", 4_000, "").encode() + b"abcdefgh",
+    "of another place": HEAD.format("206 Partial Content", 4, "").replace("0-3/4", "4-7/8").encode() + b"efgh",
+    "compressed": HEAD.format("206 Partial Content", 4, "Content-Encoding: gzip\r\n").encode() + b"abcd",
+    "busy": HEAD.format("503 Busy", 4, "").encode() + b"wait",
+    "gone": HEAD.format("404 Not Found", 4, "").encode() + b"gone",
+    "not for you": HEAD.format("403 Forbidden", 4, "").encode() + b"none",
+    "the whole file": b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nabcdefgh",
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_a_connection_with_an_unread_body_is_not_used_again(answer: str) -> None:
+    """The next answer would begin with what is left of this one."""
+    right = HEAD.format("206 Partial Content", 4, "").encode() + b"abcd"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for answers in ([right, ANSWERS[answer]], [right]):
+                connection, _ = server.accept()
+                with connection:
+                    for each in answers:
+                        connection.recv(10_000)
+                        connection.sendall(each)
+                    served.append(connection.recv(10_000))
+
+        served: list[bytes] = []
+        thread = threading.Thread(target=serve)
+        thread.start()
+        live = connected(fsspec.filesystem("http"))
+        place = direct.find_place(live, f"http://127.0.0.1:{server.getsockname()[1]}/0.npy")
+        assert place is not None
+
+        def ask() -> bytes:
+            buffer = bytearray(4)
+            direct.get(place, ByteRange(0, [memoryview(buffer)]), Asked())
+            return bytes(buffer)
+
+        assert ask() == b"abcd"
+        with pytest.raises((OSError, ReadError, direct.UnusualAnswer)):
+            ask()
+        assert ask() == b"abcd"
+        place.site.connections.close()
+        thread.join(60)
+    assert served == [b"", b""], "asked again over the same connection"
+
+
 def test_a_question_that_is_given_up_ends_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         live = connected(fsspec.filesystem("http"))

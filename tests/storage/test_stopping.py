@@ -25,6 +25,7 @@ from dask_embedding_reader._common import threads as stopping
 from dask_embedding_reader._common.threads import stoppable_pool
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.storage import retries
+from dask_embedding_reader.storage.direct.read import SWITCH
 from dask_embedding_reader.storage.retries import STALL_SECONDS
 from tests.support import servers
 from tests.support.collections import finishes, python_calls, wait_until
@@ -103,6 +104,25 @@ def test_leaving_a_loop_ends_the_reads_under_way(
     assert nothing_is_left(), reading_threads()
     asked = len(place.proxy.requests)
     assert not wait_until(lambda: len(place.proxy.requests) > asked, 0.3), "it goes on asking"
+
+
+@pytest.mark.parametrize("direct", ["1", "0"], ids=["directly", "by fsspec"])
+@pytest.mark.parametrize("fault", ["stalled", "stalled halfway"])
+@pytest.mark.parametrize("iterate", WAYS)
+def test_requests_under_way_end_with_the_loop(
+    place: Place,
+    iterate: Callable[[EmbeddingReader], Iterator[Any]],
+    fault: str,
+    direct: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also those of the event loop of fsspec: a server, and memory, would wait for half a minute."""
+    monkeypatch.setenv(SWITCH, direct)
+    batches = start(place, fault, iterate)
+    assert wait_until(lambda: place.proxy.waiting > 0)
+    batches.close()  # type: ignore[attr-defined]
+    assert nothing_is_left(), reading_threads()
+    assert wait_until(lambda: place.proxy.waiting == 0, SOON), "the server waits for nobody"
 
 
 def test_a_server_that_is_gone_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

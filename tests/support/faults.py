@@ -67,6 +67,8 @@ class Proxy:
     halfway: Callable[[str], bool] | None = None
     #: Called with each request before it is answered.
     before: Callable[[Asked], object] | None = None
+    #: How many clients wait at the moment for what never comes.
+    waiting: int = 0
     requests: list[Asked] = field(default_factory=list)
     random: random.Random = field(default_factory=lambda: random.Random(0))
     turn: int = 0
@@ -165,12 +167,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Send nothing any more until the client gives up."""
         self.close_connection = True
         self.connection.settimeout(0.05)
-        while not self.proxy.stopped.is_set():
-            try:
-                if not self.connection.recv(1):
-                    return
-            except TimeoutError:
-                pass
+        with self.proxy.lock:
+            self.proxy.waiting += 1
+        try:
+            while not self.proxy.stopped.is_set():
+                with suppress(TimeoutError):
+                    if not self.connection.recv(1):
+                        return
+        finally:
+            with self.proxy.lock:
+                self.proxy.waiting -= 1
 
 
 def _forward(proxy: Proxy, method: str, path: str, headers: Message, body: bytes) -> Answer:

@@ -48,6 +48,7 @@ from dask_embedding_reader.errors import (
 from dask_embedding_reader.formats import vectors as casting_module
 from dask_embedding_reader.formats.parquet import encode as encoding
 from dask_embedding_reader.formats.vectors import Vectors, check_casting, plan_casting
+from dask_embedding_reader.write import threads
 from tests.support import servers
 from tests.support.collections import FORMATS, Collection, assert_batches, assert_same_frame, write_collection
 
@@ -621,39 +622,59 @@ def test_on_a_cluster(tmp_path: Path) -> None:
     assert_written(tmp_path / "later", "parquet", collection)
 
 
-def test_few_files_are_in_memory_at_once(tmp_path: Path) -> None:
-    held, most = 0, 0
-    lock = threading.Lock()
-    nbytes = 4 * 1000 * 64
+class Crowd:
+    """Counts who is there at once; each waits a little for more than there should be."""
 
-    def batches() -> Iterator[tuple[Any, None]]:
-        for _ in range(20):
-            yield np.ones((1000, 64), np.float32), None
+    def __init__(self, most: int) -> None:
+        self.allowed, self.here, self.most = most, 0, 0
+        self._changed = threading.Condition()
 
-    from dask_embedding_reader.write import threads
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        with self._changed:
+            self.here += 1
+            self.most = max(self.most, self.here)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self.here > self.allowed, 0.05)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.here -= 1
 
+
+@pytest.mark.parametrize(("limit", "most"), [(4, 2), (2, 1), (8, 4), (10**6, 4)])
+def test_few_files_are_in_memory_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, most: int
+) -> None:
+    """Half of the memory is for them, though four would be written at once on two cores."""
+    crowd = Crowd(most)
     plain: Any = vars(threads)["write_part"]
 
     def counting(*args: Any) -> Any:
-        nonlocal held, most
-        with lock:
-            held += 1
-            most = max(most, held)
-        try:
+        with crowd.joined():
             return plain(*args)
-        finally:
-            with lock:
-                held -= 1
 
-    patch = pytest.MonkeyPatch()
-    with patch.context() as patched:
-        patched.setattr(threads, "write_part", counting)
-        patched.setattr(os, "cpu_count", lambda: 2)
-        write_embeddings(batches(), tmp_path / "few", rows_per_file=1000, max_ram_usage_in_bytes=4 * nbytes)
-        assert 1 <= most <= 2
-        most = 0
-        write_embeddings(batches(), tmp_path / "many", rows_per_file=1000)
-        assert most <= 4
+    monkeypatch.setattr(threads, "write_part", counting)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    batches = ((np.ones((100, 64), np.float32), None) for _ in range(12))
+    write_embeddings(batches, tmp_path, rows_per_file=100, max_ram_usage_in_bytes=limit * 4 * 100 * 64)
+    assert 1 <= crowd.most <= most
+
+
+@pytest.mark.parametrize(("limit", "most"), [(4, 2), (2, 1), (8, 4), (10**6, 6)])
+def test_few_files_of_a_lazy_array_are_in_memory_at_once(tmp_path: Path, limit: int, most: int) -> None:
+    crowd = Crowd(most)
+
+    def make(block: Any) -> Any:
+        with crowd.joined():
+            return block + 1
+
+    x = da.zeros((1200, 64), chunks=(100, -1), dtype="f4").map_blocks(make, dtype="f4", meta=np.empty((0, 0), "f4"))
+    with dask.config.set(num_workers=6):
+        write_embeddings(x, tmp_path, rows_per_file=100, max_ram_usage_in_bytes=limit * 4 * 100 * 64)
+    assert 1 <= crowd.most <= most
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), np.ones((1200, 64), "f4"))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,165 @@
+"""Levels are believed only where they say exactly that all vectors are whole: here against levels read one by one.
+
+``formats.parquet.plain_pages`` looks at their runs, and never at each of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from dask_embedding_reader.formats.parquet import plain_pages
+from dask_embedding_reader.formats.parquet.footer import PLAIN, PageHeader, spell_length
+from dask_embedding_reader.formats.parquet.plain_pages import Place
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The oracle
+
+
+def spelled(levels: list[int], lengths: list[int]) -> bytes:
+    """Levels of one bit in runs: of one level where they are alike, else eight in each byte, as the last may be."""
+    found, position = b"", 0
+    for length in [*lengths, len(levels)]:
+        run = levels[position : position + length]
+        if not run:
+            break
+        if len(set(run)) == 1:
+            found += spell_length(len(run) << 1) + bytes([run[0]])
+        else:
+            run = levels[position : position + -(-len(run) // 8) * 8]
+            groups = -(-len(run) // 8)
+            padded = np.array(run + [0] * (8 * groups - len(run)), np.uint8)
+            found += spell_length(groups << 1 | 1) + np.packbits(padded, bitorder="little").tobytes()
+        position += len(run)
+    return found
+
+
+def told(spell: bytes, count: int) -> list[int] | None:
+    """The levels that are spelled, one by one; None where there are fewer, or bytes behind the last of them."""
+    levels: list[int] = []
+    position = 0
+    while len(levels) < count:
+        head = shift = 0
+        while True:
+            if position >= len(spell):
+                return None
+            byte = spell[position]
+            position += 1
+            head |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        if head & 1:
+            packed = spell[position : position + (head >> 1)]
+            if len(packed) < head >> 1 or not packed:
+                return None
+            position += len(packed)
+            levels += np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little").tolist()
+        else:
+            if position >= len(spell) or not head:
+                return None
+            levels += [spell[position]] * min(head >> 1, count)
+            position += 1
+    return levels[:count] if position == len(spell) else None
+
+
+def begins(count: int, phase: int, dimension: int) -> list[int]:
+    """What levels of repetition have to be: 0 where a vector begins."""
+    return [int((phase + number) % dimension != 0) for number in range(count)]
+
+
+@st.composite
+def damaged(draw: st.DrawFn, spell: bytes) -> bytes:
+    """Bytes as they are, or with some of them changed, left out, put in or behind."""
+    kind = draw(st.sampled_from(["none", "none", "change", "cut", "longer", "insert"]))
+    place = draw(st.integers(0, max(0, len(spell) - 1)))
+    if kind == "change" and spell:
+        return spell[:place] + bytes([draw(st.integers(0, 255))]) + spell[place + 1 :]
+    if kind == "cut":
+        return spell[: len(spell) - draw(st.integers(1, 2))]
+    if kind == "longer":
+        return spell + draw(st.sampled_from([b"\0", b"\x02\x01", b"\x03\xff", spell]))
+    if kind == "insert":
+        return spell[:place] + draw(st.binary(min_size=1, max_size=2)) + spell[place:]
+    return spell
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Levels
+
+
+@given(st.data())
+def test_levels_of_repetition(data: st.DataObject) -> None:
+    dimension = data.draw(st.one_of(st.integers(1, 9), st.sampled_from([33, 40, 64])), label="dimension")
+    phase = data.draw(st.integers(0, dimension - 1), label="phase")
+    count = data.draw(st.integers(1, 4 * dimension + 20), label="count")
+    levels = begins(count, phase, dimension)
+    if data.draw(st.booleans(), label="flip"):
+        place = data.draw(st.integers(0, count - 1))
+        levels[place] ^= 1
+    lengths = data.draw(st.lists(st.integers(1, 70), max_size=6), label="lengths")
+    spell = data.draw(damaged(spelled(levels, lengths)), label="spelled")
+    expected = told(spell, count) == begins(count, phase, dimension)
+    assert plain_pages._is_regular(spell, count, phase, dimension) == expected
+
+
+@given(st.data())
+def test_levels_of_definition(data: st.DataObject) -> None:
+    """One run that is as long as the page, and nothing else."""
+    most = data.draw(st.integers(0, 4))
+    count = data.draw(st.integers(1, 300))
+    head = data.draw(st.sampled_from([count, count - 1, count + 1, 2 * count]))
+    level = data.draw(st.sampled_from([most, most, max(0, most - 1), most + 1]))
+    spell = data.draw(damaged(spell_length(head << 1) + bytes([level])))
+    expected = spell == spell_length(count << 1) + bytes([most]) if most else not spell
+    assert plain_pages._is_defined(spell, count, most) == expected
+
+
+def place_of(dimension: int, definition: int, is_list: bool) -> Place:
+    item = np.dtype("<f4")
+    return Place(0, 10**6, 10**6, 0, item, item, dimension, is_list, False, definition, True)
+
+
+@given(st.data())
+def test_levels_of_a_page(data: st.DataObject) -> None:
+    """Both of them, before each of which a page of version 1 says how long it is, and one of version 2 in its head."""
+    dimension = data.draw(st.integers(1, 5), label="dimension")
+    definition = data.draw(st.integers(0, 3), label="definition")
+    is_list = data.draw(st.booleans(), label="is_list")
+    version = data.draw(st.sampled_from([1, 2]), label="version")
+    count = dimension * data.draw(st.integers(1, 20), label="rows")
+    before = data.draw(st.integers(0, 30), label="before")
+    right = [b"", b""]
+    if is_list:
+        right[0] = spelled(begins(count, before % dimension, dimension), [])
+    if definition:
+        right[1] = spell_length(count << 1) + bytes([definition])
+    parts = list(right)
+    changed = data.draw(st.sampled_from([None, 0, 1]), label="changed")
+    if changed is not None:
+        parts[changed] = data.draw(damaged(right[changed]), label="spelled")
+    if version == 1:
+        # Of what there is none of, nothing says how long it is.
+        has = [is_list or bool(parts[0]), bool(definition) or bool(parts[1])]
+        lengths = [len(part) for part in parts]
+        if data.draw(st.booleans(), label="lie"):
+            which = data.draw(st.sampled_from([0, 1]))
+            lengths[which] = max(0, lengths[which] + data.draw(st.sampled_from([-1, 1, 300])))
+        body = with_lengths(parts, lengths, has)
+        expected = body == with_lengths(right, [len(part) for part in right], [is_list, bool(definition)])
+        levels = None
+    else:
+        body, levels = b"".join(parts), (len(parts[0]), len(parts[1]))
+        expected = parts == right
+    # Other bytes may say the same.
+    assume(expected or not is_list or told(parts[0], count) != told(right[0], count))
+    page = PageHeader(4 * count, count, PLAIN, 4 * count, levels=levels)
+    place = place_of(dimension, definition, is_list)
+    assert plain_pages._are_levels(memoryview(body), page, place, before, len(body)) == expected
+    assert not plain_pages._are_levels(memoryview(body), page, place, before, len(body) + 1), "some of it is missing"
+
+
+def with_lengths(parts: list[bytes], lengths: list[int], has: list[bool]) -> bytes:
+    both = zip(parts, lengths, has, strict=True)
+    return b"".join(length.to_bytes(4, "little") + part for part, length, there in both if there)
