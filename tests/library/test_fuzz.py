@@ -65,9 +65,10 @@ def test_what_once_found_a_fault_finds_none_now(run: Any, entry: dict[str, str])
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(7200)
-def test_a_million_inputs_find_no_fault() -> None:
-    assert [found.what for found in fuzz(1_000_000, 0)] == []
+@pytest.mark.parametrize("seed", range(10))
+def test_damaged_inputs_by_the_thousand_find_no_fault(seed: int) -> None:
+    """A million at once takes two hours of one core: ``python -m tests.fuzz --inputs 1000000 --seed 1``."""
+    assert [found.what for found in fuzz(20_000, seed)] == []
 
 
 def test_nulls_that_the_statistics_deny_are_no_floats() -> None:
