@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,17 +17,22 @@ from dask_embedding_reader.collection.saved import (
     decode_manifest,
     encode_manifest,
 )
-from dask_embedding_reader.errors import ArgumentError, ColumnError, FormatError, NoFilesError, ReadError
+from dask_embedding_reader.errors import (
+    ArgumentError,
+    ColumnError,
+    DestinationError,
+    FormatError,
+    NoFilesError,
+    ReadError,
+)
 from dask_embedding_reader.formats.base import MetaColumn
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.storage.find import EARLIER_MANIFEST_NAME, MANIFEST_NAME, MANIFEST_NAMES
-from dask_embedding_reader.storage.names import is_litter
+from dask_embedding_reader.storage.names import GLOB_CHARACTERS, glob_root, is_litter
 from dask_embedding_reader.storage.put import get_file, put_file, remove_files
 from dask_embedding_reader.storage.store import Store, shown_url
 from dask_embedding_reader.storage.urls import resolve
-
-_GLOB_CHARACTERS = "*?["
 
 
 def save_manifest(
@@ -83,9 +89,7 @@ def _saved_files(kind: str, table: FileTable, first_source: int, meta: tuple[Met
 
 def _folder(root: str) -> str:
     """Return the folder that a pattern starts in."""
-    if all(character not in root for character in _GLOB_CHARACTERS):
-        return root
-    return root[: min(root.index(character) for character in _GLOB_CHARACTERS if character in root)].rpartition("/")[0]
+    return root if GLOB_CHARACTERS.isdisjoint(root) else glob_root(root)
 
 
 def _inside(folder: str) -> str:
@@ -199,3 +203,18 @@ def check_place(manifest: Manifest, store: Store, path: str) -> None:
                 f"{shown_url(store, path)} would be read as data of {shown_url(store, root)}; let its name "
                 "end in .embeddings, or save it elsewhere"
             )
+
+
+def check_outside(manifest: Manifest, store: Store, folder: str) -> None:
+    """Refuse to write to a folder in which the collection would find files when it is opened again.
+
+    The folders themselves, whose files may be replaced, are not meant. Hidden ones are: their manifests are found.
+    """
+    real = os.path.realpath if store.is_local else str
+    for table in (manifest.vectors, manifest.metadata):
+        for root in () if table is None or store not in table.stores else table.roots:
+            if real(folder).startswith(_inside(real(glob_root(root) if "**" in root else root))):
+                raise DestinationError(
+                    f"{shown_url(store, folder)}: lies in {shown_url(store, root)}, which is read: who opens that "
+                    "again would find its rows twice; name a folder beside it"
+                )

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from dask_embedding_reader._common.arguments import Source
 from dask_embedding_reader._common.threads import map_at_once
@@ -283,7 +284,7 @@ def _list_source(store: Store, path: str, suffixes: tuple[str, ...], source: Sou
             infos, named = _glob(store, path)
             root = glob_root(path)
             if is_litter(path, root):  # the pattern itself names such files: they are wanted
-                return _Source(sorted(infos, key=_path), named=named)
+                return _Source(_ordered(store, infos), named=named)
     except EmbeddingReaderError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -293,7 +294,7 @@ def _list_source(store: Store, path: str, suffixes: tuple[str, ...], source: Sou
     except Exception as error:  # noqa: BLE001 - raised again
         raise ReadError(f"{shown!r} cannot be listed: {describe(error)}") from shown_cause(error)
     own = [info for info in infos if info.path.endswith(_OWN_FILES)]
-    return _Source(sorted((info for info in infos if not is_litter(info.path, root)), key=_path), own, named)
+    return _Source(_ordered(store, [info for info in infos if not is_litter(info.path, root)]), own, named)
 
 
 def _has_suffix(store: Store, path: str, suffixes: tuple[str, ...]) -> bool:
@@ -337,8 +338,10 @@ def _suffix_of(store: Store, path: str) -> str | None:
     return next((suffix for suffix, pattern in _SUFFIXES.items() if pattern.search(path)), None)
 
 
-def _path(info: ObjectInfo) -> str:
-    return info.path
+def _ordered(store: Store, infos: Sequence[ObjectInfo]) -> list[ObjectInfo]:
+    """Order files by path: of web servers, which write it with `%20` and the like, by the path that is meant."""
+    named = unquote if "http" in protocols(store.filesystem) else str
+    return sorted(infos, key=lambda info: (named(info.path), info.path))
 
 
 def _look_up(store: Store, path: str, first_nbytes: int = 0) -> ObjectInfo | None:

@@ -25,6 +25,9 @@ from dask_embedding_reader.storage.store import Store
 _COLONS = "\ue000"
 """Stands for ``::`` in a name, while fsspec takes a URL to pieces."""
 
+_SCHEME = re.compile(r"(?:^|(?<=::))[A-Za-z][A-Za-z0-9+.-]*://")
+"""The beginning of a URL, or of a link of a chain, which may be written in capitals."""
+
 _ON_OTHERS = frozenset({"fo", "target_protocol"})
 """Options of file systems that stand on another one."""
 
@@ -44,7 +47,7 @@ def make_store(filesystem: AbstractFileSystem) -> Store:
 
 def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:
     """Return the storage of a path or URL, and the path within it."""
-    text = os.fspath(source)
+    text = _SCHEME.sub(lambda found: found[0].lower(), os.fspath(source))
     try:
         if "://" not in text and os.path.lexists(text):
             # Taken literally: fsspec would read a `::` in a name as a chain of file systems.

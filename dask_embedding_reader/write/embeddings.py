@@ -99,7 +99,8 @@ def write_embeddings(
     Raises
     ------
     DestinationError
-        If the folder holds other data, or another process is writing to it.
+        If the folder holds other data, or another process is writing to it; if it lies in the folder that a reader
+        reads.
     WriteError
         If the storage does not take a file: no room, no permission, no connection. What is finished is kept.
     CastError
@@ -130,8 +131,8 @@ def write_embeddings(
     >>> import numpy as np, pandas as pd, tempfile
     >>> folder = tempfile.mkdtemp()
     >>> words = pd.DataFrame({"word": ["lion", "bear", "oak"]})
-    >>> write_embeddings(np.eye(3, dtype="float32"), folder, "parquet", words)
-    >>> reader = EmbeddingReader(folder, "parquet", meta_columns=["word"])
+    >>> write_embeddings(np.eye(3, dtype="float32"), folder + "/single", "parquet", words)
+    >>> reader = EmbeddingReader(folder + "/single", "parquet", meta_columns=["word"])
     >>> write_embeddings(reader, folder + "/half", "parquet_npy", dtype="float16")
     >>> EmbeddingReader(folder + "/half", "parquet_npy", meta_columns="word").dtype
     dtype('float16')

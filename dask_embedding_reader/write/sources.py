@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.batches.read import BatchRequest, read_table_batches, span_of
+from dask_embedding_reader.collection.reopen import check_outside
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError, MismatchError
 from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
@@ -42,6 +44,7 @@ class PartSource(NamedTuple):
 
 def of_reader(reader: EmbeddingReader, request: Request) -> PartSource:
     """Parts of a collection: batches of a whole file each, read ahead while others are written."""
+    check_outside(reader.manifest, request.folder.store, request.folder.path)
     shape, fields = (reader.count, reader.dimension), reader.manifest.fields
     step = choose_rows_per_file(request, reader.count, reader.dimension, reader.dtype)
     part_nbytes = estimate_nbytes(request, step, reader.dimension, reader.dtype)
@@ -170,6 +173,15 @@ def _check_row_numbers(frame: pd.DataFrame | None, where: str) -> None:
         raise ColumnError(
             f"{where} has metadata called {ROW_NUMBER!r} that are no row numbers, and would be lost: that name stands "
             "for the row number, which readers make anew; rename them to keep them, or drop them"
+        )
+    # Those of readers are int64, and their last column; that a row comes twice is rare, of ids or labels it is not.
+    is_index = frame.index.name == ROW_NUMBER
+    of_reader = numbers.dtype == np.int64 and (is_index or frame.columns[-1] == ROW_NUMBER)
+    if not of_reader or len(np.unique(numbers)) < len(numbers):
+        warnings.warn(
+            f"{where} has a column of integers {ROW_NUMBER!r}, which is taken for row numbers and not stored: readers "
+            "make these anew; rename it to keep it, or drop it",
+            stacklevel=2,
         )
 
 

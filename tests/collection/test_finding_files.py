@@ -662,6 +662,22 @@ def test_a_named_file_is_read_whatever_its_suffix(
         assert numbers(source, file_format=file_format) == [7], source
 
 
+def test_files_of_a_web_server_are_ordered_by_the_names_that_people_see(tmp_path: Path) -> None:
+    servers.require(servers.nginx_available, "nginx")
+    names = ["a b", "a!b", "a+b", "b", "\u00e9", "~"]  # in the addresses: a%20b, a%2Bb, %C3%A9
+    for number, name in enumerate(sorted(names)):
+        (tmp_path / f"{name}.npy").write_bytes(npy(number))
+    with servers.nginx(tmp_path) as server:
+        assert numbers(f"{server.url}/") == numbers(tmp_path) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("scheme", ["MEMORY://", "Memory://", "simplecache::MEMORY://"])
+def test_schemes_may_be_written_in_capitals(memory: str, scheme: str) -> None:
+    fsspec.filesystem("memory").pipe_file(f"{memory}/0.npy", npy(5))
+    assert numbers(memory.replace("memory://", scheme)) == [5]
+    assert numbers(f"{memory}/0.npy".replace("memory://", scheme)) == [5]
+
+
 @pytest.mark.parametrize("name", ["0.pq", "part-00000", "v1.5"])
 def test_a_named_file_on_a_web_server_is_read_whatever_its_suffix(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(embeddings_file("parquet"))

@@ -81,6 +81,12 @@ def test_info(run: Run, shards: Path) -> None:
     assert facts["rows_per_file"] == {"count": 3, "min_rows": 5, "max_rows": 8}
 
 
+def test_the_package_runs_as_the_command(shards: Path) -> None:
+    program = [sys.executable, "-m", "dask_embedding_reader", "info", "--json", str(shards)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["rows"] == 20
+
+
 HOSTILE = "\x1b]0;taken\x07\x9b2J\u202e\udcff"
 """Sets the title of a terminal, wipes it, turns text around, and is no UTF-8 as the name of a file."""
 

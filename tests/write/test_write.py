@@ -530,6 +530,56 @@ def test_what_batches_call_row_numbers_is_not_lost(tmp_path: Path, numbers: list
         write_embeddings(iter(batches), tmp_path, "parquet")
 
 
+@pytest.mark.parametrize(
+    "frame",
+    [
+        FRAME[:3].assign(i=np.array([7, 8, 9], "int32")),
+        FRAME[:3].assign(i=[4, 4, 5]),
+        pd.DataFrame({"i": [4, 5, 6], "word": ["a", "b", "c"]}),
+    ],
+    ids=["of another type", "twice", "not the last column"],
+)
+def test_a_column_of_users_that_is_taken_for_row_numbers_is_told(tmp_path: Path, frame: pd.DataFrame) -> None:
+    with pytest.warns(UserWarning, match=r"batch 0 .* has a column of integers 'i', .* not stored: .*; rename it"):
+        write_embeddings(iter([(ROWS[:3], frame)]), tmp_path, "parquet")
+    assert "i" not in pq.read_schema(min(tmp_path.glob("*.parquet"))).names
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "refused"),
+    [
+        ("", "/inner", True),
+        ("", "/a/b", True),
+        ("", "/x/../inner", True),
+        ("/**/*.npy", "/inner", True),
+        ("", "/_aside", True),
+        ("", "-beside", False),
+        ("/*.npy", "/inner", False),
+        ("/0.npy", "/inner", False),
+    ],
+)
+@pytest.mark.parametrize("place", ["local", "memory", "link"])
+def test_no_collection_is_written_to_where_it_would_be_found_again(
+    tmp_path: Path, place: str, source: str, target: str, refused: bool
+) -> None:
+    root = f"memory://{uuid.uuid4().hex}/read" if place == "memory" else str(tmp_path / "read")
+    fsspec.core.url_to_fs(root)[0].makedirs(root, exist_ok=True)
+    with fsspec.open(f"{root}/0.npy", "wb") as file:
+        np.save(file, ROWS)
+    reader = EmbeddingReader(root + source)
+    if place == "link":
+        (tmp_path / "link").symlink_to(root)
+        target = str(tmp_path / "link") + target
+    else:
+        target = root + target
+    if refused:
+        with pytest.raises(DestinationError, match=r"lies in .*read.*, which is read: .* its rows twice; name a fold"):
+            write_embeddings(reader, target)
+    else:
+        write_embeddings(reader, target)
+    assert EmbeddingReader(root + source).count == 20
+
+
 #: A column of ten values that all come from k, in memory that can be written to.
 COLUMNS: dict[str, Callable[[int], Any]] = {
     **{name: partial(np.full, 10, dtype=name) for name in ("int8", "uint16", "float16", "float32", "bool")},
