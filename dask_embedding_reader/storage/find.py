@@ -19,7 +19,7 @@ from dask_embedding_reader.storage.connections import protocols
 from dask_embedding_reader.storage.names import GLOB_CHARACTERS, glob_root, is_litter
 from dask_embedding_reader.storage.retries import describe, hide_secrets, shown_cause
 from dask_embedding_reader.storage.store import ObjectInfo, Store, StoredFile, shown_url, vanished
-from dask_embedding_reader.storage.urls import resolve
+from dask_embedding_reader.storage.urls import pin, resolve
 
 _THREADS = 64
 """Answers are waited for, not computed."""
@@ -91,6 +91,7 @@ class Finder:
     """Finds files. What it has listed it does not list again: who looks for files of several kinds lists once."""
 
     def __init__(self) -> None:
+        self._commits: dict[Any, str] = {}
         self._resolved: dict[tuple[str, str], tuple[Store, str]] = {}
         self._stores: dict[tuple[Any, ...], Store] = {}
         self._listed: dict[tuple[Store, str], _Source] = {}
@@ -219,7 +220,8 @@ class Finder:
             store, path = resolve(source, storage_options)
             made = store.filesystem
             alike = type(made), repr(made.storage_args), repr(made.storage_options)
-            self._resolved[key] = self._stores.setdefault(alike, store), path
+            store = self._stores.setdefault(alike, store)
+            self._resolved[key] = store, pin(store, path, self._commits)
         return self._resolved[key]
 
 

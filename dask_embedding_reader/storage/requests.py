@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from dask_embedding_reader.storage.clients import any as any_client
-from dask_embedding_reader.storage.clients import azure, gcs, http, s3
+from dask_embedding_reader.storage.clients import azure, gcs, hf, http, s3
 from dask_embedding_reader.storage.connections import (
+    Asked,
     FileSystem,
     asking,
     class_name,
@@ -41,6 +42,9 @@ _CLIENTS: dict[str, Callable[[FileSystem, str, ByteRange], Awaitable[Told | None
     "gcsfs.extended_gcsfs.ExtendedGcsFileSystem": gcs.get_of_any_bucket,
     "adlfs.spec.AzureBlobFileSystem": azure.get,
 }
+
+_HUB = "huggingface_hub.hf_file_system.HfFileSystem"
+"""Its client is not asynchronous."""
 
 
 def request(
@@ -73,6 +77,8 @@ def request(
 def _request_of_fsspec(
     filesystem: FileSystem, live: FileSystem, path: str, ranges: Sequence[ByteRange]
 ) -> list[Told | BaseException | None]:
+    if class_name(live) == _HUB:
+        return _request_of_hub(filesystem, live, path, ranges)
     get = _CLIENTS.get(class_name(live))
     if get is None:
         return _request_plainly(filesystem, live, path, ranges)
@@ -83,6 +89,20 @@ def _request_of_fsspec(
     if any(isinstance(answer, AttributeError) for answer in answers):
         return _request_plainly(filesystem, live, path, ranges)
     return answers
+
+
+def _request_of_hub(
+    filesystem: FileSystem, live: FileSystem, path: str, ranges: Sequence[ByteRange]
+) -> list[Told | BaseException | None]:
+    answers: list[Told | BaseException] = run_apart([partial(_ask_hub, live, path, wanted) for wanted in ranges])
+    if any(isinstance(answer, AttributeError | ImportError) for answer in answers):  # as above
+        return _request_plainly(filesystem, live, path, ranges)
+    return [*answers]
+
+
+def _ask_hub(live: FileSystem, path: str, wanted: ByteRange, asked: Asked) -> Told:
+    del asked  # its client cannot be woken up
+    return hf.get(live, path, wanted)
 
 
 def _request_at_once(

@@ -136,7 +136,19 @@ def _is_another_here(version: Version, info: ObjectInfo) -> bool:
 
 
 _MARKS = (
-    *("ETag", "etag", "CRC", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "modified"),
+    *(
+        "ETag",
+        "etag",
+        "sha256",
+        "blob_id",
+        "CRC",
+        "mtime",
+        "LastModified",
+        "Last-Modified",
+        "last_modified",
+        "updated",
+        "modified",
+    ),
     *("modify", "modificationTime", "modification_time", "created"),
 )
 """Where file systems and answers tell of a version, the best one first."""
@@ -172,6 +184,8 @@ def _marks(told: Mapping[str, Any]) -> dict[str, str]:
     answer.
     """
     marks: dict[str, str] = {}
+    in_lfs = told.get("lfs")  # of a large file on Hugging Face's hub
+    told = {**told, **in_lfs} if isinstance(in_lfs, Mapping) else told
     for key, kind in _KINDS.items():
         value = told.get(key)
         if value is None:

@@ -15,12 +15,13 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader._common.arguments import Source
-from dask_embedding_reader.errors import ArgumentError, NoFilesError, ReadError
-from dask_embedding_reader.storage.connections import CACHES, cuts_paths, path_within, protocols
+from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError, NoFilesError, ReadError
+from dask_embedding_reader.storage.clients import hf
+from dask_embedding_reader.storage.connections import CACHES, asking, cuts_paths, path_within, protocols
 from dask_embedding_reader.storage.fsspec import FsspecStore
 from dask_embedding_reader.storage.local import LocalStore, with_slashes
-from dask_embedding_reader.storage.retries import describe, hide_secrets, shown_cause
-from dask_embedding_reader.storage.store import Store
+from dask_embedding_reader.storage.retries import describe, hide_secrets, shown_cause, with_retries
+from dask_embedding_reader.storage.store import Store, shown_url
 
 _COLONS = "\ue000"
 """Stands for ``::`` in a name, while fsspec takes a URL to pieces."""
@@ -35,6 +36,7 @@ _EXTRAS = {
     "azure": {"az", "abfs", "abfss"},
     "gcs": {"gs", "gcs"},
     "hdfs": {"hdfs", "webhdfs"},
+    "hf": {"hf"},
     "http": {"http", "https"},
 }
 """Which protocols each extra of this library installs the client of."""
@@ -79,6 +81,44 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         )
     # A web server may know a folder by one of the two spellings only.
     return make_store(filesystem), path if "http" in protocols(filesystem) else path.rstrip("/") or path
+
+
+def pin(store: Store, path: str, commits: dict[Any, str]) -> str:
+    """Return the path as it is now, where a storage keeps all that was ever in it: at a commit, on Hugging Face's hub.
+
+    A branch may move while its files are listed and read. ``commits`` are those that are known.
+
+    Raises
+    ------
+    NoFilesError
+        If there is no such repository or branch, or it is not for the eyes of who asks.
+    ReadError
+        If the hub does not tell.
+    """
+    filesystem = store.filesystem
+    if "hf" not in protocols(filesystem):
+        return path
+
+    def ask() -> str:
+        with asking(filesystem) as live:
+            found = hf.find_branch(live, path)
+            if found is None:
+                return path
+            branch, inner = found
+            known = filesystem, branch
+            if known not in commits:
+                commits[known] = hf.commit_of(live, branch)
+            return hf.path_at(branch, commits[known], inner)
+
+    what = f"looking up {shown_url(store, path)}"
+    try:
+        return with_retries(ask, what)
+    except FileNotFoundError as error:
+        raise NoFilesError(f"{what}: {describe(error)}; check the spelling, and the token") from shown_cause(error)
+    except EmbeddingReaderError:
+        raise
+    except Exception as error:  # noqa: BLE001 - raised again
+        raise ReadError(f"{what}: {describe(error)}") from shown_cause(error)
 
 
 def _marked(url: str) -> str:

@@ -33,6 +33,7 @@ from dask_embedding_reader.storage.store import (
 )
 from dask_embedding_reader.storage.urls import resolve
 from tests.support import servers
+from tests.support.hub import REPOSITORY, hub
 
 DATA = bytes(range(256)) * 40
 
@@ -121,6 +122,17 @@ def ftp(request: pytest.FixtureRequest) -> Place:
     return Place(f"{url}/emb", in_folder(folder / "emb"), options)
 
 
+def hf(request: pytest.FixtureRequest) -> Place:
+    server = hub()
+    served = server.__enter__()
+    request.addfinalizer(lambda: server.__exit__(None, None, None))
+    served.commit({})
+    url = f"hf://datasets/{REPOSITORY}/emb"
+    return Place(
+        url, lambda name, content: served.commit({f"emb/{name}": content}), served.storage_options(), is_writable=False
+    )
+
+
 STORES: dict[str, Callable[[pytest.FixtureRequest], Place]] = {
     "local": local,
     "memory": memory,
@@ -128,6 +140,7 @@ STORES: dict[str, Callable[[pytest.FixtureRequest], Place]] = {
     "gcs": cloud,
     "azure": cloud,
     "http": http,
+    "hf": hf,
     "ftp": ftp,
 }
 

@@ -309,7 +309,7 @@ FAULTS: dict[str, Callable[[_Handler], None]] = {
 }
 
 
-class _QuietServer(http.server.ThreadingHTTPServer):
+class QuietServer(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -321,7 +321,7 @@ def http_files(root: Path, **behaviour: Any) -> Iterator[HttpServer]:
     """Serve single files of a folder; folders answer 404."""
     served = HttpServer(root, **behaviour)
     handler = type("_HandlerOfOneServer", (_Handler,), {"served": served})
-    with _QuietServer(("127.0.0.1", 0), handler) as server:
+    with QuietServer(("127.0.0.1", 0), handler) as server:
         served.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
