@@ -136,7 +136,7 @@ class FsspecStore:
             # A stale listing, kept by fsspec from earlier in the process, would hide changed files.
             connection.invalidate_cache()
         if any_client.walks(self.filesystem):
-            entries = _walk_levels(self, folder, may_vanish)
+            entries = _walk_levels(self, folder, may_vanish, self.list_entries)
         else:
             what = f"listing {shown_url(self, folder)}"
             found = self.ask(lambda connection: connection.find(folder, detail=True), what)
@@ -154,12 +154,17 @@ class FsspecStore:
         with asking(self.filesystem) as connection:
             connection.invalidate_cache()
         if any_client.walks(self.filesystem):
-            entries = _glob_walking(self, pattern)
+            entries = glob_walking(self, pattern, self.list_entries)
         else:
             what = f"listing {hide_secrets(pattern)}"
             found = self.ask(lambda connection: connection.glob(pattern, detail=True), what)
             entries = [{**entry, "name": path} for path, entry in found.items()]
         return [told_info(entry, entry["name"]) for entry in entries]
+
+    def list_entries(self, folder: str) -> list[dict[str, Any]]:
+        """List a folder, with retries, as fsspec tells it."""
+        what = f"listing {shown_url(self, folder)}"
+        return self.ask(lambda connection: list(connection.ls(folder, detail=True)), what)
 
     def exists(self, path: str) -> bool:
         """Tell whether there is a file or folder."""
@@ -265,6 +270,7 @@ def _walk_levels(
     store: FsspecStore,
     top: str,
     may_vanish: Callable[[str], bool],
+    list_entries: Callable[[str], list[dict[str, Any]]],
     leads_on: Callable[[str, int], bool] | None = None,
 ) -> list[dict[str, Any]]:
     """List the files and folders below a folder, level by level, the folders of a level at once.
@@ -275,7 +281,7 @@ def _walk_levels(
     infos: dict[str, dict[str, Any]] = {}
     level, folders, seen = 0, [top], {top.rstrip("/")}
     while folders:
-        listings = map_at_once(_THREADS, partial(_list_folder, store, top, may_vanish), folders)
+        listings = map_at_once(_THREADS, partial(_list_folder, store, top, may_vanish, list_entries), folders)
         level += 1
         folders = []
         for entry in (entry for listing in listings for entry in listing):
@@ -290,10 +296,15 @@ def _walk_levels(
     return list(infos.values())
 
 
-def _list_folder(store: FsspecStore, top: str, may_vanish: Callable[[str], bool], folder: str) -> list[dict[str, Any]]:
+def _list_folder(
+    store: FsspecStore,
+    top: str,
+    may_vanish: Callable[[str], bool],
+    list_entries: Callable[[str], list[dict[str, Any]]],
+    folder: str,
+) -> list[dict[str, Any]]:
     try:
-        what = f"listing {shown_url(store, folder)}"
-        entries = store.ask(lambda connection: list(connection.ls(folder, detail=True)), what)
+        entries = list_entries(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         if folder == top:
             raise
@@ -308,8 +319,13 @@ def _leads_out(filesystem: AbstractFileSystem, name: str) -> bool:
     return "http" in protocols(filesystem) and ".." in re.split(r"[/\\]", urllib.parse.unquote(name))
 
 
-def _glob_walking(store: FsspecStore, pattern: str) -> list[dict[str, Any]]:
-    """List what a pattern matches where fsspec would walk, passing over folders that fail to be listed."""
+def glob_walking(
+    store: FsspecStore, pattern: str, list_entries: Callable[[str], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """List what a pattern matches where fsspec would walk, passing over folders that fail to be listed.
+
+    ``list_entries`` lists one folder, as ``ls`` of fsspec does with details.
+    """
     root = glob_root(pattern)
     parts = pattern[len(root) :].strip("/").split("/")
     deepest = math.inf if "**" in parts else len(parts)
@@ -325,7 +341,7 @@ def _glob_walking(store: FsspecStore, pattern: str) -> list[dict[str, Any]]:
 
     start = "/" if not root and pattern.startswith("/") else root
     try:
-        entries = _walk_levels(store, start, partial(is_litter, root=start), leads_on)
+        entries = _walk_levels(store, start, partial(is_litter, root=start), list_entries, leads_on)
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [entry for entry in entries if matches(entry["name"], len(parts))]

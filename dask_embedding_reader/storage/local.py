@@ -10,10 +10,12 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from dask_embedding_reader.storage.fsspec import FsspecStore
+from dask_embedding_reader.storage.fsspec import FsspecStore, glob_walking
+from dask_embedding_reader.storage.names import glob_root, is_litter
 from dask_embedding_reader.storage.ranges import drop_bytes
 from dask_embedding_reader.storage.store import (
     Answer,
@@ -84,7 +86,15 @@ class LocalStore:
 
     def glob(self, pattern: str) -> Sequence[ObjectInfo]:
         """List the files and folders that match a pattern."""
-        return [info if info.is_folder else file_info(info.path) for info in FsspecStore(self.filesystem).glob(pattern)]
+        entries = glob_walking(FsspecStore(self.filesystem), pattern, _entries)
+        infos = []
+        for path, kind in ((each["name"], each["type"]) for each in entries):
+            try:
+                infos.append(ObjectInfo(path, is_folder=True) if kind == "directory" else file_info(path))
+            except FileNotFoundError as error:
+                if not is_litter(path, glob_root(pattern)):
+                    raise vanished(path) from error
+        return infos
 
     def exists(self, path: str) -> bool:
         """Tell whether there is a file or folder."""
@@ -204,6 +214,18 @@ def with_slashes(path: str) -> str:
     return path.replace(os.sep, "/")
 
 
+def _entries(folder: str) -> list[dict[str, Any]]:
+    """List a folder as fsspec does, which passes over files that vanish meanwhile (seen in 2026.9)."""
+    with os.scandir(folder) as entries:
+        return [
+            {
+                "name": with_slashes(entry.path),
+                "type": "directory" if entry.is_dir(follow_symlinks=False) else "file",
+            }
+            for entry in entries
+        ]
+
+
 def _walk(folder: str, may_vanish: Callable[[str], bool], follow_links: bool) -> Iterator[ObjectInfo]:
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -232,18 +254,21 @@ def _walk(folder: str, may_vanish: Callable[[str], bool], follow_links: bool) ->
         for name in names:
             path = with_slashes(f"{place}/{name}")
             if follow_links:
-                yield file_info(path)
+                try:
+                    yield file_info(path)
+                except FileNotFoundError as error:
+                    refuse(error)
             else:
                 with suppress(FileNotFoundError):  # somebody else's temporary file
                     yield local_info(path, os.lstat(path))
 
 
 def file_info(path: str) -> ObjectInfo:
-    """Look up a file that was just listed."""
+    """Look up a file that was just listed; ``FileNotFoundError`` if it is gone since."""
     try:
         status = os.stat(path)
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) or not stat.S_ISLNK(os.lstat(path).st_mode):
             raise  # its rows would be missing, in silence
         # A link to nothing or to itself: like a file of zero bytes, which is passed over.
         return ObjectInfo(path, 0)

@@ -341,10 +341,10 @@ def most_connections(stores: Iterable[Store]) -> int:
 
 
 def vanished(url: str) -> FileChangedError:
-    """Say so of a folder: what was in it would be missing from the collection, in silence."""
+    """Say so of a file or folder: its rows would be missing from the collection, in silence."""
     return FileChangedError(
-        f"{url}: this folder was listed, but then it could not be found: it was removed or renamed in the meantime, or "
-        "the client of this storage does not find it by its name; open again, or rename the folder"
+        f"{url}: this was listed, but then it could not be found: it was removed or renamed in the meantime, or the "
+        "client of this storage does not find it by its name; open again, or rename it"
     )
 
 

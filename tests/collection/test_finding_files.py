@@ -234,7 +234,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, folder: str, error: OSError) -> Non
 @pytest.mark.parametrize(
     ("error", "expected", "kind"),
     [
-        (FileNotFoundError("no such folder"), r"deep/er: this folder was listed, but then .* rename", FileChangedError),
+        (FileNotFoundError("no such folder"), r"deep/er: this was listed, but then .* rename", FileChangedError),
         (PermissionError("no entry"), "no entry", ReadError),
     ],
 )
@@ -276,10 +276,31 @@ def test_a_local_folder_that_vanishes_while_it_is_listed(folder: Path, monkeypat
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(FileChangedError, match=r"deep: this folder was listed, but then"):
+    with pytest.raises(FileChangedError, match=r"deep: this was listed, but then"):
         EmbeddingReader(folder)
     (folder / "deep").rename(folder / "_deep")
     assert numbers(folder) == [1, 2]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.npy", "/**/*.npy"])
+def test_a_local_file_that_vanishes_while_it_is_listed(
+    pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "0.npy").symlink_to("nowhere")  # a link to nothing is no file that was there
+    stat = os.stat
+
+    def gone(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith(name):
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", gone)
+    name = "b.npy"
+    with pytest.raises(FileChangedError, match=r"b\.npy: this was listed, but then"):
+        EmbeddingReader(f"{folder}{pattern}")
+    (folder / "b.npy").rename(folder / "_b.npy")  # what other programs write before they rename it
+    name = "_b.npy"
+    assert numbers(f"{folder}{pattern}") == ([1] if pattern == "/*.npy" else [1, 3])
 
 
 def test_a_glob_in_the_middle_of_a_path_reaches_into_every_folder(tmp_path: Path) -> None:
