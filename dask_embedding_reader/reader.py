@@ -29,7 +29,8 @@ from dask_embedding_reader._common.arguments import (
     check_vector_column,
 )
 from dask_embedding_reader._common.units import counted, human_size
-from dask_embedding_reader.batches import read as batches
+from dask_embedding_reader.batches.read import read_batches
+from dask_embedding_reader.batches.request import Batch, BatchRequest, span_of
 from dask_embedding_reader.collection.filters import select
 from dask_embedding_reader.collection.layout import ALL_COLUMNS, metadata_types
 from dask_embedding_reader.collection.manifest import Manifest, read_manifest
@@ -806,7 +807,7 @@ class EmbeddingReader:
         max_ram_usage_in_bytes: int | str = 2**32,
         *,
         dtype: npt.DTypeLike | None = np.float32,
-    ) -> Iterator[batches.Batch]:
+    ) -> Iterator[Batch]:
         """Iterate over batches, in order, read ahead by threads within a memory limit.
 
         Parameters
@@ -870,7 +871,7 @@ class EmbeddingReader:
             dtype=dtype,
         )
         self._warn_of_order(request.batch_rows)
-        return batches.read_batches(self.manifest, request)
+        return read_batches(self.manifest, request)
 
     def _request(
         self,
@@ -883,10 +884,10 @@ class EmbeddingReader:
         show_progress: bool,
         max_ram_usage_in_bytes: int | str,
         dtype: npt.DTypeLike | None,
-    ) -> batches.BatchRequest:
+    ) -> BatchRequest:
         """Check what batches are asked for."""
-        first, stop, selected = batches.span_of(self._selected(start, end))
-        return batches.BatchRequest(
+        first, stop, selected = span_of(self._selected(start, end))
+        return BatchRequest(
             batch_rows=check_positive("batch_size", batch_size),
             start=first,
             stop=stop,

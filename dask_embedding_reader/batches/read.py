@@ -8,32 +8,26 @@ limit before a piece is started. Nothing runs that was not asked for, so that le
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
 import warnings
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from dask_embedding_reader._common.memory import Buffers, Slot
 from dask_embedding_reader._common.progress import progress_bar
-from dask_embedding_reader._common.threads import stoppable_pool
 from dask_embedding_reader._common.units import counted
+from dask_embedding_reader.batches.jobs import Job, JobQueue, OpenReader, Pool, Wanted, jobs_of_plan, jobs_of_reads
 from dask_embedding_reader.batches.metadata import FRAMES, TABLES, Form, numbered
-from dask_embedding_reader.batches.selected import SelectedRead, metadata_reads, vector_reads
+from dask_embedding_reader.batches.request import Batch, BatchRequest, TableBatch
+from dask_embedding_reader.batches.selected import metadata_reads, vector_reads
 from dask_embedding_reader.batches.windows import WindowReading, are_few, window_nbytes, window_rows
 from dask_embedding_reader.collection.manifest import FileTable, Manifest
-from dask_embedding_reader.collection.plan import ReadPlan, make_plan
+from dask_embedding_reader.collection.plan import make_plan
 from dask_embedding_reader.formats.base import (
     DEFAULT_PIECE_NBYTES,
     Array,
@@ -44,7 +38,7 @@ from dask_embedding_reader.formats.base import (
 from dask_embedding_reader.formats.columns import open_columns
 from dask_embedding_reader.formats.parquet.read import DECODER_NBYTES, decoder_nbytes, footers_nbytes
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
-from dask_embedding_reader.rows import Int64s, Rows, Stretch
+from dask_embedding_reader.rows import Rows
 from dask_embedding_reader.storage.store import most_connections
 
 _LOCAL_PIECE_NBYTES = 8 * 2**20
@@ -60,43 +54,7 @@ _METADATA_ROWS = 8_192
 METADATA_ROW_NBYTES = 256
 """What a row of metadata is taken to weigh until the first have been seen."""
 
-Batch = tuple[Array, pd.DataFrame]
-TableBatch = tuple[Array, "pa.Table | None"]
 T = TypeVar("T")
-
-
-class BatchRequest(NamedTuple):
-    """What the caller of a reader asks for, checked."""
-
-    batch_rows: int
-    """Rows of each batch but the last."""
-    start: int
-    """The first row."""
-    stop: int
-    """The row after the last one."""
-    max_piece_rows: int | None
-    """The largest piece that is read at once; by default what suits the storage and the limit."""
-    threads: int | None
-    """Pieces read at the same time; by default what suits the storage."""
-    limit_nbytes: int
-    """How much memory may be held."""
-    dtype: np.dtype[Any]
-    """The dtype of the batches."""
-    show_progress: bool
-    """Whether to show a progress bar, where somebody watches."""
-    rows: Rows | None = None
-    """Selected rows, of which ``start`` and ``stop`` are positions; None where they are rows of the collection."""
-
-    def numbers(self, start: int, stop: int) -> Int64s:
-        """Return the row numbers of the rows ``[start, stop)``."""
-        return np.arange(start, stop, dtype=np.int64) if self.rows is None else self.rows.numbers(start, stop)
-
-
-def span_of(rows: Rows) -> tuple[int, int, Rows | None]:
-    """Return what a request calls ``start``, ``stop`` and ``rows``, for all of a selection."""
-    if isinstance(rows, Stretch) and rows.is_contiguous:
-        return rows.values.start, rows.values.start + len(rows), None
-    return 0, len(rows), rows
 
 
 def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
@@ -151,197 +109,6 @@ def _iterate(manifest: Manifest, request: BatchRequest, form: Form) -> Iterator[
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is read, piece by piece
-
-
-OpenReader = Callable[[FileHeader, int, int], Callable[[Any], Any]]
-"""Given a row range of a file, returns what reads the next rows of it."""
-
-
-Wanted = Callable[[], Any]
-"""Returns what a job shall read: rows, or arrays to fill; None while there is no memory for them."""
-
-
-@dataclass(slots=True)
-class _Job:
-    """The rows of one piece, to be read in one go."""
-
-    start: int
-    """The first row, counted in the collection."""
-    stop: int
-    """The row after the last one."""
-    lane: _Lane
-    """Where it is read."""
-
-
-def _jobs(plan: ReadPlan, open_reader: OpenReader, pool: _Pool, bounds: range = range(0)) -> Iterator[_Job]:
-    """Turn a plan into jobs, in order. The pieces of one row group share a lane, which decodes it once.
-
-    Pieces that reach over one of the rows ``bounds`` are cut there.
-    """
-    segments = plan.whole_segments()
-    for position in range(len(segments)):
-        file, start, stop = segments[position]
-        header = plan.files.header(file, start, stop)
-        first_row = int(plan.files.offsets[file])
-        lane = _Lane(pool, partial(open_reader, header, start, stop))
-        for a, b in _cut(first_row + start, first_row + stop, int(plan.piece_rows[position]), bounds):
-            if not plan.files.has_groups:
-                lane = _Lane(pool, partial(open_reader, header, a - first_row, b - first_row))
-            yield _Job(a, b, lane)
-
-
-def _jobs_of(reads: Iterator[SelectedRead], pool: _Pool) -> Iterator[_Job]:
-    """Turn reads into jobs, in order."""
-    lane = opened = None
-    for read in reads:
-        if lane is None or read.open is not opened:
-            lane, opened = _Lane(pool, read.open), read.open
-        yield _Job(read.start, read.stop, lane)
-
-
-def _cut(start: int, stop: int, rows: int, bounds: range) -> Iterator[tuple[int, int]]:
-    """Cut the rows ``[start, stop)`` at bounds, and what lies between them into pieces."""
-    while start < stop:
-        bound = next(iter(bounds[bisect_right(bounds, start) :]), stop)
-        yield start, (start := min(start + rows, bound, stop))
-
-
-class _Pool:
-    """Threads that read. Ended without waiting: a read that is under way fills memory that nobody looks at.
-
-    What was wanted first is read first: all others may wait for memory that comes only when it is there.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self.closed = threading.Event()
-        self._executor = stoppable_pool(threads, self.closed)
-        self._orders = itertools.count()
-        self._ready: list[tuple[int, Callable[[], None]]] = []
-        self._lock = threading.Lock()
-
-    def next_order(self) -> int:
-        """Return a greater number each time."""
-        return next(self._orders)
-
-    def submit(self, order: int, run: Callable[[], None]) -> None:
-        """Run this before what has a greater number."""
-        with self._lock:
-            heapq.heappush(self._ready, (order, run))
-        try:
-            self._executor.submit(self._run_first)
-        except RuntimeError:  # the program ends: nobody waits any more
-            self.closed.set()
-            raise
-
-    def _run_first(self) -> None:
-        with self._lock:
-            _, run = heapq.heappop(self._ready)
-        run()
-
-    def close(self) -> None:
-        self.closed.set()
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-
-class _Lane:
-    """Runs jobs one after the other, each continuing to read where the last one stopped.
-
-    What reads may return a function, which does the rest of a job: at the same time as the next one is run.
-    """
-
-    def __init__(self, pool: _Pool, open_reader: Callable[[], Callable[[Any], Any]]) -> None:
-        self._pool = pool
-        self._open_reader = open_reader
-        self._reader: Callable[[Any], Any] | None = None
-        self._lock = threading.Lock()
-        self._waiting: deque[tuple[int, Future[Any], Wanted]] = deque()
-        self._running = False
-
-    def submit(self, wanted: Wanted) -> Future[Any]:
-        """Read what is wanted, after all that was wanted before."""
-        future: Future[Any] = Future()
-        with self._lock:
-            order = self._pool.next_order()
-            self._waiting.append((order, future, wanted))
-            idle, self._running = not self._running, True
-        if idle:
-            self._pool.submit(order, self._work)
-        return future
-
-    def _work(self) -> None:
-        """Do what waits, rather than hand it back to the pool: the next pieces of this row group are wanted first."""
-        while True:
-            with self._lock:
-                if not self._waiting or self._pool.closed.is_set():
-                    self._running = False
-                    return
-                _, future, wanted = self._waiting[0]
-            rest: Callable[[], Any] | None = None
-            try:
-                target = None
-                while target is None and not self._pool.closed.is_set():
-                    target = wanted()
-                if target is None:
-                    continue
-                if self._reader is None:
-                    self._reader = self._open_reader()
-                result = self._reader(target)
-                target = None  # before anybody wakes up: this thread must not keep a batch alive
-                if callable(result):
-                    rest, result = result, None
-                else:
-                    future.set_result(result)
-            except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
-                future.set_exception(error)
-            with self._lock:
-                self._waiting.popleft()
-                self._running = rest is None or bool(self._waiting)
-                following = self._waiting[0][0] if self._waiting else None
-            target = None
-            if rest is None:
-                del future, wanted
-                continue
-            try:
-                if following is not None:
-                    self._pool.submit(following, self._work)
-                result = rest()
-                rest = None
-                future.set_result(result)
-            except BaseException as error:  # noqa: BLE001 - as above
-                rest = None
-                future.set_exception(error)
-            return
-
-
-class _Window:
-    """Jobs in order, of which some have been started and not been waited for."""
-
-    def __init__(self, jobs: Iterator[_Job]) -> None:
-        self._jobs = jobs
-        self.next = next(jobs, None)
-        self.started: deque[tuple[_Job, Future[Any]]] = deque()
-
-    def start(self, wanted: Wanted) -> None:
-        """Start the next job."""
-        job = self.next
-        assert job is not None
-        self.started.append((job, job.lane.submit(wanted)))
-        self.next = next(self._jobs, None)
-
-    def finish(self, stop: int) -> list[tuple[_Job, Any]]:
-        """Wait for the rows before ``stop``; return what was read of them."""
-        wanted = list(takewhile(lambda started: started[0].start < stop, self.started))
-        if wanted:
-            # For the last one first: to wake up for each of them takes the cores from those who read.
-            wanted[-1][1].exception()
-        results = [(job, future.result()) for job, future in wanted]
-        for _ in wanted:
-            self.started.popleft()
-        return results
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Reading ahead
 
 
@@ -354,7 +121,7 @@ class _Reading:
         local = all(store.is_local for store in vectors.stores)
         threads = request.threads or most_connections(vectors.stores)
         piece_rows = _piece_rows(manifest, request, threads, local)
-        self._pool = _Pool(threads)
+        self._pool = Pool(threads)
         self._threads, self._piece_rows = threads, piece_rows
         # Pieces are cut where large batches end: else the end of one could not be read before the next one has memory.
         self._large = local and request.batch_rows > piece_rows
@@ -364,11 +131,11 @@ class _Reading:
         self._decodes_groups = threading.Event()
         if request.rows is None:
             open_rows = _opener(manifest, self._decodes_groups if local else None)
-            jobs = _jobs(plan, open_rows, self._pool, bounds)
+            jobs = jobs_of_plan(plan, open_rows, self._pool, bounds)
             metadata_jobs = self._metadata_jobs(manifest.metadata)
         else:
             jobs, metadata_jobs = self._selected_jobs(request.rows, piece_rows, bounds)
-        self._vectors, self._metadata = _Window(jobs), _Window(metadata_jobs)
+        self._vectors, self._metadata = JobQueue(jobs), JobQueue(metadata_jobs)
         self._slots: dict[int, Slot] = {}
         self._frames: deque[tuple[int, Any]] = deque()
         self._numbered: deque[pd.DataFrame] = deque()
@@ -397,16 +164,16 @@ class _Reading:
         # Those being filled, and the one that the caller works on; None: as many as there is room for.
         self._most_batches = 1 + -(-parallel_rows // self._request.batch_rows) if self._large else None
 
-    def _selected_jobs(self, rows: Rows, piece_rows: int, bounds: range) -> tuple[Iterator[_Job], Iterator[_Job]]:
+    def _selected_jobs(self, rows: Rows, piece_rows: int, bounds: range) -> tuple[Iterator[Job], Iterator[Job]]:
         """Return the jobs for the vectors of selected rows that ascend, and for their metadata."""
         manifest, span = self._manifest, (self._request.start, self._request.stop)
-        vectors = _jobs_of(vector_reads(manifest, rows, span, piece_rows, bounds), self._pool)
+        vectors = jobs_of_reads(vector_reads(manifest, rows, span, piece_rows, bounds), self._pool)
         if manifest.metadata is None:
             return vectors, iter(())
         metadata = metadata_reads(manifest, manifest.metadata, rows, span, _METADATA_ROWS, self._form)
-        return vectors, _jobs_of(metadata, self._pool)
+        return vectors, jobs_of_reads(metadata, self._pool)
 
-    def _metadata_jobs(self, files: FileTable | None) -> Iterator[_Job]:
+    def _metadata_jobs(self, files: FileTable | None) -> Iterator[Job]:
         if files is None:
             return iter(())
         fields, make = self._manifest.fields, self._form.make
@@ -417,7 +184,7 @@ class _Reading:
             return lambda rows: make(fields, read(len(rows)), rows, header.file.url)
 
         plan = make_plan(files, self._request.start, self._request.stop, _METADATA_ROWS)
-        return _jobs(plan, open_frames, self._pool)
+        return jobs_of_plan(plan, open_frames, self._pool)
 
     def finish(self, stop: int) -> None:
         """Wait until all rows before ``stop`` are there; keep reading ahead all the while."""
@@ -490,7 +257,7 @@ class _Reading:
                 return
             window.start(self._parts(job) if window is self._vectors else partial(_same, range(job.start, job.stop)))
 
-    def _fits(self, job: _Job, window: _Window) -> bool:
+    def _fits(self, job: Job, window: JobQueue) -> bool:
         """Tell whether a job may be started ahead of need."""
         batches = len(self._slots) + 1
         if window is self._vectors:
@@ -507,10 +274,10 @@ class _Reading:
     def _batch_of(self, row: int) -> int:
         return (row - self._request.start) // self._request.batch_rows
 
-    def _batches(self, job: _Job) -> range:
+    def _batches(self, job: Job) -> range:
         return range(self._batch_of(job.start), self._batch_of(job.stop - 1) + 1)
 
-    def _parts(self, job: _Job) -> Wanted:
+    def _parts(self, job: Job) -> Wanted:
         """Return what gives the parts of batches that a job fills, as soon as there is memory for these batches."""
         request, parts = self._request, []
         for batch in self._batches(job):
@@ -567,7 +334,7 @@ def row_numbers(start: int, stop: int) -> pd.DataFrame:
     return numbered(np.arange(start, stop, dtype=np.int64))
 
 
-def _next_start(window: _Window, default: int = 0) -> int:
+def _next_start(window: JobQueue, default: int = 0) -> int:
     return window.next.start if window.next else default
 
 

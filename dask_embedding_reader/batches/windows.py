@@ -12,13 +12,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from dask_embedding_reader._common.memory import Buffers
 from dask_embedding_reader._common.threads import stoppable_pool
 from dask_embedding_reader.batches.metadata import Form
+from dask_embedding_reader.batches.request import BatchRequest
 from dask_embedding_reader.collection.manifest import FileTable, Manifest
 from dask_embedding_reader.collection.plan import PickedFile, picked_files
 from dask_embedding_reader.formats.base import Array, default_piece_rows
@@ -26,9 +27,6 @@ from dask_embedding_reader.formats.casting import cast_into
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES, read_picked, read_picked_table
 from dask_embedding_reader.rows import Int64s, Rows
 from dask_embedding_reader.storage.store import most_connections
-
-if TYPE_CHECKING:
-    from dask_embedding_reader.batches.read import BatchRequest
 
 _REMOTE_THREADS = 16
 

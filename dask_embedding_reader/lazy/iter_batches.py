@@ -20,7 +20,7 @@ import pandas as pd
 from dask.base import get_scheduler
 
 from dask_embedding_reader._common.arguments import check_nbytes, check_positive
-from dask_embedding_reader.batches.read import Batch
+from dask_embedding_reader.batches.request import Batch
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, MismatchError
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.lazy.window import Request, iterate

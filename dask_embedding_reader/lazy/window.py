@@ -26,7 +26,8 @@ from dask.sizeof import sizeof
 from dask_embedding_reader._common.arguments import is_numeric
 from dask_embedding_reader._common.memory import Buffers, has_own_memory
 from dask_embedding_reader._common.progress import progress_bar
-from dask_embedding_reader.batches.read import METADATA_ROW_NBYTES, Batch, row_numbers
+from dask_embedding_reader.batches.read import METADATA_ROW_NBYTES, row_numbers
+from dask_embedding_reader.batches.request import Batch
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER

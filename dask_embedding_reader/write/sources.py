@@ -12,7 +12,8 @@ import pandas as pd
 import pyarrow as pa
 
 from dask_embedding_reader._common.units import counted
-from dask_embedding_reader.batches.read import BatchRequest, read_table_batches, span_of
+from dask_embedding_reader.batches.read import read_table_batches
+from dask_embedding_reader.batches.request import BatchRequest, span_of
 from dask_embedding_reader.collection.reopen import check_outside
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError, MismatchError
 from dask_embedding_reader.formats.base import Array

@@ -14,7 +14,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches
 from dask_embedding_reader._common.memory import Buffers, Slot, has_own_memory, new_array, used_again
-from dask_embedding_reader.batches import read as batches
+from dask_embedding_reader.batches.jobs import Lane, Pool
 from tests.support.collections import finishes, python_calls, wait_until
 
 FLOAT32 = np.dtype(np.float32)
@@ -143,9 +143,9 @@ def test_chunks_are_read_into_the_memory_of_earlier_ones(tmp_path: Path) -> None
 
 def test_a_piece_that_waits_for_memory_is_not_overtaken() -> None:
     """Those read meanwhile could only wait too: for the batch that the loop holds until the overtaken one is there."""
-    pool = batches._Pool(threads=1)
+    pool = Pool(threads=1)
     read: list[int] = []
-    first, second = (batches._Lane(pool, lambda: read.append) for _ in range(2))
+    first, second = (Lane(pool, lambda: read.append) for _ in range(2))
     both_wait = threading.Event()
     memory = iter([None, None, 1])
     pieces = [first.submit(lambda: next(memory) if both_wait.wait(60) else None), second.submit(lambda: 2)]
@@ -158,7 +158,7 @@ def test_a_piece_that_waits_for_memory_is_not_overtaken() -> None:
 
 def test_parts_of_a_row_group_are_filled_at_the_same_time() -> None:
     """They are looked up one after the other; each waits here until the next one is there."""
-    pool = batches._Pool(threads=2)
+    pool = Pool(threads=2)
     looked_up: list[int] = []
     met = threading.Barrier(2, timeout=60)
 
@@ -166,7 +166,7 @@ def test_parts_of_a_row_group_are_filled_at_the_same_time() -> None:
         looked_up.append(number)
         return lambda: met.wait()
 
-    lane = batches._Lane(pool, lambda: read)
+    lane = Lane(pool, lambda: read)
     parts = [lane.submit(partial(int, number)) for number in range(4)]
     assert sorted(part.result(60) for part in parts) == [0, 0, 1, 1]
     assert looked_up == [0, 1, 2, 3]
@@ -178,16 +178,16 @@ def test_parts_of_a_row_group_are_filled_at_the_same_time() -> None:
 
 def test_parts_are_read_before_what_waits_for_memory_until_they_are_there() -> None:
     """Of a row group that was begun the next parts are looked up when others have long been submitted."""
-    pool = batches._Pool(threads=2)
+    pool = Pool(threads=2)
     submitted, filled = threading.Event(), threading.Event()
 
     def look_up(number: int) -> Callable[[], None]:
         submitted.wait(60)
         return filled.set if number == 4 else lambda: None
 
-    group = batches._Lane(pool, lambda: look_up)
+    group = Lane(pool, lambda: look_up)
     parts = [group.submit(partial(int, number)) for number in range(5)]
-    others = [batches._Lane(pool, lambda: lambda _: None) for _ in range(3)]
+    others = [Lane(pool, lambda: lambda _: None) for _ in range(3)]
     waiting = [lane.submit(lambda: 1 if filled.wait(0.01) else None) for lane in others]
     submitted.set()
     for part in parts + waiting:
