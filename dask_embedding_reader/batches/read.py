@@ -18,41 +18,25 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from dask_embedding_reader._common.budget import Budget
 from dask_embedding_reader._common.memory import Buffers, Slot
 from dask_embedding_reader._common.progress import progress_bar
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.batches.jobs import Job, JobQueue, OpenReader, Pool, Wanted, jobs_of_plan, jobs_of_reads
 from dask_embedding_reader.batches.metadata import FRAMES, TABLES, Form, numbered
+from dask_embedding_reader.batches.pace import METADATA_ROWS, make_pace, project_batches
 from dask_embedding_reader.batches.request import Batch, BatchRequest, TableBatch
 from dask_embedding_reader.batches.selected import metadata_reads, vector_reads
 from dask_embedding_reader.batches.windows import WindowReading, are_few, window_nbytes, window_rows
 from dask_embedding_reader.collection.manifest import FileTable, Manifest
 from dask_embedding_reader.collection.plan import make_plan
 from dask_embedding_reader.formats.base import (
-    DEFAULT_PIECE_NBYTES,
     Array,
     FileHeader,
     GroupedFormat,
-    default_piece_rows,
 )
 from dask_embedding_reader.formats.columns import open_columns
-from dask_embedding_reader.formats.parquet.read import DECODER_NBYTES, decoder_nbytes, footers_nbytes
-from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
 from dask_embedding_reader.rows import Rows
-from dask_embedding_reader.storage.store import most_connections
-
-_LOCAL_PIECE_NBYTES = 8 * 2**20
-"""Local pieces: large enough that a read costs nothing beside its bytes, small enough that all threads get some."""
-
-_REMOTE_THREADS = 16
-
-_MIN_PIECE_NBYTES = 2**18
-
-_METADATA_ROWS = 8_192
-"""Rows of metadata that are decoded and turned into a frame together."""
-
-METADATA_ROW_NBYTES = 256
-"""What a row of metadata is taken to weigh until the first have been seen."""
 
 T = TypeVar("T")
 
@@ -63,14 +47,14 @@ def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
     Warns
     -----
     UserWarning
-        If a single batch is larger than the memory limit: batches are then read one at a time.
+        If two batches are larger than the memory limit: they are then read one at a time.
     """
-    batch_nbytes = min(request.batch_rows, request.stop - request.start) * manifest.dimension * request.dtype.itemsize
-    if batch_nbytes > request.limit_nbytes:
+    nbytes = project_batches(manifest, request).batches
+    if nbytes > request.limit_nbytes:
         warnings.warn(
-            f"one batch of {counted(request.batch_rows, 'row')} is {batch_nbytes:,} bytes, the limit is "
-            f"{request.limit_nbytes:,} (max_ram_usage_in_bytes): batches are read one at a time, with nothing read "
-            "ahead; a smaller batch_size or a higher limit is faster",
+            f"two batches of {counted(request.batch_rows, 'row')}, the one in use and the next, take {nbytes:,} bytes; "
+            f"the limit is {request.limit_nbytes:,} (max_ram_usage_in_bytes): batches are read one at a time, with "
+            "nothing read ahead; a smaller batch_size or a higher limit is faster",
             stacklevel=3,
         )
     elif _is_read_by_windows(manifest, request) and window_nbytes(manifest, request) > request.limit_nbytes:
@@ -119,13 +103,12 @@ class _Reading:
         self._manifest, self._request, self._form = manifest, request, form
         vectors = manifest.vectors
         local = all(store.is_local for store in vectors.stores)
-        threads = request.threads or most_connections(vectors.stores)
-        piece_rows = _piece_rows(manifest, request, threads, local)
-        self._pool = Pool(threads)
-        self._threads, self._piece_rows = threads, piece_rows
+        decodes_groups = vectors.has_groups and (not local or request.rows is not None)
+        pace = self._pace = make_pace(manifest, request, decodes_groups=decodes_groups)
+        piece_rows = pace.piece_rows
+        self._pool = Pool(pace.threads)
         # Pieces are cut where large batches end: else the end of one could not be read before the next one has memory.
-        self._large = local and request.batch_rows > piece_rows
-        bounds = range(request.start, request.stop, request.batch_rows) if self._large else range(0)
+        bounds = range(request.start, request.stop, request.batch_rows) if pace.is_large else range(0)
         plan = make_plan(vectors, request.start, request.stop, piece_rows)
         # Whether row groups must be decoded whole, several at a time: local ones show it when they are read.
         self._decodes_groups = threading.Event()
@@ -141,28 +124,12 @@ class _Reading:
         self._numbered: deque[pd.DataFrame] = deque()
         self._batch_nbytes = request.batch_rows * manifest.dimension * request.dtype.itemsize
         self._buffers = Buffers(max(2 * self._batch_nbytes, request.limit_nbytes // 4))
-        self._ahead_rows = 0
-        self._most_batches: int | None = None
-        self._look_ahead(decodes_groups=vectors.has_groups and (not local or request.rows is not None))
-        self._reading_nbytes = _reading_nbytes(manifest, threads, piece_rows, local)
-        if request.rows is not None:
-            self._reading_nbytes += threads * SCRATCH_NBYTES
-        self._reads_parquet = vectors.has_groups or manifest.metadata is not None
-        self._metadata_row_nbytes = METADATA_ROW_NBYTES if manifest.metadata else 0
-        self._metadata_start = request.start
-
-    def _look_ahead(self, *, decodes_groups: bool) -> None:
-        """Set how far to read ahead: as many row groups as there are threads where these must be decoded whole."""
-        vectors, rows = self._manifest.vectors, self._piece_rows
-        parallel_rows = self._threads * max(rows, int(vectors.group_rows.max()) if decodes_groups else 0)
-        # Remote pieces end with their files. A batch and a piece for each connection keep all busy: more takes memory.
-        local = all(store.is_local for store in vectors.stores)
-        ahead = 4 * rows if local else min(rows, int(vectors.rows.max()))
-        self._ahead_rows = max(
-            self._request.batch_rows, self._threads * ahead, parallel_rows if vectors.has_groups else 0
+        self._most_batches = pace.most_batches
+        self._metadata_row_nbytes = pace.metadata_row_nbytes
+        self._metadata_start = self._metadata_stop = request.start
+        self._budget = Budget(
+            request.limit_nbytes, self._batches_nbytes, self._metadata_nbytes, lambda: pace.reading_nbytes
         )
-        # Those being filled, and the one that the caller works on; None: as many as there is room for.
-        self._most_batches = 1 + -(-parallel_rows // self._request.batch_rows) if self._large else None
 
     def _selected_jobs(self, rows: Rows, piece_rows: int, bounds: range) -> tuple[Iterator[Job], Iterator[Job]]:
         """Return the jobs for the vectors of selected rows that ascend, and for their metadata."""
@@ -170,7 +137,7 @@ class _Reading:
         vectors = jobs_of_reads(vector_reads(manifest, rows, span, piece_rows, bounds), self._pool)
         if manifest.metadata is None:
             return vectors, iter(())
-        metadata = metadata_reads(manifest, manifest.metadata, rows, span, _METADATA_ROWS, self._form)
+        metadata = metadata_reads(manifest, manifest.metadata, rows, span, self._pace.metadata_rows, self._form)
         return vectors, jobs_of_reads(metadata, self._pool)
 
     def _metadata_jobs(self, files: FileTable | None) -> Iterator[Job]:
@@ -180,16 +147,16 @@ class _Reading:
         names = [field.name for field in fields]
 
         def open_frames(header: Any, start: int, stop: int) -> Callable[[range], tuple[Any, int]]:
-            read = open_columns(header, names, start, stop)
+            read = open_columns(header, names, start, stop, self._pace.metadata_rows)
             return lambda rows: make(fields, read(len(rows)), rows, header.file.url)
 
-        plan = make_plan(files, self._request.start, self._request.stop, _METADATA_ROWS)
+        plan = make_plan(files, self._request.start, self._request.stop, self._pace.metadata_rows)
         return jobs_of_plan(plan, open_frames, self._pool)
 
     def finish(self, stop: int) -> None:
         """Wait until all rows before ``stop`` are there; keep reading ahead all the while."""
         self._start_jobs(stop)
-        if self._large:
+        if self._pace.is_large:
             self._make_memory(stop)
         self._vectors.finish(stop)
         for job, (frame, nbytes) in self._metadata.finish(stop):
@@ -232,7 +199,7 @@ class _Reading:
         Made one by one they take three times as long: what is read drives pandas out of the processor's cache.
         """
         rows = self._request.batch_rows
-        stop = min(self._request.stop, start + max(1, _METADATA_ROWS // rows) * rows)
+        stop = min(self._request.stop, start + max(1, METADATA_ROWS // rows) * rows)
         numbers = self._request.numbers(start, stop)
         return (numbered(numbers[first : first + rows]) for first in range(0, len(numbers), rows))
 
@@ -245,7 +212,8 @@ class _Reading:
         """Start what the batch that ends at ``needed`` needs, and then what fits into the limit ahead of it."""
         if self._decodes_groups.is_set():
             self._decodes_groups = threading.Event()  # those that read set the one they know
-            self._look_ahead(decodes_groups=True)
+            self._pace = make_pace(self._manifest, self._request, decodes_groups=True)
+            self._most_batches = self._pace.most_batches
         while True:
             upcoming = [window for window in (self._metadata, self._vectors) if window.next]
             if not upcoming:
@@ -253,23 +221,30 @@ class _Reading:
             window = min(upcoming, key=_next_start)
             job = window.next
             assert job is not None
-            if job.start >= needed and (job.start >= needed + self._ahead_rows or not self._fits(job, window)):
+            if job.start >= needed and (job.start >= needed + self._pace.ahead_rows or not self._fits(job, window)):
                 return
-            window.start(self._parts(job) if window is self._vectors else partial(_same, range(job.start, job.stop)))
+            if window is self._vectors:
+                window.start(self._parts(job))
+            else:
+                window.start(partial(_same, range(job.start, job.stop)))
+                self._metadata_stop = job.stop
 
     def _fits(self, job: Job, window: JobQueue) -> bool:
         """Tell whether a job may be started ahead of need."""
-        batches = len(self._slots) + 1
-        if window is self._vectors:
-            batches += sum(batch not in self._slots for batch in self._batches(job))
+        if window is self._metadata:
+            return self._budget.has_room((job.stop - self._metadata_stop) * self._metadata_row_nbytes)
+        batches = len(self._slots) + 1 + sum(batch not in self._slots for batch in self._batches(job))
         if self._most_batches is not None:
             batches = min(batches, self._most_batches)
-        held = max(batches * self._batch_nbytes, self._buffers.lent_nbytes + self._buffers.free_nbytes)
-        if self._metadata.next is not None or self._frames or self._metadata.started:
-            metadata_stop = job.stop if window is self._metadata else _next_start(self._metadata, job.stop)
-            held += (metadata_stop - self._metadata_start) * self._metadata_row_nbytes
-        held += footers_nbytes() if self._reads_parquet else 0
-        return held + self._reading_nbytes <= self._request.limit_nbytes
+        return self._budget.has_room(max(0, batches * self._batch_nbytes - self._batches_nbytes()))
+
+    def _batches_nbytes(self) -> int:
+        """Return what the batches take that are filled or worked on, or kept, and memory for those to come."""
+        made = self._buffers.lent_nbytes + self._buffers.free_nbytes
+        return max(made, min(len(self._slots) + 1, self._most_batches or 2**62) * self._batch_nbytes)
+
+    def _metadata_nbytes(self) -> int:
+        return (self._metadata_stop - self._metadata_start) * self._metadata_row_nbytes
 
     def _batch_of(self, row: int) -> int:
         return (row - self._request.start) // self._request.batch_rows
@@ -336,21 +311,3 @@ def row_numbers(start: int, stop: int) -> pd.DataFrame:
 
 def _next_start(window: JobQueue, default: int = 0) -> int:
     return window.next.start if window.next else default
-
-
-def _piece_rows(manifest: Manifest, request: BatchRequest, threads: int, local: bool) -> int:
-    """Return how many rows are read at once."""
-    if request.max_piece_rows is not None:
-        return request.max_piece_rows
-    most = _LOCAL_PIECE_NBYTES if local else DEFAULT_PIECE_NBYTES
-    share = request.limit_nbytes // (4 * threads)
-    return default_piece_rows(manifest.byte_per_item, max(_MIN_PIECE_NBYTES, min(most, share)))
-
-
-def _reading_nbytes(manifest: Manifest, threads: int, piece_rows: int, local: bool) -> int:
-    """Estimate what reading itself holds beside the batches: decoders, and the bodies of answers."""
-    most_rows = int(manifest.vectors.group_rows.max()) if manifest.vectors.has_groups else 0
-    decoders = decoder_nbytes(manifest.columns, most_rows, manifest.dtype.itemsize) if most_rows else 0
-    decoders += DECODER_NBYTES if manifest.metadata is not None else 0
-    bodies = 0 if local or manifest.vectors.has_groups else threads * piece_rows * manifest.byte_per_item
-    return decoders + bodies

@@ -28,8 +28,6 @@ from dask_embedding_reader.formats.picking import SCRATCH_NBYTES, read_picked, r
 from dask_embedding_reader.rows import Int64s, Rows
 from dask_embedding_reader.storage.store import most_connections
 
-_REMOTE_THREADS = 16
-
 _WINDOW_NBYTES = 128_000_000
 """Rows in any other order than a shuffled one are sorted and read so many at a time, unless the limit is narrower."""
 

@@ -45,8 +45,6 @@ _OPERATORS = (*_COMPARISONS, "in", "not in")
 _STEP_ROWS = 2**16
 """Rows whose metadata are looked at together."""
 
-_REMOTE_THREADS = 16
-
 
 class _Filter(NamedTuple):
     """A condition, checked."""

@@ -33,7 +33,7 @@ from dask_embedding_reader.formats.base import (
 from dask_embedding_reader.formats.ipc import Batch, Index, column_of, decode_column, fail, inflate, read_index
 from dask_embedding_reader.formats.parquet.tables import is_masked
 from dask_embedding_reader.formats.partitions import TOLD_BY_FOLDERS, partition_values
-from dask_embedding_reader.formats.raw import copy_blocks, naming_rows, read_placed
+from dask_embedding_reader.formats.raw import copy_blocks, naming_rows, raw_held_nbytes, read_placed
 from dask_embedding_reader.formats.vector_columns import (
     as_vectors,
     binary_dimension,
@@ -130,6 +130,13 @@ class _Arrow:
         if len(header.layout) > 1:
             return _open_even(header)
         return _open_batches(header, columns)
+
+    def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
+        """Return what answers hold, or windows and blocks of what is compressed."""
+        del columns
+        if len(header.layout) > 1:
+            return raw_held_nbytes(header, rows, threads)
+        return threads * (_window_nbytes(header) + 2 * _BLOCK_NBYTES)
 
     def drawback(self, header: FileHeader) -> str:
         """Say nothing: record batches are looked at by who knows how large they are."""
@@ -503,11 +510,14 @@ class _FilePart(io.RawIOBase):
         return count
 
 
+def _window_nbytes(header: FileHeader) -> int:
+    return _WINDOW_NBYTES if header.file.store.is_local else _REMOTE_WINDOW_NBYTES
+
+
 def _open_compressed(header: FileHeader, batch: Batch, place: tuple[int, int], first: int) -> StretchReader:
     """Return a function that inflates the vectors of a record batch, block by block."""
-    window_nbytes = _WINDOW_NBYTES if header.file.store.is_local else _REMOTE_WINDOW_NBYTES
     part = _FilePart(header.file, place[0], place[0] + place[1])
-    stored = io.BufferedReader(part, max(1, min(window_nbytes, place[1])))
+    stored = io.BufferedReader(part, max(1, min(_window_nbytes(header), place[1])))
     row_nbytes = header.dimension * header.dtype.itemsize
     nbytes = batch.rows * row_nbytes
     claimed = int.from_bytes(stored.read(8), "little", signed=True)

@@ -170,6 +170,9 @@ class FileFormat(Protocol):
     def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
         """Return a function that fills arrays with some of the rows ``[start, stop)``, in ascending order."""
 
+    def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
+        """Return what reading pieces of so many rows in so many threads holds, beside the arrays that are filled."""
+
     def drawback(self, header: FileHeader) -> str:
         """Say what makes such a file slow to read, as in "in Fortran order"; nothing where it is not slow."""
 

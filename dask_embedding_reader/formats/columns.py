@@ -9,6 +9,7 @@ import pyarrow as pa
 from dask_embedding_reader.formats.arrow import ARROW, arrow_schema, iter_arrow_tables
 from dask_embedding_reader.formats.base import FileFormat, FileHeader
 from dask_embedding_reader.formats.parquet.read import DECODE_ROWS, TableReader, iter_tables, parquet_schema
+from dask_embedding_reader.formats.parquet.read import row_nbytes as parquet_row_nbytes
 from dask_embedding_reader.formats.partitions import told_by_folders
 from dask_embedding_reader.storage.store import StoredFile
 
@@ -54,9 +55,16 @@ def _with_values(batch: pa.RecordBatch, names: Sequence[str], told: Mapping[str,
     return pa.RecordBatch.from_arrays(columns, list(names))
 
 
-def open_columns(header: FileHeader, names: Sequence[str], start: int, stop: int) -> TableReader:
+def row_nbytes(header: FileHeader, names: Sequence[str]) -> int:
+    """Return about what a row of some columns takes; 0 where nothing tells that is at hand."""
+    return 0 if header.layout else parquet_row_nbytes(header.file, names)
+
+
+def open_columns(
+    header: FileHeader, names: Sequence[str], start: int, stop: int, step: int = DECODE_ROWS
+) -> TableReader:
     """Return a function that decodes the next so many of the rows ``[start, stop)`` of some columns."""
-    decoded = iter_columns(header, names, start, stop)
+    decoded = iter_columns(header, names, start, stop, step)
     rest: list[pa.RecordBatch] = []
 
     def read(rows: int) -> pa.Table:

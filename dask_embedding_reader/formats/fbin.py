@@ -22,6 +22,7 @@ from dask_embedding_reader.formats.raw import (
     open_raw,
     open_raw_stretches,
     raw_header_fits,
+    raw_held_nbytes,
     suffix_of_dtype,
     write_rows,
 )
@@ -74,6 +75,11 @@ class _Fbin:
         """Return a function that reads stretches of rows straight into arrays."""
         del columns, start, stop
         return open_raw_stretches(header)
+
+    def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
+        """Return what answers hold, or what is cast."""
+        del columns
+        return raw_held_nbytes(header, rows, threads)
 
     def drawback(self, header: FileHeader) -> str:
         """Say nothing: the vectors lie as they do in memory."""

@@ -24,7 +24,7 @@ from dask_embedding_reader.formats.base import (
     StretchReader,
     in_order,
 )
-from dask_embedding_reader.formats.raw import dtype_by_name, open_block_stretches, suffix_of_dtype
+from dask_embedding_reader.formats.raw import dtype_by_name, open_block_stretches, raw_held_nbytes, suffix_of_dtype
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import StoredFile, Write
@@ -91,6 +91,11 @@ class _Fvecs:
                 row += len(block)
 
         return open_block_stretches(header.file, 0, row_type, check)
+
+    def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
+        """Return what answers hold, or what is cast."""
+        del columns
+        return raw_held_nbytes(header, rows, threads)
 
     def drawback(self, header: FileHeader) -> str:
         """Say nothing: rows can be read one by one."""

@@ -23,6 +23,7 @@ from dask_embedding_reader.formats.raw import (
     open_raw,
     open_raw_stretches,
     raw_header_fits,
+    raw_held_nbytes,
     write_rows,
 )
 from dask_embedding_reader.formats.vectors import Vectors
@@ -108,6 +109,13 @@ class _Npy:
                 self.open_rows(header, columns, row, row + len(out))([out])
 
         return read
+
+    def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
+        """Return what answers hold, or what is cast; of columns that are stored one after the other, three copies."""
+        del columns
+        if header.layout[1]:
+            return 3 * threads * rows * header.dimension * header.dtype.itemsize
+        return raw_held_nbytes(header, rows, threads)
 
     def drawback(self, header: FileHeader) -> str:
         """Say whether columns are stored, whose rows are scattered."""

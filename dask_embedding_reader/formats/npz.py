@@ -146,6 +146,12 @@ class _Npz:
 
         return read
 
+    def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
+        """Return what is held as in npy files, or a block before and after it is inflated, and as an array."""
+        return (
+            NPY.held_nbytes(header, columns, rows, threads) if len(header.layout) == 2 else 3 * threads * _BLOCK_NBYTES
+        )
+
     def drawback(self, header: FileHeader) -> str:
         """Say whether an array is deflated, or in Fortran order."""
         if len(header.layout) == 3:

@@ -56,6 +56,12 @@ def raw_reader(file: StoredFile, position: int, dtype: np.dtype[Any], row_nbytes
     return read
 
 
+def raw_held_nbytes(header: FileHeader, rows: int, threads: int) -> int:
+    """Return what reading vectors that lie as in memory holds: blocks that are cast, or the bodies of answers."""
+    piece_nbytes = rows * header.dimension * header.dtype.itemsize
+    return threads * (min(_SCRATCH_NBYTES, piece_nbytes) if header.file.store.is_local else piece_nbytes)
+
+
 def raw_header_fits(header: FileHeader) -> bool:
     """Tell whether a file ends where its vectors do, which begin at the first number of its layout."""
     data_offset = header.layout[0]

@@ -27,7 +27,13 @@ from dask_embedding_reader.formats.base import (
     StretchReader,
     in_order,
 )
-from dask_embedding_reader.formats.raw import open_block_stretches, open_raw, open_raw_stretches, write_rows
+from dask_embedding_reader.formats.raw import (
+    open_block_stretches,
+    open_raw,
+    open_raw_stretches,
+    raw_held_nbytes,
+    write_rows,
+)
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import StoredFile, Write
@@ -128,6 +134,11 @@ class _Safetensors:
             return open_raw_stretches(header)
         row_type = np.dtype(("<u2", (header.dimension,)))
         return open_block_stretches(header.file, data_offset, row_type, lambda blocks, _: map(_widen, blocks))
+
+    def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
+        """Return what answers hold, or what is cast."""
+        del columns
+        return raw_held_nbytes(header, rows, threads)
 
     def drawback(self, header: FileHeader) -> str:
         """Say nothing: the vectors lie as they do in memory."""

@@ -24,9 +24,11 @@ from dask.dataframe.dispatch import concat
 from dask.sizeof import sizeof
 
 from dask_embedding_reader._common.arguments import is_numeric
+from dask_embedding_reader._common.budget import Budget
 from dask_embedding_reader._common.memory import Buffers, has_own_memory
 from dask_embedding_reader._common.progress import progress_bar
-from dask_embedding_reader.batches.read import METADATA_ROW_NBYTES, row_numbers
+from dask_embedding_reader.batches.pace import METADATA_ROW_NBYTES
+from dask_embedding_reader.batches.read import row_numbers
 from dask_embedding_reader.batches.request import Batch
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats.base import Array
@@ -128,6 +130,10 @@ class _Stream:
         self._frame_row_nbytes = METADATA_ROW_NBYTES
         self._row_nbytes = request.row_nbytes
         self._buffers = Buffers(2 * request.batch_nbytes)
+        engine = self._engine
+        self._budget = Budget(
+            request.limit_nbytes, self._batches_nbytes, self._units_nbytes, lambda: engine.held_nbytes
+        )
 
     def open(self) -> None:
         """Check a frame in memory, and compute what all units need."""
@@ -176,18 +182,18 @@ class _Stream:
         # Handing tasks over costs more than counting them: not one by one.
         if len(self._started) > parallel and self._units[self._started[0][0]].start >= needed:
             return
-        held = self._held_nbytes()
+        left = self._budget.left_nbytes
         starting: list[int] = []
         while self._next < len(self._units):
             unit = self._units[self._next]
             running = len(self._started) + len(starting)
             nbytes = self._nbytes(unit) + self._inner_nbytes
             # More would only lengthen the queue, and counting what it holds.
-            if running and (held + nbytes > self._request.limit_nbytes or running >= self._engine.ahead):
+            if running and (nbytes > left or running >= self._engine.ahead):
                 break
-            if unit.start >= needed and held + nbytes > self._request.limit_nbytes:
+            if unit.start >= needed and nbytes > left:
                 break  # not even one ahead of need
-            held += nbytes
+            left -= nbytes
             starting.append(self._next)
             self._next += 1
         if starting:
@@ -196,13 +202,16 @@ class _Stream:
     def _nbytes(self, unit: Unit) -> int:
         return (unit.stop - unit.start) * (self._frame_row_nbytes if unit.is_frame else self._row_nbytes)
 
-    def _held_nbytes(self) -> int:
-        """Return what is held, the batch that the consumer works on and the one to be filled included."""
-        held = 2 * self._request.batch_nbytes + self._engine.held_nbytes
+    def _batches_nbytes(self) -> int:
+        """Return what the batch takes that is worked on, the one to be filled, and those that are kept."""
+        lent = sum(nbytes for part, nbytes in self._parts if part() is not None)
+        return max(2 * self._request.batch_nbytes, self._buffers.lent_nbytes + self._buffers.free_nbytes) + lent
+
+    def _units_nbytes(self) -> int:
+        """Return what is under way, and what is there and has not been handed out."""
+        held = sum(self._nbytes(chunk.unit) for chunk in self._chunks)
         for number, future in self._started:
             held += self._nbytes(self._units[number]) + (0 if future.done() else self._inner_nbytes)
-        held += sum(self._nbytes(chunk.unit) for chunk in self._chunks)
-        held += sum(nbytes for part, nbytes in self._parts if part() is not None)
         return held + self._held_frame_rows * self._frame_row_nbytes
 
     def _finish_first(self) -> None:

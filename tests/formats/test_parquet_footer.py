@@ -280,13 +280,13 @@ def test_a_second_look_at_a_footer_reads_the_file_no_more(tmp_path: Path, monkey
 
 def test_kept_footers_count_as_memory_of_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read ahead while footers hold the limit."""
-    from dask_embedding_reader.batches import read as batches
+    from dask_embedding_reader._common import budget
 
     pq.write_table(table(), tmp_path / "0.parquet", row_group_size=5)
     limit = 2**30
     ahead = []
     for held in (0, limit):
-        monkeypatch.setattr(batches, "footers_nbytes", lambda held=held: held)
+        monkeypatch.setattr(budget, "cached_nbytes", lambda held=held: held)
         reader = EmbeddingReader(tmp_path, "parquet")
         taken = reader(5, max_piece_size=5, max_ram_usage_in_bytes=limit, show_progress=False)
         next(taken)

@@ -47,6 +47,11 @@ class _Parquet:
         """Return a function that fills arrays with some vectors; of those between, plain ones are not even read."""
         return read.open_stretches(header, columns, start, stop)
 
+    def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
+        """Return what pages, dictionaries and pyarrow's allocator take."""
+        del rows, threads
+        return read.decoder_nbytes(columns, max(header.group_rows, default=0), header.dtype.itemsize)
+
     def drawback(self, header: FileHeader) -> str:
         """Say nothing: row groups are looked at by who knows how large they are."""
         del header

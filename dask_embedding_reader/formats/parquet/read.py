@@ -21,6 +21,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from dask_embedding_reader._common.arguments import likest_first
+from dask_embedding_reader._common.budget import count_cache
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import ColumnError, EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats.base import (
@@ -311,13 +312,23 @@ def decoder_nbytes(columns: Columns, most_rows: int, item_nbytes: int) -> int:
     return DECODER_NBYTES + len(columns.embedding) * min(_COLUMN_NBYTES, 3 * most_rows * item_nbytes)
 
 
-def footers_nbytes() -> int:
-    """Return the memory that the footers take that are kept."""
-    return _FOOTERS.nbytes
+def row_nbytes(file: StoredFile, names: Sequence[str]) -> int:
+    """Return about what a row of some columns takes as text and numbers; 0 where the footer is not at hand."""
+    known = _FOOTERS.get(file)
+    if known is None or not known[0].group_rows:
+        return 0
+    group = int(np.argmax(known[0].group_rows))
+    told = pq.read_metadata(pa.BufferReader(known[0].select([group]))).row_group(0)
+    starts = tuple(f"{name}." for name in names)
+    chunks = [told.column(position) for position in range(told.num_columns)]
+    nbytes = sum(chunk.total_uncompressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(starts))
+    return int(nbytes // max(1, told.num_rows))
 
 
 _FOOTERS = FooterCache(32 * 2**20)
 """A pass opens each file once a row group; and a footer may take as long to fetch as the data."""
+
+count_cache(lambda: _FOOTERS.nbytes)
 
 
 def _names(columns: Columns) -> tuple[str, ...]:

@@ -1,0 +1,124 @@
+"""How much of a collection is read at once and how far ahead, and what that takes: arithmetic, and nothing is read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dask_embedding_reader._common.budget import Projection
+from dask_embedding_reader.batches.request import BatchRequest
+from dask_embedding_reader.collection.manifest import FileTable, Manifest
+from dask_embedding_reader.formats.base import DEFAULT_PIECE_NBYTES, FileHeader, default_piece_rows
+from dask_embedding_reader.formats.columns import row_nbytes
+from dask_embedding_reader.formats.parquet.read import DECODER_NBYTES
+from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
+from dask_embedding_reader.storage.store import most_connections
+
+_LOCAL_PIECE_NBYTES = 8 * 2**20
+"""Local pieces: large enough that a read costs nothing beside its bytes, small enough that all threads get some."""
+
+_MIN_PIECE_NBYTES = 2**18
+
+METADATA_ROWS = 8_192
+"""Rows of metadata that are decoded and turned into a frame together, if they are not wide."""
+
+_LEAST_METADATA_ROWS = 64
+
+METADATA_ROW_NBYTES = 256
+"""What a row of metadata is taken to weigh until the first have been seen."""
+
+_FRAME_TIMES = 3
+"""Text weighs so many times as much while it is turned into Python's strings, as in ``batches.metadata``."""
+
+
+class Pace(NamedTuple):
+    """How much is read at once, how far ahead, and what it weighs."""
+
+    threads: int
+    """Pieces read at the same time."""
+    piece_rows: int
+    """Rows of a piece."""
+    is_large: bool
+    """Whether batches have several pieces, which are cut where batches end."""
+    ahead_rows: int
+    """So many rows behind the batch that is asked for are worth reading."""
+    most_batches: int | None
+    """Batches worth having, with the one that is worked on; None for as many as there is room for."""
+    metadata_rows: int
+    """Rows of metadata that are decoded and turned into a frame together."""
+    metadata_row_nbytes: int
+    """What one of these weighs, as far as files tell."""
+    reading_nbytes: int
+    """What reading itself holds beside batches: decoders, the bodies of answers, what rows are picked from."""
+
+
+def make_pace(manifest: Manifest, request: BatchRequest, *, decodes_groups: bool) -> Pace:
+    """Choose what suits the files, their storage and the memory limit.
+
+    Where row groups must be decoded whole, as many are read ahead as there are threads.
+    """
+    vectors, limit = manifest.vectors, request.limit_nbytes
+    local = all(store.is_local for store in vectors.stores)
+    threads = request.threads or most_connections(vectors.stores)
+    rows = request.max_piece_rows
+    if rows is None:
+        most = min(_LOCAL_PIECE_NBYTES if local else DEFAULT_PIECE_NBYTES, limit // (4 * threads))
+        rows = default_piece_rows(manifest.byte_per_item, max(_MIN_PIECE_NBYTES, most))
+    is_large = local and request.batch_rows > rows
+    parallel_rows = threads * max(rows, int(vectors.group_rows.max()) if decodes_groups else 0)
+    # Remote pieces end with their files. A batch and a piece for each connection keep all busy: more takes memory.
+    ahead = threads * (4 * rows if local else min(rows, int(vectors.rows.max())))
+    metadata_row_nbytes = _metadata_row_nbytes(manifest)
+    return Pace(
+        threads,
+        rows,
+        is_large,
+        ahead_rows=max(request.batch_rows, ahead, parallel_rows if vectors.has_groups else 0),
+        # Those being filled, and the one that the caller works on.
+        most_batches=1 + -(-parallel_rows // request.batch_rows) if is_large else None,
+        metadata_rows=max(_LEAST_METADATA_ROWS, min(METADATA_ROWS, limit // (16 * max(1, metadata_row_nbytes)))),
+        metadata_row_nbytes=metadata_row_nbytes,
+        reading_nbytes=_reading_nbytes(manifest, request, rows, threads),
+    )
+
+
+def project_batches(manifest: Manifest, request: BatchRequest) -> Projection:
+    """Return what reading the batches of rows that ascend holds."""
+    pace = make_pace(manifest, request, decodes_groups=manifest.vectors.has_groups)
+    rows = request.stop - request.start
+    batch_rows = max(1, min(request.batch_rows, rows))
+    row_nbytes = manifest.dimension * request.dtype.itemsize + pace.metadata_row_nbytes
+    batches = min(rows, 2 * batch_rows) * row_nbytes
+    piece_rows = 0 if pace.is_large else pace.piece_rows
+    held = 2 * batch_rows + -(-(pace.ahead_rows + pace.piece_rows) // batch_rows) * batch_rows
+    if pace.most_batches is not None:
+        held = min(held, max(2, pace.most_batches) * batch_rows)
+    # The last batch is shorter, and made in memory of its own.
+    reading = (min(rows, 2 * batch_rows + piece_rows) + rows % batch_rows) * row_nbytes - batches
+    reading += pace.metadata_rows * pace.metadata_row_nbytes + pace.reading_nbytes
+    return Projection(batches, reading, max(0, min(rows, held) - 2 * batch_rows - piece_rows) * row_nbytes)
+
+
+def _metadata_row_nbytes(manifest: Manifest) -> int:
+    """Return what a row of metadata weighs: as far as a footer tells that is at hand, the one that was read last."""
+    files = manifest.metadata
+    if files is None:
+        return 0
+    names = [field.name for field in manifest.fields]
+    told = next(filter(None, (row_nbytes(files.header(place), names) for place in {len(files) - 1, 0})), 0)
+    return max(METADATA_ROW_NBYTES, _FRAME_TIMES * told)
+
+
+def _reading_nbytes(manifest: Manifest, request: BatchRequest, rows: int, threads: int) -> int:
+    header = largest_header(manifest.vectors)
+    nbytes = manifest.format.vectors.held_nbytes(header, manifest.columns, min(rows, header.rows), threads)
+    nbytes += DECODER_NBYTES if manifest.metadata is not None else 0
+    return nbytes + (0 if request.rows is None else threads * SCRATCH_NBYTES)
+
+
+def largest_header(files: FileTable) -> FileHeader:
+    """Return the header of the file that has the largest row group, or the most rows."""
+    if files.has_groups:
+        return files.header(int(np.searchsorted(files.first_group, int(files.group_rows.argmax()), "right")) - 1)
+    return files.header(int(files.rows.argmax()))

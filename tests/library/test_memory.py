@@ -1,0 +1,108 @@
+"""Memory: what arithmetic projects is what a pass takes, and that is the limit, or what a warning says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.support.collections import Collection, Rows, write_collection
+from tests.support.peaks import CAN_MEASURE, Meter, meter
+
+pytestmark = pytest.mark.skipif(not CAN_MEASURE, reason="resident memory is measured the Linux way")
+
+MB = 10**6
+NOISE = 24 * MB
+"""What Python, its threads and allocators take beside: up to 5 MB where it was measured."""
+
+OVER = 64 * MB
+"""What may be held beyond the limit, as the pages say: decoders."""
+
+FORMATS = (
+    *("npy", "npy-fortran", "npy-big-endian", "npz-deflated", "fbin", "fvecs", "safetensors", "arrow", "arrow-zstd"),
+    *("parquet-list", "parquet-fixed-size-list", "parquet-binary", "parquet_npy"),
+)
+
+
+def some_rows(rng: np.random.Generator, rows: int, dimension: int, dtype: np.typing.DTypeLike) -> Rows:
+    """Rows that repeat: what takes time is not to make them."""
+    return np.resize(rng.random((1_000, dimension), dtype=np.float32), (rows, dimension)).astype(dtype)
+
+
+def write(
+    folder: Path, format_name: str, *, rows: int = 30_000, text: int = 40, group_rows: int = 10_000
+) -> Collection:
+    """Three files, with a text beside each vector where there can be one."""
+    words = np.random.default_rng(0).integers(0, 2**60, rows)
+    table = pa.table({"caption": [f"{word:x}".ljust(text, "x") for word in words.tolist()]})
+    return write_collection(
+        folder,
+        format_name,
+        file_rows=[rows] * 3,
+        dimension=256,
+        tables=[table] * 3,
+        row_group_rows=group_rows,
+        vectors=some_rows,
+    )
+
+
+@pytest.fixture(scope="module")
+def measured() -> Iterator[Meter]:
+    """Measures passes."""
+    with meter() as found:
+        yield found
+
+
+def check(measured: Meter, collection: Collection, batch_size: int, limit: int, how: str = "in order") -> None:
+    """What was projected holds, and is within the limit, or there is a warning."""
+    peak = measured.measure(collection, how, batch_size, limit)
+    assert peak.grown <= peak.projected.within(limit) + NOISE
+    assert peak.warned or peak.projected.within(limit) <= limit + OVER
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_pass_takes_what_is_projected(format_name: str, tmp_path: Path, measured: Meter) -> None:
+    """92 MB of vectors, read ahead as far as the limit lets them be, or as far as is worth it."""
+    collection = write(tmp_path, format_name)
+    check(measured, collection, 1_000, 16 * MB)
+    check(measured, collection, 10_000, 1_000 * MB)
+
+
+@pytest.mark.parametrize("format_name", ["parquet-list", "parquet_npy"])
+def test_wide_texts_are_decoded_fewer_at_a_time(format_name: str, tmp_path: Path, measured: Meter) -> None:
+    """60 MB of text, of which the rows that are decoded at once by default would take 100 MB as Python's strings."""
+    collection = write(tmp_path, format_name, rows=5_000, text=4_000)
+    check(measured, collection, 100, 16 * MB)
+
+
+@pytest.mark.parametrize("how", ["every second", "shuffled", "lazy"])
+def test_rows_in_any_order_and_lazy_arrays_keep_to_the_limit(how: str, tmp_path: Path, measured: Meter) -> None:
+    collection = write(tmp_path, "npy", rows=60_000)
+    peak = measured.measure(collection, how, 1_000, 48 * MB)
+    assert peak.grown <= 48 * MB + NOISE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [64, 256, 1_000, 4_000])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_any_limit_is_kept(limit: int, dtype: str, tmp_path: Path, measured: Meter) -> None:
+    """12 GB of files that take no disk, in batches of which ten or a thousand are within the limit."""
+    collection = write_collection(tmp_path, "npy", file_rows=[1], dimension=1_000, dtype=dtype)
+    for number in range(3):
+        np.lib.format.open_memmap(collection.files[0].with_name(f"{number}.npy"), "w+", dtype, (1_000_000, 1_000))
+    collection.files[0].unlink()
+    for batch_size in (limit * MB // 40_000, limit * MB // 4_000_000):
+        check(measured, collection, batch_size, limit * MB)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("limit", [64, 256, 4_000])
+def test_every_format_keeps_any_limit(limit: int, format_name: str, tmp_path: Path, measured: Meter) -> None:
+    """600 MB of vectors."""
+    collection = write(tmp_path, format_name, rows=200_000, group_rows=50_000)
+    for batch_size in (100, 1_000, 30_000):
+        check(measured, collection, batch_size, limit * MB)
