@@ -1,7 +1,7 @@
 """The command line: ``dask-embedding-reader COMMAND URL``.
 
-Each command finds facts (a dictionary of plain values) in a ``cli_*`` module, which is imported when the command runs,
-so that help comes at once; here are their options, and what is printed.
+Each command finds facts (a dictionary of plain values) in a module of its own, which is imported when it runs, so
+that help comes at once; here is what is printed of them.
 
 Exit codes: 0 done; 1 the collection or the storage is at fault; 2 the command was wrong; 130 interrupted; 141 nobody
 reads the output any more.
@@ -10,24 +10,41 @@ reads the output any more.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from dask_embedding_reader import __version__
+from dask_embedding_reader.cli.options import (
+    FORMATS,
+    JSON,
+    QUIET,
+    ROW_RANGE,
+    STORAGE_OPTIONS,
+    collection_options,
+    json_mapping,
+    row_options,
+)
+from dask_embedding_reader.cli.output import (
+    echo,
+    print_facts,
+    print_json,
+    print_table,
+    short,
+    shown_folders,
+    shown_groups,
+    shown_rows,
+)
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, EmbeddingReaderError
 
 if TYPE_CHECKING:
     from dask_embedding_reader.reader import EmbeddingReader
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 """What shells report of a program that Ctrl-C ended."""
@@ -57,12 +74,12 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
         sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
         click.echo(err=True)
-        _echo("Interrupted", err=True)
+        echo("Interrupted", err=True)
         sys.exit(INTERRUPTED)
     except click.ClickException as error:
         error.show(shown := io.StringIO())
         for line in shown.getvalue().splitlines():
-            _echo(line, err=True)
+            echo(line, err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(_drop_output())
@@ -72,7 +89,7 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
         known = isinstance(error, EmbeddingReaderError | ImportError)
         from dask_embedding_reader.storage.retries import describe  # noqa: PLC0415 - help needs none of it
 
-        _echo(f"Error: {_as_options(str(error) if known else describe(error))}", err=True)
+        echo(f"Error: {_as_options(str(error) if known else describe(error))}", err=True)
         sys.exit(2 if isinstance(error, ArgumentError | ArgumentTypeError) else 1)
     sys.exit(result if isinstance(result, int) else 0)
 
@@ -96,7 +113,7 @@ def _as_options(message: str) -> str:
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    _echo(f"Warning: {message}", err=True)
+    echo(f"Warning: {message}", err=True)
 
 
 class _LogHandler(logging.Handler):
@@ -108,22 +125,7 @@ class _LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show a line, unless the program that called this takes the log itself."""
         if not logging.getLogger().handlers:
-            _echo(record.getMessage(), err=True)
-
-
-_NOT_SHOWN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
-"""What terminals take for commands, or for the end of a line, or that turns around what comes after it; and halves of
-characters, which stand for bytes of a name that are no text."""
-
-
-def _printable(text: str) -> str:
-    """Spell names of files, and what files hold, so that a terminal does no more than show them."""
-    return _NOT_SHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def _echo(line: str, *, err: bool = False) -> None:
-    """Print a line. All that is printed passes through here, or through :func:`_print_json`."""
-    click.echo(_printable(line), err=err)
+            echo(record.getMessage(), err=True)
 
 
 class _Commands(click.Group):
@@ -148,86 +150,6 @@ def command_line() -> None:
     """
 
 
-def _json_mapping(_: click.Context, __: click.Parameter, text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise click.BadParameter(f"not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise click.BadParameter('a JSON object is expected, such as {"anon": true}')
-    return value
-
-
-KINDS = ("npy", "parquet", "arrow", "fbin", "fvecs", "npz", "safetensors")
-"""As the registry of formats has them, which takes a second to import."""
-
-FORMATS = click.Choice([*KINDS, *(f"parquet_{kind}" for kind in KINDS if kind not in ("parquet", "arrow"))])
-STORAGE_OPTIONS = click.option(
-    "--storage-options", metavar="JSON", callback=_json_mapping, help="Passed to fsspec, such as '{\"anon\": true}'."
-)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-QUIET = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
-
-
-def _collection_options(command: F) -> F:
-    """Add the options that say how a collection is to be opened."""
-    for option in (
-        STORAGE_OPTIONS,
-        click.option("--embedding-dtype", metavar="DTYPE", help="parquet: item type of a binary column of vectors."),
-        click.option("--metadata-folder", metavar="URL", help="parquet_npy: where the parquet files are."),
-        click.option(
-            "--meta-column",
-            "-m",
-            "meta_columns",
-            multiple=True,
-            metavar="NAME",
-            help="Metadata column, or * for all; may be repeated.",
-        ),
-        click.option(
-            "--embedding-column",
-            metavar="NAME",
-            help="parquet, npz, safetensors: what holds the vectors; by default `embedding`, else the only one.",
-        ),
-        click.option(
-            "--file-format",
-            "-f",
-            type=FORMATS,
-            metavar="FORMAT",
-            help=f"One of {', '.join(KINDS)}, or parquet_npy and its like, with metadata in parquet files beside them. "
-            "By default what a manifest or the names of the files say.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-ROW_RANGE = click.option(
-    "--rows",
-    "row_range",
-    metavar="START:STOP",
-    help="Only these rows, counted from 0: a range, or an .npy file of row numbers, in their order.",
-)
-
-
-def _row_options(command: F) -> F:
-    """Add the options that choose rows by what they are."""
-    for option in (
-        click.option("--seed", type=int, help="Which sample, by default 0; the same everywhere."),
-        click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Only so many rows, drawn at random."),
-        click.option(
-            "--where",
-            multiple=True,
-            metavar="CONDITION",
-            help="Only rows with such metadata: 'width >= 512', 'kind in [a, b]', 'caption is not null'. If repeated, "
-            "all have to hold.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 def _open(url: str, **options: Any) -> EmbeddingReader:
     from dask_embedding_reader.cli.opening import open_collection  # noqa: PLC0415 - takes seconds
 
@@ -236,7 +158,7 @@ def _open(url: str, **options: Any) -> EmbeddingReader:
 
 @command_line.command(short_help="Tell what it is, and its problems.")
 @click.argument("url")
-@_collection_options
+@collection_options
 @JSON
 def info(url: str, as_json: bool, **options: Any) -> None:
     """Tell what a collection is: rows, dimension, dtype, sizes, files, row groups, problems."""
@@ -244,7 +166,7 @@ def info(url: str, as_json: bool, **options: Any) -> None:
 
     facts = collection_facts(_open(url, **options))
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     from dask_embedding_reader._common.units import counted, human_size  # noqa: PLC0415
 
@@ -255,25 +177,25 @@ def info(url: str, as_json: bool, **options: Any) -> None:
         "dimension": f"{facts['dimension']:,}",
         "dtype": facts["dtype"],
         "size": f"{human_size(facts['nbytes'])}, {counted(facts['row_nbytes'], 'byte')} a row",
-        "files": f"{facts['files']:,} {facts['file_format']}, of {_rows(per_file)}",
-        "folders": _folders(facts["folders"]),
+        "files": f"{facts['files']:,} {facts['file_format']}, of {shown_rows(per_file)}",
+        "folders": shown_folders(facts["folders"]),
         "vectors": facts["embedding_column"],
-        "row groups": f"{groups['count']:,}, of {_rows(groups)}" if groups else "none",
+        "row groups": f"{groups['count']:,}, of {shown_rows(groups)}" if groups else "none",
         "metadata": ", ".join(f"{name} ({dtype})" for name, dtype in facts["metadata"].items()) or "none read",
         "columns": ", ".join(facts["columns"]) or None,
         "problems": "none" if not facts["problems"] else "",
     }
-    _print_facts(shown)
+    print_facts(shown)
     for problem in facts["problems"]:
-        _echo(f"  - {problem}")
+        echo(f"  - {problem}")
 
 
 @command_line.command(short_help="Print some rows.")
 @click.argument("url")
 @click.option("--rows", "-n", type=click.IntRange(min=1), default=5, show_default=True, help="How many rows.")
 @click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="The first row.")
-@_row_options
-@_collection_options
+@row_options
+@collection_options
 @JSON
 def head(url: str, rows: int, start: int, as_json: bool, **options: Any) -> None:
     """Print some rows: number, metadata and vector. Only these are read."""
@@ -281,9 +203,9 @@ def head(url: str, rows: int, start: int, as_json: bool, **options: Any) -> None
 
     found = read_head(_open(url, **options), start, rows)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        _print_table([{**row, "embedding": shown_vector(row["embedding"])} for row in found])
+        print_table([{**row, "embedding": shown_vector(row["embedding"])} for row in found])
 
 
 @command_line.command(short_help="Tell its pieces and batches, draw them.")
@@ -294,8 +216,8 @@ def head(url: str, rows: int, start: int, as_json: bool, **options: Any) -> None
     "--plot", type=click.Path(dir_okay=False, writable=True), metavar="FILE", help="Draw it: a PNG, PDF or SVG."
 )
 @ROW_RANGE
-@_row_options
-@_collection_options
+@row_options
+@collection_options
 @JSON
 def plan(
     url: str, max_piece_size: int | None, batch_size: int | None, plot: str | None, as_json: bool, **options: Any
@@ -309,20 +231,24 @@ def plan(
     if plot is not None:
         draw_plan(reader, max_piece_size, batch_size, plot)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     pieces, batches = facts["pieces"], facts["batches"]
     shown = {
         "files": f"{facts['files']:,}",
-        "pieces": f"{pieces['count']:,}, of {_rows(pieces)}, up to {human_size(pieces['max_nbytes'])}",
+        "pieces": f"{pieces['count']:,}, of {shown_rows(pieces)}, up to {human_size(pieces['max_nbytes'])}",
     }
     if facts["row_groups"]:
-        shown["row groups"] = f"{facts['row_groups']['count']:,}, of {_rows(facts['row_groups'])}; {facts['decoding']}"
+        shown["row groups"] = (
+            f"{facts['row_groups']['count']:,}, of {shown_rows(facts['row_groups'])}; {facts['decoding']}"
+        )
     if batches:
-        shown["batches"] = f"{batches['count']:,}, of {_rows(batches)}, {human_size(batches['max_nbytes'])} as float32"
-    _print_facts(shown)
+        shown["batches"] = (
+            f"{batches['count']:,}, of {shown_rows(batches)}, {human_size(batches['max_nbytes'])} as float32"
+        )
+    print_facts(shown)
     if plot is not None:
-        _echo(f"drawn in {plot}")
+        echo(f"drawn in {plot}")
 
 
 @command_line.command(short_help="Norms, NaNs, zero vectors, duplicates.")
@@ -330,8 +256,8 @@ def plan(
 @click.option("--start", type=click.IntRange(min=0), default=0, help="The first row.")
 @click.option("--end", type=click.IntRange(min=0), default=None, help="The row after the last one.")
 @ROW_RANGE
-@_row_options
-@_collection_options
+@row_options
+@collection_options
 @QUIET
 @JSON
 def stats(url: str, start: int, end: int | None, quiet: bool, as_json: bool, **options: Any) -> None:
@@ -340,7 +266,7 @@ def stats(url: str, start: int, end: int | None, quiet: bool, as_json: bool, **o
 
     facts = row_statistics(_open(url, **options), start, end, show_progress=not quiet)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     norms, duplicates = facts["norms"], facts["duplicates"]
 
@@ -352,7 +278,7 @@ def stats(url: str, start: int, end: int | None, quiet: bool, as_json: bool, **o
             f" ({'row' if found['rows'] == 1 else 'rows'} {named}{more})" if found["rows"] else ""
         )
 
-    _print_facts(
+    print_facts(
         {
             "rows": f"{facts['rows']:,}",
             "norms": "none is finite"
@@ -364,21 +290,9 @@ def stats(url: str, start: int, end: int | None, quiet: bool, as_json: bool, **o
             "zero vectors": rows_of("zero"),
             "duplicates": f"{'' if duplicates['exact'] else 'about '}{duplicates['rows']:,}"
             + ("" if duplicates["exact"] else " (estimated: there are too many rows to remember each)")
-            + _shown_groups(duplicates["groups"]),
+            + shown_groups(duplicates["groups"]),
         }
     )
-
-
-def _short(score: float | None) -> str:
-    return "none" if score is None else f"{score:.4g}"
-
-
-def _shown_groups(groups: Sequence[Sequence[int]]) -> str:
-    """Spell the first groups of equal rows."""
-    named = ", ".join(
-        " = ".join(f"{row:,}" for row in group[:4]) + (" = …" if group[4:] else "") for group in groups[:5]
-    )
-    return f" (rows {named}{', …' if groups[5:] else ''})" if groups else ""
 
 
 @command_line.command(short_help="Find the rows nearest to a vector.")
@@ -394,7 +308,7 @@ def _shown_groups(groups: Sequence[Sequence[int]]) -> str:
 )
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many rows to find.")
 @click.option("--metric", type=click.Choice(["cosine", "ip", "l2"]), default="cosine", show_default=True)
-@_collection_options
+@collection_options
 @JSON
 def nearest(
     url: str, rows: tuple[int, ...], queries: str | None, k: int, metric: str, as_json: bool, **options: Any
@@ -405,30 +319,30 @@ def nearest(
 
     found = find_nearest(_open(url, **options), rows, queries, k, metric)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for query in found:
         if len(found) > 1:
             click.echo(f"nearest to {'row' if rows else 'query'} {query['query']:,}")
         hits = [
-            hit | {"score": _short(hit["score"]), "embedding": shown_vector(hit["embedding"])}
+            hit | {"score": short(hit["score"]), "embedding": shown_vector(hit["embedding"])}
             for hit in query["nearest"]
         ]
-        _print_table(hits)
+        print_table(hits)
 
 
 @command_line.command(short_help="Write it in another format or dtype.")
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 @ROW_RANGE
-@_row_options
-@_collection_options
+@row_options
+@collection_options
 @click.option("--to", "target_format", type=FORMATS, metavar="FORMAT", help="Format to write; by default that of SRC.")
 @click.option("--rows-per-file", type=click.IntRange(min=1), metavar="ROWS", help="By default about 200 MB a file.")
 @click.option("--dtype", metavar="DTYPE", help="dtype to write; by default that of SRC.")
 @click.option("--scale", type=float, help="For an integer dtype: what a step of one stands for.")
 @click.option("--overwrite", is_flag=True, help="Replace data that DST holds, once the new ones are complete.")
-@click.option("--target-storage-options", metavar="JSON", callback=_json_mapping, help="Passed to fsspec for DST.")
+@click.option("--target-storage-options", metavar="JSON", callback=json_mapping, help="Passed to fsspec for DST.")
 @QUIET
 @JSON
 def convert(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -> None:
@@ -441,13 +355,13 @@ def convert(source: str, target: str, quiet: bool, as_json: bool, **options: Any
 
     facts = convert_collection(source, target, show_progress=not quiet, **options)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     if facts["left_out"]:
         columns = ", ".join(facts["left_out"])
         kind = facts["file_format"]
-        _echo(f"Not converted, since {kind} files hold no metadata: {columns}. --to parquet_{kind} keeps it.", err=True)
-    _print_facts(
+        echo(f"Not converted, since {kind} files hold no metadata: {columns}. --to parquet_{kind} keeps it.", err=True)
+    print_facts(
         {
             "rows": f"{facts['rows']:,}",
             "dtype": facts["dtype"],
@@ -472,19 +386,19 @@ def verify(url: str, storage_options: dict[str, Any] | None, quiet: bool, as_jso
     table = verify_embeddings(url, storage_options=storage_options, show_progress=not quiet)
     problems = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
     if as_json:
-        _print_json(problems)
+        print_json(problems)
     elif problems:
         for problem in problems:
-            _echo(f"{problem['path']}: {problem['problem']}")
+            echo(f"{problem['path']}: {problem['problem']}")
     else:
-        _echo("all files are as they were written")
+        echo("all files are as they were written")
     return 1 if problems else 0
 
 
 @command_line.command(short_help="Measure how fast its storage reads.")
 @click.argument("url")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="How long to read.")
-@_collection_options
+@collection_options
 @QUIET
 @JSON
 def bench(url: str, seconds: float, quiet: bool, as_json: bool, **options: Any) -> None:
@@ -494,9 +408,9 @@ def bench(url: str, seconds: float, quiet: bool, as_json: bool, **options: Any) 
 
     facts = measure_reading(_open(url, **options), seconds, show_progress=not quiet)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
-    _print_table(
+    print_table(
         [
             {
                 "parallel_pieces": f"{run['parallel_pieces']}",
@@ -509,47 +423,7 @@ def bench(url: str, seconds: float, quiet: bool, as_json: bool, **options: Any) 
         ]
     )
     if facts["read_again"]:
-        _echo("The collection was read more than once: memory of the system may have answered.", err=True)
-
-
-def _folders(folders: Mapping[str, Mapping[str, int]], most: int = 8) -> str | None:
-    shown = ", ".join(f"{name} ({folder['rows']:,} rows)" for name, folder in list(folders.items())[:most])
-    return f"{shown}{' and more' if len(folders) > most else ''}" or None
-
-
-def _rows(counts: Mapping[str, int]) -> str:
-    from dask_embedding_reader._common.units import counted  # noqa: PLC0415
-
-    least, most = counts["min_rows"], counts["max_rows"]
-    return counted(most, "row") if least == most else f"{least:,} to {most:,} rows"
-
-
-def _print_facts(facts: Mapping[str, str | None]) -> None:
-    shown = {name: value for name, value in facts.items() if value is not None}
-    width = max(map(len, shown))
-    for name, value in shown.items():
-        _echo(f"{name:{width}}  {value}".rstrip())
-
-
-def _print_table(rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print rows under their names; a cell that is too long for a line of text ends in dots."""
-    cells = [{_printable(name): _cell(value) for name, value in row.items()} for row in rows]
-    if not cells:
-        return
-    widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in cells[0]}
-    for line in ({name: name for name in widths}, *cells):
-        _echo("  ".join(f"{line[name]:{width}}" for name, width in widths.items()).rstrip())
-
-
-def _cell(value: Any, longest: int = 48) -> str:
-    text = _printable(" ".join(str(value).split()))
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-def _print_json(facts: Any) -> None:
-    text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)
-    # The same text to who reads JSON, which has no such character outside of strings but the ends of its lines.
-    click.echo("\n".join(_NOT_SHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n")))
+        echo("The collection was read more than once: memory of the system may have answered.", err=True)
 
 
 if __name__ == "__main__":
