@@ -12,26 +12,21 @@ dead, may still put there has its own name on it, and does not count.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
 from dask_embedding_reader._common.units import counted
-from dask_embedding_reader.collection.manifest import FileTable, Manifest, make_manifest, read_manifest
 from dask_embedding_reader.collection.reopen import save_manifest
 from dask_embedding_reader.collection.saved import SavedManifest, decode_manifest
 from dask_embedding_reader.errors import DestinationError, FormatError, MismatchError, WriteError
-from dask_embedding_reader.formats.base import Columns, FileHeader
 from dask_embedding_reader.formats.metadata import merge_columns
-from dask_embedding_reader.formats.parquet.encode import metadata_header
 from dask_embedding_reader.formats.parquet.tables import meta_columns
 from dask_embedding_reader.formats.registry import all_suffixes, get_format
 from dask_embedding_reader.storage.find import INCOMPLETE_NAME, MANIFEST_NAME, MANIFEST_NAMES
+from dask_embedding_reader.storage.names import is_litter
 from dask_embedding_reader.storage.put import (
     get_file,
     in_threads,
@@ -42,8 +37,9 @@ from dask_embedding_reader.storage.put import (
     remove_folder,
     stream_file,
 )
-from dask_embedding_reader.storage.store import Content, ObjectInfo, Store, StoredFile, shown_url
+from dask_embedding_reader.storage.store import Content, shown_url
 from dask_embedding_reader.write.claim import Claim, is_of_claims
+from dask_embedding_reader.write.folder import WRITING, Folder
 from dask_embedding_reader.write.notes import (
     Commit,
     DamagedNoteError,
@@ -63,41 +59,14 @@ from dask_embedding_reader.write.parts import (
     part_names,
     read_settings,
 )
+from dask_embedding_reader.write.written import Written, known_manifest, open_written
 
-_WRITING = "_writing"
-_JOB, _COMMIT = f"{_WRITING}/job.json", f"{_WRITING}/commit.json"
-_DONE, _STAGED = f"{_WRITING}/done", f"{_WRITING}/files"
+_JOB, _COMMIT = f"{WRITING}/job.json", f"{WRITING}/commit.json"
+_DONE, _STAGED = f"{WRITING}/done", f"{WRITING}/files"
 _ATTEMPTS = 4
 """A file that another writer put there, late, is replaced: so often."""
 
 T = TypeVar("T")
-
-
-class Folder(NamedTuple):
-    """Where a collection is written to."""
-
-    store: Store
-    """The storage."""
-    path: str
-    """The folder in it."""
-    url: str
-    """The same as it can be opened again."""
-    storage_options: Mapping[str, Any] | None
-    """What fsspec needs for that."""
-
-    @property
-    def work(self) -> str:
-        """The folder of what is not finished."""
-        return f"{self.path}/{_WRITING}"
-
-    @property
-    def shown(self) -> str:
-        """How messages spell it."""
-        return shown_url(self.store, self.path)
-
-    def at(self, name: str) -> str:
-        """Return the path of something in it."""
-        return f"{self.path}/{name}"
 
 
 class Destination(NamedTuple):
@@ -155,7 +124,7 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
     if was_complete := _COMMIT in listing:
         complete(folder, claim, listing)
         listing = list_files(folder.store, folder.path)
-    data = [name for name in listing if name.endswith(all_suffixes()) and not _is_hidden(name)]
+    data = [name for name in listing if name.endswith(all_suffixes()) and not is_litter(name)]
     job = _read_note(folder, _JOB, read_job) if _JOB in listing else None
     if job is not None and job.settings == _spelled(settings):
         if job.replaces and not overwrite:
@@ -201,12 +170,8 @@ def _read_note(folder: Folder, name: str, read: Callable[[bytes], T]) -> T:
         problem = f"is damaged: {error}"
     raise DestinationError(
         f"{folder.shown}/{name}: {problem}; run this again, and if that does not help, remove "
-        f"{folder.shown}/{_WRITING} and pass overwrite=True to begin anew"
+        f"{folder.shown}/{WRITING} and pass overwrite=True to begin anew"
     )
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "_")) for part in name.split("/"))
 
 
 def _is_of_job(name: str) -> bool:
@@ -378,7 +343,7 @@ def _put_data(destination: Destination, name: str, content: Content) -> tuple[in
 def count_done(destination: Destination) -> int:
     """Return how many parts are complete."""
     folder = destination.folder
-    return sum(not _is_hidden(name) for name in list_files(folder.store, folder.at(_DONE)))
+    return sum(not is_litter(name) for name in list_files(folder.store, folder.at(_DONE)))
 
 
 def check_columns(destination: Destination, records: Mapping[int, Record]) -> tuple[str, ...]:
@@ -442,20 +407,11 @@ def finish(destination: Destination, records: Mapping[int, Record]) -> None:
     _mark_incomplete(destination)
     commit = Commit(_spelled(settings), columns, files, move, tuple(remove), rows, destination.job, claim.job)
     _put_note(destination, _COMMIT, commit)
-    if not complete(folder, claim, listing, _Written(records, infos)):
+    if not complete(folder, claim, listing, Written(records, infos)):
         raise WriteError(f"{folder.at(_JOB)}: is of another writer now; look what it has written, and run this again")
 
 
-class _Written(NamedTuple):
-    """What the writer knows that has just written a collection; who completes what another one wrote does not."""
-
-    records: Mapping[int, Record]
-    """What is in its parts."""
-    infos: Mapping[str, ObjectInfo]
-    """What the storage told of the files in the folder then."""
-
-
-def complete(folder: Folder, claim: Claim, listing: Mapping[str, int], written: _Written | None = None) -> bool:
+def complete(folder: Folder, claim: Claim, listing: Mapping[str, int], written: Written | None = None) -> bool:
     """Put new files in the place of old ones, write the manifest, tidy up. May be interrupted and done again.
 
     ``listing`` is what the folder holds.
@@ -473,7 +429,7 @@ def complete(folder: Folder, claim: Claim, listing: Mapping[str, int], written: 
         ]:
             raise DestinationError(
                 f"{folder.shown}/{_COMMIT}: says that {gone[0]} was written, but it has gone or is another one; "
-                f"restore it, or remove {folder.shown}/{_WRITING} and pass overwrite=True to begin anew"
+                f"restore it, or remove {folder.shown}/{WRITING} and pass overwrite=True to begin anew"
             )
         staged = {name for name in listing if name.startswith(staging)}
         if staged:  # what is found without a manifest is read as it is; with one, it would be missed
@@ -484,13 +440,13 @@ def complete(folder: Folder, claim: Claim, listing: Mapping[str, int], written: 
         claim.remove([folder.at(name) for name in commit.remove if name in listing])
         if written is not None and moved:  # where these are, the storage tells of them as of other files
             written = written._replace(infos=list_infos(store, folder.path))
-        manifest = written and _known_manifest(folder, settings, commit, written)
-        manifest = manifest or _open_written(folder, settings, commit)
+        manifest = written and known_manifest(folder, settings, commit, written)
+        manifest = manifest or open_written(folder, settings, commit)
         path = folder.at(MANIFEST_NAME)
         claim.keep(lambda: save_manifest(manifest, store, path, _spelled(settings), claim.scratch))
     if is_due or job is None:  # all that is left is litter
-        ours = {name for name in listing if name.startswith(f"{_WRITING}/")}
-        litter = {name for name in ours if not is_of_claims(name.removeprefix(f"{_WRITING}/"))}
+        ours = {name for name in listing if name.startswith(f"{WRITING}/")}
+        litter = {name for name in ours if not is_of_claims(name.removeprefix(f"{WRITING}/"))}
         # By its name too: should a listing miss the mark, nobody could read what is complete.
         names = {*litter, INCOMPLETE_NAME} - {_JOB, _COMMIT, *(staging + name for name in moved)}
         claim.remove([folder.at(name) for name in sorted(names)])
@@ -509,61 +465,3 @@ def _read_commit(content: bytes) -> tuple[Commit, Settings]:
     if commit.columns and get_format(settings.file_format).metadata == "none":
         refuse("columns", list(commit.columns), f"empty, as {settings.file_format} has no metadata")
     return commit, settings
-
-
-def _known_manifest(folder: Folder, settings: Settings, commit: Commit, written: _Written) -> Manifest | None:
-    """Make the manifest without a look at the files; None where there is something else, or a part was not written now.
-
-    Each header says what reading it would.
-    """
-    layout, dtype = get_format(settings.file_format), np.dtype(settings.dtype)
-    suffixes = tuple({name[name.rfind(".") :] for name in commit.files})
-    data = {name for name in written.infos if name.endswith(suffixes) and not _is_hidden(name)}
-    if data - set(commit.remove) != set(commit.files) or not all(record.columns for record in written.records.values()):
-        return None
-    vectors: list[FileHeader] = []
-    metadata: list[FileHeader] = []
-    for number, record in sorted(written.records.items()):
-        files = {
-            name: (StoredFile(folder.store, folder.at(name), written.infos[name].version), checksum)
-            for name, (_, checksum) in record.files.items()
-        }
-        *names_of_metadata, name = part_names(settings, number)
-        file, checksum = files[name]
-        header = layout.vectors.written_header(file, record.rows, settings.dimension, dtype)
-        if header is None:
-            return None
-        columns = meta_columns(record.schema)
-        vectors.append(header._replace(checksum=checksum, meta=columns if layout.metadata == "same" else ()))
-        for name in names_of_metadata:
-            file, checksum = files[name]
-            metadata.append(metadata_header(file, record.rows)._replace(checksum=checksum, meta=columns))
-    root = [folder.path]
-    return make_manifest(
-        layout,
-        Columns(settings.embedding_column, None, commit.columns),
-        (vectors, root),
-        (metadata, root) if metadata else None,
-    )
-
-
-def _open_written(folder: Folder, settings: Settings, commit: Commit) -> Manifest:
-    """Open the collection as any reader would, and add what only the writer knows."""
-    columns = Columns(settings.embedding_column, None, commit.columns)
-    manifest = read_manifest(
-        get_format(settings.file_format), [folder.url], columns, None, folder.storage_options, unfinished=True
-    )
-    if manifest.count != commit.rows:
-        raise WriteError(
-            f"{folder.shown}: {counted(commit.rows, 'row')} written, but {manifest.count:,} are found there: something "
-            "else wrote to this folder; remove what does not belong there, and run this again"
-        )
-    checksums = {name: checksum for name, (_, checksum) in commit.files.items()}
-
-    def known(table: FileTable) -> FileTable:
-        found = tuple(checksums.get(path.rpartition("/")[2], "") for path in table.paths)
-        return dataclasses.replace(table, checksums=found)
-
-    vectors = known(manifest.vectors)
-    metadata = manifest.metadata and (vectors if manifest.metadata is manifest.vectors else known(manifest.metadata))
-    return dataclasses.replace(manifest, vectors=vectors, metadata=metadata)

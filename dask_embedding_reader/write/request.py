@@ -16,7 +16,7 @@ from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.formats.vectors import plan_casting
 from dask_embedding_reader.storage.retries import hide_secrets
 from dask_embedding_reader.storage.urls import resolve
-from dask_embedding_reader.write.destination import Folder
+from dask_embedding_reader.write.folder import Folder
 from dask_embedding_reader.write.parts import Settings
 
 _REMOTE_WRITERS = 16
