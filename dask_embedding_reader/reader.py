@@ -825,7 +825,7 @@ class EmbeddingReader:
             Whether to show a progress bar, in a terminal or notebook.
         max_ram_usage_in_bytes : int or str, default 4 GiB
             The memory that reading may hold, together with the batch that the loop is working on; as a number or as
-            text (``"1GiB"``). A batch that is larger by itself is still read, with a warning.
+            text (``"1GiB"``). Two batches that are larger are still read, with a warning.
         dtype : dtype-like, default float32
             Type of the vectors; None keeps the stored one.
 
