@@ -49,20 +49,21 @@ def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
     UserWarning
         If two batches are larger than the memory limit: they are then read one at a time.
     """
-    nbytes = project_batches(manifest, request).batches
-    if nbytes > request.limit_nbytes:
+    by_windows = _is_read_by_windows(manifest, request)
+    nbytes = window_nbytes(manifest, request) if by_windows else project_batches(manifest, request).batches
+    if nbytes > request.limit_nbytes and by_windows:
+        warnings.warn(
+            f"rows in this order take about {nbytes:,} bytes: two windows of "
+            f"{counted(window_rows(manifest, request), 'row')}, which are read in one go, and two batches; the limit "
+            f"is {request.limit_nbytes:,} (max_ram_usage_in_bytes): windows are read in parts, with nothing read "
+            "ahead; a smaller buffer_rows (of shuffle) or a higher limit is faster",
+            stacklevel=3,
+        )
+    elif nbytes > request.limit_nbytes:
         warnings.warn(
             f"two batches of {counted(request.batch_rows, 'row')}, the one in use and the next, take {nbytes:,} bytes; "
             f"the limit is {request.limit_nbytes:,} (max_ram_usage_in_bytes): batches are read one at a time, with "
             "nothing read ahead; a smaller batch_size or a higher limit is faster",
-            stacklevel=3,
-        )
-    elif _is_read_by_windows(manifest, request) and window_nbytes(manifest, request) > request.limit_nbytes:
-        warnings.warn(
-            f"rows in this order take about {window_nbytes(manifest, request):,} bytes: two windows of "
-            f"{counted(window_rows(manifest, request), 'row')}, which are read in one go, and two batches; the limit "
-            f"is {request.limit_nbytes:,} (max_ram_usage_in_bytes): windows are read in parts, with nothing read "
-            "ahead; a smaller buffer_rows (of shuffle) or a higher limit is faster",
             stacklevel=3,
         )
     return _iterate(manifest, request, FRAMES)
