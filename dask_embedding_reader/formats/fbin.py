@@ -16,16 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from dask_embedding_reader.errors import FormatError
-from dask_embedding_reader.formats.base import Columns, FileHeader, RowReader, StretchReader
-from dask_embedding_reader.formats.raw import (
-    dtype_by_name,
-    open_raw,
-    open_raw_stretches,
-    raw_header_fits,
-    raw_held_nbytes,
-    suffix_of_dtype,
-    write_rows,
-)
+from dask_embedding_reader.formats.base import Columns, FileHeader
+from dask_embedding_reader.formats.raw import RawVectors, dtype_by_name, raw_header_fits, suffix_of_dtype, write_rows
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import StoredFile, Write
@@ -41,7 +33,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-class _Fbin:
+class _Fbin(RawVectors):
     name = "fbin"
     suffixes: tuple[str, ...] = tuple(_DTYPES)
     first_nbytes = _HEADER_NBYTES
@@ -65,26 +57,6 @@ class _Fbin:
     def check_header(self, header: FileHeader) -> bool:
         """Tell whether the file is as long as its vectors."""
         return header.layout == (_HEADER_NBYTES,) and raw_header_fits(header)
-
-    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
-        """Return a function that reads the next rows straight into arrays."""
-        del columns, stop
-        return open_raw(header, start)
-
-    def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
-        """Return a function that reads stretches of rows straight into arrays."""
-        del columns, start, stop
-        return open_raw_stretches(header)
-
-    def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
-        """Return what answers hold, or what is cast."""
-        del columns
-        return raw_held_nbytes(header, rows, threads)
-
-    def drawback(self, header: FileHeader) -> str:
-        """Say nothing: the vectors lie as they do in memory."""
-        del header
-        return ""
 
     def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
         """Return the suffix that tells the dtype, if there is one."""

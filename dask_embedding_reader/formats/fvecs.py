@@ -24,7 +24,7 @@ from dask_embedding_reader.formats.base import (
     StretchReader,
     in_order,
 )
-from dask_embedding_reader.formats.raw import dtype_by_name, open_block_stretches, raw_held_nbytes, suffix_of_dtype
+from dask_embedding_reader.formats.raw import RawVectors, dtype_by_name, open_block_stretches, suffix_of_dtype
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import StoredFile, Write
@@ -37,7 +37,7 @@ _BLOCK_NBYTES = 2**20
 _DTYPES: dict[str, np.dtype[Any]] = {".fvecs": np.dtype("<f4"), ".ivecs": np.dtype("<i4"), ".bvecs": np.dtype("u1")}
 
 
-class _Fvecs:
+class _Fvecs(RawVectors):
     name = "fvecs"
     suffixes: tuple[str, ...] = tuple(_DTYPES)
     first_nbytes = _PREFIX_NBYTES
@@ -91,16 +91,6 @@ class _Fvecs:
                 row += len(block)
 
         return open_block_stretches(header.file, 0, row_type, check)
-
-    def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
-        """Return what answers hold, or what is cast."""
-        del columns
-        return raw_held_nbytes(header, rows, threads)
-
-    def drawback(self, header: FileHeader) -> str:
-        """Say nothing: rows can be read one by one."""
-        del header
-        return ""
 
     def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
         """Return the suffix that tells the dtype, if there is one."""

@@ -17,15 +17,7 @@ import pyarrow as pa
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader, Stretch, StretchReader
-from dask_embedding_reader.formats.raw import (
-    copy_rows,
-    naming_rows,
-    open_raw,
-    open_raw_stretches,
-    raw_header_fits,
-    raw_held_nbytes,
-    write_rows,
-)
+from dask_embedding_reader.formats.raw import RawVectors, copy_rows, naming_rows, raw_header_fits, write_rows
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.read import read_range, read_ranges
 from dask_embedding_reader.storage.store import StoredFile, Write
@@ -55,7 +47,7 @@ class Parsed(NamedTuple):
     dtype: np.dtype[Any]
 
 
-class _Npy:
+class _Npy(RawVectors):
     name = "npy"
     suffixes: tuple[str, ...] = (".npy",)
     first_nbytes = 512  # numpy writes 128; a longer header costs a second read
@@ -84,10 +76,8 @@ class _Npy:
 
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that reads the next rows straight into arrays."""
-        del columns, stop
-        _, fortran_order = header.layout
-        if not fortran_order:
-            return open_raw(header, start)
+        if not header.layout[1]:
+            return super().open_rows(header, columns, start, stop)
 
         def read(outs: Sequence[Array]) -> None:
             nonlocal start
@@ -100,9 +90,8 @@ class _Npy:
 
     def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
         """Return a function that reads stretches of rows straight into arrays."""
-        del start, stop
         if not header.layout[1]:
-            return open_raw_stretches(header)
+            return super().open_stretches(header, columns, start, stop)
 
         def read(stretches: Sequence[Stretch]) -> None:
             for row, out in stretches:
@@ -112,10 +101,9 @@ class _Npy:
 
     def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
         """Return what answers hold, or what is cast; of columns that are stored one after the other, three copies."""
-        del columns
         if header.layout[1]:
             return 3 * threads * rows * header.dimension * header.dtype.itemsize
-        return raw_held_nbytes(header, rows, threads)
+        return super().held_nbytes(header, columns, rows, threads)
 
     def drawback(self, header: FileHeader) -> str:
         """Say whether columns are stored, whose rows are scattered."""

@@ -36,10 +36,34 @@ def _read_raw(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, o
         _read_cast(file, position, dtype, row, outs)
 
 
-def open_raw(header: FileHeader, row: int) -> RowReader:
-    """Return a function that fills arrays with the vectors from a row on; its layout says where the first begins."""
-    row_nbytes = header.dimension * header.dtype.itemsize
-    return raw_reader(header.file, header.layout[0] + row * row_nbytes, header.dtype, row_nbytes, row)
+class RawVectors:
+    """What formats have in common whose vectors lie in a file as in memory, from the first number of the layout on."""
+
+    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
+        """Return a function that reads the next rows straight into arrays."""
+        del columns, stop
+        row_nbytes = header.dimension * header.dtype.itemsize
+        return raw_reader(header.file, header.layout[0] + start * row_nbytes, header.dtype, row_nbytes, start)
+
+    def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
+        """Return a function that reads stretches of rows straight into arrays."""
+        del columns, start, stop
+        file, dtype, row_nbytes = header.file, header.dtype, header.dimension * header.dtype.itemsize
+
+        def read(stretches: Sequence[Stretch]) -> None:
+            read_placed(file, dtype, [(header.layout[0] + row * row_nbytes, row, out) for row, out in stretches])
+
+        return read
+
+    def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
+        """Return what answers hold, or what is cast."""
+        del columns
+        return raw_held_nbytes(header, rows, threads)
+
+    def drawback(self, header: FileHeader) -> str:
+        """Say nothing: rows can be read one by one."""
+        del header
+        return ""
 
 
 def raw_reader(file: StoredFile, position: int, dtype: np.dtype[Any], row_nbytes: int, row: int) -> RowReader:
@@ -90,16 +114,6 @@ def write_rows(write: Write, vectors: Vectors) -> None:
     step = max(1, _BLOCK_NBYTES // (vectors.dimension * vectors.dtype.itemsize))
     for start in range(0, len(vectors.array), step):
         write(vectors.stored(start, start + step).reshape(-1).view(np.uint8).data)
-
-
-def open_raw_stretches(header: FileHeader) -> StretchReader:
-    """Return a function that fills arrays with stretches of vectors; the layout says where the first one begins."""
-    file, dtype, row_nbytes = header.file, header.dtype, header.dimension * header.dtype.itemsize
-
-    def read(stretches: Sequence[Stretch]) -> None:
-        read_placed(file, dtype, [(header.layout[0] + row * row_nbytes, row, out) for row, out in stretches])
-
-    return read
 
 
 def read_placed(file: StoredFile, dtype: np.dtype[Any], placed: Sequence[tuple[int, int, Array]]) -> None:

@@ -27,13 +27,7 @@ from dask_embedding_reader.formats.base import (
     StretchReader,
     in_order,
 )
-from dask_embedding_reader.formats.raw import (
-    open_block_stretches,
-    open_raw,
-    open_raw_stretches,
-    raw_held_nbytes,
-    write_rows,
-)
+from dask_embedding_reader.formats.raw import RawVectors, open_block_stretches, write_rows
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import StoredFile, Write
@@ -72,7 +66,7 @@ class _Tensor(NamedTuple):
         return len(self.shape) == 2 and self.dtype in _DTYPES and self.shape[1] > 0
 
 
-class _Safetensors:
+class _Safetensors(RawVectors):
     name = "safetensors"
     suffixes: tuple[str, ...] = (".safetensors",)
     first_nbytes = 512  # a header of one tensor has some 100; a longer one costs a second read
@@ -123,27 +117,16 @@ class _Safetensors:
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
         """Return a function that reads the next rows."""
         if not header.layout[1]:
-            return open_raw(header, start)
+            return super().open_rows(header, columns, start, stop)
         return in_order(self.open_stretches(header, columns, start, stop), start)
 
     def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
         """Return a function that reads stretches of rows."""
-        del columns, start, stop
         data_offset, is_bf16 = header.layout
         if not is_bf16:
-            return open_raw_stretches(header)
+            return super().open_stretches(header, columns, start, stop)
         row_type = np.dtype(("<u2", (header.dimension,)))
         return open_block_stretches(header.file, data_offset, row_type, lambda blocks, _: map(_widen, blocks))
-
-    def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
-        """Return what answers hold, or what is cast."""
-        del columns
-        return raw_held_nbytes(header, rows, threads)
-
-    def drawback(self, header: FileHeader) -> str:
-        """Say nothing: the vectors lie as they do in memory."""
-        del header
-        return ""
 
     def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
         """Return the suffix, for dtypes that the format has."""
