@@ -23,6 +23,11 @@ class Projection(NamedTuple):
     ahead: int
     """More that is worth having, as far as there is room."""
 
+    @property
+    def needed(self) -> int:
+        """What is held whatever the limit."""
+        return self.batches + self.reading
+
     def within(self, limit_nbytes: int) -> int:
         """Return what it holds at most under a limit.
 
@@ -32,8 +37,7 @@ class Projection(NamedTuple):
         >>> [projection.within(limit) for limit in (50, 200, 1_000)]
         [100, 200, 300]
         """
-        needed = self.batches + self.reading
-        return min(needed + self.ahead, max(needed, limit_nbytes))
+        return min(self.needed + self.ahead, max(self.needed, limit_nbytes))
 
 
 class Budget:

@@ -107,12 +107,12 @@ def iter_batches(
 
 def _warn_if_too_large(request: Request) -> None:
     """Warn where the limit cannot be kept."""
-    chunk = max(request.array.chunks[0], default=0) * request.row_nbytes
-    needed = 2 * request.batch_nbytes + chunk + request.inner_nbytes
-    if needed > request.limit_nbytes:
+    projected = request.project()
+    if projected.needed > request.limit_nbytes:
         warnings.warn(
-            f"computing one chunk takes about {needed:,} bytes: {chunk:,} for the largest chunk, "
-            f"{request.inner_nbytes:,} for what it is computed from, {2 * request.batch_nbytes:,} for two batches of "
+            f"computing one chunk takes about {projected.needed:,} bytes: {projected.reading - request.inner_nbytes:,} "
+            f"for the largest chunk, {request.inner_nbytes:,} for what it is computed from, {projected.batches:,} for "
+            f"two batches of "
             f"{min(request.batch_rows, request.rows):,} rows; the limit is {request.limit_nbytes:,} "
             "(max_ram_usage_in_bytes): chunks are computed one at a time; smaller chunks, a smaller batch_size or "
             "a higher limit is faster",

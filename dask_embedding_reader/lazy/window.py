@@ -24,7 +24,7 @@ from dask.dataframe.dispatch import concat
 from dask.sizeof import sizeof
 
 from dask_embedding_reader._common.arguments import is_numeric
-from dask_embedding_reader._common.budget import Budget
+from dask_embedding_reader._common.budget import Budget, Projection
 from dask_embedding_reader._common.memory import Buffers, has_own_memory
 from dask_embedding_reader._common.progress import progress_bar
 from dask_embedding_reader.batches.pace import METADATA_ROW_NBYTES
@@ -84,6 +84,11 @@ class Request:
     def batch_nbytes(self) -> int:
         """Bytes of the array of a batch."""
         return min(self.batch_rows, self.rows) * self.row_nbytes
+
+    def project(self, ahead: int = 0) -> Projection:
+        """Return what batches hold, and so many chunks ahead with what they are computed from."""
+        chunk = max(self.array.chunks[0], default=0) * self.row_nbytes + self.inner_nbytes
+        return Projection(2 * self.batch_nbytes, chunk, ahead * chunk)
 
 
 def iterate(request: Request) -> Iterator[Batch]:

@@ -88,20 +88,17 @@ def _batches(reader: Any, how: str, batch_size: int, limit: int) -> Iterator[Any
     return batches
 
 
-def _project(reader: Any, batch_size: int, limit: int) -> Projection:
+def _project(reader: Any, batches: Any) -> Projection:
+    """What the pass holds that makes batches, which has not begun."""
+    from dask.system import CPU_COUNT
+
     from dask_embedding_reader.batches.pace import project_batches
 
-    request = reader._request(
-        batch_size,
-        0,
-        None,
-        max_piece_size=None,
-        parallel_pieces=None,
-        show_progress=False,
-        max_ram_usage_in_bytes=limit,
-        dtype="float32",
-    )
-    return project_batches(reader.manifest, request)
+    request = batches.gi_frame.f_locals["request"]
+    lazy = hasattr(request, "project")
+    projected = request.project(2 * CPU_COUNT) if lazy else project_batches(reader.manifest, request)
+    assert isinstance(projected, Projection)
+    return projected
 
 
 def _measure(asked: dict[str, Any]) -> dict[str, Any]:
@@ -109,13 +106,14 @@ def _measure(asked: dict[str, Any]) -> dict[str, Any]:
 
     reader = EmbeddingReader(asked["folder"], **asked["options"])
     next(iter(reader(1, end=1, show_progress=False)))  # threads, and what is imported when it is first used
-    projected = _project(reader, asked["batch_size"], asked["limit"])
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
+        batches = _batches(reader, asked["how"], asked["batch_size"], asked["limit"])
+        projected = _project(reader, batches)
         rows = 0
-        for vectors, _ in _batches(reader, asked["how"], asked["batch_size"], asked["limit"]):
+        for vectors, _ in batches:
             rows += len(vectors)
             del vectors
         assert rows >= reader.count // 2
