@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 
 from dask_embedding_reader import ArgumentError, ColumnError, EmbeddingReader, FormatError, write_embeddings
-from dask_embedding_reader.cli import commands, main
+from dask_embedding_reader.cli import main, options
 from dask_embedding_reader.formats.registry import all_suffixes, format_names, get_format
 from tests.support.collections import as_others_read
 
@@ -33,7 +33,7 @@ def header(**tensors: Any) -> bytes:
 
 
 def test_the_command_line_knows_every_format() -> None:
-    assert sorted(commands.FORMATS.choices) == sorted(format_names())
+    assert sorted(options.FORMATS.choices) == sorted(format_names())
 
 
 @pytest.mark.parametrize("file_format", ["fbin", "fvecs", "npz", "safetensors", "parquet_fbin"])
