@@ -46,6 +46,20 @@ def test_batches_that_are_kept_for_a_while_are_left_alone(collection: Collection
     assert start == len(collection.rows)
 
 
+def test_nothing_is_read_ahead_while_batches_that_are_kept_fill_the_limit(tmp_path: Path) -> None:
+    written = write_collection(tmp_path, "npy", file_rows=[64 * 20])
+    nbytes = written.rows[:64].nbytes
+    batches = written.open()(64, max_piece_size=64, show_progress=False, max_ram_usage_in_bytes=8 * nbytes)
+    kept, ahead = [next(batches)], []
+    reading = batches.gi_frame.f_locals["reading"]  # type: ignore[attr-defined]
+    for batch in batches:
+        kept.append(batch)
+        ahead.append(len(reading._slots))
+    assert ahead[0] > 1
+    assert ahead[10] == 0
+    assert_batches(iter(kept), written, 64)
+
+
 def test_a_view_of_a_batch_keeps_its_memory(collection: Collection) -> None:
     rows = [batch[-1] for batch, _ in collection.open()(**BATCH)]
     stops = [*range(64, len(collection.rows), 64), len(collection.rows)]
