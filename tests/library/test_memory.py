@@ -33,7 +33,7 @@ def some_rows(rng: np.random.Generator, rows: int, dimension: int, dtype: np.typ
 
 
 def write(
-    folder: Path, format_name: str, *, rows: int = 30_000, text: int = 40, group_rows: int = 10_000
+    folder: Path, format_name: str, *, rows: int = 20_000, text: int = 40, group_rows: int = 10_000
 ) -> Collection:
     """Three files, with a text beside each vector where there can be one."""
     words = np.random.default_rng(0).integers(0, 2**60, rows)
@@ -65,7 +65,7 @@ def check(measured: Meter, collection: Collection, batch_size: int, limit: int, 
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_a_pass_takes_what_is_projected(format_name: str, tmp_path: Path, measured: Meter) -> None:
-    """92 MB of vectors, read ahead as far as the limit lets them be, or as far as is worth it."""
+    """61 MB of vectors, read ahead as far as the limit lets them be, or as far as is worth it."""
     collection = write(tmp_path, format_name)
     check(measured, collection, 1_000, 16 * MB)
     check(measured, collection, 10_000, 1_000 * MB)
