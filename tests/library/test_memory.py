@@ -19,7 +19,7 @@ NOISE = 24 * MB
 """What Python, its threads and allocators take beside: up to 5 MB where it was measured."""
 
 OVER = 64 * MB
-"""What may be held beyond the limit, as the pages say: decoders."""
+"""What may be held beyond the limit, as the pages say."""
 
 FORMATS = (
     *("npy", "npy-fortran", "npy-big-endian", "npz-deflated", "fbin", "fvecs", "safetensors", "arrow", "arrow-zstd"),
@@ -57,10 +57,10 @@ def measured() -> Iterator[Meter]:
 
 
 def check(measured: Meter, collection: Collection, batch_size: int, limit: int, how: str = "in order") -> None:
-    """What was projected holds, and is within the limit, or there is a warning."""
+    """A pass takes no more than was projected, and keeps to the limit, or there is a warning."""
     peak = measured.measure(collection, how, batch_size, limit)
     assert peak.grown <= peak.projected.within(limit) + NOISE
-    assert peak.warned or peak.projected.within(limit) <= limit + OVER
+    assert peak.warned or (peak.projected.batches <= limit and peak.grown <= 1.1 * limit + OVER)
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
