@@ -51,7 +51,7 @@ def test_nothing_is_read_ahead_while_batches_that_are_kept_fill_the_limit(tmp_pa
     nbytes = written.rows[:64].nbytes
     batches = written.open()(64, max_piece_size=64, show_progress=False, max_ram_usage_in_bytes=8 * nbytes)
     kept, ahead = [next(batches)], []
-    reading = batches.gi_frame.f_locals["reading"]  # type: ignore[attr-defined]
+    reading = batches.gi_frame.f_locals["reading"]
     for batch in batches:
         kept.append(batch)
         ahead.append(len(reading._slots))
