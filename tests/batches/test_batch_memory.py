@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dask_embedding_reader._common.budget import cached_nbytes
 from tests.support.collections import Collection, assert_batches, finishes, wait_until, write_collection
 
 BATCH = {"batch_size": 64, "max_piece_size": 8, "show_progress": False}
@@ -48,8 +49,8 @@ def test_batches_that_are_kept_for_a_while_are_left_alone(collection: Collection
 
 def test_nothing_is_read_ahead_while_batches_that_are_kept_fill_the_limit(tmp_path: Path) -> None:
     written = write_collection(tmp_path, "npy", file_rows=[64 * 20])
-    nbytes = written.rows[:64].nbytes
-    batches = written.open()(64, max_piece_size=64, show_progress=False, max_ram_usage_in_bytes=8 * nbytes)
+    limit = 8 * written.rows[:64].nbytes + cached_nbytes()
+    batches = written.open()(64, max_piece_size=64, show_progress=False, max_ram_usage_in_bytes=limit)
     kept, ahead = [next(batches)], []
     reading = batches.gi_frame.f_locals["reading"]
     for batch in batches:
