@@ -12,7 +12,10 @@ import pytest
 from tests.support.collections import Collection, Rows, write_collection
 from tests.support.peaks import CAN_MEASURE, Meter, meter
 
-pytestmark = pytest.mark.skipif(not CAN_MEASURE, reason="resident memory is measured the Linux way")
+pytestmark = [
+    pytest.mark.skipif(not CAN_MEASURE, reason="resident memory is measured the Linux way"),
+    pytest.mark.timeout(900),  # a process that imports everything, on a busy machine
+]
 
 MB = 10**6
 NOISE = 24 * MB
