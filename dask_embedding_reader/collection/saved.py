@@ -19,15 +19,15 @@ import pyarrow.parquet as pq
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, MetaColumn
-from dask_embedding_reader.formats.parquet.footer import (
+from dask_embedding_reader.formats.parquet.footer import parse_footer
+from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.formats.parquet.page_headers import (
     PLAIN,
     PLAIN_DICTIONARY,
     RLE,
     RLE_DICTIONARY,
     iter_page_heads,
-    parse_footer,
 )
-from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.storage.retries import describe
 from dask_embedding_reader.storage.store import Store, StoredFile, Version
@@ -244,7 +244,7 @@ def _check_size(where: str, data: bytes) -> pa.Schema:
     if (rows := sum(footer.group_rows)) > _MOST_FILES * len(data):
         _fail(where, f"claims to name {rows:,} files, but has {len(data):,} bytes")
     for leaf, kind in enumerate(kinds):
-        for chunk in footer.chunks[leaf]:
+        for chunk in footer.chunks(leaf):
             if chunk.kind != kind:
                 _fail(where, "has a column of another type than those of manifests")
             for page in iter_page_heads(data, chunk.start, chunk.stop):

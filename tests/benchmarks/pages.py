@@ -87,7 +87,7 @@ def pyarrow_rows(work: Work, data: Data) -> Job:
 
 def chunk_pages(path: Path) -> Iterator[tuple[Any, int, int, int]]:
     """Yield the codec of each page of vectors, where it begins, its size, and what that is decompressed."""
-    footer = import_module("dask_embedding_reader.formats.parquet.footer")
+    page_headers = import_module("dask_embedding_reader.formats.parquet.page_headers")
     metadata = import_module("pyarrow.parquet").read_metadata(path)
     with path.open("rb") as file:
         for group in range(metadata.num_row_groups):
@@ -96,7 +96,7 @@ def chunk_pages(path: Path) -> Iterator[tuple[Any, int, int, int]]:
             stop = position + chunk.total_compressed_size
             while position < stop:
                 file.seek(position)
-                page, nbytes = footer.page_header(file.read(2**13))
+                page, nbytes = page_headers.page_header(file.read(2**13))
                 levels = sum(page.levels or ())
                 body = position + nbytes
                 yield (

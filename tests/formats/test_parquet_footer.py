@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import ColumnError, FormatError
-from dask_embedding_reader.formats.parquet import footer as parquet_footer
+from dask_embedding_reader.formats.parquet import column_chunks
 from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet.footer import Footer, parse_footer
 from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
@@ -94,37 +94,39 @@ def test_footers_say_what_pyarrow_reads_in_them(options: dict[str, Any]) -> None
     assert footer.group_rows == (3,) * (ROWS // 3)
     assert footer.schema.arrow.names == metadata.schema.to_arrow_schema().names
     assert footer.schema.paths == tuple(metadata.schema.column(n).path for n in range(metadata.num_columns))
-    assert set(footer.chunks) == set(range(metadata.num_columns))
-    for leaf, chunks in footer.chunks.items():
+    for leaf in range(metadata.num_columns):
+        chunks = footer.chunks(leaf)
         for found, expected in zip(chunks, as_pyarrow(data, leaf), strict=True):
             assert found[:3] == expected[:3]
             # pyarrow tells nothing of statistics whose order it does not know.
             assert expected[3] is None or found.nulls == expected[3]
-    # One column alone: the same is said of it, and nothing of others.
-    assert parse(data, ["embedding"]).chunks == {1: footer.chunks[1]}
-    assert parse(data, []).chunks == {}
+        assert footer.may_hold_nulls(leaf) == any(chunk.nulls != 0 for chunk in chunks)
+        assert footer.chunks(leaf, [7, 2]) == [chunks[7], chunks[2]]
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_chunks_are_read_in_one_go_as_they_are_field_by_field(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def all_said() -> list[Any]:
+        footer = parse(data)
+        leaves = range(len(footer.schema.paths))
+        return [
+            footer.group_rows,
+            footer.select([3, 4]),
+            [(footer.chunks(n), footer.may_hold_nulls(n)) for n in leaves],
+        ]
+
     data = written(options)
-    quick = parse(data)
-    monkeypatch.setattr(parquet_footer, "_patterns", lambda: parquet_footer._Patterns(*4 * [lambda *_: None]))
-    assert parse(data) == quick
+    quick = all_said()
+    monkeypatch.setattr(column_chunks, "_patterns", lambda: column_chunks._Patterns(*4 * [lambda *_: None]))
+    assert all_said() == quick
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_what_pyarrow_writes_is_not_read_field_by_field(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_pyarrow_writes_is_not_read_field_by_field(options: dict[str, Any]) -> None:
     """That takes 20 times as long."""
-    data = written(options)
-    read: list[int] = []
-    monkeypatch.setattr(parquet_footer, "_check_place", lambda column, index: read.append(index))
-    parse(data)
-    assert read == []
+    assert parse(written(options)).groups.odd == frozenset()
 
 
 @pytest.mark.parametrize("groups", [[0], [2, 3, 7], [19], list(range(20))])
@@ -245,20 +247,20 @@ def test_footers_are_kept_in_so_many_bytes() -> None:
     files = [StoredFile(LocalStore(LocalFileSystem()), f"{n}", Version(1)) for n in range(9)]
     cache = FooterCache(3 * footer.nbytes)
     for file in files:
-        cache.put(file, footer, frozenset(["embedding"]))
+        cache.put(file, footer)
         cache.get(files[0])  # used again and again
         assert cache.nbytes <= 3 * footer.nbytes
     assert [cache.get(file) is not None for file in files] == [True, *[False] * 6, True, True]
-    cache.put(files[1], footer._replace(data=footer.data * 9), frozenset())  # the last one is kept, large or not
+    cache.put(files[1], footer._replace(data=footer.data * 9))  # the last one is kept, large or not
     assert [file for file in files if cache.get(file)] == [files[1]]
-    cache.put(files[1], footer, frozenset())
+    cache.put(files[1], footer)
     assert cache.nbytes == footer.nbytes
     cache.clear()
     assert cache.nbytes == 0
 
 
 def test_what_is_kept_takes_no_more_than_is_counted() -> None:
-    """Of footers of 8,000 column chunks, all of which are wanted."""
+    """Of footers of 8,000 column chunks."""
     made = pa.table({f"c{n}": pa.array(range(400)) for n in range(20)})
     sink = io.BytesIO()
     pq.write_table(made, sink, row_group_size=1)

@@ -16,8 +16,9 @@ from dask_embedding_reader import EmbeddingReader, FormatError, write_embeddings
 from dask_embedding_reader.formats.base import Columns, read_rows
 from dask_embedding_reader.formats.parquet import plain_pages
 from dask_embedding_reader.formats.parquet import read as parquet
-from dask_embedding_reader.formats.parquet.footer import page_header, spell_length
 from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.formats.parquet.page_headers import page_header
+from dask_embedding_reader.formats.parquet.thrift import spell_length
 from dask_embedding_reader.storage.read import read_each_into, read_into
 
 PLAIN: dict[str, Any] = {"use_dictionary": False, "compression": "none"}

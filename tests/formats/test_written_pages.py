@@ -17,7 +17,8 @@ from dask_embedding_reader import EmbeddingReader, write_embeddings
 from dask_embedding_reader.formats.parquet import encode as encoding
 from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet import write as pages
-from dask_embedding_reader.formats.parquet.footer import page_header, spell_length
+from dask_embedding_reader.formats.parquet.page_headers import page_header
+from dask_embedding_reader.formats.parquet.thrift import spell_length
 
 DTYPES = ["f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
 ROWS = 1_000

@@ -147,7 +147,7 @@ def test_very_many_columns_are_opened_or_refused_in_little_memory(tmp_path: Path
 def test_a_page_that_claims_two_gigabytes_is_given_none(tmp_path: Path) -> None:
     data = parquet_bytes("list", compression="none", use_dictionary=False)
     footer = footer_of(data)
-    start = parse_footer("x", data[-8 - len(footer) :], len(data) - 8 - len(footer)).chunks[6][0].start
+    start = parse_footer("x", data[-8 - len(footer) :], len(data) - 8 - len(footer)).chunks(6)[0].start
     # The head of the page: its type, then the sizes of its content before and after compression.
     assert data[start : start + 3] == b"\x15\x00\x15"
     rest = data[start + 2 :].split(b"\x15", 3)[3]

@@ -10,7 +10,7 @@ from dask_embedding_reader.storage.store import StoredFile
 
 
 class FooterCache:
-    """The footers that were used last, each with the columns that were looked for in it.
+    """The footers that were used last.
 
     Threads share it: each step holds the lock.
     """
@@ -19,25 +19,25 @@ class FooterCache:
         self._most_nbytes = most_nbytes
         self._nbytes = 0
         self._lock = threading.Lock()
-        self._kept: OrderedDict[StoredFile, tuple[Footer, frozenset[str]]] = OrderedDict()
+        self._kept: OrderedDict[StoredFile, Footer] = OrderedDict()
 
     @property
     def nbytes(self) -> int:
         """The memory that they take."""
         return self._nbytes
 
-    def get(self, file: StoredFile) -> tuple[Footer, frozenset[str]] | None:
-        """Return what is known of a file."""
+    def get(self, file: StoredFile) -> Footer | None:
+        """Return the footer of a file, if it is known."""
         with self._lock:
             if file in self._kept:
                 self._kept.move_to_end(file)
             return self._kept.get(file)
 
-    def put(self, file: StoredFile, footer: Footer, columns: frozenset[str]) -> None:
+    def put(self, file: StoredFile, footer: Footer) -> None:
         """Keep a footer in place of those that were used the longest time ago. The last one is kept, large or not."""
         with self._lock:
             self._forget(file)
-            self._kept[file] = footer, columns
+            self._kept[file] = footer
             self._nbytes += footer.nbytes
             while self._nbytes > self._most_nbytes and len(self._kept) > 1:
                 self._forget(next(iter(self._kept)))
@@ -50,4 +50,4 @@ class FooterCache:
 
     def _forget(self, file: StoredFile) -> None:
         if known := self._kept.pop(file, None):
-            self._nbytes -= known[0].nbytes
+            self._nbytes -= known.nbytes

@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dask_embedding_reader.formats.parquet.footer import (
+from dask_embedding_reader.formats.parquet.page_headers import (
     PLAIN,
     PLAIN_DICTIONARY,
     RLE_DICTIONARY,
     PageHeader,
     page_header,
-    read_length,
 )
+from dask_embedding_reader.formats.parquet.thrift import read_length
 from dask_embedding_reader.storage.read import read_into
 from dask_embedding_reader.storage.store import StoredFile
 

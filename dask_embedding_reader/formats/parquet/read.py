@@ -34,9 +34,11 @@ from dask_embedding_reader.formats.base import (
     Stretch,
     StretchReader,
 )
-from dask_embedding_reader.formats.parquet.footer import INT96_UNIT, Chunk, Footer, parse_footer
+from dask_embedding_reader.formats.parquet.column_chunks import Chunk
+from dask_embedding_reader.formats.parquet.footer import Footer, parse_footer
 from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
 from dask_embedding_reader.formats.parquet.plain_pages import Page, Place, PlainChunk, can_be_plain
+from dask_embedding_reader.formats.parquet.schema import INT96_UNIT
 from dask_embedding_reader.formats.partitions import TOLD_BY_FOLDERS, partition_values
 from dask_embedding_reader.formats.raw import copy_rows, naming_rows, raw_reader
 from dask_embedding_reader.formats.vector_columns import (
@@ -336,18 +338,16 @@ def _names(columns: Columns) -> tuple[str, ...]:
 
 
 def _footer(file: StoredFile, names: Sequence[str]) -> Footer:
-    """Return the footer of a file, with what it tells of some columns at least."""
+    """Return the footer of a file, with the types of some columns at least."""
     wanted = frozenset(names)
     known = _FOOTERS.get(file)
-    if known is not None and wanted <= known[1]:
-        return known[0]
-    if known is None:
-        data = _read_footer(file)
-    else:
-        data = known[0].data
-        wanted |= known[1]
+    if known is not None:
+        if known.schema.asked is None or wanted <= known.schema.asked:
+            return known
+        wanted |= known.schema.asked
+    data = _read_footer(file) if known is None else known.data
     footer = parse_footer(file.url, data, file.size - len(data), wanted)
-    _FOOTERS.put(file, footer, wanted)
+    _FOOTERS.put(file, footer)
     return footer
 
 
@@ -407,9 +407,9 @@ def _vector_field(file: StoredFile, footer: Footer, name: str) -> tuple[pa.Field
         inside = [leaf for leaf in leaves if f"{footer.schema.paths[leaf]}.".startswith(f"{name}.")]
         return field.with_name(name), range(inside[0], inside[-1] + 1)
     found = f"{file.url}: {_how_many(footer, name)}"
-    if not _columns_of_vectors(file, footer):
-        raise ColumnError(f"{found}; {no_vectors(footer.schema.arrow, _remedy(file, footer))}")
-    raise ColumnError(f"{found}; {_remedy(file, footer)}; its columns are {_nearest(name, footer)}")
+    if not _columns_of_vectors(footer):
+        raise ColumnError(f"{found}; {no_vectors(footer.schema.arrow, _remedy(footer))}")
+    raise ColumnError(f"{found}; {_remedy(footer)}; its columns are {_nearest(name, footer)}")
 
 
 def _within(top: pa.Field, steps: Sequence[str]) -> list[pa.Field]:
@@ -452,12 +452,12 @@ def find_vectors(file: StoredFile, columns: Columns) -> list[str] | None:
     if columns.embedding_dtype is not None:
         binary = [field.name for field in footer.schema.arrow if is_bytes(field.type)]
         return [name for name in binary if names.count(name) == 1]
-    return _columns_of_vectors(file, footer)
+    return _columns_of_vectors(footer)
 
 
-def _remedy(file: StoredFile, footer: Footer) -> str:
+def _remedy(footer: Footer) -> str:
     """Say which columns may be that of vectors."""
-    found = _columns_of_vectors(file, footer)
+    found = _columns_of_vectors(footer)
     if not found:
         stem, count = _commonest_stem(footer.schema.arrow)
         numbered = f"; where each item has its own: embedding_column={stem + '*'!r}" if count >= _MANY_ITEMS else ""
@@ -476,19 +476,17 @@ def _commonest_stem(schema: pa.Schema) -> tuple[str, int]:
     return max(stems.items(), key=lambda each: each[1], default=("", 0))
 
 
-def _columns_of_vectors(file: StoredFile, footer: Footer) -> list[str]:
+def _columns_of_vectors(footer: Footer) -> list[str]:
     """Return the columns that may be that of vectors: those of numbers in lists of one length."""
     kinds = {field.name: field.type for field in footer.schema.arrow}
     names = [name for name, kind in kinds.items() if item_type(kind) is not None or is_ml_vector(kind)][:_MOST_COMPARED]
     found = []
-    try:
-        footer = _footer(file, names)
-    except FormatError:  # what is wrong with others is not what was asked for
-        names = []
-    schema = footer.schema.arrow
     for name in names:
-        indices = schema.get_all_field_indices(name)
-        chunks = footer.chunks[footer.schema.leaves[indices[0]][0]]
+        indices = footer.schema.arrow.get_all_field_indices(name)
+        try:
+            chunks = footer.chunks(footer.schema.leaves[indices[0]][0])
+        except FormatError:  # what is wrong with others is not what was asked for
+            continue
         lengths = {divmod(chunk.values, rows) for chunk, rows in zip(chunks, footer.group_rows, strict=True) if rows}
         if len(indices) == 1 and len(lengths) == 1 and lengths.pop()[1] == 0:
             found.append(name)
@@ -500,16 +498,9 @@ def _meta_column(file: StoredFile, footer: Footer, name: str) -> MetaColumn:
         return TOLD_BY_FOLDERS
     field, leaves = _field(file, footer, name)
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    has_nulls = field.nullable and (
-        (pa.types.is_dictionary(field.type) and _counts_nulls_wrongly(footer.writer))
-        or any(
-            chunk.nulls != 0
-            for leaf in leaves
-            for rows, chunk in zip(footer.group_rows, footer.chunks[leaf], strict=True)
-            if rows  # a group of no rows has no statistics either
-        )
-    )
-    return MetaColumn(kind, has_nulls)
+    may_hold_nulls = [footer.may_hold_nulls(leaf) for leaf in leaves]  # all are asked: one may be encrypted
+    told_wrongly = pa.types.is_dictionary(field.type) and _counts_nulls_wrongly(footer.writer)
+    return MetaColumn(kind, field.nullable and (told_wrongly or any(may_hold_nulls)))
 
 
 def _counts_nulls_wrongly(writer: str) -> bool:
@@ -612,7 +603,7 @@ def _items(file: StoredFile, field: pa.Field, columns: Columns, footer: Footer) 
     """Return the dtype of the items of a column, and the dimension of its vectors if its type tells it."""
     if is_ml_vector(field.type) and columns.embedding_dtype is None:
         return np.dtype(np.float64), None
-    return type_of_items(file.url, field, columns, lambda: _remedy(file, footer))
+    return type_of_items(file.url, field, columns, lambda: _remedy(footer))
 
 
 def _first_width(header: FileHeader, columns: Columns, dtype: np.dtype[Any]) -> int:
@@ -629,7 +620,7 @@ def _first_width(header: FileHeader, columns: Columns, dtype: np.dtype[Any]) -> 
 
 def _dimension(header: FileHeader, columns: Columns, footer: Footer, leaf: int, dimension: int | None) -> int:
     """Return how many items each vector has, from the counts of items and rows; ragged vectors mostly show here."""
-    groups = list(zip(footer.group_rows, footer.chunks[leaf], strict=True))
+    groups = list(zip(footer.group_rows, footer.chunks(leaf), strict=True))
     if dimension is None:
         lengths: Counter[int] = Counter()
         for rows, chunk in groups:
@@ -891,14 +882,16 @@ def _definition(schema: pa.Schema, field: pa.Field) -> int:
 
 def _find_groups(header: FileHeader, field: pa.Field, leaf: int, start: int, stop: int) -> list[_Group]:
     """Return the row groups that hold some rows, and where their vectors may lie plainly, as far as that is so."""
-    chunks = _footer(header.file, (field.name,)).chunks[leaf]
+    footer = _footer(header.file, (field.name,))
+    wanted = list(_wanted_groups(header, start, stop))
+    chunks = footer.chunks(leaf, [group for group, _, _ in wanted])
     groups = []
     # The length of each may lie between them.
     may_be_plain = not (is_binary(field.type) or is_nested(field.type) or is_ml_vector(field.type))
-    definition = _definition(_footer(header.file, (field.name,)).schema.arrow, field) if may_be_plain else 0
-    for group, first, last in _wanted_groups(header, start, stop):
+    definition = _definition(footer.schema.arrow, field) if may_be_plain else 0
+    for (group, first, last), chunk in zip(wanted, chunks, strict=True):
         rows = header.group_rows[group - header.first_group]
-        place = _plain_place(header, field, definition, chunks[group], rows) if may_be_plain else None
+        place = _plain_place(header, field, definition, chunk, rows) if may_be_plain else None
         may_be_plain = place is not None
         groups.append(_Group(place, first, last))
     return groups
@@ -959,8 +952,9 @@ def _chunk_ranges(footer: Footer, groups: Sequence[int], names: Sequence[str]) -
     """Return where some columns of some row groups are in a file."""
     # Like pyarrow, which also takes the column `a.b` for a part of `a`.
     starts = tuple(f"{name}." for name in names)
-    leaves = [leaf for leaf in footer.chunks if f"{footer.schema.paths[leaf]}.".startswith(starts)]
-    return [footer.chunks[leaf][group][:2] for group in groups for leaf in leaves]
+    leaves = [leaf for leaf, path in enumerate(footer.schema.paths) if f"{path}.".startswith(starts)]
+    chunks = [footer.chunks(leaf, groups) for leaf in leaves]
+    return [chunk[:2] for of_group in zip(*chunks, strict=True) for chunk in of_group]
 
 
 class _Fetched(NamedTuple):

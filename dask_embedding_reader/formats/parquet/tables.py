@@ -15,7 +15,7 @@ from dask_embedding_reader.errors import ArgumentError, ColumnError, MismatchErr
 from dask_embedding_reader.formats.arrow_types import convert, decoded_type
 from dask_embedding_reader.formats.base import MetaColumn
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField
-from dask_embedding_reader.formats.parquet.footer import arrow_schema
+from dask_embedding_reader.formats.parquet.schema import arrow_schema
 from dask_embedding_reader.formats.parquet.write import empty_file
 from dask_embedding_reader.storage.retries import describe
 

@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dask_embedding_reader.formats.parquet.footer import PLAIN, RLE, RawFooter, RawGroup, read_raw_footer, spell_length
+from dask_embedding_reader.formats.parquet.footer import RawFooter, RawGroup, read_raw_footer
+from dask_embedding_reader.formats.parquet.page_headers import PLAIN, RLE
+from dask_embedding_reader.formats.parquet.thrift import spell_length
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.store import Write
 
