@@ -443,7 +443,7 @@ _MOST_COMPARED, _MOST_NAMED = 2_000, 10
 
 def find_vectors(file: StoredFile, columns: Columns) -> list[str] | None:
     """Return the columns that may be that of vectors; None if the file has no rows, and maybe no columns."""
-    footer = _footer(file, (DEFAULT_COLUMN,))  # which is mostly there, and then need not be parsed again
+    footer = _footer(file, (DEFAULT_COLUMN,))
     if not sum(footer.group_rows):
         return None
     names = list(footer.schema.names)
