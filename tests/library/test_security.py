@@ -27,7 +27,7 @@ from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import FormatError, NoFilesError, ReadError
 from dask_embedding_reader.formats.parquet.footer import parse_footer
 from dask_embedding_reader.storage import retries
-from tests.fuzz.seeds import npy_bytes, parquet_bytes
+from tests.fuzz.seeds import COLUMNS, npy_bytes, parquet_bytes
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
@@ -111,7 +111,14 @@ def test_a_column_chunk_in_another_file_is_refused(tmp_path: Path) -> None:
     place = footer.index(b"\x19\x7c\x26") + 2
     (tmp_path / "0.parquet").write_bytes(with_footer(data, footer[:place] + b"\x18\x04/etc\x16" + footer[place + 1 :]))
     with pytest.raises(FormatError, match=r"row group 0 is said to be in another file, b'/etc'"):
-        EmbeddingReader(tmp_path, "parquet")
+        EmbeddingReader(tmp_path / "0.parquet", "parquet", meta_columns=[COLUMNS[0]])
+    # Whoever does not ask for it is not bothered.
+    (tmp_path / "right").mkdir()
+    (tmp_path / "right" / "0.parquet").write_bytes(data)
+    expected = EmbeddingReader(tmp_path / "right", "parquet").to_dask_array().compute()
+    np.testing.assert_array_equal(
+        EmbeddingReader(tmp_path / "0.parquet", "parquet").to_dask_array().compute(), expected
+    )
 
 
 @pytest.mark.filterwarnings("ignore:pickle-based|pyarrow.PyExtensionType")  # pyarrow 16 warns that it unpickles nothing
