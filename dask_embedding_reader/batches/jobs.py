@@ -7,7 +7,7 @@ import itertools
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +17,10 @@ from typing import Any
 from dask_embedding_reader._common.threads import stoppable_pool
 from dask_embedding_reader.batches.selected import SelectedRead
 from dask_embedding_reader.collection.plan import ReadPlan
-from dask_embedding_reader.formats.base import FileHeader
+from dask_embedding_reader.formats.base import FilePart, cut_parts
 
-OpenReader = Callable[[FileHeader, int, int], Callable[[Any], Any]]
-"""Given a row range of a file, returns what reads the next rows of it."""
+OpenReader = Callable[[Sequence[FilePart]], Callable[[Any], Any]]
+"""Given parts of files, returns what reads the next rows of them."""
 
 
 Wanted = Callable[[], Any]
@@ -46,13 +46,12 @@ def jobs_of_plan(plan: ReadPlan, open_reader: OpenReader, pool: Pool, bounds: ra
     """
     segments = plan.whole_segments()
     for position in range(len(segments)):
-        file, start, stop = segments[position]
-        header = plan.files.header(file, start, stop)
-        first_row = int(plan.files.offsets[file])
-        lane = Lane(pool, partial(open_reader, header, start, stop))
-        for a, b in _cut(first_row + start, first_row + stop, int(plan.piece_rows[position]), bounds):
+        start, stop = segments[position]
+        parts = plan.files.parts(start, stop)
+        lane = Lane(pool, partial(open_reader, parts))
+        for a, b in _cut(start, stop, int(plan.piece_rows[position]), bounds):
             if not plan.files.has_groups:
-                lane = Lane(pool, partial(open_reader, header, a - first_row, b - first_row))
+                lane = Lane(pool, partial(open_reader, tuple(cut_parts(parts, a - start, b - start))))
             yield Job(a, b, lane)
 
 

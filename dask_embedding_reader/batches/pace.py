@@ -8,7 +8,8 @@ import numpy as np
 
 from dask_embedding_reader._common.budget import Projection
 from dask_embedding_reader.batches.request import BatchRequest
-from dask_embedding_reader.collection.manifest import FileTable, Manifest
+from dask_embedding_reader.collection.files import FileTable
+from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.formats.base import DEFAULT_PIECE_NBYTES, FileHeader, default_piece_rows
 from dask_embedding_reader.formats.columns import row_nbytes
 from dask_embedding_reader.formats.parquet.read import DECODER_NBYTES
@@ -19,6 +20,12 @@ _LOCAL_PIECE_NBYTES = 8 * 2**20
 """Local pieces: large enough that a read costs nothing beside its bytes, small enough that all threads get some."""
 
 _MIN_PIECE_NBYTES = 2**18
+
+MOST_FILES = 64
+"""Of small files so many are read by one job, which takes ten times as long as to read a row."""
+
+MOST_REMOTE_FILES = 8
+"""The same of metadata elsewhere: as many are asked for at the same time, by each of the threads that read."""
 
 METADATA_ROWS = 8_192
 """Rows of metadata that are decoded and turned into a frame together, if they are not wide."""

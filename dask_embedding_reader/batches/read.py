@@ -24,18 +24,26 @@ from dask_embedding_reader._common.progress import progress_bar
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.batches.jobs import Job, JobQueue, OpenReader, Pool, Wanted, jobs_of_plan, jobs_of_reads
 from dask_embedding_reader.batches.metadata import FRAMES, TABLES, Form, numbered
-from dask_embedding_reader.batches.pace import METADATA_ROWS, make_pace, project_batches
+from dask_embedding_reader.batches.pace import (
+    METADATA_ROWS,
+    MOST_FILES,
+    MOST_REMOTE_FILES,
+    make_pace,
+    project_batches,
+)
 from dask_embedding_reader.batches.request import Batch, BatchRequest, TableBatch
 from dask_embedding_reader.batches.selected import metadata_reads, vector_reads
 from dask_embedding_reader.batches.windows import WindowReading, are_few, window_nbytes, window_rows
-from dask_embedding_reader.collection.manifest import FileTable, Manifest
+from dask_embedding_reader.collection.files import FileTable
+from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import make_plan
 from dask_embedding_reader.formats.base import (
     Array,
-    FileHeader,
+    FilePart,
     GroupedFormat,
+    PartReader,
 )
-from dask_embedding_reader.formats.columns import open_columns
+from dask_embedding_reader.formats.columns import open_columns, read_columns
 from dask_embedding_reader.rows import Rows
 
 T = TypeVar("T")
@@ -110,7 +118,8 @@ class _Reading:
         self._pool = Pool(pace.threads)
         # Pieces are cut where large batches end: else the end of one could not be read before the next one has memory.
         bounds = range(request.start, request.stop, request.batch_rows) if pace.is_large else range(0)
-        plan = make_plan(vectors, request.start, request.stop, piece_rows)
+        # Remote files are read each by itself, many at the same time: they are waited for.
+        plan = make_plan(vectors, request.start, request.stop, piece_rows, MOST_FILES if local else 1)
         # Whether row groups must be decoded whole, several at a time: local ones show it when they are read.
         self._decodes_groups = threading.Event()
         if request.rows is None:
@@ -147,11 +156,16 @@ class _Reading:
         fields, make = self._manifest.fields, self._form.make
         names = [field.name for field in fields]
 
-        def open_frames(header: Any, start: int, stop: int) -> Callable[[range], tuple[Any, int]]:
+        def open_frames(parts: Sequence[FilePart]) -> Callable[[range], tuple[Any, int]]:
+            header, start, stop = parts[0]
+            if len(parts) > 1:  # all rows at once
+                return lambda rows: make(fields, read_columns(parts, fields), rows, header.file.url)
             read = open_columns(header, names, start, stop, self._pace.metadata_rows)
             return lambda rows: make(fields, read(len(rows)), rows, header.file.url)
 
-        plan = make_plan(files, self._request.start, self._request.stop, self._pace.metadata_rows)
+        local = all(store.is_local for store in files.stores)
+        most_files = MOST_FILES if local else MOST_REMOTE_FILES
+        plan = make_plan(files, self._request.start, self._request.stop, self._pace.metadata_rows, most_files)
         return jobs_of_plan(plan, open_frames, self._pool)
 
     def finish(self, stop: int) -> None:
@@ -276,20 +290,53 @@ def _opener(manifest: Manifest, decodes_groups: threading.Event | None) -> OpenR
     if not manifest.vectors.has_groups or decodes_groups is None or not isinstance(vectors, GroupedFormat):
         if decodes_groups is not None and manifest.vectors.has_groups:
             decodes_groups.set()
-        return lambda header, start, stop: vectors.open_rows(header, columns, start, stop)
+        return _in_turn(lambda part: vectors.open_rows(part.header, columns, part.start, part.stop))
 
-    def open_rows(header: FileHeader, start: int, stop: int) -> Callable[[Any], Any]:
-        read = vectors.open_parts(header, columns, start, stop)
+    def open_part(part: FilePart) -> PartReader:
+        read = vectors.open_parts(part.header, columns, part.start, part.stop)
 
-        def read_parts(outs: Sequence[Array]) -> Callable[[], None] | None:
+        def read_rows(outs: Sequence[Array]) -> Callable[[], None] | None:
             rest = read(outs)
             if rest is None:
                 decodes_groups.set()
             return rest
 
-        return read_parts
+        return read_rows
 
-    return open_rows
+    return _in_turn(open_part)
+
+
+def _in_turn(open_part: Callable[[FilePart], PartReader]) -> OpenReader:
+    """Return what opens readers of parts of files that read one after the other."""
+
+    def open_all(parts: Sequence[FilePart]) -> PartReader:
+        if len(parts) == 1:
+            return open_part(parts[0])
+        waiting = deque(parts)
+        left: list[tuple[PartReader, int]] = []  # what reads the part that was begun, and its rows
+
+        def read(outs: Sequence[Array]) -> Callable[[], None] | None:
+            rests = []
+            for out in outs:
+                done = 0
+                while done < len(out):
+                    reader, rows = left.pop() if left else (open_part(waiting[0]), waiting.popleft().rows)
+                    count = min(rows, len(out) - done)
+                    rests.append(reader([out[done : done + count]]))
+                    if count < rows:
+                        left.append((reader, rows - count))
+                    done += count
+            todo = [rest for rest in rests if rest is not None]
+            return partial(_call_all, todo) if todo else None
+
+        return read
+
+    return open_all
+
+
+def _call_all(functions: Sequence[Callable[[], None]]) -> None:
+    for function in functions:
+        function()
 
 
 def _wait_for_parts(parts: list[tuple[Slot, slice]]) -> list[Array] | None:

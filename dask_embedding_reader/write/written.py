@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dask_embedding_reader._common.units import counted
-from dask_embedding_reader.collection.manifest import FileTable, Manifest, make_manifest, read_manifest
+from dask_embedding_reader.collection.files import FileTable
+from dask_embedding_reader.collection.manifest import Manifest, make_manifest, read_manifest
 from dask_embedding_reader.errors import WriteError
 from dask_embedding_reader.formats.base import Columns, FileHeader
 from dask_embedding_reader.formats.parquet.encode import metadata_header

@@ -10,8 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dask_embedding_reader.formats.parquet import plain_pages
-from dask_embedding_reader.formats.parquet.footer import PLAIN, PageHeader, spell_length
+from dask_embedding_reader.formats.parquet.page_headers import PLAIN, PageHeader
 from dask_embedding_reader.formats.parquet.plain_pages import Place
+from dask_embedding_reader.formats.parquet.thrift import spell_length
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The oracle

@@ -317,10 +317,10 @@ def decoder_nbytes(columns: Columns, most_rows: int, item_nbytes: int) -> int:
 def row_nbytes(file: StoredFile, names: Sequence[str]) -> int:
     """Return about what a row of some columns takes as text and numbers; 0 where the footer is not at hand."""
     known = _FOOTERS.get(file)
-    if known is None or not known[0].group_rows:
+    if known is None or not known.group_rows:
         return 0
-    group = int(np.argmax(known[0].group_rows))
-    told = pq.read_metadata(pa.BufferReader(known[0].select([group]))).row_group(0)
+    group = int(np.argmax(known.group_rows))
+    told = pq.read_metadata(pa.BufferReader(known.select([group]))).row_group(0)
     starts = tuple(f"{name}." for name in names)
     chunks = [told.column(position) for position in range(told.num_columns)]
     nbytes = sum(chunk.total_uncompressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(starts))
