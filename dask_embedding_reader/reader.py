@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -376,6 +377,10 @@ class EmbeddingReader:
     def __hash__(self) -> int:
         return hash((self.manifest.token, self.rows))
 
+    def __sizeof__(self) -> int:
+        """Return the bytes that are held: Dask's schedulers ask for it where a reader is the result of a task."""
+        return object.__sizeof__(self) + sys.getsizeof(self.manifest) + self.rows.nbytes
+
     def __dask_tokenize__(self) -> object:
         return "EmbeddingReader", self.token
 
@@ -417,9 +422,8 @@ class EmbeddingReader:
 
     def _repr_html_(self) -> str:
         shuffled = isinstance(self.rows, Shuffled) or self.rows.window_rows
-        return card(
-            self.manifest, self.count, "shuffled" if shuffled else "" if self.rows.is_ascending else "as picked"
-        )
+        order = "shuffled" if shuffled else "" if self.rows.is_ascending else "as picked"
+        return card(self.manifest, self.count, order, self._file_rows())
 
     def _view(self, rows: Rows) -> EmbeddingReader:
         view = copy.copy(self)

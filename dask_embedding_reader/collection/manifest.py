@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import os
 import re
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,11 @@ class Manifest:
     """The stored dtype of the vectors, in native byte order."""
     metadata_files: FileTable | None = None
     """As ``metadata``, but whether metadata was asked for or not; None where the format has none."""
+
+    def __sizeof__(self) -> int:
+        """Return the bytes that are held."""
+        tables = {id(table): table for table in (self.vectors, self.metadata, self.metadata_files)}
+        return object.__sizeof__(self) + sum(map(sys.getsizeof, tables.values()))
 
     @property
     def count(self) -> int:

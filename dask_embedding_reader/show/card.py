@@ -21,6 +21,9 @@ _MOST_BLOCKS = 150
 _SHADES = ("#4a7fb5", "#86aed3")
 """Of neighbouring blocks. They can be seen on white and on black."""
 
+_PALEST = 0.15
+"""How opaque a block is of which nothing is selected."""
+
 _WIDTH, _HEIGHT, _GAP = 1000, 30, 1.5
 """The strip in units of its own; the browser stretches it."""
 
@@ -28,10 +31,11 @@ _LONGEST_PLACE = 90
 """Characters of the folder."""
 
 
-def card(manifest: Manifest, rows: int, order: str) -> str:
+def card(manifest: Manifest, rows: int, order: str, file_rows: Int64s) -> str:
     """Return a reader as HTML, a few kilobytes however many files there are; without secrets.
 
-    Of the collection so many rows are selected, in an order that has a name, or none if it is that of the files.
+    Of the collection so many rows are selected, in an order that has a name, or none if it is that of the files;
+    ``file_rows`` tells how many each file has of them.
     """
     cells = "".join(
         '<td style="text-align:left;padding:2px 24px 6px 0;vertical-align:top;background:none">'
@@ -45,7 +49,7 @@ def card(manifest: Manifest, rows: int, order: str) -> str:
         '<div style="font-weight:600">EmbeddingReader <span style="font-weight:400;opacity:.65">'
         f"{escape(_place(manifest.vectors))}</span></div>"
         '<table style="border:none;margin:6px 0 4px 0;border-collapse:collapse">'
-        f'<tr style="background:none">{cells}</tr></table>{_strip(manifest)}{_columns(manifest)}</div>'
+        f'<tr style="background:none">{cells}</tr></table>{_strip(manifest, file_rows)}{_columns(manifest)}</div>'
     )
 
 
@@ -89,8 +93,8 @@ def _from_here(path: str) -> str:
     return path if relative.startswith("..") else relative
 
 
-def _strip(manifest: Manifest) -> str:
-    """Draw the files from left to right, each as wide as it has rows."""
+def _strip(manifest: Manifest, file_rows: Int64s) -> str:
+    """Draw the files from left to right, each as wide as it has rows, paler where few of these are selected."""
     vectors = manifest.vectors
     blocks = []
     for number, (first, last) in enumerate(_blocks(vectors.offsets)):
@@ -104,8 +108,13 @@ def _strip(manifest: Manifest) -> str:
             f"{human_size((stop - start) * manifest.byte_per_item)}, from row {start:,}"
         )
         width = max(right - left - _GAP, 0.7)
+        selected = int(file_rows[first:last].sum())
+        shade = ""
+        if selected != stop - start:
+            told += f"; {selected:,} selected"
+            shade = f' opacity="{min(1, _PALEST + (1 - _PALEST) * selected / (stop - start)):.2f}"'
         blocks.append(
-            f'<rect x="{left:.1f}" width="{width:.1f}" height="{_HEIGHT}" fill="{_SHADES[number % 2]}">'
+            f'<rect x="{left:.1f}" width="{width:.1f}" height="{_HEIGHT}" fill="{_SHADES[number % 2]}"{shade}>'
             f"<title>{escape(told)}</title></rect>"
         )
     return (

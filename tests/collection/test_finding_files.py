@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import tracemalloc
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dask.sizeof import sizeof
 
 from dask_embedding_reader import EmbeddingReader, get_file_list, write_embeddings
 from dask_embedding_reader.errors import ArgumentError, FileChangedError, NoFilesError, ReadError
@@ -841,3 +843,18 @@ def test_a_writer_that_ends_while_pages_are_listed_leaves_nothing_out(
 def test_what_a_killed_writer_left_beside_whole_files_is_passed_over(folder: Path) -> None:
     plant(folder, {"_writing/files/a.npy": 9})
     assert numbers(folder) == [1, 2, 3]
+
+
+def test_dask_is_told_how_much_memory_a_reader_holds(tmp_path: Path) -> None:
+    for shard in range(1_000):
+        (tmp_path / f"{shard:04}.npy").write_bytes(npy(shard))
+    EmbeddingReader(tmp_path)  # what is made once
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        reader = EmbeddingReader(tmp_path)
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.5 < sizeof(reader) / held < 1.5
+    assert sizeof(reader.take(np.random.default_rng(0).permutation(1_000))) > sizeof(reader) + 1_000

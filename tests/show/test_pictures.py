@@ -76,6 +76,17 @@ def test_the_card_of_many_files_stays_small(tmp_path: Path) -> None:
     assert re.fullmatch(r"00000\.npy and \d more files: .*", blocks.titles[0])
 
 
+def test_the_card_of_a_selection_shows_where_its_rows_are(tmp_path: Path) -> None:
+    reader = write_shards(tmp_path, [10, 30, 60])
+    assert "opacity=" not in reader._repr_html_()
+    assert "selected" not in reader._repr_html_()
+    card = reader.take([99, 0, 1, 2, 3, 4])._repr_html_()
+    for told in ("from row 0; 5 selected", "from row 10; 0 selected", "from row 40; 1 selected"):
+        assert told in card
+    assert re.findall(r' opacity="([0-9.]+)"', card) == ["0.57", "0.15", "0.16"]
+    assert "opacity=" not in reader.shuffle()._repr_html_()
+
+
 def test_the_card_escapes_names_and_keeps_secrets(tmp_path: Path) -> None:
     card = write_shards(tmp_path / "<script>alert(1)</script> & co".replace("/", "_"), [2, 2])._repr_html_()
     assert "<script>" not in card
