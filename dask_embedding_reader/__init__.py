@@ -21,7 +21,7 @@ from dask_embedding_reader.errors import (
 if TYPE_CHECKING:
     from dask_embedding_reader.lazy.iter_batches import iter_batches
     from dask_embedding_reader.reader import EmbeddingReader, get_file_list
-    from dask_embedding_reader.search import nearest
+    from dask_embedding_reader.search.nearest import nearest
     from dask_embedding_reader.show.recorder import BatchRecorder
     from dask_embedding_reader.write.embeddings import write_embeddings
     from dask_embedding_reader.write.verify import verify_embeddings
@@ -57,7 +57,7 @@ _MODULE_OF = {
     "EmbeddingReader": "reader",
     "get_file_list": "reader",
     "iter_batches": "lazy.iter_batches",
-    "nearest": "search",
+    "nearest": "search.nearest",
     "verify_embeddings": "write.verify",
     "write_embeddings": "write.embeddings",
 }

@@ -309,15 +309,23 @@ def stats(url: str, start: int, end: int | None, quiet: bool, as_json: bool, **o
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many rows to find.")
 @click.option("--metric", type=click.Choice(["cosine", "ip", "l2"]), default="cosine", show_default=True)
 @collection_options
+@QUIET
 @JSON
 def nearest(
-    url: str, rows: tuple[int, ...], queries: str | None, k: int, metric: str, as_json: bool, **options: Any
+    url: str,
+    rows: tuple[int, ...],
+    queries: str | None,
+    k: int,
+    metric: str,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Find the rows that are nearest to rows of the collection, or to the vectors of a file. Exact: reads all rows."""
     from dask_embedding_reader.cli.facts import shown_vector  # noqa: PLC0415
     from dask_embedding_reader.cli.nearest import find_nearest  # noqa: PLC0415
 
-    found = find_nearest(_open(url, **options), rows, queries, k, metric)
+    found = find_nearest(_open(url, **options), rows, queries, k, metric, show_progress=not quiet)
     if as_json:
         print_json(found)
         return

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from dask_embedding_reader.cli.facts import plain, read_head
 from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.reader import EmbeddingReader
-from dask_embedding_reader.search import nearest
+from dask_embedding_reader.search.nearest import nearest
 
 
 def find_nearest(
-    reader: EmbeddingReader, rows: Sequence[int], queries: str | None, k: int, metric: Any
+    reader: EmbeddingReader, rows: Sequence[int], queries: str | None, k: int, metric: Any, *, show_progress: bool
 ) -> list[dict[str, Any]]:
     """Return what is nearest to some rows, or to the vectors in an npy file: a dictionary for each of them.
 
@@ -29,7 +29,7 @@ def find_nearest(
     if beyond := [row for row in rows if row >= reader.count]:
         raise ArgumentError(f"--row {beyond[0]:,} is out of range: the collection has {reader.count:,} rows, from 0 on")
     wanted = _load(queries) if queries is not None else _vectors(reader, rows)
-    scores, found = nearest(reader, wanted, k, metric=metric)
+    scores, found = nearest(reader, wanted, k, metric=metric, show_progress=show_progress)
     numbers = list(rows) or list(range(len(wanted)))
     return [
         {"query": number, "nearest": _hits(reader, hits, best)}

@@ -849,7 +849,9 @@ def test_a_task_carries_its_piece_and_not_the_collection(bucket: Bucket, npy_url
     tasks = dict(x.dask)
     # A chunk is one task: not a task to open, one to read and one to slice.
     assert len(tasks) <= 500 * (1 if file_format == "npy" else 2) + 2
-    assert max(len(cloudpickle.dumps(task)) for task in tasks.values()) < 4096
+    # Small files share a chunk, whose task names each of them.
+    files = max(x.chunks[0]) // 4
+    assert max(len(cloudpickle.dumps(task)) for task in tasks.values()) < 1_024 + 128 * files
     if file_format == "parquet":
         tasks = dict(reader.to_dask_dataframe().optimize().dask)
         assert len(tasks) <= 500 * 2 + 2

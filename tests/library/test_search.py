@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,11 @@ from distributed import Client
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_embedding_reader import ArgumentError, ArgumentTypeError, EmbeddingReader, nearest, search
+from dask_embedding_reader import ArgumentError, ArgumentTypeError, EmbeddingReader, FileChangedError, nearest
+from dask_embedding_reader._common import progress
+from dask_embedding_reader.search import blocks
+from dask_embedding_reader.search import nearest as searching
+from dask_embedding_reader.search.queries import prepare
 
 Array = npt.NDArray[Any]
 METRICS = ("cosine", "ip", "l2")
@@ -67,10 +73,10 @@ def test_blocks_and_chunks_change_nothing(data: st.DataObject, metric: Any) -> N
     expected_scores, expected_rows = sort_all(vectors, queries, k, metric)
     chunked = da.from_array(vectors, chunks=(data.draw(st.integers(1, rows)), 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "_BLOCK_NBYTES", 1)
-        patch.setattr(search, "_BATCH_NBYTES", data.draw(st.integers(1, 500)))
-        patch.setattr(search, "_QUERIES_AT_ONCE", data.draw(st.integers(1, 5)))
-        patch.setattr(search, "_LEAST_BLOCK_ROWS", data.draw(st.integers(1, 8)))
+        patch.setattr(blocks, "_BLOCK_NBYTES", 1)
+        patch.setattr(searching, "_BATCH_NBYTES", data.draw(st.integers(1, 500)))
+        patch.setattr(blocks, "_QUERIES_AT_ONCE", data.draw(st.integers(1, 5)))
+        patch.setattr(blocks, "_LEAST_BLOCK_ROWS", data.draw(st.integers(1, 8)))
         for source in (vectors, chunked):
             scores, found = nearest(source, queries, k, metric=metric)
             np.testing.assert_array_equal(found, expected_rows)
@@ -92,12 +98,12 @@ def test_what_waits_to_be_scored_changes_nothing(data: st.DataObject, metric: An
     queries = rng.standard_normal((data.draw(st.integers(1, 5)), 6))
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        patch.setattr(search, "_PAIRS_WAITING", 0)
+        patch.setattr(blocks, "_PAIRS_WAITING", 0)
         expected = nearest(vectors, queries, k, metric=metric)
         ranked = np.isfinite(vectors).all(axis=1) & (vectors.any(axis=1) | (metric != "cosine"))
-        patch.setattr(search, "_PAIRS_WAITING", data.draw(st.sampled_from([3, 50, 10_000])))
-        patch.setattr(search, "_BLOCK_NBYTES", 1)
-        patch.setattr(search, "_LEAST_BLOCK_ROWS", data.draw(st.integers(1, 80)))
+        patch.setattr(blocks, "_PAIRS_WAITING", data.draw(st.sampled_from([3, 50, 10_000])))
+        patch.setattr(blocks, "_BLOCK_NBYTES", 1)
+        patch.setattr(blocks, "_LEAST_BLOCK_ROWS", data.draw(st.integers(1, 80)))
         scores, rows = nearest(vectors, queries, k, metric=metric)
         everything = nearest(vectors, queries, count, metric=metric)
     for got, wanted, whole in zip((scores, rows), expected, everything, strict=True):
@@ -120,6 +126,55 @@ def test_a_reader_is_searched_as_it_is_read(tmp_path: Path, dtype: str) -> None:
     scores, rows = nearest(EmbeddingReader(tmp_path), vectors[7].astype(np.float32), 3, metric="l2")
     assert (rows.shape, rows[0], scores[0], rows[1], scores[1]) == ((3,), 7, 0, 507, 0)
     np.testing.assert_array_equal(rows, nearest(vectors, vectors[7].astype(np.float32), 3, metric="l2")[1])
+
+
+@pytest.mark.parametrize("queries", [1, 2, 3])
+def test_it_shows_how_far_it_is(
+    tmp_path: Path, queries: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_LOG_SECONDS", 0)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    vectors = random_vectors(5_000, 8)
+    for shard, part in enumerate(np.split(vectors, [300, 301])):
+        np.save(tmp_path / f"{shard}.npy", part)
+    for source in (EmbeddingReader(tmp_path), vectors, EmbeddingReader(tmp_path).take(np.arange(4_999, -1, -1))):
+        nearest(source, vectors[:queries], 3)
+        assert capsys.readouterr().err == ""
+        nearest(source, vectors[:queries], 3, show_progress=True)
+        assert "searching: 5,000 of 5,000 embeddings (100%)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8", "float64"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_threads_that_read_and_search_find_the_same(tmp_path: Path, dtype: str, metric: Any) -> None:
+    vectors = random_vectors(900, 6, dtype)
+    vectors[700] = 0
+    if vectors.dtype.kind == "f":
+        vectors[[5, 450]] = np.nan
+    for shard, part in enumerate(np.split(vectors, [300, 301, 640])):
+        np.save(tmp_path / f"{shard}.npy", part)
+    reader = EmbeddingReader(tmp_path)
+    queries = random_vectors(2, 6, seed=1)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        patch.setattr(searching, "_PIECE_NBYTES", 7 * 6 * 4)
+        for view, rows in ((reader, vectors), (reader.take(slice(100, 800)), vectors[100:800])):
+            for got, wanted in zip(
+                nearest(view, queries, 30, metric=metric), nearest(rows, queries, 30, metric=metric), strict=True
+            ):
+                np.testing.assert_array_equal(got, wanted)
+    told = [str(each.message) for each in warned]
+    assert told[::2] == told[1::2]
+
+
+def test_what_goes_wrong_in_a_thread_that_searches_ends_all(tmp_path: Path) -> None:
+    for shard in range(3):
+        np.save(tmp_path / f"{shard}.npy", random_vectors(50, 4))
+    reader = EmbeddingReader(tmp_path)
+    np.save(tmp_path / "1.npy", random_vectors(51, 4))
+    with pytest.raises(FileChangedError, match=r"1\.npy"):
+        nearest(reader, np.ones(4))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("embedding-reader")]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -207,7 +262,7 @@ def test_no_queries_and_fewer_rows_than_asked_for() -> None:
 
 
 def test_queries_are_sent_once_and_not_with_each_task() -> None:
-    queries = search._prepare(np.ones((100, 2), np.float32), "ip", 3)
+    queries = prepare(np.ones((100, 2), np.float32), "ip", 3)
     with dask.config.set(scheduler="synchronous"):
-        found = search._search_chunks(da.ones((60, 2), chunks=(2, 2)), queries, np.dtype("float32"))
+        found = searching._search_chunks(da.ones((60, 2), chunks=(2, 2)), queries, np.dtype("float32"))
     assert found.rows[0].tolist() == [0, 1, 2]

@@ -1,0 +1,102 @@
+"""The best rows so far: scored in float64, ordered by their scores rounded to float32 and by their numbers."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_embedding_reader.search.queries import Int64s, Queries, dots
+
+_PAIRS_AT_ONCE = 2**19
+"""Items of vectors that are scored in float64 at once: 4 MB of each side."""
+
+LARGEST = np.finfo(np.float32).max
+"""Scores beyond it are this one: infinitely far is a place that is not filled."""
+
+_NOBODY = np.iinfo(np.int64).max
+"""The row of a place that is not filled: behind all others."""
+
+
+class Best(NamedTuple):
+    """The best rows so far."""
+
+    keys: npt.NDArray[np.float32]
+    """Queries x k, the larger the better, in falling order."""
+    rows: Int64s
+    """Their rows, in rising order where keys are equal."""
+    unranked: Int64s
+    """The first k rows that cannot be compared: of NaN or infinity, or of length 0 where the metric is the cosine."""
+    unranked_count: int
+    """How many there are of those."""
+
+
+def nothing(queries: Queries) -> Best:
+    """Return what is found before the first row."""
+    shape = len(queries.exact), queries.k
+    return Best(np.full(shape, -np.inf, np.float32), np.full(shape, _NOBODY), np.empty(0, np.int64), 0)
+
+
+def set_apart(rows: Int64s, queries: Queries, best: Best) -> Best:
+    """Note rows that cannot be ranked."""
+    unranked = np.concatenate([best.unranked, rows])[: queries.k]
+    return best._replace(unranked=unranked, unranked_count=best.unranked_count + len(rows))
+
+
+def score(all_rows: npt.NDArray[Any], places: Int64s, asking: Int64s, queries: Queries) -> npt.NDArray[np.float32]:
+    """Return how near rows are to queries, pair by pair, in float64: the larger the nearer."""
+    keys = np.empty(len(places), np.float32)
+    step = max(1, _PAIRS_AT_ONCE // max(1, all_rows.shape[1]))
+    for start in range(0, len(places), step):
+        rows = all_rows[places[start : start + step]].astype(np.float64, order="C")  # summed in one order
+        wanted = queries.exact[asking[start : start + step]]
+        if queries.metric == "l2":
+            rows -= wanted
+            keys[start : start + step] = -dots(rows, rows)
+        elif queries.metric == "ip":
+            keys[start : start + step] = dots(rows, wanted)
+        else:
+            keys[start : start + step] = dots(rows, wanted) / np.sqrt(dots(rows, rows))
+    return np.clip(keys, -LARGEST, LARGEST)
+
+
+def keep(best: Best, rows: Int64s, asking: Int64s, keys: npt.NDArray[np.float32]) -> None:
+    """Put those of the rows among the best that belong there."""
+    better = keys > best.keys[asking, -1]  # equal ones come later in the collection
+    rows, asking, keys = rows[better], asking[better], keys[better]
+    concerned = np.unique(asking)
+    k = best.keys.shape[1]
+    all_asking = np.concatenate([np.repeat(concerned, k), asking])
+    all_keys = np.concatenate([best.keys[concerned].ravel(), keys])
+    all_rows = np.concatenate([best.rows[concerned].ravel(), rows])
+    order = np.lexsort((all_rows, -all_keys, all_asking))
+    firsts = np.searchsorted(all_asking[order], concerned)
+    kept = order[(firsts[:, None] + np.arange(k)).ravel()]
+    best.keys[concerned] = all_keys[kept].reshape(-1, k)
+    best.rows[concerned] = all_rows[kept].reshape(-1, k)
+
+
+def merge(left: Best, right: Best) -> Best:
+    """Return the best of two parts of the rows, wherever they lie."""
+    k = left.keys.shape[1]
+    keys = np.concatenate([left.keys, right.keys], axis=1)
+    rows = np.concatenate([left.rows, right.rows], axis=1)
+    order = np.lexsort((rows, -keys))[:, :k]
+    unranked = np.sort(np.concatenate([left.unranked, right.unranked]))[:k]
+    return Best(
+        np.take_along_axis(keys, order, axis=1),
+        np.take_along_axis(rows, order, axis=1),
+        unranked,
+        left.unranked_count + right.unranked_count,
+    )
+
+
+def finish(best: Best, queries: Queries) -> tuple[npt.NDArray[np.float32], Int64s]:
+    """Return scores and rows; those that cannot be ranked come last."""
+    scores, rows = (-best.keys if queries.metric == "l2" else best.keys), best.rows
+    missing = int((rows[:1] == _NOBODY).sum())  # of each query as many
+    if missing:
+        rows[:, -missing:] = best.unranked[:missing]
+        scores[:, -missing:] = np.nan
+    return scores + np.float32(0), rows  # no -0

@@ -1,0 +1,240 @@
+"""Exact nearest neighbours: one pass over all rows, the best of each query kept.
+
+The products of BLAS only choose candidates: how they round depends on the shape of a block, so that equal vectors would
+get unequal scores. What may be among the best, by a bound of that rounding, is scored again in float64. So scores and
+order depend on the data alone, not on blocks, chunks, threads or machines.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from dask_embedding_reader._common.arguments import check_nbytes, check_positive
+from dask_embedding_reader._common.progress import Progress, progress_bar
+from dask_embedding_reader.batches.pieces import fold_pieces, reads_apart
+from dask_embedding_reader.batches.request import span_of
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
+from dask_embedding_reader.lazy.iter_batches import active_client, checked_array, iter_batches
+from dask_embedding_reader.reader import EmbeddingReader
+from dask_embedding_reader.search.best import Best, finish, merge, nothing
+from dask_embedding_reader.search.blocks import FEW_QUERIES, search_rows
+from dask_embedding_reader.search.queries import Int64s, Metric, Queries, check_queries, prepare
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+_BATCH_NBYTES = 2**23
+"""What is read at once."""
+
+_PIECE_NBYTES = 2**22
+"""What a thread reads and searches at once, for one or two queries: it is still in the processor's cache then."""
+
+
+def nearest(
+    source: EmbeddingReader | da.Array | npt.NDArray[Any],
+    queries: npt.ArrayLike,
+    k: int = 10,
+    *,
+    metric: Metric = "cosine",
+    max_ram_usage_in_bytes: int | str = 2**32,
+    show_progress: bool = False,
+) -> tuple[npt.NDArray[np.float32], Int64s]:
+    """Find the rows that are nearest to each query: exactly, in one pass over all of them.
+
+    Parameters
+    ----------
+    source : EmbeddingReader, dask.array.Array or numpy.ndarray
+        The vectors, of shape ``(rows, dimension)``: a collection or a view of one, or any array.
+    queries : array-like
+        One vector of shape ``(dimension,)``, or several of shape ``(queries, dimension)``. They are compared in
+        float32; in float64 where float32 cannot hold the values of ``source``.
+    k : int, default 10
+        How many rows to find for each query; all rows where there are fewer.
+    metric : {"cosine", "ip", "l2"}, default "cosine"
+        The cosine of the angle, the inner product (both: the larger the nearer), or the squared Euclidean distance
+        (the smaller the nearer).
+    max_ram_usage_in_bytes : int or str, default 4 GiB
+        The memory that reading may hold, as in ``reader(batch_size)``. On a cluster, that of its workers counts.
+    show_progress : bool, default False
+        Whether to show a progress bar, in a terminal or notebook; not on a cluster, whose dashboard does.
+
+    Returns
+    -------
+    scores : numpy.ndarray of float32
+        Of shape ``(queries, k)``, or ``(k,)`` for a single vector; the best first.
+    rows : numpy.ndarray of int64
+        Of the same shape: the rows of ``source`` that have these scores, counted in it, as ``source.take(rows)`` takes
+        them. Of rows with equal scores the first ones come first.
+
+    Raises
+    ------
+    ArgumentError, ArgumentTypeError
+        If an argument makes no sense: another dimension, a query of NaN, or of length 0 where the metric is the cosine.
+    ReadError, FileChangedError, FormatError
+        If a file cannot be read.
+
+    Warns
+    -----
+    UserWarning
+        If rows hold NaN or infinity, or are of length 0 where the metric is the cosine: they come after all others,
+        with the score NaN.
+
+    Notes
+    -----
+    With an active ``distributed.Client``, each chunk is searched by a task, and a tree of tasks joins what they found.
+    Elsewhere batches are searched as they are read. Products are made by BLAS in blocks that stay in the processor's
+    cache; what can be among the best, by the bound of [1]_ for the rounding of products, is scored again in float64.
+
+    References
+    ----------
+    .. [1] N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> vectors = np.array([[1, 0], [0, 1], [2, 2], [-1, 0]], "float16")
+    >>> scores, rows = nearest(vectors, [1, 0.1], k=2)
+    >>> rows.tolist()
+    [0, 2]
+    >>> scores, rows = nearest(vectors, [[0, 1], [-1, -1]], k=1, metric="l2")
+    >>> scores.tolist(), rows.tolist()
+    ([[0.0], [1.0]], [[1], [3]])
+    """
+    vectors = _check_source(source)
+    wanted = check_positive("k", k)
+    if metric not in get_args(Metric):
+        raise ArgumentError(f"metric={metric!r} is none of {', '.join(map(repr, get_args(Metric)))}")
+    limit_nbytes = check_nbytes("max_ram_usage_in_bytes", max_ram_usage_in_bytes)
+    rows, dimension = (vectors.count, vectors.dimension) if isinstance(vectors, EmbeddingReader) else vectors.shape
+    dtype = np.dtype(np.float32 if np.can_cast(vectors.dtype, np.float32) else np.float64)
+    given, is_one = check_queries(queries, int(dimension), dtype, metric)
+    asked = prepare(given, metric, min(wanted, int(rows)))
+    row_nbytes = int(dimension) * np.dtype(vectors.dtype).itemsize
+    with progress_bar(bool(show_progress), int(rows), "searching", " embeddings", row_nbytes) as progress:
+        best = _search(vectors, asked, dtype, limit_nbytes, progress)
+    if best.unranked_count:
+        zero = " or are of length 0" if metric == "cosine" else ""
+        warnings.warn(
+            f"{best.unranked_count:,} of {rows:,} rows hold NaN or infinity{zero}, such as row "
+            f"{best.unranked[0]:,}: they come after all others, with the score NaN",
+            stacklevel=2,
+        )
+    scores, found = finish(best, asked)
+    return (scores[0], found[0]) if is_one else (scores, found)
+
+
+def _check_source(source: Any) -> Any:
+    """Return what is searched, if it holds vectors of numbers."""
+    if isinstance(source, EmbeddingReader):
+        shape, dtype = (source.count, source.dimension), source.dtype
+    elif isinstance(source, np.ndarray):
+        shape, dtype = source.shape, source.dtype
+    else:
+        try:
+            shape, dtype = checked_array(source).shape, source.dtype
+        except ArgumentTypeError as error:
+            raise ArgumentTypeError(
+                f"source must be an EmbeddingReader, a Dask array or a numpy array: {error}"
+            ) from error
+    if len(shape) != 2:
+        raise ArgumentError(f"source has the shape {shape}, but vectors have two axes: (rows, dimension)")
+    if np.dtype(dtype).kind not in "biuf":
+        raise ArgumentError(f"source holds {dtype}, which cannot be compared; real numbers are needed")
+    return source
+
+
+def _search(source: Any, queries: Queries, dtype: np.dtype[Any], limit_nbytes: int, progress: Progress) -> Best:
+    """Search all rows, where they are computed."""
+    if isinstance(source, np.ndarray):
+        return search_rows(source, 0, queries, dtype, progress=progress)
+    if active_client() is not None:
+        return _search_chunks(source.to_dask_array() if isinstance(source, EmbeddingReader) else source, queries, dtype)
+    if isinstance(source, EmbeddingReader) and len(queries.exact) <= FEW_QUERIES and reads_apart(source.manifest):
+        first, stop, selected = span_of(source.rows)
+        if selected is None:
+            return _search_pieces(source, first, stop, queries, dtype, progress)
+    best, row = nothing(queries), 0
+    for rows in _batches(source, dtype, limit_nbytes):
+        best = search_rows(rows, row, queries, dtype, best)
+        progress.update(len(rows))
+        row += len(rows)
+    return best
+
+
+def _search_pieces(
+    reader: EmbeddingReader, start: int, stop: int, queries: Queries, dtype: np.dtype[Any], progress: Progress
+) -> Best:
+    """Search in the threads that read: for few queries, that takes less than to hand over what was read."""
+    wanted = _read_as(reader.dtype, dtype) or reader.dtype
+    piece_rows = max(1, _PIECE_NBYTES // max(1, reader.dimension * wanted.itemsize))
+
+    def search(best: Best, first: int, rows: npt.NDArray[Any]) -> Best:
+        return search_rows(rows, first - start, queries, dtype, best)
+
+    begin = partial(nothing, queries)
+    return reduce(merge, fold_pieces(reader.manifest, start, stop, piece_rows, wanted, begin, search, progress))
+
+
+def _batches(source: Any, dtype: np.dtype[Any], limit_nbytes: int) -> Iterator[npt.NDArray[Any]]:
+    if isinstance(source, EmbeddingReader):
+        batch_rows = max(1, _BATCH_NBYTES // max(1, source.dimension * dtype.itemsize))
+        batches = source(
+            batch_rows, show_progress=False, max_ram_usage_in_bytes=limit_nbytes, dtype=_read_as(source.dtype, dtype)
+        )
+    else:
+        batch_rows = max(1, _BATCH_NBYTES // max(1, source.shape[1] * source.dtype.itemsize))
+        batches = iter_batches(source, batch_size=batch_rows, max_ram_usage_in_bytes=limit_nbytes)
+    return (rows for rows, _ in batches)
+
+
+def _read_as(stored: np.dtype[Any], dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+    """Return the dtype to read: half floats are widened best by who reads them, narrow integers in our blocks."""
+    return dtype if stored.kind == "f" else None
+
+
+def _search_chunks(array: da.Array, queries: Queries, dtype: np.dtype[Any]) -> Best:
+    """Search each chunk by a task of its own, and join what they found in a tree of tasks."""
+    import dask.array as da  # noqa: PLC0415 - only here
+    from dask.delayed import delayed  # noqa: PLC0415
+
+    array = array.rechunk({1: -1})
+    sizes = np.array(array.chunks[0], np.int64)
+    starts = da.from_array(np.cumsum(sizes) - sizes, chunks=1).reshape(-1, 1)
+    found = da.map_blocks(
+        _search_chunk,
+        array,
+        starts,
+        queries=delayed(queries, traverse=False),
+        dtype_of_products=dtype,
+        dtype=object,
+        chunks=((1,) * len(sizes), (1,)),
+        meta=np.empty((0, 0), object),
+    )
+    joined = da.reduction(
+        found, chunk=_join, combine=_join, aggregate=_join, axis=(0, 1), split_every=16, dtype=object, meta=_box(None)
+    )
+    best: Best = joined.compute().item()
+    return best
+
+
+def _box(value: Any) -> npt.NDArray[Any]:
+    boxed = np.empty((), object)
+    boxed[()] = value
+    return boxed
+
+
+def _search_chunk(
+    rows: npt.NDArray[Any], start: npt.NDArray[Any], queries: Queries, dtype_of_products: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    return _box(search_rows(rows, int(start.item()), queries, dtype_of_products)).reshape(1, 1)
+
+
+def _join(found: npt.NDArray[Any], axis: Any, keepdims: bool) -> npt.NDArray[Any]:  # noqa: ARG001 - Dask passes it
+    joined = _box(reduce(merge, found.ravel().tolist()))
+    return joined.reshape((1,) * found.ndim) if keepdims else joined
