@@ -64,6 +64,41 @@ def test_indexing_is_that_of_numpy(x: da.Array, collection: Collection, name: st
     np.testing.assert_array_equal(x[INDICES[name]].compute(), collection.rows[INDICES[name]])
 
 
+def memory_of(array: Any) -> int:
+    """The bytes that live as long as an array does."""
+    while isinstance(array, np.ndarray) and array.base is not None:
+        array = array.base
+    return int(array.nbytes)
+
+
+@pytest.mark.parametrize(
+    "index", [np.s_[:, 0], np.s_[:, 1:3], np.s_[3], np.s_[2:5, 1], np.s_[[1, 7, 9], 0], np.s_[5, 2:]]
+)
+@pytest.mark.parametrize("picked", [False, True])
+@pytest.mark.parametrize("name", ["npy", "parquet-list"])
+def test_a_part_of_a_piece_keeps_no_more_than_itself(tmp_path: Path, name: str, picked: bool, index: Any) -> None:
+    """A column of many pieces would else keep all that was read."""
+    written = write_collection(tmp_path, name, file_rows=[100], dimension=50, columns=[])
+    reader = written.open()
+    rows = written.rows
+    if picked:
+        reader, rows = reader.take(slice(None, None, -3)), rows[::-3]
+    part = reader.to_dask_array(chunks=-1)[index].compute(scheduler="synchronous")
+    np.testing.assert_array_equal(part, rows[index])
+    assert memory_of(part) <= max(part.nbytes, rows[0].nbytes), "of one row what is not wanted is no matter"
+
+
+@pytest.mark.parametrize("most", [40, 41, 2**31, 2**63 - 1, 2**63, 10**30])
+def test_pieces_may_be_larger_than_any_collection(collection: Collection, most: int) -> None:
+    reader = collection.open()
+    lengths = tuple(rows for rows in collection.file_rows if rows)
+    assert reader.to_dask_array(max_piece_size=most).chunks[0] == lengths
+    assert reader.to_dask_dataframe(max_piece_size=most).npartitions == len(lengths)
+    assert sum(reader.take([1, 5, 30]).to_dask_array(max_piece_size=most).chunks[0]) == 3
+    batches = [rows for rows, _ in reader(17, max_piece_size=most, show_progress=False)]
+    np.testing.assert_array_equal(np.concatenate(batches), collection.rows)
+
+
 def test_a_lazy_mask_selects_rows(x: da.Array, collection: Collection) -> None:
     wanted = collection.rows[collection.rows[:, 0] > 0]
     np.testing.assert_array_equal(x[x[:, 0] > 0].compute(), wanted)

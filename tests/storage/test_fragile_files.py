@@ -9,6 +9,7 @@ import gc
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,28 @@ def test_a_file_that_cannot_be_looked_up_is_named(tmp_path: Path, source: str) -
                 pytest.raises(EmbeddingReaderError, match=re.escape(f"{tmp_path}/data")),
             ):
                 EmbeddingReader(tmp_path / source)
+
+
+@pytest.mark.parametrize("fault", ["error", "refused", "stale"])
+@pytest.mark.parametrize("source", ["folder", "pattern", "list"])
+def test_a_file_that_cannot_be_looked_up_is_not_taken_for_an_empty_one(tmp_path: Path, source: str, fault: str) -> None:
+    """Its rows would be missing, and all later ones shifted, without a word."""
+    fill(tmp_path, "npy")
+    data = tmp_path / "data"
+    sources: dict[str, Any] = {
+        "folder": data,
+        "pattern": f"{data}/part*/0*",
+        "list": sorted(map(str, data.glob("part*/0*"))),
+    }
+    tried = 0
+    with local_calls(tmp_path) as calls:
+        seen = calls.of(lambda: EmbeddingReader(sources[source]))
+        for number, (function, path) in enumerate(seen, 1):
+            if function == "stat" and path.endswith(".npy"):
+                tried += 1
+                with calls.broken_at(number, FAULTS[fault]), suppress(ReadError):
+                    assert len(EmbeddingReader(sources[source])) == len(ROWS)
+    assert tried >= 4
 
 
 @pytest.mark.parametrize("every", [17, pytest.param(1, marks=pytest.mark.slow)])

@@ -1,0 +1,139 @@
+"""Row groups are read in their places: whatever of them is plain, and however many rows they hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dask_embedding_reader import EmbeddingReader, FormatError
+from dask_embedding_reader.formats.parquet import plain_pages
+from dask_embedding_reader.formats.parquet import read as parquet
+
+ROWS, DIMENSION, GROUP = 240, 8, 60
+VECTORS = np.arange(ROWS * DIMENSION, dtype=np.float32).reshape(ROWS, DIMENSION)
+
+
+def write(path: Path, *, kind: str = "list", compression: str = "none") -> None:
+    """Four row groups, of six pages each."""
+    items = pa.array(VECTORS.reshape(-1))
+    if kind == "list":
+        column: Any = pa.ListArray.from_arrays(pa.array(np.arange(ROWS + 1, dtype=np.int32) * DIMENSION), items)
+    else:
+        column = pa.FixedSizeListArray.from_arrays(items, DIMENSION)
+    table = pa.table({"embedding": column, "n": np.arange(ROWS)})
+    options = {"data_page_size": 1, "write_batch_size": 10 * DIMENSION, "use_dictionary": False}
+    pq.write_table(table, path, row_group_size=GROUP, compression=compression, **options)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("groups")
+    for kind in ("list", "fixed"):
+        for compression in ("none", "snappy"):
+            write(folder / f"{kind}-{compression}.parquet", kind=kind, compression=compression)
+    return folder
+
+
+def batches(reader: EmbeddingReader, rows: range) -> Any:
+    found = reader(35, rows.start, rows.stop, max_piece_size=25, show_progress=False)
+    return np.concatenate([part for part, _ in found])
+
+
+def batches_of_every_third(reader: EmbeddingReader, rows: range) -> Any:
+    return batches(reader.take(rows[::3]), range(len(rows[::3])))
+
+
+WAYS: dict[str, tuple[Callable[[EmbeddingReader, range], Any], int]] = {
+    "batches": (batches, 1),
+    "array": (lambda reader, rows: reader.to_dask_array(max_piece_size=25)[rows.start : rows.stop].compute(), 1),
+    "every third": (batches_of_every_third, 3),
+}
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_where_a_page_is_not_plain_the_rows_are_the_same(files: Path, data: st.DataObject) -> None:
+    """Some pages are given up when they are looked up, others only when they are read."""
+    name = data.draw(st.sampled_from(sorted(path.name for path in files.glob("*.parquet"))), label="file")
+    way = data.draw(st.sampled_from(sorted(WAYS)), label="way")
+    pages = st.sets(st.integers(0, 5), max_size=2)
+    unread = data.draw(st.lists(pages, min_size=4, max_size=4), label="not plain when read")
+    start = data.draw(st.integers(0, ROWS - 1), label="start")
+    rows = range(start, data.draw(st.integers(start + 1, ROWS), label="stop"))
+    read_page = plain_pages._read_page
+    reader = EmbeddingReader(files / name)
+    footer = pq.read_metadata(files / name)
+    begins = [footer.row_group(group).column(0).data_page_offset for group in range(4)]
+
+    def read_some(source: Any, place: Any, page: Any, body: int, before: int, *others: Any) -> Any:
+        given_up = unread[begins.index(place.start)]
+        return None if before // (10 * DIMENSION) in given_up else read_page(source, place, page, body, before, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plain_pages, "_read_page", read_some)
+        read, step = WAYS[way]
+        np.testing.assert_array_equal(read(reader, rows), VECTORS[rows.start : rows.stop : step])
+
+
+@pytest.mark.parametrize("promised", [(50, 70, 60, 60), (70, 50, 60, 60), (60, 60, 50, 70), (1, 60, 60, 119)])
+@pytest.mark.parametrize("column", ["embedding", "n"])
+def test_row_groups_with_other_rows_than_promised_shift_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promised: tuple[int, ...], column: str
+) -> None:
+    """As many rows in all, but not where the footer says: an error, where a row would be taken for another."""
+    path = tmp_path / "0.parquet"
+    write(path, compression="zstd")
+    data = path.read_bytes()
+    rows = iter(promised)
+    # The rows of a group, 2 * 60 in one byte, after which its place in the file is told.
+    changed, count = re.subn(rb"\x16\x78(?=\x26)", lambda _: b"\x16" + bytes([2 * next(rows)]), data)
+    assert count == 4, "pyarrow writes footers in another way"
+    path.write_bytes(changed)
+    monkeypatch.setattr(parquet, "can_be_plain", lambda _: False)
+
+    def read() -> None:
+        reader = EmbeddingReader(path, meta_columns=["n"] if column == "n" else None)
+        for vectors, frame in reader(17, show_progress=False):
+            if column == "n":
+                np.testing.assert_array_equal(frame["n"], frame["i"])
+            np.testing.assert_array_equal(vectors, VECTORS[frame["i"]])
+
+    with pytest.raises(FormatError, match=r"0\.parquet"):
+        read()
+
+
+@pytest.mark.parametrize("way", ["index", "view", "frame of a view"])
+def test_rows_that_are_picked_decode_each_row_group_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Not once for each run of neighbours."""
+    path = tmp_path / "0.parquet"
+    write(path, compression="zstd")
+    monkeypatch.setattr(parquet, "can_be_plain", lambda _: False)
+    reader = EmbeddingReader(path, meta_columns=["n"])
+    picked = [3, 4, 20, 58, 130, 131, 150, 179]  # of two of four
+    decode, decoded = parquet._iter_group, []
+
+    def note(file: Any, group: int, *others: Any) -> Any:
+        decoded.append(file.metadata.row_group(group).num_rows)
+        return decode(file, group, *others)
+
+    monkeypatch.setattr(parquet, "_iter_group", note)
+    if way == "index":
+        found = reader.to_dask_array(chunks=-1)[picked].compute(scheduler="synchronous")
+    elif way == "view":
+        found = reader.take(picked).to_dask_array().compute(scheduler="synchronous")
+    else:
+        frame = reader.take(picked).to_dask_dataframe().compute(scheduler="synchronous")
+        found = VECTORS[frame["n"]]
+    np.testing.assert_array_equal(found, VECTORS[picked])
+    assert len(decoded) <= (4 if way == "index" else 2)
