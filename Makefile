@@ -5,6 +5,9 @@ PYTHON ?= python3
 PYTHONS ?= 3.10 3.12 3.13 3.14
 # Of test-min and test-pythons: files of tests, instead of all.
 TESTS ?=
+# Of mutants: where faults are planted, and how many.
+ROOM ?= rows
+SAMPLE ?= 100
 VENV := .venv
 BIN := $(VENV)/bin
 SERVERS := $(VENV)/servers
@@ -22,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # A .venv whose interpreter is gone (Python was upgraded or removed) is of no use: start afresh.
 $(shell [ -x $(BIN)/python ] || rm -rf $(VENV))
 
-.PHONY: help demo test coverage test-slow test-hdfs test-torch test-min test-pythons lint format bench notebooks docs clean
+.PHONY: help demo test coverage test-slow test-hdfs test-torch test-min test-pythons mutants lint format bench notebooks docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s  %s\n", $$1, $$2 }'
@@ -59,6 +62,9 @@ test-pythons: servers ## run the tests on other Pythons: PYTHONS="3.10 3.12 3.13
 	    else echo "Python $$version cannot be had: left out" >&2; fi; \
 	done
 
+mutants: $(VENV)/.with-test $(VENV)/.with-reference $(VENV)/.with-mutants servers ## plant faults in a room: ROOM=rows SAMPLE=100
+	$(BIN)/python -m tests.mutants --sample $(SAMPLE) $(ROOM)
+
 lint: $(VENV)/.with-lint ## check style, types and the direction of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -84,7 +90,7 @@ docs: $(VENV)/.with-docs ## build the documentation
 
 clean: ## remove the environments and everything generated
 	rm -rf .venv .venv-* dist build .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	rm -rf .bench .import_linter_cache
+	rm -rf .bench .import_linter_cache .mutants
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The servers of the tests that do not come from PyPI. Where one cannot be had, its tests are skipped, saying so (under
