@@ -298,7 +298,7 @@ def _pick(rows: Rows | _Turned, index: Any) -> Rows | _Turned:
     first = index[0] if isinstance(index, tuple) and index else index
     if isinstance(first, slice):
         return rows[first]
-    if isinstance(first, list | np.ndarray) and np.ndim(first) == 1:
+    if isinstance(first, list | np.ndarray) and np.ndim(first) == 1 and len(rows):
         picked: Int64s = _as_array(rows)[np.asarray(first)]
         return picked
     return _UNTOLD

@@ -471,6 +471,8 @@ UNTOLD: dict[str, Callable[[da.Array], da.Array]] = {
     "persisted": lambda x: x[7:33].persist(scheduler="synchronous"),
     "overlapping": lambda x: overlapped(x[7:33]),
     "partly": lambda x: da.concatenate([da.zeros((3, 3)), x[10:20], da.zeros((13, 3))]),
+    "picked from elsewhere": lambda x: da.zeros((30, 3), chunks=4)[np.r_[5, 3:28]],
+    "picked from products": lambda x: (x[7:33].T @ x[7:33])[np.arange(26) % 3],
 }
 
 
