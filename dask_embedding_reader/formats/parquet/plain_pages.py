@@ -695,6 +695,8 @@ def _are_levels(data: Array | memoryview, page: PageHeader, place: Place, before
         if place.is_list:
             nbytes = 4 + int.from_bytes(spelled[:4], "little")
             repetition, spelled = spelled[4:nbytes], spelled[nbytes:]
+            if len(repetition) != nbytes - 4:
+                return False
         definition = spelled[4:]
         if place.definition and len(definition) != int.from_bytes(spelled[:4], "little"):
             return False
