@@ -72,7 +72,7 @@ def test_what_comes_in_the_end_is_returned(pauses: list[float], times: int) -> N
         (lambda: formatdate(time.time() + 3_000, usegmt=True), 60, 60),
         (lambda: formatdate(time.time() - 30, usegmt=True), 0, 0.3),
     ],
-    ids=str,
+    ids=["seconds", "in blanks", "long", "nothing", "a word", "negative", "a date", "a far date", "a past date"],
 )
 @pytest.mark.parametrize("name", ["Retry-After", "retry-after"])
 def test_a_server_is_left_alone_as_long_as_it_asks_but_not_for_hours(
