@@ -268,11 +268,16 @@ def iter_arrow_tables(
                     array = decode_column(file, index, number, position)
                     array.validate(full=True)
                 arrays.append(array.slice(low, high - low))
-            batch = pa.RecordBatch.from_arrays(arrays, list(names))
             for begin in range(0, high - low, step):
-                yield batch.slice(begin, step)
+                yield pa.RecordBatch.from_arrays(
+                    [_values_of(array.slice(begin, step)) for array in arrays], list(names)
+                )
     except ReadError as error:
         raise type(error)(f"rows {start:,} to {stop:,}: {error}") from error
+
+
+def _values_of(array: pa.Array) -> pa.Array:
+    return array.dictionary_decode() if isinstance(array, pa.DictionaryArray) else array
 
 
 @contextmanager

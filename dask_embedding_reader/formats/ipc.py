@@ -368,7 +368,7 @@ def _own_buffers(kind: pa.DataType) -> int:
 
 
 def decode_column(file: StoredFile, index: Index, number: int, position: int) -> pa.Array:
-    """Decode a column of a record batch, dictionaries too.
+    """Decode a column of a record batch; one of a dictionary with it, for the values of all rows may be far larger.
 
     Raises
     ------
@@ -393,12 +393,12 @@ def decode_column(file: StoredFile, index: Index, number: int, position: int) ->
     bounds = pc.min_max(indices).as_py()
     if bounds["min"] is not None and not 0 <= bounds["min"] <= bounds["max"] < len(values):
         fail(file, f"column {index.schema.field(position).name!r} has values that its dictionary lacks")
-    return values.take(indices)
+    return pa.DictionaryArray.from_arrays(indices, values)
 
 
 def _decode(file: StoredFile, kind: pa.DataType, column: Column, codec: str) -> pa.Array:
     ranges = [(start, start + nbytes) for start, nbytes in column.buffers.tolist()]
-    buffers = iter([inflate(file, data, codec) for data in read_ranges(file, ranges)])
+    buffers = iter(read_ranges(file, ranges))
     nodes, views = iter(column.nodes.tolist()), iter(column.views)
 
     def build(kind: pa.DataType) -> pa.Array:
@@ -409,9 +409,11 @@ def _decode(file: StoredFile, kind: pa.DataType, column: Column, codec: str) -> 
         rows, nulls = next(nodes)
         if pa.types.is_null(kind):
             return pa.nulls(rows)
-        own = [next(buffers) for _ in range(_own_buffers(kind))]
+        own: list[Any] = []
+        for _ in range(_own_buffers(kind)):
+            own.append(inflate(file, next(buffers), codec, most_nbytes=_room(kind, rows, own)))
         if _is_view(kind):
-            own += [next(buffers) for _ in range(next(views))]
+            own += [inflate(file, next(buffers), codec) for _ in range(next(views))]
         if not pa.types.is_union(kind) and own and not len(own[0]):
             own[0] = None  # no value is null
         if pa.types.is_union(kind):
@@ -422,12 +424,33 @@ def _decode(file: StoredFile, kind: pa.DataType, column: Column, codec: str) -> 
     return build(kind)
 
 
+def _room(kind: pa.DataType, rows: int, before: Sequence[pa.Buffer]) -> int:
+    """Return how many bytes the rows of a column take in its next buffer, after those that were read before."""
+    if not before and not pa.types.is_union(kind):
+        return rows // 8 + 1  # a bit for each that is null
+    if len(before) == 2 and str(kind) in ("string", "binary", "large_string", "large_binary"):
+        dtype = np.dtype("<i8" if str(kind).startswith("large") else "<i4")
+        ends = np.frombuffer(before[1], dtype, len(before[1]) // dtype.itemsize)
+        return int(ends[rows]) if len(ends) > rows else 0
+    try:
+        return rows * int(kind.bit_width) // 8 + 1
+    except ValueError:  # offsets, lengths, kinds or views, of 16 bytes at most
+        return 16 * (rows + 1)
+
+
 _MOST_NBYTES = 2**31
 """A buffer that is larger is not inflated for metadata."""
 
+_LITTLE_NBYTES = 2**25
+"""So much may be inflated in any case. More only where rows need half of it: some writers leave more in buffers."""
 
-def inflate(file: StoredFile, data: bytes, codec: str, nbytes: int | None = None) -> pa.Buffer:
-    """Return a buffer as it was before it was compressed: of so many bytes, if that is known.
+_BLOCK_NBYTES = 2**20
+
+
+def inflate(file: StoredFile, data: bytes, codec: str, *, most_nbytes: int = _MOST_NBYTES) -> pa.Buffer:
+    """Return a buffer as it was before it was compressed, of which rows need so many bytes at most.
+
+    What it claims to have is not reserved before it has come.
 
     Raises
     ------
@@ -439,10 +462,22 @@ def inflate(file: StoredFile, data: bytes, codec: str, nbytes: int | None = None
     claimed = int.from_bytes(data[:8], "little", signed=True)
     if claimed == -1:
         return pa.py_buffer(data[8:])
-    if not 0 <= claimed <= min(_MOST_NBYTES, _MOST_RATIO * len(data)) or nbytes not in (None, claimed):
-        fail(file, f"{len(data):,} compressed bytes claim to be {claimed:,}; write it again, in smaller batches")
+    most_nbytes = min(_MOST_NBYTES, _MOST_RATIO * len(data), max(_LITTLE_NBYTES, 2 * most_nbytes))
+    if not 0 <= claimed <= most_nbytes:
+        fail(
+            file,
+            f"{len(data):,} compressed bytes claim to be {claimed:,}, where {most_nbytes:,} are the most that its rows "
+            "need; write it again, in smaller batches",
+        )
     try:
-        found = pa.CompressedInputStream(pa.BufferReader(data[8:]), codec).read_buffer(claimed + 1)
+        stream = pa.CompressedInputStream(pa.BufferReader(data[8:]), codec)
+        if claimed <= _LITTLE_NBYTES:
+            found = stream.read_buffer(claimed + 1)
+        else:
+            sink = pa.BufferOutputStream()
+            while sink.tell() <= claimed and (block := stream.read_buffer(_BLOCK_NBYTES)):
+                sink.write(block)
+            found = sink.getvalue()
     except (pa.ArrowException, OSError) as error:
         fail(file, f"compressed bytes are damaged ({describe(error)}); write it again")
     if len(found) != claimed:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,3 +194,45 @@ def test_compressed_vectors_are_read_window_by_window(
     np.testing.assert_array_equal(reader.to_dask_array().compute(scheduler="sync"), vectors)
     assert sum(counts) > vectors.nbytes / 2
     assert max(counts) <= 2**20
+
+
+RESERVED = """
+import sys
+import pyarrow as pa
+from dask_embedding_reader import EmbeddingReader, FormatError
+try:
+    print(*EmbeddingReader(sys.argv[1], meta_columns="text").to_dask_dataframe(0, 10).compute()["text"].str.len())
+except FormatError as error:
+    print(error)
+print(pa.default_memory_pool().max_memory())
+"""
+
+
+def read_in_a_process(path: Path) -> tuple[str, int]:
+    """What ten rows are, and how much pyarrow has reserved at most, which it tells of the whole life of a process."""
+    done = subprocess.run([sys.executable, "-c", RESERVED, str(path)], check=True, capture_output=True, text=True)
+    told, reserved = done.stdout.splitlines()
+    return told, int(reserved)
+
+
+def test_metadata_that_claims_the_world_reserves_nothing(tmp_path: Path) -> None:
+    # As much as could be in so many bytes: text of random letters, which no codec makes smaller by much.
+    letters = np.random.default_rng(0).integers(97, 123, (50, 1040), np.uint8)
+    texts = [row.tobytes().decode() for row in letters]
+    path = put(tmp_path / "0.arrow", codec="zstd", embedding=vectors(), text=texts)
+    data, size = path.read_bytes(), struct.pack("<q", 20 * 1040)
+    assert size in data
+    path.write_bytes(data.replace(size, struct.pack("<q", 2**30)))
+    told, reserved = read_in_a_process(path)
+    assert "0.arrow" in told
+    assert f"claim to be {2**30:,}, where" in told
+    assert reserved < 2**26
+
+
+def test_a_long_value_of_a_dictionary_is_repeated_for_few_rows(tmp_path: Path) -> None:
+    rows, value = 5_000, "x" * 10**6
+    text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), pa.array([value]))
+    path = put(tmp_path / "0.arrow", batch_rows=rows, embedding=vectors(np.ones((rows, 2), np.float32)), text=text)
+    told, reserved = read_in_a_process(path)
+    assert told == " ".join(["1000000"] * 10)
+    assert reserved < 2**27
