@@ -29,7 +29,8 @@ PAGES_FILES = 2
 """Of each kind of parquet file; there are many kinds."""
 CONVERTED_FILES = 18
 """More than fit in what is read ahead and written at once: how a conversion begins and ends is not how it goes on."""
-MANY = 10_000
+FORMAT_FILES = 2
+MANY, SMALL = 10_000, 5_000
 LARGE_ROWS = 4_000_000
 SPARSE_ROWS = 2**20
 SCALE_FILES = 5_800
@@ -92,6 +93,7 @@ class Data:
         large = {"npy-f32": 4 * FILES, "npy-f16": 2 * FILES, "parquet": 5 * PARQUET_FILES}
         large |= dict.fromkeys(("rows", "rows-lance"), 4 * PICKED_FILES * PICKED_DIMENSION // DIMENSION)
         large |= dict.fromkeys(("npy-converted", "parquet-converted"), 4 * CONVERTED_FILES)
+        large |= dict.fromkeys((name for name in MAKERS if name.startswith("format-")), 4 * FORMAT_FILES)
         large |= {f"pages-{kind}-{share}": 5 * PAGES_FILES for kind in PAGES for share in GROUPS}
         return items * large[name] if name in large else 2**28
 
@@ -337,6 +339,32 @@ def make_links(links: int) -> Callable[[Path, int], None]:
     return make
 
 
+@dataclass(frozen=True, slots=True)
+class FormatWriter:
+    """Writes files of one format, each with the vectors of the npy file of its number."""
+
+    file_format: str
+    """One that the library writes."""
+
+    def __call__(self, path: Path, number: int, rows: int) -> None:
+        """Write one file."""
+        write = import_module("dask_embedding_reader").write_embeddings
+        write(vectors(number, rows), path / f"{number:04}", self.file_format, rows_per_file=rows)
+
+
+def make_small(path: Path, rows: int) -> None:
+    """5,000 files of four rows."""
+    block = vectors(0, 4 * SMALL)
+    for number in range(SMALL):
+        np.save(path / f"{number:05}.npy", block[4 * number : 4 * number + 4])
+
+
+def make_small_metadata(path: Path, rows: int) -> None:
+    """5,000 parquet files, their partners."""
+    for number in range(SMALL):
+        save_frame(path, number, {"caption": sentences(number, 4), "url": urls(number, 4)})
+
+
 MAKERS: dict[str, Callable[[Path, int], None]] = {
     "npy-f32": in_parallel(write_npy_f32),
     "npy-f16": in_parallel(write_npy_f16),
@@ -348,12 +376,18 @@ MAKERS: dict[str, Callable[[Path, int], None]] = {
     "rows-metadata": in_parallel(write_picked_metadata, PICKED_FILES),
     "rows-lance": make_lance,
     "many": make_many,
+    "small": make_small,
+    "small-metadata": make_small_metadata,
     "large": make_large,
     "remote": make_remote,
     "remote-pages": make_remote_pages,
     "sparse-20GB": make_links(10),
     "sparse-200GB": make_links(100),
     "sparse-6G": make_links(SCALE_FILES),
+}
+MAKERS |= {
+    f"format-{name}": in_parallel(FormatWriter(name), FORMAT_FILES)
+    for name in ("npy", "fbin", "npz", "safetensors", "arrow", "fvecs")
 }
 MAKERS |= {
     f"pages-{kind}-{share}": in_parallel(PagesWriter(kind, groups), PAGES_FILES)

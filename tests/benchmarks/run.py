@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import child, cold, convert, lazy, neighbours, pages, remote, rows  # noqa: F401 - they enter their contenders
+from . import child, cold, convert, formats, lazy, neighbours, pages, remote, rows  # noqa: F401 - they enter their contenders
 from .contenders import contenders_of
 from .data import Data
 from .floors import OURS, Run, Summary, Verdict

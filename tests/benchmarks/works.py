@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 
 from .data import PAGES, PAGES_PROBES, PROBES
 from .floors import (
+    BY_HAND,
     CAT_FILE,
     COMPUTE,
     DASK_ALONE,
@@ -21,6 +22,7 @@ from .floors import (
     KNN,
     LANCE,
     LOOP,
+    NPY_SAME,
     ONE_CONNECTION,
     PASS,
     PRODUCT,
@@ -161,6 +163,25 @@ def other_works() -> list[Work]:
         Work("mean", "lazy x.mean(axis=0), npy float32", NPY, floors=(Faster(DELAYED, 1),)),
         Work("row", "one random row of a large npy", large, 1, repeats=PROBES, floors=(call,)),
         Work("row-lazy", "one random row of a large npy, x[i].compute()", large, 1, repeats=PROBES, floors=(lazy,)),
+    ]
+
+
+FORMATS = {"fbin": 0.95, "npz": 0.95, "safetensors": 0.95, "arrow": 0.95, "fvecs": 0.6}
+"""How fast files are read, as a share of npy. Those of fvecs have four bytes before each row: what is read has to be
+copied once more, to where rows lie side by side."""
+
+
+def format_works() -> list[Work]:
+    """Passes over files that lie on disk as in memory, and over many small ones."""
+    works = []
+    for name, bound in FORMATS.items():
+        source = Source(f"{name} float32", f"format-{name}+format-npy", name)
+        works.append(Work(f"format-{name}", source.title, source, 10_000, floors=(Faster(NPY_SAME, bound),)))
+    small, pairs = Source("5,000 npy files of four rows", "small"), "small+small-metadata"
+    return [
+        *works,
+        Work("small-mean", f"lazy x.mean(axis=0), {small.title}", small, floors=(Faster(BY_HAND, 0.5),)),
+        Work("small-pairs", f"{small.title}, parquet beside", replace(small, data=pairs), floors=(Faster(BY_HAND, 1),)),
     ]
 
 
@@ -361,6 +382,7 @@ _ALL = (
     *other_works(),
     *lazy_works(),
     *nearest_works(),
+    *format_works(),
     *remote_works(),
     *rows_works(),
     *memory_works(),
