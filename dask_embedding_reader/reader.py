@@ -392,6 +392,16 @@ class EmbeddingReader:
         found = metadata_types(self.manifest.format, [first], self.manifest.columns.vectors)
         return found | {field.name: field.type for field in self.manifest.fields}
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and items of a vector: the shape of :meth:`to_dask_array`."""
+        return self.count, self.dimension
+
+    @property
+    def chunks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Rows of each chunk, and items of a vector: the chunks of :meth:`to_dask_array` where none are asked for."""
+        return self.to_dask_array().chunks  # type: ignore[no-any-return]
+
     def __len__(self) -> int:
         return self.count
 
@@ -713,8 +723,9 @@ class EmbeddingReader:
             Which rows, ``[start, end)``; all by default. An ``end`` past the collection is clipped.
         max_piece_size, chunks : int or str, optional
             The most rows in a chunk, or its most bytes as stored, as text (``"128MiB"``). By default (``"auto"``)
-            about 32 MB as stored. Chunks end where files end. ``chunks`` is what Dask calls it, where ``-1`` is a chunk
-            a file; give one of them.
+            about 32 MB as stored. Chunks end where files end; of many small files, consecutive ones share a chunk, up
+            to 64 of them and as long as 16 chunks are left. ``chunks`` is what Dask calls it, where ``-1`` is a chunk a
+            file, always; give one of them.
         dtype : dtype-like, optional
             The dtype wanted; by default the stored one. Integers that a narrower dtype cannot hold are a ``CastError``
             when they are read; floats that it cannot hold become infinite, with a warning that names the file.

@@ -55,7 +55,7 @@ def check_nbytes(name: str, value: Any) -> int:
     return check_positive(name, int(float(found[1]) * base ** " kmgtp".index(found[2].lower() or " ")))
 
 
-_ALL_ROWS = 2**62
+ALL_ROWS = 2**62
 
 
 def check_piece_rows(name: str, value: Any, row_nbytes: int) -> int | None:
@@ -68,7 +68,7 @@ def check_piece_rows(name: str, value: Any, row_nbytes: int) -> int | None:
         return None
     if isinstance(value, str):
         return max(1, check_nbytes(name, value) // max(1, row_nbytes))
-    return _ALL_ROWS if name == "chunks" and type(value) is int and value == -1 else check_positive(name, value)
+    return ALL_ROWS if name == "chunks" and type(value) is int and value == -1 else check_positive(name, value)
 
 
 def check_share(name: str, value: Any) -> float:

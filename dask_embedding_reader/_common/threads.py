@@ -38,13 +38,15 @@ def stoppable_pool(threads: int, stopped: threading.Event) -> ThreadPoolExecutor
 
 @contextmanager
 def threads_at_once(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """Give threads to a block; when it fails or is interrupted, they stop."""
-    stopped = threading.Event()
+    """Give threads to a block; when it fails or is interrupted, they stop, and when the thread that gives them does."""
+    outer = _event()
+    stopped = threading.Event() if outer is None else outer
     pool = stoppable_pool(threads, stopped)
     try:
         yield pool
     except BaseException as error:
-        stopped.set()
+        if outer is None:
+            stopped.set()
         # Somebody who presses ctrl-C does not want to wait for a server that does not answer.
         pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
         raise
@@ -53,7 +55,7 @@ def threads_at_once(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 def map_at_once(threads: int, function: Callable[..., R], *columns: Sequence[Any]) -> list[R]:
     """Call a function for each row of columns, many at once, and keep the order."""
-    if len(columns[0]) <= 1:
+    if min(threads, len(columns[0])) <= 1:
         return [function(*row) for row in zip(*columns, strict=True)]
     with threads_at_once(min(threads, len(columns[0]))) as pool:
         return list(pool.map(function, *columns))

@@ -32,16 +32,19 @@ from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.batches.metadata import FRAMES, TABLES, Form, numbered
 from dask_embedding_reader.batches.selected import SelectedRead, metadata_reads, vector_reads
 from dask_embedding_reader.batches.windows import WindowReading, are_few, window_nbytes, window_rows
-from dask_embedding_reader.collection.manifest import FileTable, Manifest
+from dask_embedding_reader.collection.files import FileTable
+from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import ReadPlan, make_plan
 from dask_embedding_reader.formats.base import (
     DEFAULT_PIECE_NBYTES,
     Array,
-    FileHeader,
+    FilePart,
     GroupedFormat,
+    PartReader,
+    cut_parts,
     default_piece_rows,
 )
-from dask_embedding_reader.formats.columns import open_columns
+from dask_embedding_reader.formats.columns import open_columns, read_columns
 from dask_embedding_reader.formats.parquet.read import DECODER_NBYTES, decoder_nbytes, footers_nbytes
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
 from dask_embedding_reader.rows import Int64s, Rows, Stretch
@@ -53,6 +56,12 @@ _LOCAL_PIECE_NBYTES = 8 * 2**20
 _REMOTE_THREADS = 16
 
 _MIN_PIECE_NBYTES = 2**18
+
+_MOST_FILES = 64
+"""Of small files so many are read by one job, which takes ten times as long as to read a row."""
+
+_MOST_REMOTE_FILES = 8
+"""The same of metadata elsewhere: as many are asked for at the same time, by each of the threads that read."""
 
 _METADATA_ROWS = 8_192
 """Rows of metadata that are decoded and turned into a frame together."""
@@ -154,8 +163,8 @@ def _iterate(manifest: Manifest, request: BatchRequest, form: Form) -> Iterator[
 # What is read, piece by piece
 
 
-OpenReader = Callable[[FileHeader, int, int], Callable[[Any], Any]]
-"""Given a row range of a file, returns what reads the next rows of it."""
+OpenReader = Callable[[Sequence[FilePart]], Callable[[Any], Any]]
+"""Given parts of files, returns what reads the next rows of them."""
 
 
 Wanted = Callable[[], Any]
@@ -181,13 +190,12 @@ def _jobs(plan: ReadPlan, open_reader: OpenReader, pool: _Pool, bounds: range = 
     """
     segments = plan.whole_segments()
     for position in range(len(segments)):
-        file, start, stop = segments[position]
-        header = plan.files.header(file, start, stop)
-        first_row = int(plan.files.offsets[file])
-        lane = _Lane(pool, partial(open_reader, header, start, stop))
-        for a, b in _cut(first_row + start, first_row + stop, int(plan.piece_rows[position]), bounds):
+        start, stop = segments[position]
+        parts = plan.files.parts(start, stop)
+        lane = _Lane(pool, partial(open_reader, parts))
+        for a, b in _cut(start, stop, int(plan.piece_rows[position]), bounds):
             if not plan.files.has_groups:
-                lane = _Lane(pool, partial(open_reader, header, a - first_row, b - first_row))
+                lane = _Lane(pool, partial(open_reader, tuple(cut_parts(parts, a - start, b - start))))
             yield _Job(a, b, lane)
 
 
@@ -359,7 +367,8 @@ class _Reading:
         # Pieces are cut where large batches end: else the end of one could not be read before the next one has memory.
         self._large = local and request.batch_rows > piece_rows
         bounds = range(request.start, request.stop, request.batch_rows) if self._large else range(0)
-        plan = make_plan(vectors, request.start, request.stop, piece_rows)
+        # Remote files are read each by itself, many at the same time: they are waited for.
+        plan = make_plan(vectors, request.start, request.stop, piece_rows, _MOST_FILES if local else 1)
         # Whether row groups must be decoded whole, several at a time: local ones show it when they are read.
         self._decodes_groups = threading.Event()
         if request.rows is None:
@@ -412,11 +421,16 @@ class _Reading:
         fields, make = self._manifest.fields, self._form.make
         names = [field.name for field in fields]
 
-        def open_frames(header: Any, start: int, stop: int) -> Callable[[range], tuple[Any, int]]:
+        def open_frames(parts: Sequence[FilePart]) -> Callable[[range], tuple[Any, int]]:
+            header, start, stop = parts[0]
+            if len(parts) > 1:  # all rows at once
+                return lambda rows: make(fields, read_columns(parts, fields), rows, header.file.url)
             read = open_columns(header, names, start, stop)
             return lambda rows: make(fields, read(len(rows)), rows, header.file.url)
 
-        plan = make_plan(files, self._request.start, self._request.stop, _METADATA_ROWS)
+        local = all(store.is_local for store in files.stores)
+        most_files = _MOST_FILES if local else _MOST_REMOTE_FILES
+        plan = make_plan(files, self._request.start, self._request.stop, _METADATA_ROWS, most_files)
         return _jobs(plan, open_frames, self._pool)
 
     def finish(self, stop: int) -> None:
@@ -533,20 +547,53 @@ def _opener(manifest: Manifest, decodes_groups: threading.Event | None) -> OpenR
     if not manifest.vectors.has_groups or decodes_groups is None or not isinstance(vectors, GroupedFormat):
         if decodes_groups is not None and manifest.vectors.has_groups:
             decodes_groups.set()
-        return lambda header, start, stop: vectors.open_rows(header, columns, start, stop)
+        return _in_turn(lambda part: vectors.open_rows(part.header, columns, part.start, part.stop))
 
-    def open_rows(header: FileHeader, start: int, stop: int) -> Callable[[Any], Any]:
-        read = vectors.open_parts(header, columns, start, stop)
+    def open_part(part: FilePart) -> PartReader:
+        read = vectors.open_parts(part.header, columns, part.start, part.stop)
 
-        def read_parts(outs: Sequence[Array]) -> Callable[[], None] | None:
+        def read_rows(outs: Sequence[Array]) -> Callable[[], None] | None:
             rest = read(outs)
             if rest is None:
                 decodes_groups.set()
             return rest
 
-        return read_parts
+        return read_rows
 
-    return open_rows
+    return _in_turn(open_part)
+
+
+def _in_turn(open_part: Callable[[FilePart], PartReader]) -> OpenReader:
+    """Return what opens readers of parts of files that read one after the other."""
+
+    def open_all(parts: Sequence[FilePart]) -> PartReader:
+        if len(parts) == 1:
+            return open_part(parts[0])
+        waiting = deque(parts)
+        left: list[tuple[PartReader, int]] = []  # what reads the part that was begun, and its rows
+
+        def read(outs: Sequence[Array]) -> Callable[[], None] | None:
+            rests = []
+            for out in outs:
+                done = 0
+                while done < len(out):
+                    reader, rows = left.pop() if left else (open_part(waiting[0]), waiting.popleft().rows)
+                    count = min(rows, len(out) - done)
+                    rests.append(reader([out[done : done + count]]))
+                    if count < rows:
+                        left.append((reader, rows - count))
+                    done += count
+            todo = [rest for rest in rests if rest is not None]
+            return partial(_call_all, todo) if todo else None
+
+        return read
+
+    return open_all
+
+
+def _call_all(functions: Sequence[Callable[[], None]]) -> None:
+    for function in functions:
+        function()
 
 
 def _wait_for_parts(parts: list[tuple[Slot, slice]]) -> list[Array] | None:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dask_embedding_reader.batches.metadata import Form
-from dask_embedding_reader.collection.manifest import FileTable, Manifest
+from dask_embedding_reader.collection.files import FileTable
+from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import picked_files, selection_cuts
 from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.picking import (

@@ -19,7 +19,8 @@ import numpy as np
 from dask_embedding_reader._common.memory import Buffers
 from dask_embedding_reader._common.threads import stoppable_pool
 from dask_embedding_reader.batches.metadata import Form
-from dask_embedding_reader.collection.manifest import FileTable, Manifest
+from dask_embedding_reader.collection.files import FileTable
+from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import PickedFile, picked_files
 from dask_embedding_reader.formats.base import Array, default_piece_rows
 from dask_embedding_reader.formats.casting import cast_into

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dask_embedding_reader._common.units import counted, human_size
+from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.layout import folders_within
-from dask_embedding_reader.collection.manifest import FileTable
 from dask_embedding_reader.formats.base import default_piece_rows
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.reader import EmbeddingReader

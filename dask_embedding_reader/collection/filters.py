@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dask_embedding_reader._common.threads import threads_at_once
-from dask_embedding_reader.collection.manifest import FileTable, Manifest
+from dask_embedding_reader.collection.files import FileTable
+from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError
 from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, MetaColumn
 from dask_embedding_reader.formats.columns import iter_columns

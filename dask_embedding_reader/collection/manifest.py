@@ -1,7 +1,4 @@
-"""What a collection is: its files and what each holds, as columns.
-
-Columns, not a list of objects: a collection may have a million files.
-"""
+"""What a collection is: its files and what each holds."""
 
 from __future__ import annotations
 
@@ -9,23 +6,19 @@ import fnmatch
 import hashlib
 import os
 import re
-import time
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dask_embedding_reader._common.arguments import Source
-from dask_embedding_reader._common.cached_property import cached_property
-from dask_embedding_reader._common.progress import progress_bar
-from dask_embedding_reader._common.threads import threads_at_once
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.collection.beside import check_finished, read_saved, saved_headers
+from dask_embedding_reader.collection.files import FileTable, file_table
+from dask_embedding_reader.collection.headers import read_headers
 from dask_embedding_reader.collection.layout import (
     choose_column,
     choose_layout,
@@ -40,138 +33,11 @@ from dask_embedding_reader.errors import ArgumentError, ColumnError, FileChanged
 from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, Format
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_columns
 from dask_embedding_reader.formats.parquet.format import PARQUET
-from dask_embedding_reader.formats.partitions import partition_types, settled
+from dask_embedding_reader.formats.partitions import settled
 from dask_embedding_reader.formats.registry import KINDS, all_suffixes, get_file_format
 from dask_embedding_reader.storage.find import Finder, Listing, find_sibling
 from dask_embedding_reader.storage.retries import hide_secrets
-from dask_embedding_reader.storage.store import Store, StoredFile, Version
-
-Int64s = npt.NDArray[np.int64]
-
-_LOCAL_THREADS = 8
-_REMOTE_THREADS = 64
-"""Headers are waited for, not computed: remote ones above all."""
-
-_MUCH_WAITING = 3
-"""Local headers come from memory, mostly: then threads, which take turns, only cost time. From a disk that lets us wait
-for so many times as long as we compute, many are read at once."""
-
-_BLOCK_FILES = 64
-"""Files that a thread takes at a time: handing over each one alone costs more than reading a local header."""
-
-
-@dataclass(frozen=True)
-class FileTable:
-    """The files of a collection, in order, as columns of equal length."""
-
-    stores: tuple[Store, ...]
-    """The storages that hold them; most collections have one."""
-    store_of: npt.NDArray[np.int16]
-    """Which of these each file is in."""
-    paths: tuple[str, ...]
-    """As the storage spells them."""
-    sizes: Int64s
-    """Bytes; -1 where the storage does not tell."""
-    versions: tuple[Version, ...]
-    """Others when the file is another one."""
-    offsets: Int64s
-    """The first row of each file in the collection, and after the last one the number of rows: one more than files."""
-    dimension: int
-    """Items in a vector; 0 for files of metadata alone."""
-    dtypes: tuple[np.dtype[Any], ...]
-    """The dtypes as stored, byte order included."""
-    dtype_of: npt.NDArray[np.int16]
-    """Which of these each file has."""
-    layouts: tuple[tuple[Any, ...], ...]
-    """What only the format of the files understands."""
-    group_rows: Int64s
-    """The rows of every row group (what can only be decoded whole), file after file."""
-    first_group: Int64s
-    """Where each file's row groups start in ``group_rows``, and where the last one's end."""
-    checksums: tuple[str, ...]
-    """SHA-256 of each file, where a manifest beside the data tells it; else empty."""
-    roots: tuple[str, ...]
-    """The folders and files that were named when the collection was opened."""
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __repr__(self) -> str:
-        return f"<FileTable of {counted(len(self), 'file')}, {counted(self.count, 'row')}>"
-
-    @property
-    def rows(self) -> Int64s:
-        """Rows of each file."""
-        return np.diff(self.offsets)
-
-    @property
-    def count(self) -> int:
-        """Rows of all files."""
-        return int(self.offsets[-1])
-
-    @property
-    def has_groups(self) -> bool:
-        """Whether files consist of row groups, which can only be decoded whole."""
-        return len(self.group_rows) > 0
-
-    def url(self, position: int) -> str:
-        """Spell the path of a file so that it can be opened again."""
-        return self.stores[int(self.store_of[position])].url(self.paths[position])
-
-    def header(self, position: int, start: int = 0, stop: int | None = None) -> FileHeader:
-        """Return what is known of one file as a small value; of its row groups those in ``[start, stop)``."""
-        file = StoredFile(
-            self.stores[self.store_of[position]],
-            self.paths[position],
-            self.versions[position],
-        )
-        rows = int(self.offsets[position + 1] - self.offsets[position])
-        groups, first, first_row = self._groups(position, start, rows if stop is None else stop)
-        return FileHeader(
-            file,
-            rows,
-            self.dimension,
-            self.dtypes[self.dtype_of[position]],
-            self.layouts[position],
-            groups,
-            first,
-            first_row,
-            partitions=self.partitions,
-        )
-
-    @cached_property
-    def partitions(self) -> tuple[tuple[str, str], ...]:
-        """The columns that the folders of some files tell, and their types."""
-        return tuple(partition_types(self.paths).items())
-
-    def _groups(self, position: int, start: int, stop: int) -> tuple[tuple[int, ...], int, int]:
-        """Return the row groups of a file in ``[start, stop)``: their rows, the first one, and the row it starts at."""
-        low, high = int(self.first_group[position]), int(self.first_group[position + 1])
-        if low == high:
-            return (), 0, 0
-        bounds = self._group_bounds[low : high + 1] - self._group_bounds[low]
-        first = max(0, int(bounds.searchsorted(start, "right")) - 1)
-        last = int(bounds.searchsorted(stop, "left"))
-        return tuple(self.group_rows[low + first : low + last].tolist()), first, int(bounds[first])
-
-    @cached_property
-    def _group_bounds(self) -> Int64s:
-        """Where row groups start, counted over all files, and after the last one the end."""
-        return np.concatenate([[0], np.cumsum(self.group_rows)]).astype(np.int64)
-
-    @cached_property
-    def token(self) -> str:
-        """A hash of paths, versions and rows: equal in every process, another one when a file changes."""
-        digest = hashlib.blake2b(digest_size=16)
-        versions = (version.everywhere for version in self.versions)
-        for text in (*(store.key for store in self.stores), *self.paths, *versions, *map(str, self.dtypes)):
-            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        for column in (self.store_of, self.offsets, self.dtype_of):
-            digest.update(np.ascontiguousarray(column).tobytes())
-        return digest.hexdigest()
-
-    def __dask_tokenize__(self) -> object:
-        return "FileTable", self.token
+from dask_embedding_reader.storage.store import StoredFile
 
 
 @dataclass(frozen=True)
@@ -355,7 +221,7 @@ def _read_manifest(
     own_columns = columns if file_format.metadata == "same" else columns._replace(meta=())
     known = saved_headers(saved, found.files, vectors.suffixes, own_columns)
     try:
-        headers = _read_headers(vectors, found.files, own_columns, show_progress, known, heads)
+        headers = read_headers(vectors, found.files, own_columns, show_progress, known, heads)
     except ColumnError as error:
         lacking = next((file for file in found.files if str(error).startswith(file.url)), found.files[0])
         alike = next((named for file in found.files if (named := _named_alike(file, lacking))), "")
@@ -366,7 +232,7 @@ def _read_manifest(
     if partners is not None:
         paired = pair_files(found.files, partners.files, (found.roots, partners.roots))
         known = saved_headers(saved, paired, PARQUET.suffixes, Columns(meta=columns.meta))
-        metadata = _read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known), partners.roots
+        metadata = read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known), partners.roots
     columns = columns._replace(glob="")  # as if they had been listed
     manifest = make_manifest(file_format, columns, (headers, found.roots), metadata)
     _warn_of_joined(manifest.vectors)
@@ -459,7 +325,7 @@ def make_manifest(file_format: Format, columns: Columns, vectors: Headers, metad
     """
     headers = _grouped(vectors[0])
     _check_alike(headers)
-    table = _table(headers, vectors[1])
+    table = file_table(headers, vectors[1])
     if not table.count:
         raise NoFilesError(
             f"no embeddings: {counted(len(headers), f'{file_format.vectors.name} file')} without rows (such as "
@@ -468,7 +334,7 @@ def make_manifest(file_format: Format, columns: Columns, vectors: Headers, metad
     metadata_files, fields = table if file_format.metadata == "same" else None, []
     if metadata is not None:
         _check_rows(headers, metadata[0])
-        metadata_files = _table(*metadata)
+        metadata_files = file_table(*metadata)
     if columns.meta:
         partners = headers if metadata is None else metadata[0]
         filled = [header for header in partners if header.rows]  # others may have columns of any type
@@ -488,44 +354,6 @@ def _grouped(headers: Sequence[FileHeader]) -> Sequence[FileHeader]:
         header._replace(group_rows=(header.rows,)) if header.rows and not header.group_rows else header
         for header in headers
     ]
-
-
-def _read_headers(
-    vectors: FileFormat,
-    files: Sequence[StoredFile],
-    columns: Columns,
-    show_progress: bool,
-    known: Mapping[StoredFile, FileHeader],
-    heads: Mapping[StoredFile, bytes] = MappingProxyType({}),
-) -> list[FileHeader]:
-    """Read the headers of many files at once, in order; those that are known already are taken as they are."""
-    if known:
-        unknown = [file for file in files if file not in known]
-        read = iter(_read_headers(vectors, unknown, columns, show_progress, {}, heads) if unknown else ())
-        return [known.get(file) or next(read) for file in files]
-    local = all(file.store.is_local for file in files)
-    per_block = _BLOCK_FILES if local else 1
-    blocks = [files[first : first + per_block] for first in range(0, len(files), per_block)]
-
-    def read_block(block: Sequence[StoredFile]) -> list[FileHeader]:
-        return [vectors.read_header(file, columns, heads.get(file, b"") if heads else b"") for file in block]
-
-    headers: list[FileHeader] = []
-    rest = deque(blocks)
-    with progress_bar(show_progress, len(files), "opening", " files") as progress:
-        waits = not local
-        while rest and not waits:
-            began, worked = time.perf_counter(), time.thread_time()
-            block = read_block(rest.popleft())
-            waits = time.perf_counter() - began > _MUCH_WAITING * (time.thread_time() - worked)
-            headers += block
-            progress.update(len(block))
-        if rest:
-            with threads_at_once(min(len(rest), _LOCAL_THREADS if local else _REMOTE_THREADS)) as pool:
-                for block in pool.map(read_block, rest):
-                    headers += block
-                    progress.update(len(block))
-    return headers
 
 
 def _check_alike(headers: Sequence[FileHeader]) -> None:
@@ -575,28 +403,3 @@ def _check_rows(headers: Sequence[FileHeader], partners: Sequence[FileHeader]) -
                 f"{header.file.url} has {counted(header.rows, 'row')}, but its metadata {partner.file.url} has "
                 f"{partner.rows:,}; they must be row for row the same: check which files belong together"
             )
-
-
-def _table(headers: Sequence[FileHeader], roots: Sequence[str]) -> FileTable:
-    """Turn headers into columns."""
-    store_ids: dict[Store, int] = {}
-    store_of = [store_ids.setdefault(h.file.store, len(store_ids)) for h in headers]
-    dtype_ids: dict[np.dtype[Any], int] = {}
-    dtype_of = [dtype_ids.setdefault(header.dtype, len(dtype_ids)) for header in headers]
-    layouts: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # most files have the same: one value for all of them
-    return FileTable(
-        stores=tuple(store_ids),
-        store_of=np.array(store_of, np.int16),
-        paths=tuple(header.file.path for header in headers),
-        sizes=np.array([header.file.size for header in headers], np.int64),
-        versions=tuple(header.file.version for header in headers),
-        offsets=np.cumsum([0, *(header.rows for header in headers)], dtype=np.int64),
-        dimension=next((header.dimension for header in headers if header.rows), 0),
-        dtypes=tuple(dtype_ids),
-        dtype_of=np.array(dtype_of, np.int16),
-        layouts=tuple(layouts.setdefault(header.layout, header.layout) for header in headers),
-        group_rows=np.array([rows for header in headers for rows in header.group_rows], np.int64),
-        first_group=np.cumsum([0, *(len(header.group_rows) for header in headers)], dtype=np.int64),
-        checksums=tuple(header.checksum for header in headers),
-        roots=tuple(roots),
-    )

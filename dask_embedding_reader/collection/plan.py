@@ -2,7 +2,8 @@
 
 A plan is kept by *segment*, a stretch of a file that is cut into pieces of one size, so that its own size depends on
 the number of files and not on the number of pieces. In files of row groups a segment is a row group, or several small
-ones: a piece is then either made of whole row groups or a part of one.
+ones: a piece is then either made of whole row groups or a part of one. Several small files are one segment, and one
+piece.
 """
 
 from __future__ import annotations
@@ -10,27 +11,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
+from dask_embedding_reader._common.arguments import ALL_ROWS
 from dask_embedding_reader._common.cached_property import cached_property
-from dask_embedding_reader.collection.manifest import FileTable, Int64s
+from dask_embedding_reader.collection.files import FileTable, Int64s
 from dask_embedding_reader.formats.base import FileHeader
 from dask_embedding_reader.formats.picking import split_by_file
 from dask_embedding_reader.rows import Rows, Section, Shuffled, Stretch
 
 
 class Piece(NamedTuple):
-    """A row range of one file."""
+    """A row range of one file, or of several small ones."""
 
-    file: int
-    """The position of the file in the collection."""
     start: int
-    """The first row, counted in the file."""
+    """The first row, counted in the collection."""
     stop: int
-    """The row after the last one, counted in the file."""
+    """The row after the last one."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,6 @@ class ReadPlan:
     """The first row of each segment, counted in the collection."""
     stop: int
     """The row after the last one, counted in the collection."""
-    file_of: Int64s
-    """The file of each segment."""
     piece_rows: Int64s
     """Rows of a piece, for each segment; its last piece may have fewer."""
 
@@ -67,8 +64,7 @@ class ReadPlan:
         rows = int(self.piece_rows[segment])
         start = int(self.starts[segment]) + (position - int(self.first_piece[segment])) * rows
         stop = min(start + rows, int(self.starts[segment + 1]) if segment + 1 < len(self.starts) else self.stop)
-        first = int(self.files.offsets[self.file_of[segment]])
-        return Piece(int(self.file_of[segment]), start - first, stop - first)
+        return Piece(start, stop)
 
     @cached_property
     def bounds(self) -> Int64s:
@@ -92,18 +88,32 @@ class ReadPlan:
 
     def whole_segments(self) -> ReadPlan:
         """Return the plan that reads each segment as one piece."""
-        return ReadPlan(self.files, self.starts, self.stop, self.file_of, np.maximum(self._segment_rows, 1))
+        return ReadPlan(self.files, self.starts, self.stop, np.maximum(self._segment_rows, 1))
 
 
-def make_plan(files: FileTable, start: int, stop: int, max_rows: int) -> ReadPlan:
+_FEWEST_PIECES = 16
+"""Small files are read together as long as so many pieces are left: few files stay the chunks that they were, and all
+processors have something to do."""
+
+_MOST_FILES = 64
+"""A piece has no more files than this: their headers, of some 150 bytes, travel in its task. Of 5,000 files of four
+rows 79 pieces are left, for which Dask takes a tenth of a second."""
+
+
+def make_plan(files: FileTable, start: int, stop: int, max_rows: int, most_files: int = _MOST_FILES) -> ReadPlan:
     """Cut the rows ``[start, stop)`` of a collection into pieces of at most ``max_rows``.
 
-    Pieces end where files end and, in files of row groups, where row groups end: small groups are read together.
+    Pieces end where files end and, in files of row groups, where row groups end: small groups are read together, and
+    so are small files, unless pieces may have all rows of a file (``ALL_ROWS``).
     """
+    bounds = cuts = _file_bounds(files)
+    joined_rows = 0 if max_rows >= ALL_ROWS else min(max_rows, -(-files.count // _FEWEST_PIECES))
     max_rows = min(max_rows, files.count + 1)  # what no integer of numpy can hold means as much
-    cuts = _file_bounds(files)
     if files.has_groups:
         cuts = _merge_groups(_group_bounds(files), cuts, max_rows)
+    cuts = np.setdiff1d(
+        cuts, np.setdiff1d(bounds, _join_small(bounds, joined_rows, most_files), assume_unique=True), assume_unique=True
+    )
     return _plan_of_segments(files, _clip(cuts, start, stop), max_rows)
 
 
@@ -125,9 +135,6 @@ def plan_metadata(files: FileTable, bounds: Int64s) -> ReadPlan:
 
 _TASK_NBYTES = 2_500
 """Picked rows of one piece take so many bytes at most, nearly: they travel in its task."""
-
-_MOST_FILES = 16
-"""Of files with few selected rows so many share a piece at most: their headers travel in its task."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +217,7 @@ def plan_selection(files: FileTable, rows: Rows, max_rows: int) -> SelectionPlan
     if not files.has_groups and not isinstance(rows, Stretch):
         max_rows = min(max_rows, max(256, _TASK_NBYTES * len(rows) // max(1, rows.nbytes)))
     cuts = selection_cuts(files, rows, max_rows)
-    return SelectionPlan(files, rows, _cut_evenly(_join_small(cuts, max_rows), max_rows))
+    return SelectionPlan(files, rows, _cut_evenly(_join_small(cuts, max_rows, _MOST_FILES), max_rows))
 
 
 def selection_cuts(files: FileTable, rows: Rows, max_rows: int) -> Int64s:
@@ -242,17 +249,16 @@ def _cut_evenly(cuts: Int64s, max_rows: int) -> Int64s:
     return np.unique(bounds)
 
 
-def _join_small(cuts: Int64s, max_rows: int) -> Int64s:
+def _join_small(cuts: Int64s, max_rows: int, most_files: int) -> Int64s:
     """Leave out cuts between neighbours that fit into one piece, if there are not too many of them."""
-    if np.diff(cuts).min(initial=max_rows) * 2 > max_rows:
+    if len(cuts) < 3 or (cuts[2:] - cuts[:-2]).min() > max_rows:
         return cuts
-    kept, last, files = [int(cuts[0])], int(cuts[0]), 0
-    for bound, following in pairwise(cuts[1:].tolist()):
-        files += 1
-        if following - last > max_rows or files >= _MOST_FILES:
-            kept.append(bound)
-            last, files = bound, 0
-    return np.array([*kept, int(cuts[-1])] if len(cuts) > 1 else kept, np.int64)
+    last, kept, max_rows = len(cuts) - 1, [0], min(max_rows, int(cuts[-1]))
+    while kept[-1] < last:
+        place = kept[-1]
+        fitting = int(cuts.searchsorted(cuts[place] + max_rows, "right")) - 1
+        kept.append(min(max(fitting, place + 1), place + most_files, last))
+    return cuts[kept]
 
 
 def _plan_of_segments(files: FileTable, cuts: Int64s, max_rows: int | None) -> ReadPlan:
@@ -260,8 +266,7 @@ def _plan_of_segments(files: FileTable, cuts: Int64s, max_rows: int | None) -> R
     rows = np.diff(cuts)
     # Equal pieces, not full ones and a small rest: every task costs the same.
     pieces = 1 if max_rows is None else -(-rows // max_rows)
-    file_of = np.searchsorted(files.offsets, starts, "right") - 1
-    return ReadPlan(files, starts, int(cuts[-1]) if len(cuts) else 0, file_of, -(-rows // pieces))
+    return ReadPlan(files, starts, int(cuts[-1]) if len(cuts) else 0, -(-rows // pieces))
 
 
 def _file_bounds(files: FileTable) -> Int64s:

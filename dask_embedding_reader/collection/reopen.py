@@ -8,7 +8,8 @@ from typing import Any
 
 from dask_embedding_reader._common.arguments import Source
 from dask_embedding_reader._common.units import counted
-from dask_embedding_reader.collection.manifest import FileTable, Headers, Manifest, make_manifest
+from dask_embedding_reader.collection.files import FileTable
+from dask_embedding_reader.collection.manifest import Headers, Manifest, make_manifest
 from dask_embedding_reader.collection.saved import (
     METADATA,
     VECTORS,

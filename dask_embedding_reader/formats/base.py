@@ -7,14 +7,15 @@ the two. A new format is one module here and one line in ``registry``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from dask_embedding_reader._common.memory import new_array
+from dask_embedding_reader._common.threads import map_at_once
 from dask_embedding_reader.storage.store import StoredFile
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from dask_embedding_reader.storage.store import Write
 
 Array = npt.NDArray[Any]
+R = TypeVar("R")
 
 DEFAULT_PIECE_NBYTES = 32_000_000
 """The size of a piece in stored bytes, where the caller does not say: large enough that a request to a remote store
@@ -86,6 +88,22 @@ class FileHeader(NamedTuple):
     """The SHA-256 of the file, from the manifest beside it; empty where that is not known."""
     partitions: tuple[tuple[str, str], ...] = ()
     """Columns that the folders of files of the collection tell, as in ``lang=en``, and their types."""
+
+
+class FilePart(NamedTuple):
+    """A row range of one file."""
+
+    header: FileHeader
+    """The file."""
+    start: int
+    """The first row, counted in the file."""
+    stop: int
+    """The row after the last one."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return self.stop - self.start
 
 
 RowReader = Callable[[Sequence[Array]], None]
@@ -217,6 +235,35 @@ def read_rows(
     if stop > start:
         vectors.open_rows(header, columns, start, stop)([out])
     return out
+
+
+def cut_parts(parts: Iterable[FilePart], start: int, stop: int) -> Iterator[FilePart]:
+    """Return what holds the rows ``[start, stop)`` of parts of files that follow each other."""
+    first = 0
+    for part in parts:
+        a, b = max(start, first) - first, min(stop, first + part.rows) - first
+        if a < b:
+            yield FilePart(part.header, part.start + a, part.start + b)
+        first += part.rows
+
+
+def read_parts(vectors: FileFormat, columns: Columns, parts: Sequence[FilePart], dtype: np.dtype[Any]) -> Array:
+    """Read parts of files into a new array, one below the other."""
+    out = new_array((sum(part.rows for part in parts), parts[0].header.dimension), dtype)
+    ends = np.cumsum([part.rows for part in parts]).tolist()
+
+    def read(part: FilePart, end: int) -> None:
+        vectors.open_rows(part.header, columns, part.start, part.stop)([out[end - part.rows : end]])
+
+    for_each_file(read, [part.header for part in parts], parts, ends)
+    return out
+
+
+def for_each_file(function: Callable[..., R], headers: Sequence[FileHeader], *columns: Sequence[Any]) -> list[R]:
+    """Call a function with a value of each column, file by file; for all at once where they are elsewhere: it waits."""
+    stores = [header.file.store for header in headers]
+    threads = max((store.connections for store in stores if not store.is_local), default=1)
+    return map_at_once(threads, function, *columns)
 
 
 def default_piece_rows(byte_per_item: int, nbytes: int = DEFAULT_PIECE_NBYTES) -> int:

@@ -12,10 +12,18 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from dask_embedding_reader.formats.base import Array, Columns, FileFormat, FileHeader, Stretch, StretchReader
+from dask_embedding_reader.formats.base import (
+    Array,
+    Columns,
+    FileFormat,
+    FileHeader,
+    Stretch,
+    StretchReader,
+    for_each_file,
+)
 from dask_embedding_reader.formats.casting import CheckedCast
 from dask_embedding_reader.formats.columns import iter_columns
-from dask_embedding_reader.formats.metadata import MetaField, empty_frame, make_frame
+from dask_embedding_reader.formats.metadata import MetaField, empty_frame, make_frame, make_table
 from dask_embedding_reader.formats.parquet.read import DECODE_ROWS
 
 Int64s = npt.NDArray[np.int64]
@@ -357,16 +365,18 @@ def read_picked_frame(
 ) -> pd.DataFrame:
     """Read metadata of rows of several files; of each file the rows, and the places where they go."""
     names = [field.name for field in fields]
-    frames: list[pd.DataFrame] = []
-    order: list[Int64s] = []
-    for header, rows, places in files:
-        table = read_picked_table(header, names, rows)
-        frames.append(make_frame(fields, table, pd.RangeIndex(len(rows)), header.file.url))
-        order.append(np.arange(len(rows)) if places is None else places)
-    if not frames:
+    picked = list(files)
+    if not picked:
         return empty_frame(fields)
-    frame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
-    places = np.concatenate(order)
+
+    def read(header: FileHeader, rows: Int64s, _: Int64s | None) -> pa.Table:
+        table = read_picked_table(header, names, rows)
+        return table if len(picked) == 1 else make_table(fields, table, header.file.url)
+
+    table = pa.concat_tables(for_each_file(read, [header for header, _, _ in picked], *zip(*picked, strict=True)))
+    # A frame for all of them: for each it would take as long, however few rows it has.
+    frame = make_frame(fields, table, pd.RangeIndex(len(table)), picked[0][0].file.url)
+    places = np.concatenate([np.arange(len(rows)) if places is None else places for _, rows, places in picked])
     if (np.diff(places) != 1).any():
         frame = frame.take(np.argsort(places)).reset_index(drop=True)
     return frame

@@ -25,7 +25,8 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.layers import ArrayBlockwiseDep
 
 from dask_embedding_reader._common.memory import new_array
-from dask_embedding_reader.collection.manifest import Int64s, Manifest
+from dask_embedding_reader.collection.files import Int64s
+from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import (
     ReadPlan,
     SelectionPlan,
@@ -37,8 +38,17 @@ from dask_embedding_reader.collection.plan import (
     selection_cuts,
 )
 from dask_embedding_reader.errors import EmbeddingReaderError, MismatchError, ReadError
-from dask_embedding_reader.formats.base import Array, Columns, FileFormat, FileHeader, read_rows
-from dask_embedding_reader.formats.columns import open_columns
+from dask_embedding_reader.formats.base import (
+    Array,
+    Columns,
+    FileFormat,
+    FileHeader,
+    FilePart,
+    cut_parts,
+    for_each_file,
+    read_parts,
+)
+from dask_embedding_reader.formats.columns import read_columns
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, empty_frame, make_frame
 from dask_embedding_reader.formats.picking import read_picked, read_picked_frame, split_by_file
 from dask_embedding_reader.rows import Packed, Rows, pack
@@ -167,18 +177,16 @@ class _PieceDep(ArrayBlockwiseDep):
         self.token = _token(plan.token, repr(self._columns), str(dtype))
 
     def __getitem__(self, index: tuple[int, ...]) -> LazyPiece | LazySelection:
+        files = self._plan.files
         if not len(self._plan):
-            return LazyPiece(_version(), self._vectors, self._columns, self._plan.files.header(0), 0, 0, self._dtype, 0)
+            return LazyPiece(
+                _version(), self._vectors, self._columns, (FilePart(files.header(0), 0, 0),), self._dtype, 0
+            )
         if isinstance(self._plan, SelectionPlan):
             picked = _pick(self._plan, index[0])
-            dimension = self._plan.files.dimension
-            return LazySelection(_version(), self._vectors, self._columns, picked, dimension, self._dtype)
-        piece = self._plan[index[0]]
-        header = self._plan.files.header(*piece)
-        first_row = int(self._plan.files.offsets[piece.file]) + piece.start
-        return LazyPiece(
-            _version(), self._vectors, self._columns, header, piece.start, piece.stop, self._dtype, first_row
-        )
+            return LazySelection(_version(), self._vectors, self._columns, picked, files.dimension, self._dtype)
+        start, stop = self._plan[index[0]]
+        return LazyPiece(_version(), self._vectors, self._columns, files.parts(start, stop), self._dtype, start)
 
     def __dask_tokenize__(self) -> str:
         return self.token
@@ -193,13 +201,9 @@ class LazyPiece:
     vectors: FileFormat
     """How to read them."""
     columns: Columns
-    """Where they are in the file."""
-    header: FileHeader
-    """The file."""
-    start: int
-    """The first row, counted in the file."""
-    stop: int
-    """The row after the last one."""
+    """Where they are in the files."""
+    parts: tuple[FilePart, ...]
+    """The files, one or several small ones, and which rows of them."""
     dtype: np.dtype[Any]
     """The dtype wanted."""
     first_row: int
@@ -208,12 +212,12 @@ class LazyPiece:
     @property
     def rows(self) -> range:
         """The row numbers in the collection."""
-        return range(self.first_row, self.first_row + self.stop - self.start)
+        return range(self.first_row, self.first_row + self.shape[0])
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and items of a vector."""
-        return self.stop - self.start, self.header.dimension
+        return sum(part.rows for part in self.parts), self.parts[0].header.dimension
 
     @property
     def ndim(self) -> int:
@@ -241,15 +245,17 @@ class LazyPiece:
         if len(wanted) and (np.diff(wanted) == 1).all():
             return self._read(int(wanted[0]), int(wanted[-1]) + 1)
         rows, positions = np.unique(wanted, return_inverse=True)
-        row_nbytes = self.header.dimension * self.header.dtype.itemsize
-        gap = len(self.header.group_rows) * self.header.rows or max(1, _WORTH_SKIPPING_NBYTES // row_nbytes)
+        header = self.parts[0].header
+        row_nbytes = header.dimension * header.dtype.itemsize
+        gap = len(header.group_rows) * header.rows or max(1, _WORTH_SKIPPING_NBYTES // row_nbytes)
         runs = np.split(rows, np.flatnonzero(np.diff(rows) > gap) + 1)
         parts = [self._read(int(run[0]), int(run[-1]) + 1)[run - run[0]] for run in runs if len(run)]
-        return np.concatenate([np.empty((0, self.header.dimension), self.dtype), *parts])[positions]
+        return np.concatenate([np.empty((0, header.dimension), self.dtype), *parts])[positions]
 
     def _read(self, start: int, stop: int) -> Array:
+        parts = tuple(cut_parts(self.parts, start, stop)) or self.parts[:1]
         with _as_worker(self.version):
-            return read_rows(self.vectors, self.header, self.columns, self.start + start, self.start + stop, self.dtype)
+            return read_parts(self.vectors, self.columns, parts, self.dtype)
 
 
 class PickedRows(NamedTuple):
@@ -340,9 +346,13 @@ class LazySelection:
 
     def _read(self, numbers: Int64s, *, ascending: bool) -> Array:
         out = new_array((len(numbers), self.dimension), self.dtype)
+
+        def read(header: FileHeader, rows: Int64s, places: Int64s | None) -> None:
+            read_picked(self.vectors, self.columns, header, rows, [out], places)
+
         with _as_worker(self.version):
-            for header, rows, places in self.picked.split(numbers, ascending=ascending):
-                read_picked(self.vectors, self.columns, header, rows, [out], places)
+            if files := list(self.picked.split(numbers, ascending=ascending)):
+                for_each_file(read, [header for header, _, _ in files], *zip(*files, strict=True))
         return out
 
 
@@ -355,16 +365,12 @@ class MetaPiece(NamedTuple):
 
     version: str
     """The version of this package that made it. First, so that every version finds it."""
-    header: FileHeader | None
-    """The parquet file; None where no metadata was asked for."""
+    parts: tuple[FilePart, ...]
+    """The parquet files, one or several small ones, and which rows of them; none where no metadata was asked for."""
     fields: tuple[MetaField, ...]
     """All columns of the frame."""
-    start: int
-    """The first row, counted in the file."""
-    stop: int
-    """The row after the last one."""
-    first_row: int
-    """The first row, counted in the collection."""
+    rows: range
+    """The row numbers in the collection."""
 
 
 class PickedMetaPiece(NamedTuple):
@@ -393,17 +399,15 @@ class _FramePieces(Sequence["MetaPiece | PickedMetaPiece"]):
         if not 0 <= operator.index(position) < len(self):
             raise IndexError(position)
         if not len(self._plan):
-            return MetaPiece(_version(), None, self._fields, 0, 0, self._plan.stop)
+            return MetaPiece(_version(), (), self._fields, range(self._plan.stop, self._plan.stop))
         if isinstance(self._plan, SelectionPlan):
             picked = _pick(self._plan, position)
             return PickedMetaPiece(
                 _version(), picked if self._has_metadata else picked._replace(files=()), self._fields
             )
-        piece = self._plan[position]
-        files = self._plan.files
-        header = files.header(*piece) if self._has_metadata else None
-        first_row = int(files.offsets[piece.file]) + piece.start
-        return MetaPiece(_version(), header, self._fields, piece.start, piece.stop, first_row)
+        rows = range(*self._plan[position])
+        parts = self._plan.files.parts(rows.start, rows.stop) if self._has_metadata else ()
+        return MetaPiece(_version(), parts, self._fields, rows)
 
     def __iter__(self) -> Iterator[MetaPiece | PickedMetaPiece]:
         return (self[position] for position in range(len(self)))
@@ -416,13 +420,12 @@ def read_frame(piece: MetaPiece | PickedMetaPiece, columns: Sequence[str]) -> pd
     """Read some columns of a piece; the index is the global row number."""
     if isinstance(piece, PickedMetaPiece):
         return _read_picked_frame(piece, columns)
-    index = pd.RangeIndex(piece.first_row, piece.first_row + piece.stop - piece.start, name=ROW_NUMBER)
+    index = pd.RangeIndex(piece.rows, name=ROW_NUMBER)
     fields = [field for name in columns for field in piece.fields if field.name == name]
-    if piece.header is None or not fields:
+    if not piece.parts or not fields:
         return empty_frame(fields).set_axis(index) if fields else pd.DataFrame(index=index)
     with _as_worker(piece.version):
-        read = open_columns(piece.header, [field.name for field in fields], piece.start, piece.stop)
-        return make_frame(fields, read(len(index)), index, piece.header.file.url)
+        return make_frame(fields, read_columns(piece.parts, fields), index, piece.parts[0].header.file.url)
 
 
 def _read_picked_frame(piece: PickedMetaPiece, columns: Sequence[str]) -> pd.DataFrame:

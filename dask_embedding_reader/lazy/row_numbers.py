@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from dask.core import flatten
 
-from dask_embedding_reader.collection.manifest import Int64s
+from dask_embedding_reader.collection.files import Int64s
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER

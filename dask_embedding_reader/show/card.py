@@ -10,7 +10,8 @@ from itertools import pairwise
 import numpy as np
 
 from dask_embedding_reader._common.units import counted, human_size
-from dask_embedding_reader.collection.manifest import FileTable, Int64s, Manifest
+from dask_embedding_reader.collection.files import FileTable, Int64s
+from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.storage.retries import hide_secrets
 from dask_embedding_reader.storage.store import shown_url
 

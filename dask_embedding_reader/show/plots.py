@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from dask_embedding_reader._common.units import counted, human_size
-from dask_embedding_reader.collection.manifest import Int64s, Manifest
+from dask_embedding_reader.collection.files import Int64s
+from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import make_plan, plan_selection
 from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.rows import Rows, Stretch

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from dask_embedding_reader._common.units import counted
-from dask_embedding_reader.collection.manifest import FileTable, Manifest, make_manifest, read_manifest
+from dask_embedding_reader.collection.files import FileTable
+from dask_embedding_reader.collection.manifest import Manifest, make_manifest, read_manifest
 from dask_embedding_reader.collection.reopen import save_manifest
 from dask_embedding_reader.collection.saved import SavedManifest, decode_manifest
 from dask_embedding_reader.errors import DestinationError, FormatError, MismatchError, WriteError

@@ -45,9 +45,11 @@ print(resident("VmHWM"))
 MILLION = """
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
-from dask_embedding_reader.formats.base import Columns, FileHeader, get_format
+from dask_embedding_reader.formats.base import Columns, FileHeader
+from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.lazy.graph import make_array, make_metadata_frame
-from dask_embedding_reader.collection.manifest import Manifest, _table
+from dask_embedding_reader.collection.files import file_table
+from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.storage.store import Here, StoredFile, Version
 from dask_embedding_reader.storage.local import LocalStore
 
@@ -56,13 +58,13 @@ before, storage, dtype = resident(), LocalStore(LocalFileSystem()), np.dtype(np.
 def header(number):
     path = f"/data/collection/embeddings/shard-{number // 1000:05}/part-{number:08}.npy"
     version = Version(15_488, "mtime", str(10**18 + number), Here("host", number, 10**18 + number))
-    return FileHeader(StoredFile(storage, path, version), 10, 768, dtype, 128)
+    return FileHeader(StoredFile(storage, path, version), 10, 768, dtype, (128, False))
 
-files = _table([header(number) for number in range(1_000_000)], ["/data/collection"])
+files = file_table([header(number) for number in range(1_000_000)], ["/data/collection"])
 manifest = Manifest(get_format("npy"), Columns(), files, None, (), dtype)
 x = make_array(manifest, 0, manifest.count, 32_000, dtype)
 meta = make_metadata_frame(manifest, 0, manifest.count, 32_000)
-assert x.numblocks == (1_000_000, 1) and meta.npartitions == 1_000_000
+assert x.numblocks == (15_625, 1) and meta.npartitions == 15_625
 print(resident("VmHWM") - before)
 """
 

@@ -1,0 +1,247 @@
+"""Small files share pieces: chunks of the array, partitions of the frame, and what batches read at once."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from dask.base import compute
+from fsspec.implementations.local import LocalFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dask_embedding_reader import EmbeddingReader, FileChangedError, iter_batches, write_embeddings
+from dask_embedding_reader._common.arguments import ALL_ROWS
+from dask_embedding_reader.collection import plan
+from dask_embedding_reader.collection.files import FileTable, file_table
+from dask_embedding_reader.formats.base import FileHeader
+from dask_embedding_reader.storage.local import LocalStore
+from dask_embedding_reader.storage.store import StoredFile, Version
+from tests.support.collections import (
+    WITH_METADATA,
+    Collection,
+    assert_batches,
+    assert_same_frame,
+    assert_same_rows,
+    write_collection,
+)
+from tests.support.stores import Bucket, Meeting, emptied_bucket, read_twice
+
+FILE_ROWS = [(0, 1, 4, 3, 9)[number % 5] for number in range(40)]
+FORMATS = ["npy", "npy-mixed", "npz-deflated", "arrow", "parquet-list", "parquet_npy"]
+
+
+@pytest.fixture(params=FORMATS)
+def collection(request: pytest.FixtureRequest, tmp_path: Path) -> Collection:
+    """40 files of few rows."""
+    columns = ["id", "caption"] if request.param in WITH_METADATA else None
+    return write_collection(tmp_path, request.param, file_rows=FILE_ROWS, columns=columns, row_group_rows=3)
+
+
+def test_chunks_are_several_files_and_partitions_the_same(collection: Collection) -> None:
+    reader = collection.open()
+    x, frame = reader.to_dask_array(), reader.to_dask_dataframe()
+    assert x.numblocks[0] == frame.npartitions == 16  # of 32 files that have rows
+    assert set(np.cumsum(x.chunks[0])) < set(collection.boundaries)
+    assert (reader.shape, reader.chunks) == (x.shape, x.chunks)
+    assert_same_rows(x.compute(), collection.rows)
+    parts = compute(*frame.to_delayed())
+    assert tuple(map(len, parts)) == x.chunks[0]
+    for part, stop in zip(parts, np.cumsum(x.chunks[0]).tolist(), strict=True):
+        assert_same_frame(part, collection.frame(stop - len(part), stop))
+    for index in (slice(3, 120), slice(120, 20, -7), [70, 3, 3, -1], 101):
+        np.testing.assert_array_equal(x[index].compute(), collection.rows[index])
+    assert_same_frame(frame.loc[12:77].compute(), collection.frame(12, 78))
+
+
+@pytest.mark.parametrize("size", [None, 2, 5])
+def test_batches_and_batches_of_lazy_arrays(collection: Collection, size: int | None) -> None:
+    reader = collection.open()
+    for batch_size, start in ((1, 0), (7, 3), (50, 0), (1000, 33)):
+        assert_batches(reader(batch_size, start, max_piece_size=size), collection, batch_size, start)
+    x, frame = (each(max_piece_size=size) for each in (reader.to_dask_array, reader.to_dask_dataframe))
+    assert_batches(iter_batches(x, frame, batch_size=11), collection, 11, dtype=None, of_frame=True)
+
+
+def test_views_and_what_is_written(collection: Collection, tmp_path: Path) -> None:
+    reader = collection.open()
+    rows = np.random.default_rng(0).permutation(len(collection))[:40]
+    for view, expected in ((reader.take(slice(5, 120)), np.arange(5, 120)), (reader.take(rows), rows)):
+        np.testing.assert_array_equal(view.to_dask_array().compute(), collection.rows[expected])
+        assert view.to_dask_dataframe().compute().index.tolist() == expected.tolist()
+        np.testing.assert_array_equal(np.concatenate([x for x, _ in view(9)]), collection.rows[expected])
+    write_embeddings(reader.to_dask_array(), tmp_path / "out")
+    assert_same_rows(EmbeddingReader(tmp_path / "out").to_dask_array().compute(), collection.rows)
+
+
+def test_names_of_chunks_depend_on_the_files_alone(tmp_path: Path) -> None:
+    collection = write_collection(tmp_path, "parquet_npy", file_rows=FILE_ROWS, columns=["id"])
+    reader = collection.open()
+    x, frame = reader.to_dask_array(), reader.to_dask_dataframe()
+    assert collection.open().to_dask_array().name == x.name
+    assert collection.open().to_dask_dataframe()._name == frame._name
+    assert pickle.loads(pickle.dumps(x)).name == x.name
+    os.utime(collection.files[29], (1, 1))
+    assert collection.open().to_dask_array().name != x.name
+    # One chunk a file is still there for who wants it.
+    assert reader.to_dask_array(chunks=-1).chunks[0] == tuple(filter(None, FILE_ROWS))
+    assert reader.to_dask_dataframe(chunks=-1).npartitions == 32
+
+
+def test_few_files_stay_chunks(tmp_path: Path) -> None:
+    reader = write_collection(tmp_path, file_rows=[3] * 16).open()
+    assert reader.to_dask_array().chunks[0] == (3,) * 16
+
+
+def test_tasks_of_many_files_are_small(tmp_path: Path) -> None:
+    folder = tmp_path / "some-collection-of-embeddings" / "of-long-names"
+    folder.mkdir(parents=True)
+    for number in range(2_000):
+        np.save(folder / f"part-{number:08}-of-00002000.npy", np.ones((1, 2), np.float32))
+    x = EmbeddingReader(folder).to_dask_array()
+    assert x.numblocks[0] == 32
+    assert max(len(pickle.dumps(task)) for task in dict(x.__dask_graph__()).values()) < 64 * 300
+
+
+@pytest.mark.parametrize("file_format", ["npy", "parquet_npy"])
+def test_the_file_that_changed_is_named(file_format: str, tmp_path: Path) -> None:
+    columns = ["id"] if file_format == "parquet_npy" else None
+    collection = write_collection(tmp_path, file_format, file_rows=[4] * 100, columns=columns)
+    reader = collection.open()
+    x, frame = reader.to_dask_array(), reader.to_dask_dataframe()
+    collection.files[41].write_bytes(collection.files[41].read_bytes()[:-4])
+    for read in (lambda: x.compute(), lambda: x[165:166].compute(), lambda: list(reader(7))):
+        with pytest.raises(FileChangedError, match=collection.files[41].name):
+            read()
+    np.testing.assert_array_equal(x[:164].compute(), collection.rows[:164])
+    if collection.metadata_folder is not None:
+        path = sorted(collection.metadata_folder.iterdir())[43]
+        os.utime(path, (1, 1))
+        with pytest.raises(FileChangedError, match=path.name):
+            frame.compute()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Elsewhere
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    """An object store that counts."""
+    with emptied_bucket() as store:
+        yield store
+
+
+def put_files(bucket: Bucket, suffix: str, count: int) -> np.ndarray[Any, Any]:
+    """Files of two rows."""
+    rows = np.random.default_rng(0).standard_normal((2 * count, 3), np.float32)
+    for number in range(count):
+        content = io.BytesIO()
+        if suffix == "npy":
+            np.save(content, rows[2 * number : 2 * number + 2])
+        else:
+            vectors = pa.FixedSizeListArray.from_arrays(rows[2 * number : 2 * number + 2].reshape(-1), 3)
+            pq.write_table(pa.table({"embedding": vectors, "id": [2 * number, 2 * number + 1]}), content)
+        bucket.put(f"emb/{number:03}.{suffix}", content.getvalue())
+    return rows
+
+
+WAYS: dict[str, Callable[[EmbeddingReader], Any]] = {
+    "array": lambda reader: reader.to_dask_array().compute(scheduler="synchronous"),
+    "selection": lambda reader: reader.take(np.arange(640)).to_dask_array().compute(scheduler="synchronous"),
+    "frame": lambda reader: reader.to_dask_dataframe().compute(scheduler="synchronous"),
+    "batches": lambda reader: list(reader(100)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_files_elsewhere_are_asked_for_at_once_and_each_byte_once(bucket: Bucket, way: str) -> None:
+    suffix = "parquet" if way == "frame" else "npy"
+    rows = put_files(bucket, suffix, 320)
+    reader = EmbeddingReader("bucket://emb", meta_columns=["id"] if way == "frame" else None)
+    bucket.forget()
+    meeting = Meeting(8)
+    bucket.before_read = meeting.arrive
+    found = WAYS[way](reader)
+    assert meeting.peak >= 8
+    assert read_twice(bucket.reads) == []
+    if way == "frame":
+        assert found["id"].tolist() == list(range(640))
+    else:
+        np.testing.assert_array_equal(found if way != "batches" else np.concatenate([x for x, _ in found]), rows)
+    if suffix == "npy":
+        assert bucket.nbytes == rows.nbytes
+
+
+def test_a_slice_reads_no_more_than_its_rows(bucket: Bucket) -> None:
+    rows = put_files(bucket, "npy", 320)
+    x = EmbeddingReader("bucket://emb").to_dask_array()
+    assert x.numblocks[0] < 32
+    bucket.forget()
+    np.testing.assert_array_equal(x[101:106].compute(), rows[101:106])
+    assert sorted(read.path for read in bucket.reads) == ["emb/050.npy", "emb/051.npy", "emb/052.npy"]
+    assert bucket.nbytes == rows[101:106].nbytes
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The plan
+
+
+def table_of(file_rows: Sequence[int], groups: Sequence[Sequence[int]]) -> FileTable:
+    """Files of which nothing but their rows counts."""
+    store = LocalStore(LocalFileSystem())
+    files = [StoredFile(store, f"/{number}", Version(1)) for number in range(len(file_rows))]
+    return file_table(
+        [
+            FileHeader(file, rows, 2, np.dtype("f4"), group_rows=tuple(parts))
+            for file, rows, parts in zip(files, file_rows, groups, strict=True)
+        ],
+        ["/"],
+    )
+
+
+@given(
+    st.lists(st.integers(0, 30) | st.integers(0, 3), min_size=1, max_size=200).filter(sum),
+    st.integers(1, 100) | st.just(ALL_ROWS),
+    st.booleans(),
+    st.data(),
+)
+def test_pieces_have_all_rows_in_order_and_end_where_they_should(
+    file_rows: list[int], max_rows: int, has_groups: bool, data: st.DataObject
+) -> None:
+    groups = [[2] * (rows // 2) + [1] * (rows % 2) if has_groups else [] for rows in file_rows]
+    files = table_of(file_rows, groups)
+    start = data.draw(st.integers(0, files.count), label="start")
+    stop = data.draw(st.integers(start, files.count), label="stop")
+    made = plan.make_plan(files, start, stop, max_rows)
+    pieces = [made[place] for place in range(len(made))]
+    assert [*(piece.start for piece in pieces), stop] == made.bounds.tolist()
+    most_rows = min(max_rows, max(max(file_rows), -(-files.count // 16)))
+    for piece in pieces:
+        assert 0 < piece.stop - piece.start <= (most_rows if not has_groups else max(2, most_rows))
+        parts = files.parts(*piece)
+        assert sum(part.rows for part in parts) == piece.stop - piece.start
+        assert len(parts) <= 64
+        if len(parts) > 1:  # files as they are, but where the range begins or ends
+            assert max_rows < ALL_ROWS
+            assert {piece.start, piece.stop} <= {start, stop, *files.offsets.tolist()}
+    filled = sum(1 for rows in file_rows if rows)
+    if (start, stop) == (0, files.count):
+        # No two neighbours are left apart in vain: then half as many files as there are would do.
+        assert len(pieces) >= min(filled, 8)
+        if max_rows == ALL_ROWS:
+            assert len(pieces) == filled
+    assert made.token == plan.make_plan(files, start, stop, max_rows).token
+
+
+def test_of_a_million_tiny_files_few_pieces_are_left() -> None:
+    bounds = np.arange(1_000_001) * 4
+    assert len(plan._join_small(bounds, 16_000, 64)) == 1_000_000 // 64 + 1
