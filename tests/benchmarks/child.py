@@ -6,7 +6,7 @@ import os
 import time
 from multiprocessing.connection import Connection
 
-from . import cold, convert, lazy, neighbours, pages, remote, rows  # noqa: F401 - they enter their contenders
+from . import cold, convert, formats, lazy, neighbours, pages, remote, rows  # noqa: F401 - they enter their contenders
 from .contenders import REGISTRY
 from .data import Data
 from .floors import Run

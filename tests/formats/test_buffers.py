@@ -206,3 +206,11 @@ def test_no_piece_waits_until_its_time_runs_out(tmp_path: Path, monkeypatch: pyt
         return sum(len(batch) for batch, _ in reader(4_000, max_piece_size=500, show_progress=False))
 
     assert finishes(read, 50) == rows
+
+
+def test_large_arrays_begin_where_they_are_copied_to_fast(buffers: Buffers) -> None:
+    for array in (buffers.take((1_000, 64), FLOAT32), new_array((2**18, 3), FLOAT32)):
+        assert address(array) % 64 == 0
+        assert array.flags.writeable
+        assert array.flags.c_contiguous
+        assert has_own_memory(array)
