@@ -175,10 +175,10 @@ def _check_row_numbers(frame: pd.DataFrame | None, where: str) -> None:
             f"{where} has metadata called {ROW_NUMBER!r} that are no row numbers, and would be lost: that name stands "
             "for the row number, which readers make anew; rename them to keep them, or drop them"
         )
-    # Those of readers are int64, and their last column; that a row comes twice is rare, of ids or labels it is not.
+    # Those of readers are int64, and their last column.
     is_index = frame.index.name == ROW_NUMBER
     of_reader = numbers.dtype == np.int64 and (is_index or frame.columns[-1] == ROW_NUMBER)
-    if not of_reader or len(np.unique(numbers)) < len(numbers):
+    if not of_reader:
         warnings.warn(
             f"{where} has a column of integers {ROW_NUMBER!r}, which is taken for row numbers and not stored: readers "
             "make these anew; rename it to keep it, or drop it",

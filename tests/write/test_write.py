@@ -534,10 +534,9 @@ def test_what_batches_call_row_numbers_is_not_lost(tmp_path: Path, numbers: list
     "frame",
     [
         FRAME[:3].assign(i=np.array([7, 8, 9], "int32")),
-        FRAME[:3].assign(i=[4, 4, 5]),
         pd.DataFrame({"i": [4, 5, 6], "word": ["a", "b", "c"]}),
     ],
-    ids=["of another type", "twice", "not the last column"],
+    ids=["of another type", "not the last column"],
 )
 def test_a_column_of_users_that_is_taken_for_row_numbers_is_told(tmp_path: Path, frame: pd.DataFrame) -> None:
     with pytest.warns(UserWarning, match=r"batch 0 .* has a column of integers 'i', .* not stored: .*; rename it"):
