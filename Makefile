@@ -81,7 +81,7 @@ bench: $(VENV)/.with-bench $(VENV)/.with-reference ## measure against the altern
 	$(BIN)/python -m tests.benchmarks.chunk_costs
 
 notebooks: $(VENV)/.with-notebooks $(VENV)/.with-test ## execute the notebooks and the pages of the site
-	$(BIN)/python -m pytest --nbmake -W default notebooks/*.ipynb
+	$(BIN)/python -m pytest --nbmake -W default --timeout=600 notebooks/*.ipynb
 	$(BIN)/python -m pytest tests/project/test_pages.py
 
 docs: $(VENV)/.with-docs ## build the documentation
