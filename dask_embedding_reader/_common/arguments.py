@@ -62,13 +62,15 @@ def check_piece_rows(name: str, value: Any, row_nbytes: int) -> int | None:
     """Return the most rows in a piece; None where it is for the library to choose.
 
     They are given as such or, as text, as bytes; ``"auto"`` is None, and ``chunks=-1`` all rows of a
-    file, as Dask has it.
+    file, as Dask has it. What no integer of numpy can hold means as much as the most that one can.
     """
     if value is None or (isinstance(value, str) and value == "auto"):
         return None
-    if isinstance(value, str):
-        return max(1, check_nbytes(name, value) // max(1, row_nbytes))
-    return ALL_ROWS if name == "chunks" and type(value) is int and value == -1 else check_positive(name, value)
+    if name == "chunks" and type(value) is int and value == -1:
+        return ALL_ROWS
+    text = isinstance(value, str)
+    rows = max(1, check_nbytes(name, value) // max(1, row_nbytes)) if text else check_positive(name, value)
+    return min(rows, ALL_ROWS - 1)
 
 
 def check_share(name: str, value: Any) -> float:

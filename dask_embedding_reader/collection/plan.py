@@ -108,7 +108,6 @@ def make_plan(files: FileTable, start: int, stop: int, max_rows: int, most_files
     """
     bounds = cuts = _file_bounds(files)
     joined_rows = 0 if max_rows >= ALL_ROWS else min(max_rows, -(-files.count // _FEWEST_PIECES))
-    max_rows = min(max_rows, files.count + 1)  # what no integer of numpy can hold means as much
     if files.has_groups:
         cuts = _merge_groups(_group_bounds(files), cuts, max_rows)
     cuts = np.setdiff1d(
@@ -253,7 +252,7 @@ def _join_small(cuts: Int64s, max_rows: int, most_files: int) -> Int64s:
     """Leave out cuts between neighbours that fit into one piece, if there are not too many of them."""
     if len(cuts) < 3 or (cuts[2:] - cuts[:-2]).min() > max_rows:
         return cuts
-    last, kept, max_rows = len(cuts) - 1, [0], min(max_rows, int(cuts[-1]))
+    last, kept = len(cuts) - 1, [0]
     while kept[-1] < last:
         place = kept[-1]
         fitting = int(cuts.searchsorted(cuts[place] + max_rows, "right")) - 1

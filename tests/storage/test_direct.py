@@ -13,6 +13,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -389,11 +390,73 @@ def test_a_connection_that_the_server_has_closed_is_not_used_again(monkeypatch: 
         place.site.connections.close()
 
 
+def test_a_connection_that_is_used_again_waits_for_a_late_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_requests, "_FRESH_SECONDS", 0.0)  # it is looked at, without waiting, whether it stands
+    answer = HEAD.format("206 Partial Content", 4, "").encode() + b"abcd"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                for _ in range(2):
+                    connection.recv(10_000)
+                    time.sleep(0.05)
+                    connection.sendall(answer)
+                connection.recv(10_000)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        connections = http_requests.Connections(http_requests.Timeouts(10, 10, None))
+        for _ in range(2):
+            with connections.ask("GET", f"http://127.0.0.1:{server.getsockname()[1]}/", {}, Asked()) as found:
+                assert found.read() == b"abcd"
+        connections.close()
+        thread.join(60)
+
+
+def test_the_connection_that_was_used_last_is_used_next() -> None:
+    """And of too many the one is closed that was not used for longest."""
+    connections = http_requests.Connections(http_requests.Timeouts(None, None, None))
+    origin = http_requests._Origin("http", "somewhere", None)
+    used = [Mock() for _ in range(http_requests._MOST_IDLE + 2)]
+    for connection in used:
+        connections._keep(origin, connection)
+    assert [connection.close.called for connection in used] == [True] * 2 + [False] * http_requests._MOST_IDLE
+    assert [connections._take(origin) for _ in used] == [*used[:1:-1], None, None]
+
+
+def test_a_connection_with_the_rest_of_a_long_redirect_is_not_used_again() -> None:
+    page = HEAD.format("302 Found", 100_000, "Location: /1.npy\r\n").encode() + b"HTTP/1.1 206 " * 7_692 + b"1234"
+    right = HEAD.format("206 Partial Content", 4, "").encode() + b"abcd"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for answer in (page, right):
+                connection, _ = server.accept()
+                with connection, suppress(ConnectionError):
+                    connection.recv(10_000)
+                    connection.sendall(answer)
+                    served.append(connection.recv(10_000))
+
+        served: list[bytes] = []
+        thread = threading.Thread(target=serve)
+        thread.start()
+        connections = http_requests.Connections(http_requests.Timeouts(10, 10, None))
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/0.npy"
+        with connections.ask_and_follow("GET", url, {}, Asked()) as found:
+            assert found.read() == b"abcd"
+        connections.close()
+        thread.join(60)
+    assert not any(served), "asked again over the same connection"
+
+
 HEAD = "HTTP/1.1 {}\r\nContent-Length: {}\r\nContent-Range: bytes 0-3/4\r\n{}\r\n"
 
 ANSWERS: dict[str, bytes] = {
     "longer than asked": HEAD.format("206 Partial Content", 8, "").encode() + b"abcdefgh",
     "longer, the rest on its way": HEAD.format("206 Partial Content", 4_000, "").encode() + b"abcdefgh",
+    "longer, of no length": HEAD.format("206 Partial Content", 0, "Transfer-Encoding: chunked\r\n").encode()
+    + b"8\r\nabcdefgh\r\n0\r\n\r\n",
     "of another place": HEAD.format("206 Partial Content", 4, "").replace("0-3/4", "4-7/8").encode() + b"efgh",
     "compressed": HEAD.format("206 Partial Content", 4, "Content-Encoding: gzip\r\n").encode() + b"abcd",
     "busy": HEAD.format("503 Busy", 4, "").encode() + b"wait",

@@ -123,6 +123,13 @@ def test_the_pause_that_the_hub_asks_for_is_kept(
     assert pauses == [7]
 
 
+def test_more_bytes_than_were_asked_for_are_refused(served: Hub) -> None:
+    reader = open_hub(served)
+    served.surplus = b"more"
+    with pytest.raises(ReadError, match=r"more than the 320 bytes came"):
+        read_all(reader)
+
+
 def test_a_listing_that_is_put_off_comes_later(served: Hub) -> None:
     served.faults = [(f"/api/datasets/{REPOSITORY}/tree", 429, {"Retry-After": "0"})]
     np.testing.assert_array_equal(read_all(open_hub(served)), ROWS)

@@ -21,6 +21,7 @@ import pytest
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError, NoFilesError, ReadError
 from tests.support import clouds, hadoop, servers
+from tests.support.faults import faulty
 
 #: One letter of each kind that some part of some URL gives a meaning to.
 NAMES = [
@@ -291,6 +292,21 @@ def test_strangers_read_a_public_container(azure: clouds.AzureServer) -> None:
     assert first_items(EmbeddingReader(f"{public.root}/emb", storage_options=azure.options(None))) == [5]
     azure.put("private/0.npy", npy())
     refused(f"{azure.root}/private", azure.options(None), EmbeddingReaderError)
+
+
+@pytest.mark.parametrize("cloud", ["gcs", "azure"])
+def test_more_bytes_than_were_asked_for_are_asked_for_again(
+    cloud: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    server: clouds.GcsServer | clouds.AzureServer = request.getfixturevalue(cloud)
+    url = server.put("longer/0.npy", npy(5))
+    with faulty(server.endpoint) as proxy:
+        there = replace(server, endpoint=proxy.url + urllib.parse.urlsplit(server.endpoint).path)
+        reader = EmbeddingReader(url, storage_options=there.storage_options)
+        proxy.every = "longer"
+        proxy.before = lambda _: proxy.behave()  # once
+        assert first_items(reader) == [5]
+    assert "more than the 48 bytes came" in caplog.text
 
 
 @pytest.fixture

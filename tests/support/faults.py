@@ -230,6 +230,13 @@ def _shorter(handler: _Handler, answer: Answer) -> None:
     handler.wfile.write(body)
 
 
+def _longer(handler: _Handler, answer: Answer) -> None:
+    """A whole answer that holds more bytes than were asked for."""
+    body = answer.body + bytes(8)
+    handler.send_head(answer, content_length=str(len(body)))
+    handler.wfile.write(body)
+
+
 def _other_range(handler: _Handler, answer: Answer) -> None:
     """As many bytes as were asked for, from another place of the file."""
     headers = dict(answer.headers)
@@ -266,6 +273,7 @@ FAULTS: dict[str, Callable[[_Handler, Answer], None]] = {
     "reset halfway": _reset_halfway,
     "truncated": _truncated,
     "shorter": _shorter,
+    "longer": _longer,
     "other range": _other_range,
     "stalled": _stalled,
     "stalled halfway": _stalled_halfway,
@@ -282,7 +290,7 @@ REFUSALS: dict[str, Callable[[_Handler, Answer], None]] = {
 BUSY = {"busy": _status(429, ("Retry-After", "7"))}
 
 #: What only shows where somebody knows what should come.
-OF_A_RANGE = frozenset({"shorter", "other range"})
+OF_A_RANGE = frozenset({"shorter", "longer", "other range"})
 
 _ALL = FAULTS | REFUSALS | BUSY
 

@@ -43,6 +43,8 @@ class Hub:
     requests: list[Asked] = field(default_factory=list)
     #: Statuses and headers of the next answers, by the first part of the paths that they are for.
     faults: list[tuple[str, int, dict[str, str]]] = field(default_factory=list)
+    #: What comes behind the bytes of a range.
+    surplus: bytes = b""
 
     def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
         """Add files to a branch, or replace them; return the commit."""
@@ -174,7 +176,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send(416)
             return
         content_range = f"bytes {start}-{stop - 1}/{len(content)}"
-        self._send(206, content[start:stop], ETag=etag, Content_Range=content_range, **headers)
+        self._send(206, content[start:stop] + self.hub.surplus, ETag=etag, Content_Range=content_range, **headers)
 
     do_GET = do_HEAD = do_POST = _answer  # noqa: N815
 
