@@ -131,6 +131,11 @@ class _Arrow:
             return _open_even(header)
         return _open_batches(header, columns)
 
+    def raw_offset(self, header: FileHeader) -> int | None:
+        """Return nothing: vectors lie in parts, or are encoded."""
+        del header
+        return None
+
     def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
         """Return what answers hold, or windows and blocks of what is compressed."""
         del columns

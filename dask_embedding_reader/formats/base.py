@@ -188,6 +188,9 @@ class FileFormat(Protocol):
     def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
         """Return a function that fills arrays with some of the rows ``[start, stop)``, in ascending order."""
 
+    def raw_offset(self, header: FileHeader) -> int | None:
+        """Return the byte from which on the vectors lie as in memory; None where they do not."""
+
     def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
         """Return what reading pieces of so many rows in so many threads holds, beside the arrays that are filled."""
 

@@ -9,7 +9,7 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,15 +21,19 @@ from dask_embedding_reader.formats.base import (
     Columns,
     FileHeader,
     RowReader,
+    Stretch,
     StretchReader,
     in_order,
 )
-from dask_embedding_reader.formats.raw import RawVectors, dtype_by_name, open_block_stretches, suffix_of_dtype
+from dask_embedding_reader.formats.raw import RawVectors, as_bytes, dtype_by_name, open_block_stretches, suffix_of_dtype
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.read import read_range
+from dask_embedding_reader.storage.read import read_range, try_read_in_turn
 from dask_embedding_reader.storage.store import StoredFile, Write
 
 _PREFIX_NBYTES = 4
+
+_LONG_NBYTES = 2**9
+"""Items of so many bytes are read straight to their places; to copy shorter ones takes less."""
 
 _BLOCK_NBYTES = 2**20
 """What is written at once."""
@@ -77,20 +81,41 @@ class _Fvecs(RawVectors):
     def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
         """Return a function that reads stretches of rows, and checks that each row has the same dimension."""
         del columns, start, stop
-        row_type = _row_type(header)
+        row_type, file, items_nbytes = _row_type(header), header.file, header.dimension * header.dtype.itemsize
 
-        def check(blocks: Iterator[Array], row: int) -> Iterator[Array]:
+        def check(dimensions: Array, row: int) -> None:
+            if len(odd := np.flatnonzero(dimensions != header.dimension)):
+                _fail(
+                    file,
+                    f"row {row + int(odd[0]):,} has {dimensions[odd[0]]:,} items, but the first row "
+                    f"{header.dimension:,}; write it again",
+                )
+
+        def items(blocks: Iterator[Array], row: int) -> Iterator[Array]:
             for block in blocks:
-                if len(odd := np.flatnonzero(block["dimension"] != header.dimension)):
-                    _fail(
-                        header.file,
-                        f"row {row + int(odd[0]):,} has {block['dimension'][odd[0]]:,} items, but the first row "
-                        f"{header.dimension:,}; write it again",
-                    )
+                check(block["dimension"], row)
                 yield block["items"]
                 row += len(block)
 
-        return open_block_stretches(header.file, 0, row_type, check)
+        read_blocks = open_block_stretches(file, 0, row_type, items)
+
+        def read(stretches: Sequence[Stretch]) -> None:
+            for row, out in stretches:
+                if items_nbytes >= _LONG_NBYTES and out.dtype == header.dtype:
+                    dimensions = np.empty(len(out), "<i4")
+                    sizes = np.full(len(out), _PREFIX_NBYTES), np.full(len(out), items_nbytes)
+                    start = row * row_type.itemsize
+                    if try_read_in_turn(file, start, as_bytes(dimensions), sizes[0], as_bytes(out), sizes[1]):
+                        check(dimensions, row)
+                        continue
+                read_blocks([(row, out)])
+
+        return read
+
+    def raw_offset(self, header: FileHeader) -> int | None:
+        """Return nothing: each row has its dimension before it."""
+        del header
+        return None
 
     def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
         """Return the suffix that tells the dtype, if there is one."""

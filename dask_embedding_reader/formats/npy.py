@@ -99,6 +99,10 @@ class _Npy(RawVectors):
 
         return read
 
+    def raw_offset(self, header: FileHeader) -> int | None:
+        """Return the first number of the layout, if rows are stored."""
+        return None if header.layout[1] else super().raw_offset(header)
+
     def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
         """Return what answers hold, or what is cast; of columns that are stored one after the other, three copies."""
         if header.layout[1]:

@@ -146,6 +146,10 @@ class _Npz:
 
         return read
 
+    def raw_offset(self, header: FileHeader) -> int | None:
+        """Return where a stored array begins, if its rows are stored."""
+        return NPY.raw_offset(header) if len(header.layout) == 2 else None
+
     def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
         """Return what is held as in npy files, or a block before and after it is inflated, and as an array."""
         return (

@@ -25,12 +25,17 @@ from dask_embedding_reader.formats.casting import CheckedCast
 from dask_embedding_reader.formats.columns import iter_columns
 from dask_embedding_reader.formats.metadata import MetaField, empty_frame, make_frame, make_table
 from dask_embedding_reader.formats.parquet.read import DECODE_ROWS
+from dask_embedding_reader.formats.raw import try_read_runs
 
 Int64s = npt.NDArray[np.int64]
 
 _GAP_NBYTES = 2**15
 """Rows are read together where less lies between them: to read on costs what another call costs (32 to 64 KB, with
 what Python does for it)."""
+
+_RUN_NBYTES = 2**10
+"""Runs of neighbours of so many bytes, on average, are read straight to their places, passing over what lies between
+them: that takes 150 ns for each, and picking from memory 230 ns for 1 kB."""
 
 _REMOTE_GAP_NBYTES = 2**20
 """The same elsewhere: about what comes while a request is on its way."""
@@ -131,7 +136,11 @@ def open_picker(vectors: FileFormat, columns: Columns, header: FileHeader, start
         if local and not repeats and 4 * len(gaps) <= len(rows) - (len(near) - len(gaps)):
             _pick_runs(read, header, rows, target, places, most_rows)
         elif local and 2 * int(near.sum()) >= int(rows[-1] - rows[0]):
-            _pick_dense(read, header, rows, target, places, most_rows)
+            runs = len(rows) - (len(near) - len(gaps))
+            offset = vectors.raw_offset(header)
+            straight = places is None and runs * _RUN_NBYTES <= len(rows) * row_nbytes and bool((steps > 0).all())
+            if offset is None or not straight or not target.try_fill(header, offset, rows):
+                _pick_dense(read, header, rows, target, places, most_rows)
         else:
             _pick_near(read, header, rows, target, places, (gap_rows, long_rows, most_rows, most_reads))
         if target.cast is not None:
@@ -292,6 +301,16 @@ class _Target:
             found.append((row + done, self.view(place + done, rows - done)))
             done += len(found[-1][1])
         return found
+
+    def try_fill(self, header: FileHeader, offset: int, rows: Int64s) -> bool:
+        """Fill the arrays with rows that ascend and lie as in memory from a byte on; tell whether that could be."""
+        done = 0
+        while self.cast is None and done < len(rows):
+            out = self.view(done, len(rows) - done)
+            if not try_read_runs(header, offset, rows[done : done + len(out)], out):
+                break
+            done += len(out)
+        return done == len(rows)
 
     def put(self, start: int, places: Int64s | None, values: Array, within: Int64s, rows: Int64s) -> None:
         """Put some of what was read to places, of which the first ones are passed over, or in order from there on.

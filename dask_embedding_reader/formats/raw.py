@@ -14,7 +14,7 @@ from dask_embedding_reader.errors import FormatError, ReadError
 from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader, Stretch, StretchReader
 from dask_embedding_reader.formats.casting import CheckedCast
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.read import read_each_into, read_into
+from dask_embedding_reader.storage.read import read_each_into, read_into, try_read_in_turn
 from dask_embedding_reader.storage.store import StoredFile, Write
 
 _SCRATCH_NBYTES = 2**19
@@ -27,9 +27,9 @@ _BLOCK_NBYTES = 2**20
 def _read_raw(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, outs: Sequence[Array]) -> None:
     """Fill arrays, one after the other, with the vectors of a dtype from a row on, which begin at a byte of a file."""
     if all(out.dtype == dtype for out in outs):
-        read_into(file, position, [_bytes(out) for out in outs])
+        read_into(file, position, [as_bytes(out) for out in outs])
     elif all(out.dtype == dtype.newbyteorder() for out in outs):
-        read_into(file, position, [_bytes(out) for out in outs])
+        read_into(file, position, [as_bytes(out) for out in outs])
         for out in outs:
             out.byteswap(inplace=True)
     else:
@@ -54,6 +54,11 @@ class RawVectors:
             read_placed(file, dtype, [(header.layout[0] + row * row_nbytes, row, out) for row, out in stretches])
 
         return read
+
+    def raw_offset(self, header: FileHeader) -> int | None:
+        """Return the first number of the layout."""
+        offset: int = header.layout[0]
+        return offset
 
     def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
         """Return what answers hold, or what is cast."""
@@ -122,10 +127,23 @@ def read_placed(file: StoredFile, dtype: np.dtype[Any], placed: Sequence[tuple[i
         return
     with naming_rows(placed[0][1], placed[-1][1] + len(placed[-1][2])):
         if all(out.dtype == dtype for _, _, out in placed):
-            read_each_into(file, [(position, [_bytes(out)]) for position, _, out in placed])
+            read_each_into(file, [(position, [as_bytes(out)]) for position, _, out in placed])
             return
         for position, row, out in placed:
             _read_raw(file, position, dtype, row, [out])
+
+
+def try_read_runs(header: FileHeader, offset: int, rows: Array, out: Array) -> bool:
+    """Fill an array with rows of a file, each greater than the one before, where it lies local; tell whether it does.
+
+    They have the dtype of the array, and lie as in memory from a byte on. What lies between them is passed over.
+    """
+    row_nbytes = header.dimension * header.dtype.itemsize
+    cuts = np.flatnonzero(rows[1:] - rows[:-1] != 1) + 1
+    run_nbytes = np.diff(cuts, prepend=0, append=len(rows)) * row_nbytes
+    gap_nbytes = (rows[cuts] - rows[cuts - 1] - 1) * row_nbytes
+    start = offset + int(rows[0]) * row_nbytes
+    return try_read_in_turn(header.file, start, as_bytes(out), run_nbytes, None, gap_nbytes)
 
 
 @contextmanager
@@ -137,7 +155,8 @@ def naming_rows(start: int, stop: int) -> Iterator[None]:
         raise type(error)(f"rows {start:,} to {stop:,}: {error}") from error
 
 
-def _bytes(array: Array) -> memoryview:
+def as_bytes(array: Array) -> memoryview:
+    """Return the memory of an array."""
     # Half the time of `reshape(-1)`, which counts where rows are read one by one; but it knows no empty arrays.
     return array.view(np.uint8).data.cast("B") if array.size else memoryview(b"")
 

@@ -128,6 +128,10 @@ class _Safetensors(RawVectors):
         row_type = np.dtype(("<u2", (header.dimension,)))
         return open_block_stretches(header.file, data_offset, row_type, lambda blocks, _: map(_widen, blocks))
 
+    def raw_offset(self, header: FileHeader) -> int | None:
+        """Return the first number of the layout, unless the vectors have to be widened."""
+        return None if header.layout[1] else super().raw_offset(header)
+
     def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
         """Return the suffix, for dtypes that the format has."""
         return ".safetensors" if dtype.newbyteorder("<") in _DTYPES.values() else None

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError, ReadError
 from dask_embedding_reader.storage.connections import remembers_files
 from dask_embedding_reader.storage.retries import describe, http_status, shown_cause, with_retries
+from dask_embedding_reader.storage.scatter import Int64s, read_scattered
 from dask_embedding_reader.storage.store import Answer, ObjectInfo, ShortAnswerError, Span, StoredFile, is_same
 
 
@@ -82,6 +84,52 @@ def read_each_into(file: StoredFile, ranges: Sequence[Span]) -> None:
     if not _read(file, ranges):
         # The answers did not tell their version: old and new pieces might be mixed.
         _check(file)
+
+
+def try_read_in_turn(
+    file: StoredFile, start: int, kept: memoryview, kept_nbytes: Int64s, others: memoryview | None, other_nbytes: Int64s
+) -> bool:
+    """Read runs of bytes of a local file, from ``start`` on: the first, third and so on to one place, the others apart.
+
+    Parameters
+    ----------
+    file
+        The file.
+    start
+        The first byte.
+    kept, others
+        Writable memory, each filled without gaps; None where the other runs are passed over.
+    kept_nbytes, other_nbytes
+        The bytes of each run; of the others there are as many, or one less.
+
+    Returns
+    -------
+    bool
+        Whether that is done: if not, :func:`read_into` may do it, or tells why it cannot be done.
+    """
+    fit = kept_nbytes.sum() == kept.nbytes and (others is None or other_nbytes.sum() == others.nbytes)
+    both = np.zeros((len(kept_nbytes), 2), np.int64)
+    both[:, 0], both[: len(other_nbytes), 1] = kept_nbytes, other_nbytes
+    if not fit or both.min() < 0:
+        raise ValueError("runs of bytes that do not fill the memory exactly")
+    if not file.store.is_local:
+        return False
+    places = np.empty_like(both)
+    places[:, 0] = _address(kept) + np.cumsum(both[:, 0]) - both[:, 0]
+    if others is None:
+        passed = np.empty(int(both[:, 1].max()), np.uint8)
+        places[:, 1] = passed.ctypes.data
+    else:
+        places[:, 1] = _address(others) + np.cumsum(both[:, 1]) - both[:, 1]
+    try:
+        info = read_scattered(file.path, start, places.reshape(-1), both.reshape(-1))
+    except OSError:
+        return False
+    return info is not None and is_same(file.version, info) is True
+
+
+def _address(memory: memoryview) -> int:
+    return np.frombuffer(memory, np.uint8).ctypes.data
 
 
 def local_input(file: StoredFile) -> pa.NativeFile:

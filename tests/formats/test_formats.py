@@ -192,13 +192,15 @@ def test_damaged_files_name_what_is_wrong(tmp_path: Path, name: str) -> None:
     assert str(path) in str(refused.value)
 
 
-def test_rows_of_another_dimension_are_found_when_they_are_read(tmp_path: Path) -> None:
-    odd = bytearray(FVECS)
-    odd[2 * 16] = 5
+@pytest.mark.parametrize("dimension", [3, 200])  # copied, or read straight to their places
+def test_rows_of_another_dimension_are_found_when_they_are_read(tmp_path: Path, dimension: int) -> None:
+    rows = np.arange(4 * dimension, dtype=np.float32).reshape(4, -1)
+    odd = bytearray(b"".join(dimension.to_bytes(4, "little") + row.tobytes() for row in rows))
+    odd[2 * (4 + 4 * dimension)] = 5
     reader = EmbeddingReader(write(tmp_path / "0.fvecs", bytes(odd)), "fvecs")
-    np.testing.assert_array_equal(reader.to_dask_array()[:2].compute(), ROWS[:2])
+    np.testing.assert_array_equal(reader.to_dask_array()[:2].compute(), rows[:2])
     for start in (0, 2):
-        with pytest.raises(FormatError, match="row 2 has 5 items, but the first row 3"):
+        with pytest.raises(FormatError, match=f"row 2 has 5 items, but the first row {dimension}"):
             reader.to_dask_array(start).compute()
 
 

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader import EmbeddingReader, FileChangedError
 from dask_embedding_reader.formats import picking
+from dask_embedding_reader.storage.read import try_read_in_turn
 from tests.support.collections import Collection, write_collection
+from tests.support.scattered import watch_scattered
 
 Int64s = npt.NDArray[np.int64]
 
@@ -60,7 +62,7 @@ def selections(draw: st.DrawFn) -> Int64s:
 
 
 @example(
-    np.array([*range(0, 140, 14), 140, 140, 142]), 1, 5, 7, np.float32, 1, "in order", 0, True
+    np.array([*range(0, 140, 14), 140, 140, 142]), 1, 5, 7, 1, np.float32, 1, "in order", 0, True
 )  # one twice, one not
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -68,6 +70,7 @@ def selections(draw: st.DrawFn) -> Int64s:
     gap=st.sampled_from([0, 1, 3, 30]),
     long=st.sampled_from([2, 5, 100]),
     scratch=st.sampled_from([1, 7, 50, 1000]),
+    run=st.sampled_from([1, 3]),
     dtype=st.sampled_from([np.float32, np.float64, np.float16]),
     arrays=st.integers(1, 4),
     order=st.sampled_from(["in order", "elsewhere", "anywhere", "two runs"]),
@@ -80,6 +83,7 @@ def test_rows_are_put_where_they_belong(
     gap: int,
     long: int,
     scratch: int,
+    run: int,
     dtype: npt.DTypeLike,
     arrays: int,
     order: str,
@@ -108,6 +112,7 @@ def test_rows_are_put_where_they_belong(
             _REMOTE_GAP_NBYTES=gap * ROW_NBYTES,
             _REMOTE_SCRATCH_NBYTES=scratch * ROW_NBYTES,
             _LONG_NBYTES=long * ROW_NBYTES,
+            _RUN_NBYTES=run * ROW_NBYTES,
             SCRATCH_NBYTES=scratch * ROW_NBYTES,
             _SHORT_ROWS=1 + seed,
         ),
@@ -129,21 +134,24 @@ def _reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return counts[-1]
 
     monkeypatch.setattr(os, "preadv", counting)
+    watch_scattered(monkeypatch)
     return counts
 
 
 @pytest.mark.parametrize(
-    ("every", "calls"),
-    [(500, 20), (100, 100), (20, 3), (2, 3)],  # a call a row where they are far apart; else a call for 4 MB
+    ("every", "calls", "share"),
+    [(500, 20, 1 / 500), (100, 100, 1 / 100), (20, 1, 1), (2, 10, 1)],  # for far ones, a call each; else for 512 runs
 )
-def test_a_file_is_read_in_few_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, every: int, calls: int) -> None:
+def test_a_file_is_read_in_few_calls(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, every: int, calls: int, share: float
+) -> None:
     np.save(tmp_path / "0.npy", np.arange(10_000 * 256, dtype=np.float32).reshape(-1, 256))
     view = EmbeddingReader(tmp_path).take(slice(None, None, every))
     counts = _reads(monkeypatch)
     rows = view.to_dask_array().compute(scheduler="sync")
     np.testing.assert_array_equal(rows[:, 0], np.arange(0, 10_000, every) * 256)
     assert len(counts) == calls
-    assert sum(counts) <= (len(view) * 1024 if calls > 3 else 10_000 * 1024)
+    assert sum(counts) <= share * 10_000 * 1024
 
 
 def test_nearly_all_rows_are_copied_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -153,6 +161,49 @@ def test_nearly_all_rows_are_copied_once(monkeypatch: pytest.MonkeyPatch, tmp_pa
     counts = _reads(monkeypatch)
     assert sum(len(x) for x, _ in view(5_000, show_progress=False)) == len(view)
     assert len(counts) <= 10
+
+
+def test_rows_that_lie_apart_are_read_straight_to_their_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((5_000, 256)).astype(np.float32)
+    np.save(tmp_path / "0.npy", values)
+    chosen = np.random.default_rng(1).random(5_000) < 0.7
+    view = EmbeddingReader(tmp_path).take(chosen)
+    counts = _reads(monkeypatch)
+    np.testing.assert_array_equal(view.to_dask_array().compute(scheduler="sync"), values[chosen])
+    first, last = np.flatnonzero(chosen)[[0, -1]].tolist()
+    assert sum(counts) == (last + 1 - first) * 1024  # each byte once
+    assert len(counts) > 1
+
+
+@pytest.mark.parametrize("answer", [None, lambda *_: -1, lambda *_: 100])
+def test_where_the_system_cannot_scatter_rows_are_picked_from_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, answer: object
+) -> None:
+    values = np.random.default_rng(0).standard_normal((5_000, 256)).astype(np.float32)
+    np.save(tmp_path / "0.npy", values)
+    chosen = np.random.default_rng(1).random(5_000) < 0.7
+    monkeypatch.setattr("dask_embedding_reader.storage.scatter._preadv", lambda: answer)
+    array = EmbeddingReader(tmp_path).take(chosen).to_dask_array()
+    np.testing.assert_array_equal(array.compute(scheduler="sync"), values[chosen])
+
+
+def test_rows_of_a_file_that_changed_are_not_scattered(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.zeros((5_000, 256), np.float32))
+    view = EmbeddingReader(tmp_path).take(np.random.default_rng(1).random(5_000) < 0.7)
+    np.save(tmp_path / "0.npy", np.ones((5_000, 256), np.float32))
+    with pytest.raises(FileChangedError, match=r"0\.npy"):
+        view.to_dask_array().compute(scheduler="sync")
+
+
+def test_runs_that_do_not_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.zeros((10, 4), np.float32))
+    header = EmbeddingReader(tmp_path).manifest.vectors.header(0)
+    room = memoryview(bytearray(32))
+    for kept, others in (([16, 17], [16]), ([48, -16], [16]), ([16, 16], [-16]), ([16], [16])):
+        with pytest.raises(ValueError, match="exactly"):
+            try_read_in_turn(header.file, 128, room, np.array(kept), None, np.array(others))
+    with pytest.raises(ValueError, match="exactly"):
+        try_read_in_turn(header.file, 128, room, np.array([32]), room, np.array([16]))
 
 
 def test_a_window_has_its_rows_in_their_order(tmp_path: Path) -> None:

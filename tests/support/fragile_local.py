@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.fragile import Call, Fault
+from tests.support.scattered import watch_scattered
 
 _METHODS = ("open", "preadv", "stat", "scandir")
 
@@ -77,6 +78,7 @@ def local_calls(folder: Path) -> Iterator[Calls]:
     with pytest.MonkeyPatch.context() as patch:
         for name in _METHODS:
             patch.setattr(os, name, calls.watched(getattr(os, name)))
+        watch_scattered(patch)
         yield calls
 
 

@@ -47,6 +47,11 @@ class _Parquet:
         """Return a function that fills arrays with some vectors; of those between, plain ones are not even read."""
         return read.open_stretches(header, columns, start, stop)
 
+    def raw_offset(self, header: FileHeader) -> int | None:
+        """Return nothing: vectors lie in parts, or are encoded."""
+        del header
+        return None
+
     def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
         """Return what pages, dictionaries and pyarrow's allocator take."""
         del rows, threads
