@@ -22,6 +22,7 @@ from dask_embedding_reader._common.budget import Budget
 from dask_embedding_reader._common.memory import Buffers, Slot
 from dask_embedding_reader._common.progress import progress_bar
 from dask_embedding_reader._common.units import counted
+from dask_embedding_reader.batches.few import FewReading, are_few
 from dask_embedding_reader.batches.jobs import Job, JobQueue, OpenReader, Pool, Wanted, jobs_of_plan, jobs_of_reads
 from dask_embedding_reader.batches.metadata import FRAMES, TABLES, Form, numbered
 from dask_embedding_reader.batches.pace import (
@@ -33,7 +34,7 @@ from dask_embedding_reader.batches.pace import (
 )
 from dask_embedding_reader.batches.request import Batch, BatchRequest, TableBatch
 from dask_embedding_reader.batches.selected import metadata_reads, vector_reads
-from dask_embedding_reader.batches.windows import WindowReading, are_few, window_nbytes, window_rows
+from dask_embedding_reader.batches.windows import WindowReading, window_nbytes, window_rows
 from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import make_plan
@@ -57,7 +58,10 @@ def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
     UserWarning
         If two batches are larger than the memory limit: they are then read one at a time.
     """
-    by_windows = _is_read_by_windows(manifest, request)
+    kind = _kind_of_reading(manifest, request)
+    if kind is FewReading:
+        return _iterate(manifest, request, FRAMES)
+    by_windows = kind is WindowReading
     nbytes = window_nbytes(manifest, request) if by_windows else project_batches(manifest, request).batches
     if nbytes > request.limit_nbytes and by_windows:
         warnings.warn(
@@ -82,12 +86,18 @@ def read_table_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Ta
     return _iterate(manifest, request, TABLES)
 
 
-def _is_read_by_windows(manifest: Manifest, request: BatchRequest) -> bool:
-    return request.rows is not None and (not request.rows.is_ascending or are_few(manifest, request))
+def _kind_of_reading(
+    manifest: Manifest, request: BatchRequest
+) -> type[FewReading] | type[WindowReading] | type[_Reading]:
+    if request.rows is None:
+        return _Reading
+    if are_few(manifest, request):
+        return FewReading
+    return _Reading if request.rows.is_ascending else WindowReading
 
 
 def _iterate(manifest: Manifest, request: BatchRequest, form: Form) -> Iterator[tuple[Array, Any]]:
-    reading = (WindowReading if _is_read_by_windows(manifest, request) else _Reading)(manifest, request, form)
+    reading = _kind_of_reading(manifest, request)(manifest, request, form)
     rows = request.stop - request.start
     progress = progress_bar(request.show_progress, rows, "reading", " embeddings", manifest.byte_per_item)
     try:

@@ -1,4 +1,4 @@
-"""Selected rows for batches, as they ascend: what is read in one go, and how."""
+"""Selected rows for batches: what is read in one go, and how."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dask_embedding_reader.formats.picking import (
     read_picked,
     read_picked_table,
 )
-from dask_embedding_reader.rows import Rows
+from dask_embedding_reader.rows import Int64s, Rows
 
 Reader = Callable[[Any], Any]
 """Fills arrays with the next rows; or reads the metadata of the next positions."""
@@ -84,6 +84,19 @@ def metadata_reads(
         return read
 
     return _in_order(files, rows, span, step_rows, range(0), open_rows)
+
+
+def read_metadata(manifest: Manifest, files: FileTable, numbers: Int64s, form: Form) -> Any:
+    """Read the metadata of rows in any order, all at once."""
+    fields = manifest.fields
+    names = [field.name for field in fields]
+    parts, places = [], []
+    for header, first_row, rows, here in picked_files(files, numbers, ascending=False):
+        table = read_picked_table(header, names, rows)
+        parts.append(form.make(fields, table, rows + first_row, header.file.url)[0])
+        assert here is not None
+        places.append(here)
+    return form.take(form.join(parts), np.argsort(np.concatenate(places)))
 
 
 def _in_order(

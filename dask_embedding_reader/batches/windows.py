@@ -1,8 +1,7 @@
 """Batches of selected rows in any order: the rows of a window are read as they lie in files, and picked from memory.
 
 A window is what a shuffled selection mixes, or as much of another one as is worth sorting. While batches are picked
-from one window, the next one is read, as far as both fit into the memory limit. Few rows are read at once, without
-threads.
+from one window, the next one is read, as far as both fit into the memory limit.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,22 +20,18 @@ from dask_embedding_reader._common.memory import Buffers
 from dask_embedding_reader._common.threads import stoppable_pool
 from dask_embedding_reader.batches.metadata import Form
 from dask_embedding_reader.batches.request import BatchRequest
+from dask_embedding_reader.batches.selected import read_metadata
 from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import PickedFile, picked_files
 from dask_embedding_reader.formats.base import Array, default_piece_rows
 from dask_embedding_reader.formats.casting import cast_into
-from dask_embedding_reader.formats.picking import SCRATCH_NBYTES, read_picked, read_picked_table
+from dask_embedding_reader.formats.picking import SCRATCH_NBYTES, read_picked
 from dask_embedding_reader.rows import Int64s, Rows
 from dask_embedding_reader.storage.store import most_connections
 
 _WINDOW_NBYTES = 128_000_000
 """Rows in any other order than a shuffled one are sorted and read so many at a time, unless the limit is narrower."""
-
-_FEW_NBYTES = 2**20
-_FEW_ROWS = 1_000
-"""So few local rows are there before a thread has started."""
-
 
 _LARGE_NBYTES = 2**20
 """Batches of so many bytes are made in memory that is used again: new memory takes longer than what is put into it."""
@@ -66,13 +62,6 @@ def window_nbytes(manifest: Manifest, request: BatchRequest) -> int:
     return 2 * rows * _row_nbytes(manifest, request) + 2 * batch
 
 
-def are_few(manifest: Manifest, request: BatchRequest) -> bool:
-    """Tell whether rows are so few that they are read at once."""
-    rows = request.stop - request.start
-    few = rows <= _FEW_ROWS and rows * manifest.byte_per_item <= _FEW_NBYTES
-    return few and not manifest.vectors.has_groups and all(store.is_local for store in manifest.vectors.stores)
-
-
 class WindowReading:
     """One pass over selected rows, window by window."""
 
@@ -93,7 +82,7 @@ class WindowReading:
         batch_nbytes = request.batch_rows * manifest.dimension * request.dtype.itemsize
         self._buffers = Buffers(2 * most * row_nbytes + 2 * batch_nbytes)
         self._stopped = threading.Event()
-        self._pool: _Pool = _AtOnce() if are_few(manifest, request) else stoppable_pool(threads, self._stopped)
+        self._pool = stoppable_pool(threads, self._stopped)
         self._windows: deque[_Window] = deque()
 
     def finish(self, stop: int) -> None:
@@ -138,29 +127,6 @@ class WindowReading:
         self._buffers.close()
 
 
-class _Result(Protocol):
-    def result(self) -> Any: ...
-
-
-class _Pool(Protocol):
-    def submit(self, run: Callable[..., Any], /, *args: Any) -> _Result: ...
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None: ...
-
-
-class _AtOnce:
-    """Does what it is asked for before it answers: a pool, and the results of what has been done."""
-
-    def submit(self, run: Callable[..., Any], /, *args: Any) -> _Result:
-        run(*args)
-        return self
-
-    def result(self) -> None: ...
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        del wait, cancel_futures
-
-
 class _Window:
     """The rows of some positions: read in the order of files, handed out in their own."""
 
@@ -172,7 +138,7 @@ class _Window:
         span: tuple[int, int],
         dtype: np.dtype[Any],
         part_rows: int,
-        pool: _Pool,
+        pool: Executor,
         buffers: Buffers,
     ) -> None:
         self._manifest, self._rows, self._form = manifest, rows, form
@@ -182,7 +148,7 @@ class _Window:
         self._vectors: Array = np.empty((0, 0))
         self._frame: Any = None
         self._pool = pool
-        self._reads: list[_Result] = []
+        self._reads: list[Future[None]] = []
         self._prepared = pool.submit(self._prepare)
 
     def _prepare(self) -> None:
@@ -203,16 +169,7 @@ class _Window:
         read_picked(self._manifest.format.vectors, self._manifest.columns, picked.header, picked.rows, [out])
 
     def _read_frame(self, files: FileTable) -> None:
-        fields = self._manifest.fields
-        names = [field.name for field in fields]
-        parts, places = [], []
-        for header, first_row, rows, here in picked_files(files, self._numbers, ascending=False):
-            table = read_picked_table(header, names, rows)
-            parts.append(self._form.make(fields, table, rows + first_row, header.file.url)[0])
-            assert here is not None
-            places.append(here)
-        order = np.argsort(np.concatenate(places))
-        self._frame = self._form.take(self._form.join(parts), order)
+        self._frame = read_metadata(self._manifest, files, self._numbers, self._form)
 
     def wait(self) -> None:
         """Wait until all is read."""

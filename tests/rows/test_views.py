@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
@@ -623,6 +624,34 @@ def test_what_a_filter_finds_takes_a_bit_a_row_at_most(tmp_path: Path, limit: in
     first = array.blocks[0].__dask_graph__().to_dict()
     assert max(len(cloudpickle.dumps(task)) for task in first.values()) < 4_000
     assert np.array_equal(array.compute(scheduler="sync")[:, 0], share[share < limit])
+
+
+@pytest.mark.parametrize("order", ["ascending", "any"])
+def test_few_rows_are_read_without_another_thread(
+    pair: Collection, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    rows = np.arange(0, 40, 3) if order == "ascending" else np.random.default_rng(0).permutation(40)
+    view = pair.open().take(rows)
+    expected, frame = pair.rows[rows], pair.frame()
+    monkeypatch.setattr(threading.Thread, "start", None)  # calling it would fail
+    batches, done = [], 0
+    for vectors, metadata in view(4, show_progress=False):
+        batches.append(vectors.copy())
+        here = rows[done : done + 4]
+        np.testing.assert_array_equal(metadata["i"], here)
+        assert metadata["rank"].equals(frame["rank"].iloc[here].reset_index(drop=True))
+        assert metadata.index.equals(pd.RangeIndex(len(here)))
+        vectors[:] = -1  # nothing of later batches
+        metadata["rank"] = 0
+        done += len(here)
+    np.testing.assert_array_equal(np.concatenate(batches), expected)
+
+
+def test_few_wide_rows_keep_the_limit(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.ones((10, 5_000), np.float32))
+    view = EmbeddingReader(tmp_path).take([1, 3, 5, 6])
+    with pytest.warns(UserWarning, match="the limit is 50,000"):
+        assert [len(x) for x, _ in view(2, show_progress=False, max_ram_usage_in_bytes=50_000)] == [2, 2]
 
 
 def test_memory_that_two_windows_do_not_fit_into_is_told(pair: Collection) -> None:
