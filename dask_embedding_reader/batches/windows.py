@@ -89,6 +89,9 @@ class WindowReading:
         """Wait until all rows before ``stop`` are there; have the next ones read meanwhile."""
         while not self._windows or self._windows[-1].stop < stop:
             self._start()
+        if self._ahead and len(self._windows) == 1 and self._windows[0].start > self._request.start:
+            # The one before has gone: while the last rows of this one come, the first of the next are asked for.
+            self._start()
         for window in self._windows:
             if window.start < stop:
                 window.wait()
