@@ -85,8 +85,8 @@ class EmbeddingReader:
         The column of vectors of parquet, the array of npz, the tensor of safetensors files. By default the one that a
         manifest names, else ``embedding`` where there is one, else the only one that can be it: a column of lists of
         numbers of one length, an array or a tensor of two axes. Which it is, ``manifest.columns.embedding`` says.
-        Parquet files with one column for each item of the vectors: these columns in order, or ``"emb_*"`` for all that
-        are numbered so.
+        Where each item of the vectors has its own column: these columns in order, or ``"emb_*"`` for all that are
+        numbered so. ``"outer.inner"`` is a field of a struct.
     meta_columns : str or list of str, optional
         The metadata columns to read; none by default, ``"*"`` for all.
     metadata_folder : str, os.PathLike or list of these, optional

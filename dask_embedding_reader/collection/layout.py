@@ -13,10 +13,9 @@ from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.collection.saved import SavedManifest
 from dask_embedding_reader.errors import ArgumentError, FormatError
 from dask_embedding_reader.formats.base import DEFAULT_COLUMN, Columns, FileFormat, Format
-from dask_embedding_reader.formats.columns import first_schema
+from dask_embedding_reader.formats.columns import expand_glob, first_schema
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.formats.parquet.format import PARQUET
-from dask_embedding_reader.formats.parquet.read import expand_glob
 from dask_embedding_reader.formats.partitions import shared_partitions
 from dask_embedding_reader.formats.registry import BESIDE, get_file_format, get_format
 from dask_embedding_reader.storage.read import read_range
@@ -34,28 +33,10 @@ def choose_layout(
     wants_metadata: bool,
     has_metadata_folder: bool,
 ) -> Format:
-    """Choose the format of a collection.
+    """Choose the format of a collection; raise ``ArgumentError`` where there are files of several kinds.
 
     It is what a manifest beside the data says; else npy, where there are npy files; else the one kind that is there.
     Parquet files beside those of another kind hold their metadata, which is read if anybody wants it.
-
-    Parameters
-    ----------
-    kinds
-        The kinds of files that there are.
-    saved
-        The manifests beside them.
-    where
-        What was searched, for messages.
-    wants_metadata
-        Whether metadata columns are asked for.
-    has_metadata_folder
-        Whether a folder is named that holds them.
-
-    Raises
-    ------
-    ArgumentError
-        If there are several kinds.
     """
     saved_formats = {manifest.file_format for manifest in saved}
     told = saved_formats.pop() if len(saved_formats) == 1 else ""
@@ -134,16 +115,16 @@ def choose_column(
 def _expand(vectors: FileFormat, files: Sequence[StoredFile], columns: Columns) -> Columns:
     """Put the names of the columns of items in the place of a pattern for them, unless one column is called so."""
     if isinstance(columns.embedding, tuple):
-        if vectors is not PARQUET:
+        if not vectors.holds_columns:
             raise ArgumentError(
                 f"embedding_column names {counted(len(columns.embedding), 'column')}, one for each item of the "
-                f"vectors: these are read from parquet files, not from {vectors.name} files; convert them"
+                f"vectors: these are read from parquet and arrow files, not from {vectors.name} files; convert them"
             )
         if columns.embedding_dtype is not None:
             raise ArgumentError("embedding_dtype is only for binary columns; columns of items tell their own dtype")
-    elif vectors is PARQUET and columns.column.count("*") == 1:
+    elif vectors.holds_columns and columns.column.count("*") == 1:
         for file in files:
-            names = expand_glob(file, columns.column)
+            names = expand_glob(vectors, file, columns.column)
             if names is not None:
                 return (
                     columns

@@ -9,15 +9,25 @@ from __future__ import annotations
 import io
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from dask_embedding_reader.errors import ColumnError, EmbeddingReaderError, FormatError, ReadError
+from dask_embedding_reader.errors import ColumnError, FormatError
+from dask_embedding_reader.formats.arrow_tables import (
+    column_path,
+    columns_of_vectors,
+    decoder_nbytes,
+    decoding,
+    few,
+    meta_column,
+    open_batch,
+    promised_index,
+    vectors_path,
+)
 from dask_embedding_reader.formats.base import (
     DEFAULT_COLUMN,
     Array,
@@ -30,9 +40,9 @@ from dask_embedding_reader.formats.base import (
     default_piece_rows,
     in_order,
 )
-from dask_embedding_reader.formats.ipc import Batch, Index, column_of, decode_column, fail, inflate, read_index
-from dask_embedding_reader.formats.parquet.tables import is_masked
-from dask_embedding_reader.formats.partitions import TOLD_BY_FOLDERS, partition_values
+from dask_embedding_reader.formats.ipc import Batch, Index, fail, read_index
+from dask_embedding_reader.formats.ipc_columns import Column, Path, find_column, inflate
+from dask_embedding_reader.formats.parquet.read import number_columns
 from dask_embedding_reader.formats.raw import copy_blocks, naming_rows, raw_held_nbytes, read_placed
 from dask_embedding_reader.formats.vector_columns import (
     as_vectors,
@@ -41,9 +51,9 @@ from dask_embedding_reader.formats.vector_columns import (
     is_bytes,
     is_list,
     is_nested,
-    item_type,
+    join_items,
     lengths_of,
-    no_vectors,
+    type_of_columns,
     type_of_items,
 )
 from dask_embedding_reader.formats.vectors import Vectors
@@ -82,27 +92,27 @@ class _Arrow:
     def find_vectors(self, file: StoredFile, columns: Columns, head: bytes) -> tuple[Sequence[str] | None, bytes]:
         """Find the columns of numbers in lists of one length."""
         index = read_index(file)
-        if not _rows(index):
+        if not sum(index.batch_rows):
             return None, head
         names = index.schema.names
         if DEFAULT_COLUMN in names:
             return [DEFAULT_COLUMN], head
         if columns.embedding_dtype is not None:
             return [field.name for field in index.schema if is_bytes(field.type)], head
-        return _columns_of_vectors(file, index), head
+        return columns_of_vectors(file, index), head
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read where its record batches are, and what the wanted columns hold."""
         del head
         index = read_index(file)
-        header = FileHeader(file, _rows(index), 0, np.dtype(np.float32), (ARROW_LAYOUT,), _batch_rows(index))
+        header = FileHeader(file, sum(index.batch_rows), 0, np.dtype(np.float32), (ARROW_LAYOUT,), index.batch_rows)
         if not header.rows:  # its columns are of any type then, or missing
             return header._replace(meta=(MetaColumn(pa.null(), True),) * len(columns.meta))
         if columns.embedding is not None:
             header = _with_vectors(header, index, columns)
             if not columns.meta and (places := _even_places(header, index, columns)):
                 header = header._replace(layout=(ARROW_LAYOUT, *places), group_rows=())
-        return header._replace(meta=tuple(_meta_column(file, index, name) for name in columns.meta))
+        return header._replace(meta=tuple(meta_column(file, index, name) for name in columns.meta))
 
     def check_header(self, header: FileHeader) -> bool:
         """Tell whether the vectors lie within the file, or its rows are those of its record batches."""
@@ -137,11 +147,13 @@ class _Arrow:
         return None
 
     def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
-        """Return what answers hold, or windows and blocks of what is compressed."""
-        del columns
+        """Return what answers hold, or windows and blocks of what is compressed, and decoded metadata."""
         if len(header.layout) > 1:
             return raw_held_nbytes(header, rows, threads)
-        return threads * (_window_nbytes(header) + 2 * _BLOCK_NBYTES)
+        held = _window_nbytes(header) + 2 * _BLOCK_NBYTES
+        if isinstance(columns.embedding, tuple):
+            held = decoder_nbytes(header, columns.vectors) + _BLOCK_NBYTES
+        return threads * held + decoder_nbytes(header, columns.meta)
 
     def drawback(self, header: FileHeader) -> str:
         """Say nothing: record batches are looked at by who knows how large they are."""
@@ -185,249 +197,121 @@ def _chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 
-def _rows(index: Index) -> int:
-    return sum(batch.rows for batch in index.batches)
-
-
-def _batch_rows(index: Index) -> tuple[int, ...]:
-    return tuple(batch.rows for batch in index.batches)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Columns
-
-
-def arrow_schema(file: StoredFile) -> pa.Schema:
-    """Return the columns of a file."""
-    return read_index(file).schema
-
-
-def _position(file: StoredFile, index: Index, name: str) -> int:
-    positions = index.schema.get_all_field_indices(name)
-    if len(positions) != 1:
-        raise ColumnError(f"{file.url}: {_how_many(index, name)}; its columns are {_few(index.schema.names)}")
-    return int(positions[0])
-
-
-def _position_of_vectors(file: StoredFile, index: Index, name: str) -> int:
-    if len(index.schema.get_all_field_indices(name)) == 1:
-        return _position(file, index, name)
-    if likely := _columns_of_vectors(file, index):
-        remedy = f"name the column of vectors (embedding_column=...), such as {_few(likely)}"
-        why = f"its columns are {_few(index.schema.names)}; {remedy}"
-    else:
-        why = no_vectors(index.schema, "name the column of vectors (embedding_column=...)")
-    raise ColumnError(f"{file.url}: {_how_many(index, name)}; {why}")
-
-
-def _how_many(index: Index, name: str) -> str:
-    count = index.schema.names.count(name)
-    return f"has {count} columns named {name!r}" if count else f"has no column {name!r}"
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
-
-
-def _columns_of_vectors(file: StoredFile, index: Index) -> list[str]:
-    """Return the columns of numbers in lists of one length, as far as their counts tell."""
-    found = []
-    for position, field in enumerate(index.schema):
-        if item_type(field.type) is None or index.schema.names.count(field.name) > 1:
-            continue
-        columns = [(batch.rows, column_of(file, index, batch, position)) for batch in index.batches if batch.rows]
-        lengths = {divmod(int(column.nodes[-1, 0]), rows) for rows, column in columns}
-        if len(lengths) == 1 and lengths.pop()[1] == 0:
-            found.append(field.name)
-    return found
-
-
-def _meta_column(file: StoredFile, index: Index, name: str) -> MetaColumn:
-    if name not in index.schema.names and name in partition_values(file.path):
-        return TOLD_BY_FOLDERS
-    position = _position(file, index, name)
-    field = index.schema.field(position)
-    has_nulls = is_masked(field) or any(
-        int(column_of(file, index, batch, position).nodes[0, 1]) for batch in index.batches if batch.rows
-    )
-    if not pa.types.is_dictionary(field.type):
-        return MetaColumn(field.type, has_nulls or pa.types.is_null(field.type))
-    number = index.dictionary_of[position] or 0
-    parts = {id(part): part for known in index.dictionaries for part in known.get(number, ())}.values()
-    return MetaColumn(field.type.value_type, has_nulls or any(int(part.nodes[0, 1]) for part in parts))
-
-
-def iter_arrow_tables(
-    header: FileHeader, names: Sequence[str], start: int, stop: int, step: int
-) -> Iterator[pa.RecordBatch]:
-    """Decode the rows ``[start, stop)`` of some columns, in order, a few rows at a time.
-
-    Raises
-    ------
-    FormatError
-        If a record batch cannot be decoded.
-    ReadError
-        If the storage does not deliver it.
-    """
-    file = header.file
-    try:
-        index = _promised(header)
-        positions = [_position(file, index, name) for name in names]
-        for number, first, low, high in _spans(index, start, stop):
-            arrays = []
-            for name, position in zip(names, positions, strict=True):
-                with _decoding(file, first, first + index.batches[number].rows, name):
-                    array = decode_column(file, index, number, position)
-                    array.validate(full=True)
-                arrays.append(array.slice(low, high - low))
-            for begin in range(0, high - low, step):
-                yield pa.RecordBatch.from_arrays(
-                    [_values_of(array.slice(begin, step)) for array in arrays], list(names)
-                )
-    except ReadError as error:
-        raise type(error)(f"rows {start:,} to {stop:,}: {error}") from error
-
-
-def _values_of(array: pa.Array) -> pa.Array:
-    return array.dictionary_decode() if isinstance(array, pa.DictionaryArray) else array
-
-
-@contextmanager
-def _decoding(file: StoredFile, start: int, stop: int, name: str) -> Iterator[None]:
-    """Have what goes wrong when rows are decoded say which they are."""
-    try:
-        yield
-    except EmbeddingReaderError:
-        raise
-    except Exception as error:
-        raise FormatError(
-            f"{file.url}, rows {start:,} to {stop:,}: column {name!r} cannot be decoded: {describe(error)}; write the "
-            "file again"
-        ) from error
-
-
-def _promised(header: FileHeader) -> Index:
-    """Return what a file holds, which has the rows that the header tells, maybe from a manifest that is wrong."""
-    index = read_index(header.file)
-    rows = _batch_rows(index)
-    wanted = rows[header.first_group : header.first_group + len(header.group_rows)]
-    if sum(rows) != header.rows or header.group_rows not in ((), (header.rows,), wanted):
-        raise FormatError(
-            f"{header.file.url}: holds {sum(rows):,} rows in {len(rows):,} record batches, "
-            f"where {header.rows:,} rows in other ones were promised; save the manifest again if there is one, else "
-            "open the collection again"
-        )
-    return index
-
-
-def _spans(index: Index, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the record batches that hold some rows: number, first row, and which of its rows are wanted."""
-    first = 0
-    for number, batch in enumerate(index.batches):
-        low, high = max(0, start - first), min(batch.rows, stop - first)
-        if low < high:
-            yield number, first, low, high
-        first += batch.rows
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Vectors
 
 
+def _paths(file: StoredFile, index: Index, columns: Columns) -> dict[str, Path]:
+    """Return where the column of vectors is, or those of their items."""
+    if isinstance(columns.embedding, tuple):
+        return {name: column_path(file, index, name) for name in columns.embedding}
+    return {columns.column: vectors_path(file, index, columns.column)}
+
+
 def _with_vectors(header: FileHeader, index: Index, columns: Columns) -> FileHeader:
     """Return a header that tells the dtype and the dimension of the vectors."""
-    file, position = header.file, _position_of_vectors(header.file, index, columns.column)
-    field = index.schema.field(position)
-    likely = _columns_of_vectors(file, index)
-    remedy = "name the column of vectors (embedding_column=...)" + (f", such as {_few(likely)}" if likely else "")
-    dtype, dimension = type_of_items(file.url, field, columns, lambda: remedy)
+    file, paths = header.file, _paths(header.file, index, columns)
+    if isinstance(columns.embedding, tuple):
+        if columns.glob and (others := set(number_columns(file.url, columns.glob, index.schema.names)) - set(paths)):
+            raise ColumnError(
+                f"{file.url}: {columns.glob!r} names the columns {few(sorted(others))}, too, which the first file "
+                "lacks; open the files separately, or list the names (embedding_column=[...])"
+            )
+        dtype, dimension = type_of_columns(file.url, [index.schema.field(path[0]) for path in paths.values()])
+        return header._replace(dtype=dtype, dimension=dimension)
+    [path] = paths.values()
+    field = index.schema.field(path[0])
+    for position in path[1:]:
+        field = field.type.field(position)
+    likely = columns_of_vectors(file, index)
+    remedy = "name the column of vectors (embedding_column=...)" + (f", such as {few(likely)}" if likely else "")
+    dtype, known = type_of_items(file.url, field.with_name(columns.column), columns, lambda: remedy)
     header = header._replace(dtype=dtype)
-    if dimension is None:
-        number = next(number for number, batch in enumerate(index.batches) if batch.rows)
-        dimension = _first_length(header, index, number, position, dtype)
-    if not dimension:
-        raise FormatError(f"{file.url}: column {field.name!r} holds vectors of no items")
-    header = header._replace(dimension=dimension)
+    header = header._replace(dimension=_first_length(header, columns, index, path) if known is None else known)
+    if not header.dimension:
+        raise FormatError(f"{file.url}: column {columns.column!r} holds vectors of no items")
     first = 0
     for number, batch in enumerate(index.batches):
-        if batch.rows and not _can_hold(header, index, batch, position):
+        column = find_column(file, index, batch, path)
+        if batch.rows and not _can_hold(header, column, batch.rows):
             # The counts do not tell which row it is.
-            _decoded(header, columns, index, number, first)
+            for _ in _open_decoded(header, columns, index, number, first)(0, batch.rows):
+                pass
             fail(file, f"a record batch claims {batch.rows:,} vectors, and has no room for them; write it again")
         first += batch.rows
     return header
 
 
-def _first_length(header: FileHeader, index: Index, number: int, position: int, dtype: np.dtype[Any]) -> int:
-    """Return how many items most vectors of a record batch have."""
-    batch = index.batches[number]
-    column = column_of(header.file, index, batch, position)
-    kind = index.schema.field(position).type
-    if not is_binary(kind) and not int(column.nodes[0, 1]) and int(column.nodes[-1, 0]) % batch.rows == 0:
-        return int(column.nodes[-1, 0]) // batch.rows
-    with _decoding(header.file, 0, batch.rows, index.schema.field(position).name):
-        array = decode_column(header.file, index, number, position)
-        array.validate(full=True)
-    lengths = lengths_of(array.cast(pa.large_binary()) if is_binary(kind) else array)
-    counts = Counter(lengths[array.is_valid().to_numpy(zero_copy_only=False)].tolist())
+def _first_length(header: FileHeader, columns: Columns, index: Index, path: Path) -> int:
+    """Return how many items most vectors of the first record batch have."""
+    number = next(number for number, batch in enumerate(index.batches) if batch.rows)
+    column = find_column(header.file, index, index.batches[number], path)
+    rows, items = index.batches[number].rows, int(column.nodes[-1, 0])
+    if not is_binary(column.type) and not column.has_nulls and items % rows == 0:
+        return items // rows
+    counts: Counter[int] = Counter()
+    for batch in open_batch(header.file, index, number, 0, {columns.column: path})(0, rows, rows):
+        array = batch.column(0)
+        lengths = lengths_of(array.cast(pa.large_binary()) if is_binary(column.type) else array)
+        counts.update(lengths[array.is_valid().to_numpy(zero_copy_only=False)].tolist())
     length = counts.most_common(1)[0][0] if counts else 0
-    if not is_binary(kind):
-        return int(length)
-    where = f"{header.file.url}: column {index.schema.field(position).name!r} holds {length} bytes a row"
-    return binary_dimension(where, length, dtype)
+    if not is_binary(column.type):
+        return length
+    where = f"{header.file.url}: column {columns.column!r} holds {length} bytes a row"
+    return binary_dimension(where, length, header.dtype)
 
 
-def _can_hold(header: FileHeader, index: Index, batch: Batch, position: int) -> bool:
+def _can_hold(header: FileHeader, column: Column, rows: int) -> bool:
     """Tell whether counts and sizes leave room for the vectors of a batch, none of them or of their items null."""
-    kind = index.schema.field(position).type
-    column = column_of(header.file, index, batch, position)
-    items = batch.rows * header.dimension
-    if int(column.nodes[0, 1]):
+    items = rows * header.dimension
+    if column.has_nulls:
         return False
-    if is_binary(kind) or is_nested(kind):
+    if is_binary(column.type) or is_nested(column.type):
         return True  # only the values tell their lengths
     nbytes = int(column.buffers[-1, 1])
-    enough = nbytes >= (items * header.dtype.itemsize if not batch.codec else (items * header.dtype.itemsize) >> 17)
-    if is_bytes(kind):
+    enough = nbytes >= (items * header.dtype.itemsize if not column.codec else (items * header.dtype.itemsize) >> 17)
+    if is_bytes(column.type):
         return enough
-    return enough and int(column.nodes[1, 0]) == items and not int(column.nodes[1, 1])
+    nodes = column.nodes[column.depth :]
+    return enough and int(nodes[1, 0]) == items and not int(nodes[1, 1])
 
 
-def _values(header: FileHeader, index: Index, number: int, position: int) -> tuple[int, int] | None:
+def _values(header: FileHeader, column: Column, rows: int) -> tuple[int, int] | None:
     """Return where the items of a batch are, one vector after the other, and their length; None if that is not so."""
-    batch = index.batches[number]
-    kind = index.schema.field(position).type
-    kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-    if is_binary(kind) or is_nested(kind) or not _can_hold(header, index, batch, position):
+    kind = column.type.storage_type if isinstance(column.type, pa.BaseExtensionType) else column.type
+    if is_binary(kind) or is_nested(kind) or not _can_hold(header, column, rows):
         return None
-    column = column_of(header.file, index, batch, position)
-    start, nbytes = column.buffers[-1].tolist()
     if is_list(kind):
         if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
             return None  # views may lie in any order
-        first, length = column.buffers[1].tolist()
         dtype = np.dtype("<i4" if pa.types.is_list(kind) else "<i8")
-        most = (batch.rows + 1) * dtype.itemsize
-        data = inflate(header.file, read_range(header.file, first, first + length), batch.codec)
-        offsets = np.frombuffer(data, dtype, len(data) // dtype.itemsize)
-        if offsets.nbytes < most or (np.diff(offsets[: batch.rows + 1]) != header.dimension).any() or offsets[0]:
+        data = inflate(header.file, read_range(header.file, *column.spans[column.depth + 1]), column.codec)
+        offsets = np.frombuffer(data, dtype, len(data) // dtype.itemsize)[: rows + 1]
+        if len(offsets) <= rows or (np.diff(offsets) != header.dimension).any() or offsets[0]:
             return None
+    start, nbytes = column.buffers[-1].tolist()
     return start, nbytes
 
 
 def _even_places(header: FileHeader, index: Index, columns: Columns) -> tuple[int, int, int] | None:
     """Return where vectors lie that are not compressed, if the batches follow each other evenly."""
-    filled = [number for number, batch in enumerate(index.batches) if batch.rows]
-    rows = index.batches[filled[0]].rows
-    position = _position_of_vectors(header.file, index, columns.column)
-    kind = index.schema.field(position).type
+    filled = [batch for batch in index.batches if batch.rows]
+    rows = filled[0].rows
+    if isinstance(columns.embedding, tuple):
+        return None
+    path = vectors_path(header.file, index, columns.column)
     if len(filled) < len(index.batches) or any(batch.codec for batch in index.batches):
         return None
     if any(batch.rows != rows for batch in index.batches[:-1]) or index.batches[-1].rows > rows:
         return None
-    if is_list(kind):  # offsets would have to be read
+    found = [find_column(header.file, index, batch, path) for batch in filled]
+    if is_list(found[0].type):  # offsets would have to be read
         return None
-    starts = [place[0] for number in filled if (place := _values(header, index, number, position)) is not None]
+    starts = [
+        place[0]
+        for column, batch in zip(found, filled, strict=True)
+        if (place := _values(header, column, batch.rows)) is not None
+    ]
     steps = set(np.diff(starts).tolist()) or {rows * header.dimension * header.dtype.itemsize}
     if len(starts) < len(filled) or len(steps) > 1:
         return None
@@ -456,9 +340,8 @@ def _open_even(header: FileHeader) -> StretchReader:
 
 def _open_batches(header: FileHeader, columns: Columns) -> StretchReader:
     """Return a function that reads vectors batch by batch."""
-    index = _promised(header)
-    position = _position_of_vectors(header.file, index, columns.column)
-    bounds = list(accumulate(_batch_rows(index), initial=0))
+    index = promised_index(header)
+    bounds = list(accumulate(index.batch_rows, initial=0))
     current, reader = -1, None
 
     def read(stretches: Sequence[Stretch]) -> None:
@@ -468,7 +351,7 @@ def _open_batches(header: FileHeader, columns: Columns) -> StretchReader:
             while done < len(out):
                 number = bisect_right(bounds, row + done) - 1
                 if number != current:
-                    current, reader = number, _open_batch(header, columns, index, number, position, bounds[number])
+                    current, reader = number, _open_batch(header, columns, index, number, bounds[number])
                 count = min(len(out) - done, bounds[number + 1] - row - done)
                 assert reader is not None
                 with naming_rows(row + done, row + done + count):
@@ -478,14 +361,14 @@ def _open_batches(header: FileHeader, columns: Columns) -> StretchReader:
     return read
 
 
-def _open_batch(
-    header: FileHeader, columns: Columns, index: Index, number: int, position: int, first: int
-) -> StretchReader:
+def _open_batch(header: FileHeader, columns: Columns, index: Index, number: int, first: int) -> StretchReader:
     """Return a function that reads vectors of one record batch, which begins at a row."""
-    place = _values(header, index, number, position)
-    codec = index.batches[number].codec
+    place, batch = None, index.batches[number]
+    if not isinstance(columns.embedding, tuple):
+        path = vectors_path(header.file, index, columns.column)
+        place = _values(header, find_column(header.file, index, batch, path), batch.rows)
     row_nbytes = header.dimension * header.dtype.itemsize
-    if place is not None and not codec:
+    if place is not None and not batch.codec:
 
         def read_plain(stretches: Sequence[Stretch]) -> None:
             placed = [(place[0] + (row - first) * row_nbytes, row, out) for row, out in stretches]
@@ -493,14 +376,32 @@ def _open_batch(
 
         return read_plain
     if place is not None:
-        return _open_compressed(header, index.batches[number], place, first)
-    vectors = _decoded(header, columns, index, number, first)
+        return _open_compressed(header, batch, place, first)
+    decode = _open_decoded(header, columns, index, number, first)
 
     def read_decoded(stretches: Sequence[Stretch]) -> None:
         for row, out in stretches:
-            copy_blocks([vectors[row - first : row - first + len(out)]], [out], header.file, row)
+            copy_blocks(decode(row - first, row - first + len(out)), [out], header.file, row)
 
     return read_decoded
+
+
+def _open_decoded(
+    header: FileHeader, columns: Columns, index: Index, number: int, first: int
+) -> Callable[[int, int], Iterator[Array]]:
+    """Return what decodes vectors of a record batch, a few at a time; it fails on the first that is none."""
+    iter_rows = open_batch(header.file, index, number, first, _paths(header.file, index, columns))
+    step = max(1, _BLOCK_NBYTES // max(1, header.dimension * header.dtype.itemsize))
+
+    def decode(low: int, high: int) -> Iterator[Array]:
+        for batch in iter_rows(low, high, step):
+            if isinstance(columns.embedding, tuple):
+                yield join_items(header, columns, first + low, batch)
+            else:
+                yield as_vectors(header, columns, first + low, batch.column(0))
+            low += batch.num_rows
+
+    return decode
 
 
 class _FilePart(io.RawIOBase):
@@ -544,7 +445,7 @@ def _open_compressed(header: FileHeader, batch: Batch, place: tuple[int, int], f
         step = max(1, _BLOCK_NBYTES // row_nbytes)
         for done in range(0, rows, step):
             wanted = min(step, rows - done) * row_nbytes
-            with _decoding(header.file, reached, reached + rows, "of vectors"):
+            with decoding(header.file, reached, reached + rows, "a column of vectors"):
                 found = stream.read(wanted)
             if len(found) < wanted:
                 fail(header.file, "a record batch ends before its last vector; write it again")
@@ -560,12 +461,3 @@ def _open_compressed(header: FileHeader, batch: Batch, place: tuple[int, int], f
             reached = row + len(out)
 
     return read
-
-
-def _decoded(header: FileHeader, columns: Columns, index: Index, number: int, first: int) -> Array:
-    """Decode the vectors of a record batch; fail on the first that is null or of another length."""
-    position = _position_of_vectors(header.file, index, columns.column)
-    with _decoding(header.file, first, first + index.batches[number].rows, columns.column):
-        array = decode_column(header.file, index, number, position)
-        array.validate(full=True)
-    return as_vectors(header, columns, first, array)

@@ -6,10 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
-from dask_embedding_reader.formats.arrow import ARROW, arrow_schema, iter_arrow_tables
+from dask_embedding_reader.formats.arrow import ARROW
+from dask_embedding_reader.formats.arrow_tables import (
+    arrow_row_nbytes,
+    arrow_schema,
+    expand_arrow_glob,
+    iter_arrow_tables,
+)
 from dask_embedding_reader.formats.base import FileFormat, FileHeader, FilePart, for_each_file
 from dask_embedding_reader.formats.metadata import MetaField, make_table
 from dask_embedding_reader.formats.parquet.read import DECODE_ROWS, TableReader, iter_tables, parquet_schema
+from dask_embedding_reader.formats.parquet.read import expand_glob as expand_parquet_glob
 from dask_embedding_reader.formats.parquet.read import row_nbytes as parquet_row_nbytes
 from dask_embedding_reader.formats.partitions import told_by_folders
 from dask_embedding_reader.storage.store import StoredFile
@@ -19,6 +26,19 @@ def first_schema(kind: FileFormat, files: Sequence[StoredFile]) -> pa.Schema:
     """Return the columns of the first file that has any: files without rows may have none."""
     read = arrow_schema if kind is ARROW else parquet_schema
     return next((schema for file in files if (schema := read(file)).names), pa.schema([]))
+
+
+def expand_glob(kind: FileFormat, file: StoredFile, glob: str) -> tuple[str, ...] | None:
+    """Return the columns of a file that a pattern names, in order; None if the file has no rows, and maybe no columns.
+
+    There are none where one column is called like the pattern.
+
+    Raises
+    ------
+    ColumnError
+        If the pattern names others.
+    """
+    return (expand_arrow_glob if kind is ARROW else expand_parquet_glob)(file, glob)
 
 
 def iter_columns(
@@ -58,7 +78,7 @@ def _with_values(batch: pa.RecordBatch, names: Sequence[str], told: Mapping[str,
 
 def row_nbytes(header: FileHeader, names: Sequence[str]) -> int:
     """Return about what a row of some columns takes; 0 where nothing tells that is at hand."""
-    return 0 if header.layout else parquet_row_nbytes(header.file, names)
+    return arrow_row_nbytes(header, names) if header.layout else parquet_row_nbytes(header.file, names)
 
 
 def read_columns(parts: Sequence[FilePart], fields: Sequence[MetaField]) -> pa.Table:

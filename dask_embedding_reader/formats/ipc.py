@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dask_embedding_reader.errors import EmbeddingReaderError, FormatError
 from dask_embedding_reader.storage.read import read_range, read_ranges
@@ -38,8 +37,6 @@ _MARK = b"\xff\xff\xff\xff"
 
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
 _CODECS = ("lz4", "zstd")
-_MOST_RATIO = 2**17
-"""No codec of Arrow's makes more of a byte."""
 
 Int64s = npt.NDArray[np.int64]
 
@@ -71,6 +68,13 @@ class Index(NamedTuple):
     """Those of each record batch."""
     dictionary_of: tuple[int | None, ...]
     """The number of the dictionary of each column."""
+    starts: Int64s
+    """The nodes, the buffers but for those of views, and the columns of views that come before each column."""
+
+    @property
+    def batch_rows(self) -> tuple[int, ...]:
+        """The rows of each record batch."""
+        return tuple(batch.rows for batch in self.batches)
 
 
 @lru_cache(maxsize=64)
@@ -189,7 +193,8 @@ def _index(file: StoredFile, schema: pa.Schema, fields: _Table, batches: Sequenc
     numbers = tuple(None if encoding is None else encoding.number(0, "<q") for encoding in encodings)
     if len(numbers) != len(schema):
         fail(file, "its schema is damaged; write it again")
-    return Index(schema, tuple(batch for batch, _ in batches), tuple(known for _, known in batches), numbers)
+    starts = np.cumsum([(0, 0, 0), *(parts_of(field.type) for field in schema)], axis=0)
+    return Index(schema, tuple(batch for batch, _ in batches), tuple(known for _, known in batches), numbers, starts)
 
 
 def _message(file: StoredFile, data: bytes, body: int, end: int) -> tuple[int, int, Any]:
@@ -298,36 +303,7 @@ def _root(data: bytes) -> _Table:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Columns
-
-
-class Column(NamedTuple):
-    """The part of a record batch that is one column."""
-
-    nodes: Int64s
-    buffers: Int64s
-    views: tuple[int, ...]
-
-
-def column_of(file: StoredFile, index: Index, batch: Batch, position: int) -> Column:
-    """Return the nodes and buffers of a column."""
-    node = buffer = view = 0
-    for number in range(position + 1):
-        nodes, plain, views = _parts(_stored_type(index.schema.field(number).type))
-        count = plain + sum(batch.views[view : view + views])
-        if number == position:
-            column = Column(
-                batch.nodes[node : node + nodes],
-                batch.buffers[buffer : buffer + count],
-                batch.views[view : view + views],
-            )
-            if (len(column.nodes), len(column.buffers), len(column.views)) != (nodes, count, views):
-                fail(file, "a record batch has fewer buffers than its columns need; write it again")
-            if int(column.nodes[0, 0]) != batch.rows:
-                fail(file, f"a record batch of {batch.rows:,} rows has a column of {int(column.nodes[0, 0]):,}")
-            return column
-        node, buffer, view = node + nodes, buffer + count, view + views
-    raise AssertionError(position)
+# What a column of a type consists of
 
 
 def _stored_type(kind: pa.DataType) -> pa.DataType:
@@ -337,149 +313,33 @@ def _stored_type(kind: pa.DataType) -> pa.DataType:
     return kind.index_type if pa.types.is_dictionary(kind) else kind
 
 
-def _is_view(kind: pa.DataType) -> bool:
+def is_view(kind: pa.DataType) -> bool:
+    """Tell whether a type is that of views of text or bytes, which may lie in several buffers."""
     return str(kind) in ("string_view", "binary_view")
 
 
-def _children(kind: pa.DataType) -> list[pa.DataType]:
+def children_of(kind: pa.DataType) -> list[pa.DataType]:
+    """Return the types that a column of a type has within."""
     kind = _stored_type(kind)
     if str(kind).startswith("run_end_encoded<"):
         return [kind.run_end_type, kind.value_type]
     return [kind.field(position).type for position in range(kind.num_fields)]
 
 
-def _parts(kind: pa.DataType) -> tuple[int, int, int]:
+def parts_of(kind: pa.DataType) -> tuple[int, int, int]:
     """Return how many nodes, buffers and columns of views a column of a type has, those within included."""
     kind = _stored_type(kind)
     buffers = 0 if pa.types.is_null(kind) else _own_buffers(kind)
-    counts = [(1, buffers, int(_is_view(kind))), *map(_parts, _children(kind))]
+    counts = [(1, buffers, int(is_view(kind))), *map(parts_of, children_of(kind))]
     nodes, plain, views = (sum(numbers) for numbers in zip(*counts, strict=True))
     return nodes, plain, views
 
 
 def _own_buffers(kind: pa.DataType) -> int:
-    if _is_view(kind):
+    if is_view(kind):
         return 2
     if pa.types.is_union(kind):
         return 1 if kind.mode == "sparse" else 2
     if str(kind).startswith("run_end_encoded<"):
         return 0
     return int(kind.num_buffers)
-
-
-def decode_column(file: StoredFile, index: Index, number: int, position: int) -> pa.Array:
-    """Decode a column of a record batch; one of a dictionary with it, for the values of all rows may be far larger.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged.
-    """
-    kind = index.schema.field(position).type
-    batch = index.batches[number]
-    column = column_of(file, index, batch, position)
-    if not pa.types.is_dictionary(kind):
-        return _decode(file, kind, column, batch.codec)
-    indices = _decode(file, kind.index_type, column, batch.codec)
-    known = index.dictionaries[number].get(index.dictionary_of[position] or 0, ())
-    if not known:
-        fail(file, f"the dictionary of column {index.schema.field(position).name!r} is missing")
-    parts = [_decode(file, kind.value_type, Column(part.nodes, part.buffers, part.views), part.codec) for part in known]
-    for array in (indices, *parts):
-        array.validate(full=True)
-    # Views of text cannot be taken from.
-    views = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
-    values = pa.concat_arrays([part.cast(views.get(str(part.type), part.type)) for part in parts])
-    bounds = pc.min_max(indices).as_py()
-    if bounds["min"] is not None and not 0 <= bounds["min"] <= bounds["max"] < len(values):
-        fail(file, f"column {index.schema.field(position).name!r} has values that its dictionary lacks")
-    return pa.DictionaryArray.from_arrays(indices, values)
-
-
-def _decode(file: StoredFile, kind: pa.DataType, column: Column, codec: str) -> pa.Array:
-    ranges = [(start, start + nbytes) for start, nbytes in column.buffers.tolist()]
-    buffers = iter(read_ranges(file, ranges))
-    nodes, views = iter(column.nodes.tolist()), iter(column.views)
-
-    def build(kind: pa.DataType) -> pa.Array:
-        if isinstance(kind, pa.BaseExtensionType):
-            return pa.ExtensionArray.from_storage(kind, build(kind.storage_type))
-        if pa.types.is_dictionary(kind):
-            fail(file, f"a column holds {kind} within another type; write the values themselves")
-        rows, nulls = next(nodes)
-        if pa.types.is_null(kind):
-            return pa.nulls(rows)
-        own: list[Any] = []
-        for _ in range(_own_buffers(kind)):
-            own.append(inflate(file, next(buffers), codec, most_nbytes=_room(kind, rows, own)))
-        if _is_view(kind):
-            own += [inflate(file, next(buffers), codec) for _ in range(next(views))]
-        if not pa.types.is_union(kind) and own and not len(own[0]):
-            own[0] = None  # no value is null
-        if pa.types.is_union(kind):
-            own = [None, *own]
-        children = [build(child) for child in _children(kind)]
-        return pa.Array.from_buffers(kind, rows, own, nulls, 0, children or None)
-
-    return build(kind)
-
-
-def _room(kind: pa.DataType, rows: int, before: Sequence[pa.Buffer]) -> int:
-    """Return how many bytes the rows of a column take in its next buffer, after those that were read before."""
-    if not before and not pa.types.is_union(kind):
-        return rows // 8 + 1  # a bit for each that is null
-    if len(before) == 2 and str(kind) in ("string", "binary", "large_string", "large_binary"):
-        dtype = np.dtype("<i8" if str(kind).startswith("large") else "<i4")
-        ends = np.frombuffer(before[1], dtype, len(before[1]) // dtype.itemsize)
-        return int(ends[rows]) if len(ends) > rows else 0
-    try:
-        return rows * int(kind.bit_width) // 8 + 1
-    except ValueError:  # offsets, lengths, kinds or views, of 16 bytes at most
-        return 16 * (rows + 1)
-
-
-_MOST_NBYTES = 2**31
-"""A buffer that is larger is not inflated for metadata."""
-
-_LITTLE_NBYTES = 2**25
-"""So much may be inflated in any case. More only where rows need half of it: some writers leave more in buffers."""
-
-_BLOCK_NBYTES = 2**20
-
-
-def inflate(file: StoredFile, data: bytes, codec: str, *, most_nbytes: int = _MOST_NBYTES) -> pa.Buffer:
-    """Return a buffer as it was before it was compressed, of which rows need so many bytes at most.
-
-    What it claims to have is not reserved before it has come.
-
-    Raises
-    ------
-    FormatError
-        If it is damaged, or claims more than it can hold.
-    """
-    if not codec or not data:
-        return pa.py_buffer(data)
-    claimed = int.from_bytes(data[:8], "little", signed=True)
-    if claimed == -1:
-        return pa.py_buffer(data[8:])
-    most_nbytes = min(_MOST_NBYTES, _MOST_RATIO * len(data), max(_LITTLE_NBYTES, 2 * most_nbytes))
-    if not 0 <= claimed <= most_nbytes:
-        fail(
-            file,
-            f"{len(data):,} compressed bytes claim to be {claimed:,}, where {most_nbytes:,} are the most that its rows "
-            "need; write it again, in smaller batches",
-        )
-    try:
-        stream = pa.CompressedInputStream(pa.BufferReader(data[8:]), codec)
-        if claimed <= _LITTLE_NBYTES:
-            found = stream.read_buffer(claimed + 1)
-        else:
-            sink = pa.BufferOutputStream()
-            while sink.tell() <= claimed and (block := stream.read_buffer(_BLOCK_NBYTES)):
-                sink.write(block)
-            found = sink.getvalue()
-    except (pa.ArrowException, OSError) as error:
-        fail(file, f"compressed bytes are damaged ({describe(error)}); write it again")
-    if len(found) != claimed:
-        fail(file, f"{len(data):,} compressed bytes claim to be {claimed:,}, but are {len(found):,}; write it again")
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -69,6 +69,29 @@ def type_of_items(
     return np.dtype(item.to_pandas_dtype()), dimension
 
 
+def type_of_columns(url: str, fields: Sequence[pa.Field]) -> tuple[np.dtype[Any], int]:
+    """Return the dtype that columns of items share, and how many they are.
+
+    Raises
+    ------
+    FormatError
+        If they do not hold numbers of one type.
+    """
+    first = fields[0]
+    for field in fields:
+        if not (pa.types.is_floating(field.type) or pa.types.is_integer(field.type)):
+            raise FormatError(
+                f"{url}: column {field.name!r} is {field.type}, not a number; where it is the column of vectors "
+                "itself, name it alone"
+            )
+        if field.type != first.type:
+            raise FormatError(
+                f"{url}: column {field.name!r} is {field.type}, but {first.name!r} is {first.type}; items of vectors "
+                "have one type: cast the columns, and write the file again"
+            )
+    return np.dtype(first.type.to_pandas_dtype()), len(fields)
+
+
 def no_vectors(schema: pa.Schema, remedy: str) -> str:
     """Say of a file in which no column can be that of vectors what there is instead, and what to do."""
     types = [f"{field.name[:60]!r} is {str(field.type)[:60]}" for field in list(schema)[:10]]
@@ -77,6 +100,32 @@ def no_vectors(schema: pa.Schema, remedy: str) -> str:
         f"none of its columns holds lists of numbers, equally many in each row: {', '.join(types) or 'there are none'}"
         f"{more}; {remedy}"
     )
+
+
+def find_field(schema: pa.Schema, name: str) -> tuple[int, ...] | None:
+    """Return the position of a column; where none is called so, those that lead to the field of a struct that is.
+
+    None if there is none, or more than one.
+
+    Examples
+    --------
+    >>> schema = pa.schema([("a.b", pa.int8()), ("a", pa.struct([("b", pa.int8()), ("c.d", pa.int8())]))])
+    >>> find_field(schema, "a.b"), find_field(schema, "a.c.d"), find_field(schema, "d")
+    ((0,), (1, 1), None)
+    """
+
+    def within(fields: Iterable[pa.Field], rest: str) -> list[tuple[int, ...]]:
+        found: list[tuple[int, ...]] = []
+        for position, field in enumerate(fields):
+            if field.name == rest:
+                found.append((position,))
+            elif rest.startswith(f"{field.name}.") and pa.types.is_struct(field.type):
+                found += [(position, *path) for path in within(field.type, rest[len(field.name) + 1 :])]
+        return found
+
+    columns = [(position,) for position in schema.get_all_field_indices(name)]
+    found = columns or within(schema, name)
+    return found[0] if len(found) == 1 else None
 
 
 def item_type(kind: pa.DataType) -> pa.DataType | None:

@@ -45,8 +45,18 @@ def bucket() -> Iterator[Bucket]:
 
 def put(path: Path, **columns: Any) -> Path:
     """Write a parquet file."""
+    return put_table(path, pa.table(columns))
+
+
+def put_table(path: Path, table: pa.Table, group_rows: int = 2**20, *, codec: str = "snappy", **options: Any) -> Path:
+    """Write a parquet file, or an Arrow file, in which snappy is not known."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
+    if path.suffix == ".arrow":
+        compression = pa.ipc.IpcWriteOptions(compression=None if codec in ("none", "snappy") else codec)
+        with pa.ipc.new_file(path, table.schema, options=compression) as writer:
+            writer.write_table(table, group_rows)
+    else:
+        pq.write_table(table, path, group_rows, compression=codec, **options)
     return path
 
 
@@ -492,16 +502,24 @@ def many(rows: int = 300, dimension: int = 12) -> npt.NDArray[Any]:
     return np.random.default_rng(7).standard_normal((rows, dimension)).astype(np.float32)
 
 
-@pytest.mark.parametrize("page_version", ["1.0", "2.0"])
+COLUMNAR: dict[str, tuple[str, dict[str, Any]]] = {
+    "parquet": ("parquet", {"data_page_size": 64}),
+    "parquet 2": ("parquet", {"data_page_size": 64, "data_page_version": "2.0"}),
+    "arrow": ("arrow", {}),
+    "arrow zstd": ("arrow", {"codec": "zstd"}),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNAR)
 @pytest.mark.parametrize("given", ["emb_*", [f"emb_{k}" for k in range(12)]])
-def test_one_column_for_each_item_is_read(tmp_path: Path, given: Any, page_version: Any) -> None:
+def test_one_column_for_each_item_is_read(tmp_path: Path, given: Any, kind: str) -> None:
+    suffix, options = COLUMNAR[kind]
     rows, source = many(), tmp_path / "in"
     source.mkdir()
     for number, part in enumerate(np.split(rows, [200])):
         table = pa.table(in_columns(part, embed=part[:, 0], n=np.arange(len(part)) + 200 * number))
-        path = source / f"{number}.parquet"
-        pq.write_table(table, path, row_group_size=70, data_page_size=64, data_page_version=page_version)
-    put(source / "2.parquet", x=pa.array([], pa.null()))
+        put_table(source / f"{number}.{suffix}", table, 70, **options)
+    put(source / f"2.{suffix}", x=pa.array([], pa.null()))
     reader = EmbeddingReader(source, embedding_column=given, meta_columns="*")
     assert (reader.dimension, reader.dtype.name, list(reader.columns)) == (12, "float32", ["embed", "n"])
     assert "(column 'emb_0, ..., emb_11')" in repr(reader)
@@ -517,7 +535,7 @@ def test_one_column_for_each_item_is_read(tmp_path: Path, given: Any, page_versi
     other = EmbeddingReader(source, embedding_column=[f"emb_{k}" for k in range(11, -1, -1)])
     same(other, rows[:, ::-1])
     assert other.token != reader.token
-    write_embeddings(reader, tmp_path / "out", "parquet")
+    write_embeddings(reader, tmp_path / "out", suffix)
     same(EmbeddingReader(tmp_path / "out"), rows)
     reader.save_manifest()
     for again in (EmbeddingReader.from_manifest(source), EmbeddingReader(source, embedding_column=given)):
@@ -528,61 +546,68 @@ def test_one_column_for_each_item_is_read(tmp_path: Path, given: Any, page_versi
     same(EmbeddingReader(tmp_path / "npy"), rows)
 
 
-def test_one_column_for_each_item_of_a_remote_file(bucket: Bucket) -> None:
-    rows = many()
-    bucket.put("emb/0.parquet", parquet_bytes(**in_columns(rows)))
+@pytest.mark.parametrize("kind", COLUMNAR)
+def test_one_column_for_each_item_of_a_remote_file(tmp_path: Path, bucket: Bucket, kind: str) -> None:
+    rows, (suffix, options) = many(), COLUMNAR[kind]
+    path = put_table(tmp_path / f"0.{suffix}", pa.table(in_columns(rows)), 100, **options)
+    bucket.put(f"emb/0.{suffix}", path.read_bytes())
     same(EmbeddingReader("bucket://emb", embedding_column="emb_*"), rows)
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "uint32", "int64"])
-def test_columns_of_items_keep_their_dtype(tmp_path: Path, dtype: str) -> None:
-    put(tmp_path / "0.parquet", **in_columns(ROWS.astype(dtype)))
+def test_columns_of_items_keep_their_dtype(tmp_path: Path, dtype: str, suffix: str) -> None:
+    put(tmp_path / f"0.{suffix}", **in_columns(ROWS.astype(dtype)))
     reader = EmbeddingReader(tmp_path, embedding_column="emb_*")
     assert reader.dtype == dtype
     same(reader, ROWS.astype(dtype))
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 @pytest.mark.parametrize(
     ("columns", "given", "message"),
     [
-        (in_columns(ROWS), ["emb_0", "emb_3"], "0.parquet: has no column 'emb_3'"),
-        (in_columns(ROWS), "e_*", r"0.parquet: embedding_column='e_\*' names none of its columns: 'emb_0'"),
+        (in_columns(ROWS), ["emb_0", "emb_3"], "has no column 'emb_3'"),
+        (in_columns(ROWS), "e_*", r"embedding_column='e_\*' names none of its columns: 'emb_0'"),
         (in_columns(ROWS, emb_norm=range(4)), "emb_*", "also names 'emb_norm', which is no number; list the names"),
         (in_columns(ROWS) | {"emb_4": range(4)}, "emb_*", "names 4 columns, but 'emb_4' where number 3 was expected"),
         (in_columns(ROWS) | {"emb_02": range(4)}, "emb_*", "but 'emb_0?2' where number 3 was expected"),
         (
             in_columns(ROWS) | {"emb_1": np.arange(4.0)},
             "emb_*",
-            "0.parquet: column 'emb_1' is double, but 'emb_0' is f",
+            "column 'emb_1' is double, but 'emb_0' is f",
         ),
-        (in_columns(ROWS) | {"emb_1": list("abcd")}, "emb_*", "0.parquet: column 'emb_1' is string, not a number"),
+        (in_columns(ROWS) | {"emb_1": list("abcd")}, "emb_*", "column 'emb_1' is string, not a number"),
         ({"v": lists()}, ["v"], "column 'v' is list<.*name it alone"),
         (in_columns(ROWS, "e{}") | {"e1": pa.array([1, 2, None, 4], pa.float32())}, "e*", "row 2: column 'e1' is null"),
     ],
 )
-def test_columns_that_are_no_items_are_named(tmp_path: Path, columns: Any, given: Any, message: str) -> None:
-    put(tmp_path / "0.parquet", **columns)
-    with pytest.raises((ColumnError, FormatError), match=message):
+def test_columns_that_are_no_items_are_named(
+    tmp_path: Path, columns: Any, given: Any, message: str, suffix: str
+) -> None:
+    put(tmp_path / f"0.{suffix}", **columns)
+    with pytest.raises((ColumnError, FormatError), match=rf"0\.{suffix}.*{message}"):
         EmbeddingReader(tmp_path, embedding_column=given).to_dask_array().compute()
 
 
-def test_files_of_other_columns_of_items_are_named(tmp_path: Path) -> None:
-    put(tmp_path / "0.parquet", **in_columns(ROWS))
-    put(tmp_path / "1.parquet", **in_columns(ROWS[:, :2]))
-    with pytest.raises(ColumnError, match=r"1\.parquet: has no column 'emb_2'"):
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_files_of_other_columns_of_items_are_named(tmp_path: Path, suffix: str) -> None:
+    put(tmp_path / f"0.{suffix}", **in_columns(ROWS))
+    put(tmp_path / f"1.{suffix}", **in_columns(ROWS[:, :2]))
+    with pytest.raises(ColumnError, match=rf"1\.{suffix}: has no column 'emb_2'"):
         EmbeddingReader(tmp_path, embedding_column="emb_*")
-    put(tmp_path / "1.parquet", **in_columns(many(4, 4)))
-    with pytest.raises(ColumnError, match=r"1\.parquet: 'emb_\*' names the columns 'emb_3', too"):
+    put(tmp_path / f"1.{suffix}", **in_columns(many(4, 4)))
+    with pytest.raises(ColumnError, match=rf"1\.{suffix}: 'emb_\*' names the columns 'emb_3', too"):
         EmbeddingReader(tmp_path, embedding_column="emb_*")
     assert EmbeddingReader(tmp_path, embedding_column=["emb_0", "emb_1", "emb_2"]).count == 8
 
 
-def test_one_column_for_each_item_is_suggested_and_asked_for_of_parquet_alone(tmp_path: Path) -> None:
+def test_one_column_for_each_item_is_suggested_and_asked_for_of_columns_alone(tmp_path: Path) -> None:
     put(tmp_path / "0.parquet", **in_columns(many(4)))
     with pytest.raises(ColumnError, match=r"where each item has its own: embedding_column='emb_\*'"):
         EmbeddingReader(tmp_path)
     np.save(tmp_path / "0.npy", ROWS)
-    with pytest.raises(ArgumentError, match="read from parquet files, not from npy files"):
+    with pytest.raises(ArgumentError, match="read from parquet and arrow files, not from npy files"):
         EmbeddingReader(tmp_path, embedding_column=["a", "b"])
     for wrong in ([], ["a", "a"]):
         with pytest.raises(ArgumentError, match="embedding_column="):
@@ -600,45 +625,48 @@ def test_a_column_that_is_called_like_a_pattern_is_itself(tmp_path: Path) -> Non
 # Fields of structs
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float32(), 12)])
-def test_a_field_of_a_struct_is_read(tmp_path: Path, kind: pa.DataType) -> None:
+def test_a_field_of_a_struct_is_read(tmp_path: Path, kind: pa.DataType, suffix: str) -> None:
     rows, source = many(), tmp_path / "in"
     dense = pa.array(rows.tolist(), kind)
     inner = pa.StructArray.from_arrays([dense, pa.array(range(300))], ["dense", "n"])
     outer = pa.StructArray.from_arrays([pa.array(range(300)), inner], ["a", "b.c"])
-    put(source / "0.parquet", embedding=inner, x=outer, word=[str(n) for n in range(300)])
+    put(source / f"0.{suffix}", embedding=inner, x=outer, word=[str(n) for n in range(300)])
     required = pa.schema([pa.field("embedding", inner.type), pa.field("x", outer.type, nullable=False)])
     plain = pa.table({"embedding": inner, "x": outer}, required)
     for codec in ("none", "zstd"):
-        pq.write_table(plain, tmp_path / f"{codec}.parquet", 110, compression=codec, use_dictionary=False)
+        path = put_table(tmp_path / f"{codec}.{suffix}", plain, 110, codec=codec, use_dictionary=False)
         for column in ("embedding.dense", "x.b.c.dense"):
-            same(EmbeddingReader(tmp_path / f"{codec}.parquet", embedding_column=column), rows)
+            same(EmbeddingReader(path, embedding_column=column), rows)
     for column in ("embedding.dense", "x.b.c.dense"):
         reader = EmbeddingReader(source, embedding_column=column, meta_columns=["word"])
         same(reader, rows)
         for vectors, frame in reader(41, show_progress=False):
             np.testing.assert_array_equal(vectors, rows[frame["word"].astype(int)])
         same(reader.take([200, 3]), rows[[200, 3]])
-        write_embeddings(reader, tmp_path / "out", "parquet", overwrite=True)
+        write_embeddings(reader, tmp_path / "out", suffix, overwrite=True)
         same(EmbeddingReader(tmp_path / "out"), rows)
     reader.save_manifest()
-    assert taken(EmbeddingReader(source)) == ("parquet", "x.b.c.dense")
+    assert taken(EmbeddingReader(source)) == (suffix, "x.b.c.dense")
     same(EmbeddingReader(source), rows)
 
 
-def test_a_column_with_a_dot_in_its_name_comes_before_a_field(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_column_with_a_dot_in_its_name_comes_before_a_field(tmp_path: Path, suffix: str) -> None:
     inner = pa.StructArray.from_arrays([lists()], ["b"])
-    put(tmp_path / "0.parquet", a=inner, **{"a.b": lists(ROWS + 1)})
+    put(tmp_path / f"0.{suffix}", a=inner, **{"a.b": lists(ROWS + 1)})
     same(EmbeddingReader(tmp_path, embedding_column="a.b"), ROWS + 1)
 
 
-def test_vectors_within_structs_that_are_null_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_vectors_within_structs_that_are_null_are_named(tmp_path: Path, suffix: str) -> None:
     nulls = pa.array([False, False, True, False])
-    put(tmp_path / "all" / "0.parquet", e=pa.StructArray.from_arrays([lists()], ["dense"], mask=pa.array([True] * 4)))
+    put(tmp_path / "all" / f"0.{suffix}", e=pa.StructArray.from_arrays([lists()], ["dense"], mask=pa.array([True] * 4)))
     with pytest.raises(FormatError, match=r"column 'e\.dense' holds a vector that is null|vectors of no items"):
         EmbeddingReader(tmp_path / "all", embedding_column="e.dense").to_dask_array().compute()
     inner = pa.StructArray.from_arrays([lists()], ["dense"], mask=nulls)
-    put(tmp_path / "0.parquet", embedding=inner)
+    put(tmp_path / f"0.{suffix}", embedding=inner)
     with pytest.raises(FormatError, match=r"row 2: column 'embedding\.dense' holds a vector that is null"):
         EmbeddingReader(tmp_path, embedding_column="embedding.dense").to_dask_array().compute()
     with pytest.raises(FormatError, match=r"is struct<.*name its field: embedding_column='embedding\.dense'"):

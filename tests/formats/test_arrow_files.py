@@ -19,6 +19,8 @@ import pyarrow.feather
 import pytest
 
 from dask_embedding_reader import ColumnError, EmbeddingReader, FormatError, write_embeddings
+from dask_embedding_reader.formats import ipc_columns
+from dask_embedding_reader.formats.arrow_tables import iter_arrow_tables
 from tests.support.collections import as_others_read
 from tests.support.stores import Bucket, emptied_bucket
 
@@ -236,3 +238,73 @@ def test_a_long_value_of_a_dictionary_is_repeated_for_few_rows(tmp_path: Path) -
     told, reserved = read_in_a_process(path)
     assert told == " ".join(["1000000"] * 10)
     assert reserved < 2**27
+
+
+def some_null(values: list[Any]) -> list[Any]:
+    return [None if row % 5 == 3 else value for row, value in enumerate(values)]
+
+
+def columns_of_all_kinds() -> dict[str, pa.Array]:
+    """Fifty rows of each type that lies in buffers in a way of its own."""
+    words = [word or "" for word in WORDS]
+    texts = pa.array(some_null(words))
+    numbers = pa.array(some_null(list(range(50))), pa.int16())
+    few = [words[row : row + row % 4] for row in range(50)]
+    pairs = pa.StructArray.from_arrays(
+        [texts, numbers], ["text", "n"], mask=pa.array([row % 6 == 1 for row in range(50)])
+    )
+    kinds = pa.array([row % 2 for row in range(50)], pa.int8())
+    places = pa.array([row // 2 for row in range(50)], pa.int32())
+    return {
+        "bit": pa.array(some_null([row % 3 == 0 for row in range(50)])),
+        "number": numbers,
+        "all": pa.array(range(50)),
+        "text": texts,
+        "large": pa.array(some_null(words), pa.large_string()),
+        "bytes": pa.array([word.encode() for word in words], pa.large_binary()),
+        "view": pa.array(some_null([word[row % 30 :] for row, word in enumerate(words)]), pa.string_view()),
+        "fixed": pa.array(some_null([bytes([row] * 3) for row in range(50)]), pa.binary(3)),
+        "decimal": pa.array(some_null([None if row == 4 else row for row in range(50)]), pa.decimal128(9, 2)),
+        "list": pa.array(some_null(few), pa.list_(pa.string())),
+        "deep": pa.array(some_null([[each, None, each[:1]] for each in few]), pa.large_list(pa.list_(pa.string()))),
+        "square": pa.array(some_null([[row, row + 1, None] for row in range(50)]), pa.list_(pa.int32(), 3)),
+        "list view": pa.array(some_null(few), pa.list_view(pa.string())),
+        "large list view": pa.array(few, pa.large_list_view(pa.string())),
+        "map": pa.array(some_null([[(word, 1)] * (row % 3) for row, word in enumerate(words)]), pa.map_("str", "i8")),
+        "struct": pairs,
+        "structs": pa.ListArray.from_arrays(pa.array(range(51), pa.int32()), pairs),
+        "null": pa.nulls(50),
+        "category": texts.dictionary_encode(),
+        "sparse": pa.UnionArray.from_sparse(kinds, [numbers, texts]),
+        "dense": pa.UnionArray.from_dense(kinds, places, [numbers, texts]),
+        "runs": pa.RunEndEncodedArray.from_arrays(pa.array([7, 30, 50], pa.int32()), pa.array(["a", None, "b"])),
+    }
+
+
+@pytest.mark.parametrize("codec", [None, "zstd"])
+@pytest.mark.parametrize("window_nbytes", [1, 500, 2**23])
+def test_any_rows_of_any_column_are_decoded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, window_nbytes: int, codec: Any
+) -> None:
+    monkeypatch.setattr(ipc_columns, "WINDOW_NBYTES", window_nbytes)
+    columns = columns_of_all_kinds()
+    path = put(tmp_path / "0.arrow", 37, codec=codec, embedding=vectors(), **columns)
+    header = EmbeddingReader(path, meta_columns="all").manifest.vectors.header(0)
+    for start, stop, step in ((0, 50, 50), (0, 50, 7), (3, 4, 1), (9, 41, 16), (36, 50, 5), (13, 29, 100)):
+        for name, column in columns.items():
+            plain = column.dictionary_decode() if name == "category" else column
+            read = pa.Table.from_batches(list(iter_arrow_tables(header, [name], start, stop, step)))
+            assert all(chunk.num_rows <= step for chunk in read.to_batches())
+            assert read[name].to_pylist() == plain.slice(start, stop - start).to_pylist(), name
+
+
+def test_little_is_read_of_a_large_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ipc_columns, "WINDOW_NBYTES", 2**14)
+    words = [f"{row:06}" * 100 for row in range(2_000)]
+    content = put(tmp_path / "0.arrow", 2_000, embedding=np.zeros((2_000, 1)).tolist(), word=words).read_bytes()
+    with emptied_bucket() as bucket:
+        bucket.put("emb/0.arrow", content)
+        reader = EmbeddingReader("bucket://emb", meta_columns="word").take([1_500, 1_501])
+        bucket.requests.clear()
+        assert reader.to_dask_dataframe().compute()["word"].tolist() == words[1_500:1_502]
+        assert bucket.nbytes < 2**17

@@ -74,10 +74,13 @@ def test_a_pass_takes_what_is_projected(format_name: str, tmp_path: Path, measur
     check(measured, collection, 10_000, 1_000 * MB)
 
 
-@pytest.mark.parametrize("format_name", ["parquet-list", "parquet_npy"])
-def test_wide_texts_are_decoded_fewer_at_a_time(format_name: str, tmp_path: Path, measured: Meter) -> None:
-    """60 MB of text, of which the rows that are decoded at once by default would take 100 MB as Python's strings."""
-    collection = write(tmp_path, format_name, rows=5_000, text=4_000)
+@pytest.mark.parametrize(
+    ("format_name", "rows"), [("parquet-list", 5_000), ("parquet_npy", 5_000), ("arrow", 20_000), ("arrow-zstd", 5_000)]
+)
+def test_wide_texts_are_decoded_fewer_at_a_time(format_name: str, rows: int, tmp_path: Path, measured: Meter) -> None:
+    """20 MB of text a row group or record batch, of which the rows that are decoded at once by default would take 100
+    MB as Python's strings. Of a batch of 80 MB that is not compressed only these are read."""
+    collection = write(tmp_path, format_name, rows=rows, text=4_000, group_rows=rows)
     check(measured, collection, 100, 16 * MB)
 
 
