@@ -13,7 +13,7 @@ from dask_embedding_reader._common.progress import Progress
 from dask_embedding_reader._common.threads import is_stopped, threads_at_once
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import make_plan
-from dask_embedding_reader.formats.base import Array
+from dask_embedding_reader.formats.base import Array, read_parts
 from dask_embedding_reader.storage.store import most_connections
 
 S = TypeVar("S")
@@ -36,32 +36,13 @@ def fold_pieces(
 ) -> list[S]:
     """Read the rows ``[start, stop)`` in threads, which fold each piece into what they have of those before.
 
-    Parameters
-    ----------
-    manifest
-        The collection.
-    start, stop
-        The rows.
-    piece_rows
-        How many are read at once at most: into the same memory again and again, so that it stays in the cache.
-    dtype
-        As which type.
-    begin
-        Returns what a thread begins with.
-    fold
-        Given what a thread has so far, the number of the first row, and rows, whose memory is used again; returns what
-        it has then. The pieces of a thread ascend.
-    progress
-        Is told of the rows of each piece.
-
-    Returns
-    -------
-    list
-        What each thread has in the end.
+    Pieces are read as ``dtype``, so many rows at most, into the same memory again and again, so that it stays in the
+    cache. ``begin`` returns what a thread begins with. ``fold`` is given what it has so far, the number of the first
+    row, and rows, whose memory is used again; it returns what the thread has then. The pieces of a thread ascend. What
+    each thread has in the end is returned.
     """
     plan = make_plan(manifest.vectors, start, stop, piece_rows)
     pieces, taking = iter(range(len(plan))), threading.Lock()
-    read = manifest.format.vectors
 
     def work() -> S:
         made, memory = begin(), np.empty((min(piece_rows, stop - start), manifest.dimension), dtype)
@@ -71,9 +52,8 @@ def fold_pieces(
             if number is None:
                 break
             piece = plan[number]
-            rows, done = memory[: piece.stop - piece.start], 0
-            for header, first, last in plan.files.parts(*piece):
-                read.open_rows(header, manifest.columns, first, last)([rows[done : (done := done + last - first)]])
+            rows = memory[: piece.stop - piece.start]
+            read_parts(manifest.format.vectors, manifest.columns, plan.files.parts(*piece), rows)
             made = fold(made, piece.start, rows)
             with taking:
                 progress.update(len(rows))

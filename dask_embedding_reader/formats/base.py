@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dask_embedding_reader._common.memory import new_array
 from dask_embedding_reader._common.threads import map_at_once
 from dask_embedding_reader.storage.store import StoredFile
 
@@ -226,23 +225,6 @@ class Format(NamedTuple):
     """Where metadata columns are: ``"none"``, in the ``"same"`` files, or in parquet files ``"beside"`` them."""
 
 
-def read_rows(
-    vectors: FileFormat,
-    header: FileHeader,
-    columns: Columns,
-    start: int,
-    stop: int,
-    dtype: npt.DTypeLike | None = None,
-) -> Array:
-    """Read the rows ``[start, stop)`` of a file into a new array; by default it keeps the stored dtype."""
-    out = new_array(
-        (stop - start, header.dimension), np.dtype(header.dtype.newbyteorder("=") if dtype is None else dtype)
-    )
-    if stop > start:
-        vectors.open_rows(header, columns, start, stop)([out])
-    return out
-
-
 def cut_parts(parts: Iterable[FilePart], start: int, stop: int) -> Iterator[FilePart]:
     """Return what holds the rows ``[start, stop)`` of parts of files that follow each other."""
     first = 0
@@ -253,16 +235,14 @@ def cut_parts(parts: Iterable[FilePart], start: int, stop: int) -> Iterator[File
         first += part.rows
 
 
-def read_parts(vectors: FileFormat, columns: Columns, parts: Sequence[FilePart], dtype: np.dtype[Any]) -> Array:
-    """Read parts of files into a new array, one below the other."""
-    out = new_array((sum(part.rows for part in parts), parts[0].header.dimension), dtype)
+def read_parts(vectors: FileFormat, columns: Columns, parts: Sequence[FilePart], out: Array) -> None:
+    """Fill an array with the vectors of parts of files, one below the other."""
     ends = np.cumsum([part.rows for part in parts]).tolist()
 
     def read(part: FilePart, end: int) -> None:
         vectors.open_rows(part.header, columns, part.start, part.stop)([out[end - part.rows : end]])
 
     for_each_file(read, [part.header for part in parts], parts, ends)
-    return out
 
 
 def for_each_file(function: Callable[..., R], headers: Sequence[FileHeader], *columns: Sequence[Any]) -> list[R]:

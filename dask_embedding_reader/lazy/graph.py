@@ -254,8 +254,10 @@ class LazyPiece:
 
     def _read(self, start: int, stop: int) -> Array:
         parts = tuple(cut_parts(self.parts, start, stop)) or self.parts[:1]
+        out = new_array((sum(part.rows for part in parts), parts[0].header.dimension), self.dtype)
         with _as_worker(self.version):
-            return read_parts(self.vectors, self.columns, parts, self.dtype)
+            read_parts(self.vectors, self.columns, parts, out)
+        return out
 
 
 class PickedRows(NamedTuple):

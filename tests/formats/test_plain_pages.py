@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, FormatError, write_embeddings
-from dask_embedding_reader.formats.base import Columns, read_rows
+from dask_embedding_reader.formats.base import Columns
 from dask_embedding_reader.formats.parquet import plain_pages
 from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet.format import PARQUET
@@ -264,7 +264,8 @@ def test_pyarrow_decodes_the_rest_of_a_row_group_alone(
         fsspec.filesystem("memory").pipe_file("/rest/a.parquet", path.read_bytes())
         url = "memory://rest/a.parquet"
     header = EmbeddingReader(url, "parquet").manifest.vectors.header(0)
-    rows = read_rows(PARQUET, header, Columns("embedding"), 0, 400)
+    rows = np.empty((400, header.dimension), header.dtype)
+    PARQUET.open_rows(header, Columns("embedding"), 0, 400)([rows])
     np.testing.assert_array_equal(rows, array)
     assert decoded == [(16, 200)]
 

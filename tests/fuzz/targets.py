@@ -34,7 +34,7 @@ from fsspec.implementations.local import LocalFileSystem
 from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
 from dask_embedding_reader.collection.saved import decode_manifest
 from dask_embedding_reader.errors import MismatchError
-from dask_embedding_reader.formats.base import Columns, read_rows
+from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader
 from dask_embedding_reader.formats.columns import iter_columns
 from dask_embedding_reader.formats.metadata import make_frame, merge_columns
 from dask_embedding_reader.formats.npy import NPY
@@ -105,13 +105,20 @@ Put = Callable[[str, bytes], AbstractContextManager[StoredFile]]
 # Files
 
 
+def read_rows(kind: FileFormat, header: FileHeader, columns: Columns, part: slice) -> np.ndarray[Any, Any]:
+    out = np.empty((part.stop - part.start, header.dimension), header.dtype.newbyteorder("="))
+    if len(out):
+        kind.open_rows(header, columns, part.start, part.stop)([out])
+    return out
+
+
 def read_npy(data: bytes, put: Put = in_one_file) -> bool:
     with put("0.npy", data) as file:
         header = NPY.read_header(file, Columns())
         if not header.rows:
             return False
         part = some_rows(data, header.rows)
-        rows = read_rows(NPY, header, Columns(), part.start, part.stop)
+        rows = read_rows(NPY, header, Columns(), part)
     expected = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False, max_header_size=2**20)
     same(header.rows, len(expected), "number of rows")
     same(rows.shape, expected[part].shape, "shape")
@@ -148,7 +155,7 @@ def read_parquet(
             same([frame[f.name].dtype for f in fields], [f.dtype for f in fields], "dtypes")
         rows = None
         if embedding:
-            rows = read_rows(PARQUET, header, Columns(embedding), part.start, part.stop)
+            rows = read_rows(PARQUET, header, Columns(embedding), part)
     try:
         expected = pq.read_table(
             io.BytesIO(data), columns=[*names, *([embedding] if embedding else [])], use_threads=False
@@ -191,7 +198,7 @@ def read_other(data: bytes, name: str) -> bool:
         if not header.rows or header.rows * max(header.dimension, 1) > MOST_NBYTES:
             return False
         part = some_rows(data, header.rows)
-        rows = read_rows(kind, header, columns, part.start, part.stop)
+        rows = read_rows(kind, header, columns, part)
         table = (
             pa.Table.from_batches(list(iter_columns(header, columns.meta, part.start, part.stop)))
             if columns.meta
