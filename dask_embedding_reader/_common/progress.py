@@ -39,16 +39,7 @@ class Progress(Protocol):
 def progress_bar(show: bool, total: int, description: str, unit: str, unit_nbytes: int = 0) -> Progress:
     """Return what shows progress: a bar in a terminal or notebook, a line now and then in a log, or nothing.
 
-    Parameters
-    ----------
-    show : bool
-        Whether it is wanted.
-    total : int
-        Units of work; 0 where that is not known.
-    description, unit : str
-        What is done, to what.
-    unit_nbytes : int, default 0
-        Bytes of a unit, to show how many are done a second; 0 shows none.
+    The total is 0 where it is not known. How many bytes are done a second is shown if a unit has any.
     """
     if not show or sys.stderr is None:
         return _Silent()

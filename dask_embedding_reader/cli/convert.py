@@ -31,22 +31,10 @@ def convert_collection(
     show_progress: bool,
     **how: Any,
 ) -> dict[str, Any]:
-    """Write a collection to another folder; return plain facts of what was written.
+    """Write a collection to another folder, by default in the same format; return plain facts of what was written.
 
-    Parameters
-    ----------
-    source, target
-        Where from and where to.
-    file_format, embedding_column, meta_columns, metadata_folder, storage_options, embedding_dtype
-        As for :class:`EmbeddingReader`; without ``meta_columns``, all columns that there are.
-    row_range, where, sample, seed
-        Which rows: as for :func:`open_collection`.
-    target_format, target_storage_options
-        The format to write, by default the same; options of the storage written to.
-    show_progress
-        Whether to show a progress bar.
-    **how
-        Passed to :func:`write_embeddings`.
+    Without ``meta_columns`` all columns are written. Which rows, :func:`open_collection` says; how, is passed to
+    :func:`write_embeddings`.
     """
     holds_metadata = target_format is None or get_format(target_format).metadata != "none"
     reader = open_collection(

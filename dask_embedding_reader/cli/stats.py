@@ -39,16 +39,7 @@ def row_statistics(
 ) -> dict[str, Any]:
     """Return the norms of a range of rows, and which are not finite, zero or there before; plain values.
 
-    Parameters
-    ----------
-    reader
-        The collection.
-    start, end
-        Which rows.
-    show_progress
-        Whether to show a progress bar.
-    most_hashes
-        Of so many rows duplicates are counted exactly; of more, their number is estimated.
+    Of ``most_hashes`` rows duplicates are counted exactly; of more, their number is estimated.
     """
     norms = _Norms()
     kinds = {name: _Kind() for name in ("nan", "infinite", "zero")}

@@ -30,17 +30,10 @@ def pair_files(vectors: Files, metadata: Files, roots: tuple[Roots, Roots] = (()
 
     Where there is one file of metadata and several of vectors, it is that of all of them, row after row.
 
-    Files that share a number in several folders are paired folder by folder, if these were named one by one. The
-    position in the order of paths pairs files in whose names nothing tells. A single file of each kind is a pair, too,
-    unless both have numbers, and none that is the same (``emb_2.npy`` and ``meta_3.parquet``): these two may be what is
-    left of several shards. Who names the two files themselves knows better.
-
-    Parameters
-    ----------
-    vectors, metadata
-        The files, in order.
-    roots
-        The paths that were named when these and those were looked for.
+    Files that share a number in several folders are paired folder by folder, if these were named one by one
+    (``roots``). The position in the order of paths pairs files in whose names nothing tells. A single file of each kind
+    is a pair, too, unless both have numbers, and none that is the same (``emb_2.npy`` and ``meta_3.parquet``): these
+    two may be what is left of several shards. Who names the two files themselves knows better.
 
     Raises
     ------

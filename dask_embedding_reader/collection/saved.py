@@ -159,16 +159,7 @@ def _spell(names: Sequence[str], columns: Sequence[MetaColumn]) -> str:
 
 
 def decode_manifest(data: bytes, where: str, locate: Locate) -> SavedManifest:
-    """Read the content of the file, trusting none of it.
-
-    Parameters
-    ----------
-    data
-        The content.
-    where
-        Its URL, for errors.
-    locate
-        Says where the files are. It is asked only for paths that stay where they should.
+    """Read the content of the file, trusting none of it: where files are is asked only of paths within the folder.
 
     Raises
     ------

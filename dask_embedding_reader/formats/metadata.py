@@ -68,16 +68,7 @@ class MetaField(NamedTuple):
 
 
 def merge_columns(names: Sequence[str], urls: Sequence[str], files: Sequence[Sequence[MetaColumn]]) -> list[MetaField]:
-    """Find the type of each column that holds the values of every file without changing any.
-
-    Parameters
-    ----------
-    names
-        The columns.
-    urls
-        The files, for messages.
-    files
-        What each file holds for each column.
+    """Find the type of each column that holds the values of every file, which tell theirs, without changing any.
 
     Raises
     ------

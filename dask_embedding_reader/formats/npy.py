@@ -139,16 +139,8 @@ NPY = _Npy()
 def parse_npy(file: StoredFile, size: int, read: Callable[[int, int], bytes], head: bytes = b"") -> tuple[Parsed, int]:
     """Parse the header of an array, which may lie within another file; return it with the position of its data.
 
-    Parameters
-    ----------
-    file
-        The file, for errors.
-    size
-        The bytes of the array with its header; -1 where that is not known.
-    read
-        Reads the bytes ``[start, stop)`` of it.
-    head
-        What is known of its first bytes already.
+    ``size`` are its bytes with the header, -1 where that is not known; ``read`` reads some of these, and ``head`` is
+    what is known of the first ones.
     """
     if not head:
         first = NPY.first_nbytes

@@ -106,35 +106,17 @@ class Finder:
         named: bool = True,
         required: bool = True,
     ) -> Listing:
-        """Find the files with one of some suffixes in folders, globs and lists of these.
+        """Find the files with one of some suffixes in folders (searched recursively), globs and lists of these.
 
-        Parameters
-        ----------
-        sources
-            Paths and URLs, each of a file or a folder (searched recursively), or a glob. A path that exists literally
-            wins over its reading as a glob.
-        suffixes
-            What the names end in, such as ``(".npy",)``.
-        storage_options
-            Passed to fsspec.
-        first_nbytes
-            How many bytes of a file its reader wants first.
-        named
-            Whether a file that is named, by itself or by a glob, is taken whatever its suffix, unless that is the one
-            of another format.
-        required
-            Whether it is an error that no file matches.
-
-        Returns
-        -------
-        Listing
-            Hidden files, names that start with an underscore (``_SUCCESS``, ``_temporary/``) and files of zero bytes
-            are passed over.
+        A path that exists literally wins over its reading as a glob. A file that is named, by itself or by a glob, is
+        taken whatever its suffix if ``named``, unless that is the one of another format. Hidden files, names that start
+        with an underscore (``_SUCCESS``, ``_temporary/``) and files of zero bytes are passed over.
 
         Raises
         ------
         NoFilesError
-            If a source does not exist, or is being written and has no file yet; if nothing in any of them matches.
+            If a source does not exist, or is being written and has no file yet; if nothing in any of them matches,
+            where that is ``required``.
         """
         listed = self._list(sources, suffixes, storage_options, first_nbytes)
         found: dict[tuple[Store, str], ObjectInfo] = {}

@@ -46,16 +46,7 @@ class WritableFile(io.RawIOBase):
 def put_file(store: Store, path: str, data: bytes, scratch: str | None = None) -> None:
     """Write a small file, replacing one that is there; readers see the old one or the whole new one.
 
-    Parameters
-    ----------
-    store
-        Where to.
-    path
-        The path within it. Its folder is made.
-    data
-        The content.
-    scratch
-        A folder on the same storage for the temporary file, which must be there; by default that of ``path``.
+    Its folder is made. ``scratch`` is a folder on the same storage for the temporary file, which must be there.
 
     Raises
     ------

@@ -55,16 +55,7 @@ def read_ranges(file: StoredFile, ranges: Sequence[tuple[int, int]]) -> list[byt
 
 
 def read_into(file: StoredFile, start: int, buffers: Sequence[memoryview]) -> None:
-    """Read consecutive bytes of a file, from ``start`` on, into buffers, filling one after the other.
-
-    Parameters
-    ----------
-    file
-        The file.
-    start
-        The first byte.
-    buffers
-        Writable, contiguous views of bytes; empty ones are allowed.
+    """Read consecutive bytes of a file, from one on, into writable buffers of bytes, filling one after the other.
 
     Raises
     ------

@@ -41,21 +41,10 @@ def metadata_header(file: StoredFile, rows: int) -> FileHeader:
 def write_parquet(
     write: Write, table: pa.Table | None, vectors: Vectors | None = None, embedding_column: str = ""
 ) -> None:
-    """Write the content of a parquet file, a page at a time.
+    """Write the content of a parquet file, a page at a time: vectors, if there are any, and a row of metadata for each.
 
     Vectors are neither compressed nor in a dictionary, nor is any of them null: there is nothing to decode then, and
     pyarrow takes less than half the time too. Row groups are what readers decode as a whole, and hold about 50 MB.
-
-    Parameters
-    ----------
-    write
-        Where to.
-    table
-        The metadata, one row for each vector; None where there is none.
-    vectors
-        None for a file of metadata alone.
-    embedding_column
-        The name of their column, the first one.
 
     Raises
     ------

@@ -107,18 +107,9 @@ class Footer(NamedTuple):
 
 
 def parse_footer(url: str, data: bytes, data_nbytes: int, columns: Collection[str] | None = None) -> Footer:
-    """Read a footer.
+    """Read a footer, given the end of a file: the footer, its length in four bytes, and ``PAR1``.
 
-    Parameters
-    ----------
-    url
-        The file, for messages.
-    data
-        The end of the file: the footer, its length in four bytes, and ``PAR1``.
-    data_nbytes
-        How many bytes of the file are before that.
-    columns
-        The columns whose types are wanted, where pyarrow has none for one of the others; by default all.
+    Where pyarrow has no type for one of the columns, the types of some of the others are read.
 
     Raises
     ------

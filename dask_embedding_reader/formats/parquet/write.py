@@ -41,20 +41,9 @@ _I16, _I32, _I64, _BINARY, _LIST, _STRUCT = 4, 5, 6, 8, 9, 12
 def write_plain_parquet(
     write: Write, vectors: Vectors, schema: pa.Schema, metadata: bytes | None, group_rows: int
 ) -> None:
-    """Write a parquet file whose first column are vectors.
+    """Write a parquet file whose first column are vectors, a ``fixed_size_list``; nothing in it is null.
 
-    Parameters
-    ----------
-    write
-        Where to.
-    vectors
-        The vectors.
-    schema
-        All columns: first that of vectors, a ``fixed_size_list``, neither it nor its items nullable.
-    metadata
-        A parquet file of the other columns, with row groups of as many rows; None where there are none.
-    group_rows
-        Rows of each row group but the last.
+    ``metadata`` is a parquet file of the other columns, with row groups of as many rows; None where there are none.
     """
     other = None if metadata is None else read_raw_footer(metadata)
     footer = read_raw_footer(empty_file(schema))

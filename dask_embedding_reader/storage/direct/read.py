@@ -83,12 +83,7 @@ def leave_to_fsspec(filesystem: FileSystem, place: Place) -> None:
 
 
 def get(place: Place, wanted: ByteRange, asked: Asked) -> Mapping[str, Any]:
-    """Ask for a range of a file, and put it where it belongs.
-
-    Returns
-    -------
-    Mapping
-        What the answer tells of the whole file, in the words of ``FileSystem.info``.
+    """Put a range of a file where it belongs; return what the answer tells of the file, as ``FileSystem.info`` does.
 
     Raises
     ------
