@@ -41,7 +41,11 @@ from dask_embedding_reader.errors import ArgumentError, NoFilesError, RowError
 from dask_embedding_reader.formats.base import DEFAULT_COLUMN, Columns, default_piece_rows
 from dask_embedding_reader.formats.registry import AUTO, BESIDE, FileFormatName, get_format
 from dask_embedding_reader.lazy import graph
-from dask_embedding_reader.rows import Int64s, Rows, Section, Shuffled, Stretch, pick, pick_all, sample, shard, shuffle
+from dask_embedding_reader.rows.picked import pick, pick_all
+from dask_embedding_reader.rows.section import Section
+from dask_embedding_reader.rows.selection import Int64s, Rows
+from dask_embedding_reader.rows.shuffled import Shuffled, sample, shard, shuffle
+from dask_embedding_reader.rows.stretch import Stretch
 from dask_embedding_reader.show.card import card
 from dask_embedding_reader.storage.connections import FileSystem
 from dask_embedding_reader.storage.find import MANIFEST_NAME, Finder

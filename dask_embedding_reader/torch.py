@@ -33,7 +33,9 @@ from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.reader import EmbeddingReader
-from dask_embedding_reader.rows import Rows, Shuffled, deal, left_out
+from dask_embedding_reader.rows.section import deal
+from dask_embedding_reader.rows.selection import Rows
+from dask_embedding_reader.rows.shuffled import Shuffled, left_out
 
 _EPOCH, _FIRST_EPOCH, _FIRST_ROW, _VERSION, _PASS = range(5)
 """What is shared with the workers: the epoch that was set; epoch and row at which the next pass begins, which a state

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, make_frame, make_table
-from dask_embedding_reader.rows import Int64s
+from dask_embedding_reader.rows.selection import Int64s
 
 _WEIGHED_ROWS = 128
 """Of so many of the rows that are decoded together, Python's strings are weighed."""

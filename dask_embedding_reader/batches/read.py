@@ -45,7 +45,7 @@ from dask_embedding_reader.formats.base import (
     PartReader,
 )
 from dask_embedding_reader.formats.columns import open_columns, read_columns
-from dask_embedding_reader.rows import Rows
+from dask_embedding_reader.rows.selection import Rows
 
 T = TypeVar("T")
 

@@ -9,7 +9,8 @@ import pandas as pd
 import pyarrow as pa
 
 from dask_embedding_reader.formats.base import Array
-from dask_embedding_reader.rows import Int64s, Rows, Stretch
+from dask_embedding_reader.rows.selection import Int64s, Rows
+from dask_embedding_reader.rows.stretch import Stretch
 
 Batch = tuple[Array, pd.DataFrame]
 TableBatch = tuple[Array, "pa.Table | None"]

@@ -19,7 +19,7 @@ from dask_embedding_reader.formats.picking import (
     read_picked,
     read_picked_table,
 )
-from dask_embedding_reader.rows import Int64s, Rows
+from dask_embedding_reader.rows.selection import Int64s, Rows
 
 Reader = Callable[[Any], Any]
 """Fills arrays with the next rows; or reads the metadata of the next positions."""

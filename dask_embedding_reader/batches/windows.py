@@ -27,7 +27,7 @@ from dask_embedding_reader.collection.plan import PickedFile, picked_files
 from dask_embedding_reader.formats.base import Array, default_piece_rows
 from dask_embedding_reader.formats.casting import cast_into
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES, read_picked
-from dask_embedding_reader.rows import Int64s, Rows
+from dask_embedding_reader.rows.selection import Int64s, Rows
 from dask_embedding_reader.storage.store import most_connections
 
 _WINDOW_NBYTES = 128_000_000

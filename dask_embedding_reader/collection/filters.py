@@ -25,7 +25,8 @@ from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.parquet.read import may_match
 from dask_embedding_reader.formats.partitions import settled
 from dask_embedding_reader.formats.picking import open_table_picker
-from dask_embedding_reader.rows import Int64s, Rows, pick, pick_all
+from dask_embedding_reader.rows.picked import pick, pick_all
+from dask_embedding_reader.rows.selection import Int64s, Rows
 from dask_embedding_reader.storage.retries import describe
 from dask_embedding_reader.storage.store import most_connections
 

@@ -20,7 +20,10 @@ from dask_embedding_reader._common.cached_property import cached_property
 from dask_embedding_reader.collection.files import FileTable, Int64s
 from dask_embedding_reader.formats.base import FileHeader
 from dask_embedding_reader.formats.picking import split_by_file
-from dask_embedding_reader.rows import Rows, Section, Shuffled, Stretch
+from dask_embedding_reader.rows.section import Section
+from dask_embedding_reader.rows.selection import Rows
+from dask_embedding_reader.rows.shuffled import Shuffled
+from dask_embedding_reader.rows.stretch import Stretch
 
 
 class Piece(NamedTuple):

@@ -51,7 +51,8 @@ from dask_embedding_reader.formats.base import (
 from dask_embedding_reader.formats.columns import read_columns
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, empty_frame, make_frame
 from dask_embedding_reader.formats.picking import read_picked, read_picked_frame, split_by_file
-from dask_embedding_reader.rows import Packed, Rows, pack
+from dask_embedding_reader.rows.picked import Packed, pack
+from dask_embedding_reader.rows.selection import Rows
 
 AnyPlan = ReadPlan | SelectionPlan
 """Consecutive rows, or selected ones."""

@@ -12,7 +12,8 @@ from dask_embedding_reader.collection.files import Int64s
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import make_plan, plan_selection
 from dask_embedding_reader.errors import ArgumentError
-from dask_embedding_reader.rows import Rows, Stretch
+from dask_embedding_reader.rows.selection import Rows
+from dask_embedding_reader.rows.stretch import Stretch
 
 if TYPE_CHECKING:
     import numpy.typing as npt

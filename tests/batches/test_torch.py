@@ -30,7 +30,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
 
 from dask_embedding_reader import EmbeddingReader  # noqa: E402
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError  # noqa: E402
-from dask_embedding_reader.rows import Shuffled  # noqa: E402
+from dask_embedding_reader.rows.shuffled import Shuffled  # noqa: E402
 from dask_embedding_reader.torch import EmbeddingBatches  # noqa: E402
 from tests.project import test_pages  # noqa: E402
 from tests.support.collections import Collection, assert_same_rows, write_collection  # noqa: E402

@@ -217,7 +217,7 @@ def resumed_epoch(work: Work, data: Data) -> Job:
 def filter_of_billions(work: Work, data: Data) -> Job:
     """The array of what a filter has found."""
     import_dask()
-    pick_all = import_module("dask_embedding_reader.rows").pick_all
+    pick_all = import_module("dask_embedding_reader.rows.picked").pick_all
     reader = open_reader(work, data)
     found = np.flatnonzero(np.random.default_rng(0).random(SPARSE_ROWS) < 0.01)
     view = reader.take(pick_all(found + first for first in range(0, reader.count, SPARSE_ROWS)))

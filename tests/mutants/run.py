@@ -32,7 +32,7 @@ SELECTED = "not slow and not hdfs and not torch"
 """What `make test` runs."""
 
 ROOMS = {
-    "rows": ("rows*", "rows/test_rows.py"),
+    "rows": ("rows", "rows/test_rows.py"),
     "plan": (
         "collection/plan.py",
         "rows/test_views.py lazy/test_lazy_use.py lazy/test_names.py library/test_properties.py",

@@ -13,21 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_embedding_reader import rows as rows_module
-from dask_embedding_reader.rows import (
-    LANES,
-    Rows,
-    Section,
-    Shuffled,
-    Stretch,
-    deal,
-    pack,
-    pick,
-    pick_all,
-    sample,
-    shard,
-    shuffle,
-)
+from dask_embedding_reader.rows.picked import pack, pick, pick_all
+from dask_embedding_reader.rows.section import Section, deal
+from dask_embedding_reader.rows.selection import Rows
+from dask_embedding_reader.rows.shuffled import LANES, Shuffled, sample, shard, shuffle
+from dask_embedding_reader.rows.stretch import Stretch
 
 Int64s = npt.NDArray[np.int64]
 
@@ -61,8 +51,8 @@ def selections(draw: st.DrawFn) -> Rows:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of few rows, so that small selections have many."""
-    monkeypatch.setattr(rows_module, "_PART_ROWS", 16)
-    monkeypatch.setattr(rows_module, "_STEP_ROWS", 50)
+    monkeypatch.setattr("dask_embedding_reader.rows.picked._PART_ROWS", 16)
+    monkeypatch.setattr("dask_embedding_reader.rows.selection._STEP_ROWS", 50)
 
 
 @settings(deadline=None, max_examples=300)
