@@ -1,6 +1,6 @@
 """Levels are believed only where they say exactly that all vectors are whole: here against levels read one by one.
 
-``formats.parquet.plain_pages`` looks at their runs, and never at each of them.
+``formats.parquet.levels`` looks at their runs, and never at each of them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dask_embedding_reader.formats.parquet import plain_pages
+from dask_embedding_reader.formats.parquet import levels as told_levels
 from dask_embedding_reader.formats.parquet.page_headers import PLAIN, PageHeader
-from dask_embedding_reader.formats.parquet.plain_pages import Place
+from dask_embedding_reader.formats.parquet.place import Place
 from dask_embedding_reader.formats.parquet.thrift import spell_length
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_levels_of_repetition(data: st.DataObject) -> None:
         lengths = data.draw(st.lists(st.integers(1, 70), max_size=6), label="lengths")
     spell = data.draw(damaged(spelled(levels, lengths)), label="spelled")
     expected = told(spell, count) == begins(count, phase, dimension)
-    assert plain_pages._is_regular(spell, count, phase, dimension) == expected
+    assert told_levels._is_regular(spell, count, phase, dimension) == expected
 
 
 @given(st.data())
@@ -121,7 +121,7 @@ def test_levels_of_definition(data: st.DataObject) -> None:
     level = data.draw(st.sampled_from([most, most, max(0, most - 1), most + 1]))
     spell = data.draw(damaged(spell_length(head << 1) + bytes([level])))
     expected = spell == spell_length(count << 1) + bytes([most]) if most else not spell
-    assert plain_pages._is_defined(spell, count, most) == expected
+    assert told_levels._is_defined(spell, count, most) == expected
 
 
 def place_of(dimension: int, definition: int, is_list: bool) -> Place:
@@ -165,8 +165,8 @@ def test_levels_of_a_page(data: st.DataObject) -> None:
     assume(not is_list or parts[0] == right[0] or told(parts[0], count) != told(right[0], count))
     page = PageHeader(4 * count, count, PLAIN, 4 * count, levels=levels)
     place = place_of(dimension, definition, is_list)
-    assert plain_pages._are_levels(memoryview(body), page, place, before, len(body)) == expected
-    assert not plain_pages._are_levels(memoryview(body), page, place, before, len(body) + 1), "some of it is missing"
+    assert told_levels.are_levels(memoryview(body), page, place, before, len(body)) == expected
+    assert not told_levels.are_levels(memoryview(body), page, place, before, len(body) + 1), "some of it is missing"
 
 
 def with_lengths(parts: list[bytes], lengths: list[int], has: list[bool]) -> bytes:

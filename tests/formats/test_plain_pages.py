@@ -14,7 +14,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, FormatError, write_embeddings
 from dask_embedding_reader.formats.base import Columns
-from dask_embedding_reader.formats.parquet import plain_pages
+from dask_embedding_reader.formats.parquet import compression, indices, pages, plain_pages
 from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.parquet.page_headers import page_header
@@ -246,7 +246,7 @@ def test_pyarrow_decodes_the_rest_of_a_row_group_alone(
     array = vectors(400, 64, "f4")
     path = tmp_path / "a.parquet"
     write(path, array, compression="snappy", row_group_size=200, data_page_size=2_000, write_batch_size=512)
-    read_page, decode = plain_pages._read_page, parquet.iter_tables
+    read_page, decode = plain_pages.read_page, parquet.iter_tables
     decoded: list[tuple[int, int]] = []
 
     def read_some(*given: Any) -> Any:
@@ -257,7 +257,7 @@ def test_pyarrow_decodes_the_rest_of_a_row_group_alone(
         decoded.append((start, stop))
         return decode(header, names, start, stop, *given, **others)
 
-    monkeypatch.setattr(plain_pages, "_read_page", read_some)
+    monkeypatch.setattr(plain_pages, "read_page", read_some)
     monkeypatch.setattr(parquet, "iter_tables", note)
     url = str(path)
     if is_remote:
@@ -274,8 +274,8 @@ def test_pieces_that_find_no_plain_pages_are_decoded(tmp_path: Path, monkeypatch
     """Those are filled at the same time: one finds a page that is not plain when others have been looked up."""
     array = vectors(4_000, 64, "f4")
     write(tmp_path / "a.parquet", array, compression="snappy", row_group_size=2_000, data_page_size=4_000)
-    read_page = plain_pages._read_page
-    monkeypatch.setattr(plain_pages, "_read_page", lambda *given: None if given[4] == 46 * 1_024 else read_page(*given))
+    read_page = plain_pages.read_page
+    monkeypatch.setattr(plain_pages, "read_page", lambda *given: None if given[4] == 46 * 1_024 else read_page(*given))
     assert pq.read_table(tmp_path / "a.parquet").num_rows == len(array)
     decode, decoded = parquet.iter_tables, []
 
@@ -357,7 +357,7 @@ def test_of_few_rows_their_pages_are_read(
         nbytes += sum(buffer.nbytes for buffer in buffers)
         read_into(file, start, buffers)
 
-    monkeypatch.setattr("dask_embedding_reader.formats.parquet.plain_pages.read_into", count)
+    monkeypatch.setattr("dask_embedding_reader.formats.parquet.pages.read_into", count)
     reader = EmbeddingReader(tmp_path, "parquet", embedding_dtype="f4" if kind == "binary" else None)
     must_read_levels = (kind, version) == ("list", "1.0")
     for start, share in [(0, 0), (1_500, 0.375), (2_600, 0.35), (3_990, 0)]:
@@ -376,10 +376,10 @@ def test_the_first_bytes_of_a_page_are_what_all_begins_with(codec: int) -> None:
         # Runs, copies from near and far, and bytes that no codec shrinks.
         parts = [bytes([7]) * (size // 3), b"abcde" * (size // 20), chance.bytes(size // 3)]
         plain = b"".join(parts) + parts[2][: size // 4] + b"."
-        stored = pa.Codec(plain_pages._CODECS[codec]).compress(plain, asbytes=True)
+        stored = pa.Codec(compression.CODECS[codec]).compress(plain, asbytes=True)
         for most in (4, 1_000, 2 * size + 10):
             for cut in (len(stored), len(stored) // 2, 5):
-                found = bytes(plain_pages._decompress_prefix(codec, memoryview(stored)[:cut], most))
+                found = bytes(compression.decompress_prefix(codec, memoryview(stored)[:cut], most))
                 assert plain.startswith(found) or found[: len(plain)] == plain
                 assert len(found) <= most + 2**17 + len(plain)
                 if cut == len(stored):
@@ -387,7 +387,7 @@ def test_the_first_bytes_of_a_page_are_what_all_begins_with(codec: int) -> None:
         for place in chance.integers(0, len(stored), 20):
             damaged = bytearray(stored)
             damaged[place] ^= int(chance.integers(1, 256))
-            assert len(plain_pages._decompress_prefix(codec, memoryview(damaged), 1_000)) <= size + 2_000
+            assert len(compression.decompress_prefix(codec, memoryview(damaged), 1_000)) <= size + 2_000
 
 
 @pytest.mark.parametrize("writer", ["polars", "duckdb"])
@@ -416,8 +416,8 @@ def test_pages_of_other_writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_what_is_decompressed_must_have_the_size_that_was_told(codec: int, difference: int) -> None:
     """pyarrow's codecs leave it at that where less comes than was asked for."""
     plain = np.random.default_rng(codec).bytes(50_000) + bytes(10_000)
-    stored = pa.Codec(plain_pages._CODECS[codec]).compress(plain, asbytes=True)
-    decompress = plain_pages._decompressor(codec)
+    stored = pa.Codec(compression.CODECS[codec]).compress(plain, asbytes=True)
+    decompress = compression.decompressor(codec)
     assert bytes(decompress(memoryview(stored), len(plain))) == plain
     with pytest.raises((OSError, ValueError, pa.ArrowException)):
         decompress(memoryview(stored), len(plain) + difference)
@@ -430,8 +430,8 @@ def test_frames_of_zstd_that_do_not_tell_their_size(tmp_path: Path) -> None:
     with pa.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(plain)
     stored = memoryview(sink.getvalue().to_pybytes())
-    assert plain_pages._zstd_nbytes(stored) is None
-    decompress = plain_pages._decompressor(6)
+    assert compression._zstd_nbytes(stored) is None
+    decompress = compression.decompressor(6)
     assert bytes(decompress(stored, len(plain))) == plain
     for nbytes in (len(plain) - 1, len(plain) + 1):
         with pytest.raises(ValueError, match="another size"):
@@ -443,8 +443,8 @@ def test_runs_of_indices_without_an_end_take_no_memory(width: int) -> None:
     """A few bytes may claim any number of indices."""
     groups = b"\xff" * 8 + b"\x7f"  # 2**62 groups of eight
     data = np.frombuffer(bytes([width]) + groups + bytes(100), np.uint8)
-    assert plain_pages._read_indices(data, 1_000) is None
-    assert plain_pages._read_indices(data[:1], 1_000) is None
+    assert indices.read_indices(data, 1_000) is None
+    assert indices.read_indices(data[:1], 1_000) is None
 
 
 def test_a_run_of_more_values_than_memory_is_left_to_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,13 +453,13 @@ def test_a_run_of_more_values_than_memory_is_left_to_pyarrow(tmp_path: Path, mon
     write(tmp_path / "a.parquet", array, use_dictionary=True)
     rows, _ = next(EmbeddingReader(tmp_path, "parquet")(10_000, show_progress=False))
     np.testing.assert_array_equal(rows, array)
-    read = plain_pages._read_indices
+    read = indices.read_indices
 
     def read_few(data: Any, count: int) -> Any:
-        assert 4 * count <= plain_pages._MOST_PAGE_NBYTES
+        assert 4 * count <= pages._MOST_PAGE_NBYTES
         return read(data, count)
 
-    monkeypatch.setattr(plain_pages, "_read_indices", read_few)
+    monkeypatch.setattr(pages, "read_indices", read_few)
     next(EmbeddingReader(tmp_path, "parquet")(10_000, show_progress=False))
 
 

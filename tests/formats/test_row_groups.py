@@ -69,7 +69,7 @@ def test_where_a_page_is_not_plain_the_rows_are_the_same(files: Path, data: st.D
     unread = data.draw(st.lists(pages, min_size=4, max_size=4), label="not plain when read")
     start = data.draw(st.integers(0, ROWS - 1), label="start")
     rows = range(start, data.draw(st.integers(start + 1, ROWS), label="stop"))
-    read_page = plain_pages._read_page
+    read_page = plain_pages.read_page
     reader = EmbeddingReader(files / name)
     footer = pq.read_metadata(files / name)
     begins = [footer.row_group(group).column(0).data_page_offset for group in range(4)]
@@ -79,7 +79,7 @@ def test_where_a_page_is_not_plain_the_rows_are_the_same(files: Path, data: st.D
         return None if before // (10 * DIMENSION) in given_up else read_page(source, place, page, body, before, *others)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plain_pages, "_read_page", read_some)
+        patch.setattr(plain_pages, "read_page", read_some)
         read, step = WAYS[way]
         np.testing.assert_array_equal(read(reader, rows), VECTORS[rows.start : rows.stop : step])
 

@@ -35,9 +35,11 @@ from dask_embedding_reader.formats.base import (
     StretchReader,
 )
 from dask_embedding_reader.formats.parquet.column_chunks import Chunk
+from dask_embedding_reader.formats.parquet.compression import can_be_plain
 from dask_embedding_reader.formats.parquet.footer import Footer, parse_footer
 from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
-from dask_embedding_reader.formats.parquet.plain_pages import Page, Place, PlainChunk, can_be_plain
+from dask_embedding_reader.formats.parquet.place import Place
+from dask_embedding_reader.formats.parquet.plain_pages import Page, PlainChunk
 from dask_embedding_reader.formats.parquet.schema import INT96_UNIT
 from dask_embedding_reader.formats.partitions import TOLD_BY_FOLDERS, partition_values
 from dask_embedding_reader.formats.raw import copy_rows, naming_rows, raw_reader
