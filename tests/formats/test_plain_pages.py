@@ -246,12 +246,12 @@ def test_pyarrow_decodes_the_rest_of_a_row_group_alone(
     array = vectors(400, 64, "f4")
     path = tmp_path / "a.parquet"
     write(path, array, compression="snappy", row_group_size=200, data_page_size=2_000, write_batch_size=512)
-    read_page, decode = plain_pages.read_page, parquet.iter_tables
+    read_page, decode = pages.read_page, parquet.iter_tables
     decoded: list[tuple[int, int]] = []
 
-    def read_some(*given: Any) -> Any:
+    def read_some(*given: Any, **others: Any) -> Any:
         page, before = given[2], given[4]
-        return None if page.values == 512 and before == 1_024 and not decoded else read_page(*given)
+        return None if page.values == 512 and before == 1_024 and not decoded else read_page(*given, **others)
 
     def note(header: Any, names: Any, start: int, stop: int, *given: Any, **others: Any) -> Any:
         decoded.append((start, stop))
@@ -274,8 +274,12 @@ def test_pieces_that_find_no_plain_pages_are_decoded(tmp_path: Path, monkeypatch
     """Those are filled at the same time: one finds a page that is not plain when others have been looked up."""
     array = vectors(4_000, 64, "f4")
     write(tmp_path / "a.parquet", array, compression="snappy", row_group_size=2_000, data_page_size=4_000)
-    read_page = plain_pages.read_page
-    monkeypatch.setattr(plain_pages, "read_page", lambda *given: None if given[4] == 46 * 1_024 else read_page(*given))
+    read_page = pages.read_page
+    monkeypatch.setattr(
+        plain_pages,
+        "read_page",
+        lambda *given, **others: None if given[4] == 46 * 1_024 else read_page(*given, **others),
+    )
     assert pq.read_table(tmp_path / "a.parquet").num_rows == len(array)
     decode, decoded = parquet.iter_tables, []
 

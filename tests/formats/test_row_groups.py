@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader, FormatError
-from dask_embedding_reader.formats.parquet import plain_pages
+from dask_embedding_reader.formats.parquet import pages, plain_pages
 from dask_embedding_reader.formats.parquet import read as parquet
 
 ROWS, DIMENSION, GROUP = 240, 8, 60
@@ -65,18 +65,20 @@ def test_where_a_page_is_not_plain_the_rows_are_the_same(files: Path, data: st.D
     """Some pages are given up when they are looked up, others only when they are read."""
     name = data.draw(st.sampled_from(sorted(path.name for path in files.glob("*.parquet"))), label="file")
     way = data.draw(st.sampled_from(sorted(WAYS)), label="way")
-    pages = st.sets(st.integers(0, 5), max_size=2)
-    unread = data.draw(st.lists(pages, min_size=4, max_size=4), label="not plain when read")
+    some = st.sets(st.integers(0, 5), max_size=2)
+    unread = data.draw(st.lists(some, min_size=4, max_size=4), label="not plain when read")
     start = data.draw(st.integers(0, ROWS - 1), label="start")
     rows = range(start, data.draw(st.integers(start + 1, ROWS), label="stop"))
-    read_page = plain_pages.read_page
+    read_page = pages.read_page
     reader = EmbeddingReader(files / name)
     footer = pq.read_metadata(files / name)
     begins = [footer.row_group(group).column(0).data_page_offset for group in range(4)]
 
-    def read_some(source: Any, place: Any, page: Any, body: int, before: int, *others: Any) -> Any:
+    def read_some(source: Any, place: Any, page: Any, body: int, before: int, *others: Any, **named: Any) -> Any:
         given_up = unread[begins.index(place.start)]
-        return None if before // (10 * DIMENSION) in given_up else read_page(source, place, page, body, before, *others)
+        if before // (10 * DIMENSION) in given_up:
+            return None
+        return read_page(source, place, page, body, before, *others, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plain_pages, "read_page", read_some)

@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from dask_embedding_reader.formats.parquet.thrift import read_length
 
-CODECS = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
+SNAPPY = 1
+
+CODECS = {0: None, SNAPPY: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 """How pages may be compressed, as ``parquet.thrift`` counts. Not the old lz4 (5): writers do not agree on it."""
 
 _MOST_WINDOW_BITS = 23

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dask_embedding_reader.formats.parquet.compression import Decompress
+from dask_embedding_reader.formats.parquet.compression import SNAPPY, Decompress, decompressor
 from dask_embedding_reader.formats.parquet.indices import read_indices
 from dask_embedding_reader.formats.parquet.levels import MOST_LEVELS_NBYTES, are_levels, count_level_nbytes
 from dask_embedding_reader.formats.parquet.page_headers import (
@@ -21,6 +21,15 @@ from dask_embedding_reader.formats.parquet.page_headers import (
     page_header,
 )
 from dask_embedding_reader.formats.parquet.place import Place
+from dask_embedding_reader.formats.parquet.thrift import read_length, spell_length
+from dask_embedding_reader.formats.parquet.values import (
+    BLOCK_NBYTES,
+    InFile,
+    InMemory,
+    Literals,
+    Values,
+    find_literals,
+)
 from dask_embedding_reader.storage.read import read_into
 from dask_embedding_reader.storage.store import StoredFile
 
@@ -52,7 +61,7 @@ class PageSource:
     """Reads a column chunk, and nothing else."""
 
     def __init__(self, file: StoredFile, place: Place, fetch: Fetch | None) -> None:
-        self._file, self._stop, self._fetch = file, place.stop, fetch
+        self.file, self._stop, self._fetch = file, place.stop, fetch
         self._head_nbytes = _HEAD_NBYTES if place.codec else _LONG_HEAD_NBYTES
         self._memory = bytearray()  # used again from page to page
         self._start = self._end = 0
@@ -65,6 +74,8 @@ class PageSource:
         found = page_header(self.read(position, min(position + self._head_nbytes, self._stop)))
         if found is None and position + self._head_nbytes < self._stop:
             found = page_header(self.read(position, min(position + _LONG_HEAD_NBYTES, self._stop)))
+            if found is not None:
+                self._head_nbytes = _LONG_HEAD_NBYTES  # as those of the next pages will be
         return found
 
     def read(self, start: int, stop: int) -> memoryview:
@@ -75,14 +86,9 @@ class PageSource:
             if stop - start > len(self._memory):
                 self._memory = bytearray(stop - start)
             self._start = self._end = 0
-            read_into(self._file, start, [memoryview(self._memory)[: stop - start]])
+            read_into(self.file, start, [memoryview(self._memory)[: stop - start]])
             self._start, self._end = start, stop
         return memoryview(self._memory)[start - self._start : stop - self._start]
-
-    def read_page(self, start: int, stop: int) -> memoryview:
-        """Return the body of a page, and have the header of the next one at hand."""
-        ahead = 0 if self._fetch is not None else self._head_nbytes
-        return self.read(start, min(stop + ahead, self._stop))[: stop - start]
 
 
 def read_dictionary(
@@ -111,7 +117,7 @@ def _plain_body(
     """Return what is in a page after its first bytes, which are levels that are not compressed."""
     if not levels < min(page.nbytes, page.plain_nbytes) or max(page.nbytes, page.plain_nbytes) > most:
         return None
-    stored = source.read_page(body, body + page.nbytes)
+    stored = source.read(body, body + page.nbytes)
     if page.checksum is not None and zlib.crc32(stored) != page.checksum & 0xFFFFFFFF:
         return None
     if not place.codec or not page.is_compressed:
@@ -130,24 +136,28 @@ def read_page(
     before: int,
     dictionary: Array | None,
     decompress: Decompress,
-) -> tuple[int, Array | int] | None:
-    """Return where in the file the values of a page lie and their bytes, or the bytes; None if it is not plain."""
-    nbytes = page.values * place.stored_nbytes
+    *,
+    as_stored: bool,
+) -> Values | None:
+    """Return the values of a page; None if it is not plain.
+
+    Those that are wanted as they are stored may be left in the file.
+    """
+    file, nbytes = source.file, page.values * place.stored_nbytes
     levels_nbytes = sum(page.levels or ())
-    if (
-        page.encoding == PLAIN
-        and source.is_local
-        and place.stored == place.dtype
-        and page.checksum is None
-        and not (place.codec and page.is_compressed)
-        and page.nbytes == page.plain_nbytes
-    ):
+    is_compressed = bool(place.codec) and page.is_compressed
+    may_be_left = page.encoding == PLAIN and source.is_local and place.stored == place.dtype and page.checksum is None
+    if may_be_left and not is_compressed and page.nbytes == page.plain_nbytes:
         levels = page.nbytes - nbytes
         if not 0 <= levels <= MOST_LEVELS_NBYTES or not are_levels(
             source.read(body, body + levels), page, place, before, levels
         ):
             return None
-        return body + levels, nbytes
+        return InFile(file, place, body + levels, nbytes)
+    if may_be_left and is_compressed and as_stored and place.codec == SNAPPY:
+        literals = _find_literals(source, place, page, body, before, decompress)
+        if literals is not None:
+            return literals
     most = _MOST_PLAIN_PAGE_NBYTES if page.encoding == PLAIN else _MOST_PAGE_NBYTES
     if nbytes > most:  # a run may stand for any number of values
         return None
@@ -171,7 +181,43 @@ def read_page(
         if not np.array_equal(wide, narrow):
             return None
         values = narrow.view(np.uint8)
-    return 0, values
+    return InMemory(file, place, values, is_lent=values is data and not is_compressed)
+
+
+def _find_literals(
+    source: PageSource, place: Place, page: PageHeader, body: int, before: int, decompress: Decompress
+) -> Values | None:
+    """Return values that snappy compressed, all but the first of whose blocks may be literals; None if they are not."""
+    levels_nbytes = sum(page.levels or ())
+    plain_nbytes = page.plain_nbytes - levels_nbytes
+    second = find_literals(page.nbytes - levels_nbytes, plain_nbytes)
+    if second is None:
+        return None
+    begin = body + levels_nbytes
+    stored = source.read(body, begin + second)
+    try:
+        told, position = read_length(bytes(stored[levels_nbytes : levels_nbytes + 10]), 0)
+        block = spell_length(BLOCK_NBYTES) + stored[levels_nbytes + position :]
+        first = np.frombuffer(decompress(memoryview(block), BLOCK_NBYTES), np.uint8)
+    except Exception:  # noqa: BLE001 - it is compressed in another way, or damaged
+        return None
+    levels: Array | memoryview = stored[:levels_nbytes]
+    if page.levels is None:
+        levels_nbytes = count_level_nbytes(first, place)
+        levels = first[:levels_nbytes]
+    nbytes = page.values * place.stored_nbytes
+    if told != plain_nbytes or page.plain_nbytes != levels_nbytes + nbytes:
+        return None
+    if not are_levels(levels, page, place, before, levels_nbytes):
+        return None
+
+    def decompress_all() -> Values | None:
+        # Whoever reads has a source and a codec of its own.
+        source_of_all, codec = PageSource(source.file, place, None), decompressor(place.codec)
+        return read_page(source_of_all, place, page, body, before, None, codec, as_stored=False)
+
+    skipped = levels_nbytes if page.levels is None else 0
+    return Literals(source.file, place, first, begin + second, skipped, nbytes, decompress_all)
 
 
 def _decode(data: Array, page: PageHeader, place: Place, dictionary: Array | None) -> Array | None:

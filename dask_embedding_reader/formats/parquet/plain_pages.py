@@ -9,8 +9,9 @@ Whatever is not provably so is left to pyarrow, with its errors.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,8 @@ from dask_embedding_reader.formats.parquet.levels import (
 from dask_embedding_reader.formats.parquet.page_headers import PLAIN, PLAIN_DICTIONARY, PageHeader
 from dask_embedding_reader.formats.parquet.pages import Fetch, PageSource, read_dictionary, read_page
 from dask_embedding_reader.formats.parquet.place import Place
-from dask_embedding_reader.storage.read import read_into
+from dask_embedding_reader.formats.parquet.values import InMemory, Values
+from dask_embedding_reader.formats.raw import naming_rows
 from dask_embedding_reader.storage.store import StoredFile
 
 Array = npt.NDArray[Any]
@@ -38,15 +40,12 @@ _PREFIX_NBYTES = {6: 2**17 + 2**10}
 """The same of zstd, which decompresses blocks of 128 KB."""
 
 
-class Stretch(NamedTuple):
-    """Vectors one after the other."""
+class _Kept:
+    """The values of a page that two pieces or more need: whoever comes first reads it for all."""
 
-    rows: int
-    """How many."""
-    position: int
-    """Where the first one begins in the file."""
-    vectors: Array | None
-    """They themselves, where they do not lie in the file."""
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.found: list[Values | None] = []
 
 
 class Page(NamedTuple):
@@ -58,6 +57,8 @@ class Page(NamedTuple):
     """Where in the file it begins, after its header."""
     before: int
     """The values of the column chunk before it."""
+    kept: _Kept | None = None
+    """Where its values are kept once they are read, if the next piece begins in it."""
 
     @property
     def stop(self) -> int:
@@ -107,21 +108,63 @@ class PlainChunk:
                 return
             self._position, self._before = page.body + page.header.nbytes, page.stop
             if page.stop > first:
+                if page.stop > last:
+                    page = page._replace(kept=_Kept())
                 self._pages.append(page)
                 yield page
 
-    def iter_stretches(self, pages: Iterable[Page], skip: int, rows: int) -> Iterator[Stretch]:
-        """Yield ``rows`` vectors after the first ``skip``, as far as they are plain, from the pages that hold them.
+    def fill(self, pages: Iterator[Page], skip: int, rows: int, row: int, outs: deque[Array]) -> int:
+        """Fill arrays with ``rows`` vectors after the first ``skip``, from the pages that hold them.
 
-        Each is to be used before the next one is asked for.
+        The first of them is a row of the file. Return how many came: as far as they are plain.
         """
         try:
             reader = self._idle.pop()
         except IndexError:
             reader = _PageReader(self._file, self.place, self._fetch)
-        found = ((page, reader.read(page, self._dictionary)) for page in pages)
-        yield from _iter_stretches(self._file, self.place, found, skip, rows)
-        self._idle.append(reader)
+        try:
+            return self._fill(reader, pages, skip, rows, row, outs)
+        finally:
+            self._idle.append(reader)
+
+    def _fill(
+        self, reader: _PageReader, pages: Iterator[Page], skip: int, rows: int, row: int, outs: deque[Array]
+    ) -> int:
+        file, place, row_nbytes = self._file, self.place, self.place.row_nbytes
+        start_nbytes, stop_nbytes = skip * row_nbytes, (skip + rows) * row_nbytes
+        as_stored = all(out.dtype == place.dtype for out in outs)
+        done, carried = 0, b""  # the beginning of a vector that ends in the next page
+        while True:
+            with naming_rows(row + done, row + rows):
+                page = next(pages, None)
+                values = None if page is None else reader.read(page, self._dictionary, as_stored=as_stored)
+                if page is None or values is None:
+                    return done
+                first = page.before * place.value_nbytes
+                start, stop = max(0, start_nbytes - first), min(values.nbytes, stop_nbytes - first)
+                begun: bytes | None = b""
+                end: bytes | None = b""
+                if carried or stop - start < row_nbytes:
+                    missing = min(row_nbytes - len(carried), stop - start)
+                    begun = values.copy(start, start + missing)
+                    start += missing
+                whole, rest = divmod(stop - start, row_nbytes)
+                if rest:
+                    end = values.copy(stop - rest, stop)
+                if begun is None or end is None:
+                    return done
+            carried += begun
+            if len(carried) == row_nbytes:
+                vector = InMemory(file, place, np.frombuffer(carried, np.uint8))
+                vector.fill(0, take_rows(outs, 1), row + done)
+                done, carried = done + 1, b""
+            if whole:
+                taken = take_rows(outs, whole)
+                if not values.fill(start, taken, row + done):
+                    outs.extendleft(reversed(taken))
+                    return done
+                done += whole
+            carried += end
 
     def _find(self, position: int, before: int) -> Page | None:
         """Return the page at a position; None if there is none that may be plain."""
@@ -190,72 +233,46 @@ class PlainChunk:
 
 
 class _PageReader:
-    """Reads pages one after the other: the last one again, where the next vectors are in it, too."""
+    """Reads pages one after the other, into the same memory."""
 
     def __init__(self, file: StoredFile, place: Place, fetch: Fetch | None) -> None:
         self._place = place
         self._source = PageSource(file, place, fetch)
         self._decompress = decompressor(place.codec)
-        self._last: tuple[int, tuple[int, Array | int] | None] = (-1, None)
 
-    def read(self, page: Page, dictionary: Array | None) -> tuple[int, Array | int] | None:
-        """Return where in the file the values of a page lie and their bytes, or the bytes; None if it is not plain.
+    def read(self, page: Page, dictionary: Array | None, *, as_stored: bool) -> Values | None:
+        """Return the values of a page, which are there until another one is read; None if it is not plain."""
+        if page.kept is None:
+            return self._read(page, dictionary, as_stored=as_stored)
+        with page.kept.lock:
+            if not page.kept.found:
+                values = self._read(page, dictionary, as_stored=as_stored)
+                page.kept.found.append(None if values is None else values.kept())
+            return page.kept.found[0]
 
-        The bytes are there until another one is read.
-        """
-        if self._last[0] != page.body:
-            self._last = (-1, None)  # its memory is that of the next one
-            self._last = (
-                page.body,
-                read_page(self._source, self._place, page.header, page.body, page.before, dictionary, self._decompress),
-            )
-        return self._last[1]
-
-
-def _iter_stretches(
-    file: StoredFile,
-    place: Place,
-    pages: Iterable[tuple[Page, tuple[int, Array | int] | None]],
-    skip: int,
-    rows: int,
-) -> Iterator[Stretch]:
-    row_nbytes = place.row_nbytes
-    start_nbytes, stop_nbytes = skip * row_nbytes, (skip + rows) * row_nbytes
-    carried = b""  # the beginning of a vector that ends in the next page
-    for page, found in pages:
-        if found is None:
-            return
-        position, values = found
-        del found
-        first, nbytes = page.before * place.value_nbytes, values if isinstance(values, int) else values.nbytes
-        start, stop = max(0, start_nbytes - first), min(nbytes, stop_nbytes - first)
-        if carried or stop - start < row_nbytes:
-            missing = min(row_nbytes - len(carried), stop - start)
-            carried += _copy(file, position, values, start, start + missing)
-            start += missing
-            if len(carried) == row_nbytes:
-                yield Stretch(1, 0, _as_vectors(np.frombuffer(carried, np.uint8), place))
-                carried = b""
-        whole, rest = divmod(stop - start, row_nbytes)
-        if whole and isinstance(values, int):
-            yield Stretch(whole, position + start, None)
-        elif whole and not isinstance(values, int):
-            yield Stretch(whole, 0, _as_vectors(values[start : stop - rest], place))
-        if rest:
-            carried = _copy(file, position, values, stop - rest, stop)
-        del values  # its memory is that of the next page
+    def _read(self, page: Page, dictionary: Array | None, *, as_stored: bool) -> Values | None:
+        return read_page(
+            self._source,
+            self._place,
+            page.header,
+            page.body,
+            page.before,
+            dictionary,
+            self._decompress,
+            as_stored=as_stored,
+        )
 
 
-def _copy(file: StoredFile, position: int, values: Array | int, start: int, stop: int) -> bytes:
-    if not isinstance(values, int):
-        return values[start:stop].tobytes()
-    part = bytearray(stop - start)
-    read_into(file, position + start, [memoryview(part)])
-    return bytes(part)
-
-
-def _as_vectors(values: Array, place: Place) -> Array:
-    return values.view(place.dtype).reshape(-1, place.dimension)
+def take_rows(outs: deque[Array], rows: int) -> list[Array]:
+    """Take the first so many rows out of arrays that are to be filled."""
+    taken = []
+    while rows:
+        array = outs.popleft()
+        taken.append(array[:rows])
+        if rows < len(array):
+            outs.appendleft(array[rows:])
+        rows -= len(taken[-1])
+    return taken
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import io
 import re
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -39,10 +39,10 @@ from dask_embedding_reader.formats.parquet.compression import can_be_plain
 from dask_embedding_reader.formats.parquet.footer import Footer, parse_footer
 from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
 from dask_embedding_reader.formats.parquet.place import Place
-from dask_embedding_reader.formats.parquet.plain_pages import Page, PlainChunk
+from dask_embedding_reader.formats.parquet.plain_pages import Page, PlainChunk, take_rows
 from dask_embedding_reader.formats.parquet.schema import INT96_UNIT
 from dask_embedding_reader.formats.partitions import TOLD_BY_FOLDERS, partition_values
-from dask_embedding_reader.formats.raw import copy_rows, naming_rows, raw_reader
+from dask_embedding_reader.formats.raw import copy_rows, naming_rows
 from dask_embedding_reader.formats.vector_columns import (
     as_vectors,
     bad_vector,
@@ -681,8 +681,7 @@ class _Vectors:
 
     def read(self, row: int, outs: Sequence[Array]) -> None:
         """Fill arrays, one after the other, with the vectors from a row on."""
-        header, rest = self._header, deque(outs)
-        stop = row + sum(map(len, outs))
+        rest, stop = deque(outs), row + sum(map(len, outs))
         for group in self._open(row, stop):
             last = min(group.last, stop)
             if row >= last:
@@ -692,7 +691,7 @@ class _Vectors:
             if row >= self._decoded_stop:
                 chunk, begin = self._plain_chunk(group), row
                 skip, rows = row - group.first, last - row
-                row += _fill(header, chunk, chunk.iter_pages(skip, rows), row, group.first, rest, rows)
+                row += chunk.fill(chunk.iter_pages(skip, rows), skip, rows, row, rest)
                 if row < last:  # nothing of it is plain; nor is what follows, then
                     self._decoded_stop = self._stop if row == begin else group.last
             if row < last:
@@ -702,8 +701,7 @@ class _Vectors:
     def find(self, row: int, stop: int) -> Callable[[Sequence[Array]], None] | None:
         """Return what fills arrays with the vectors of rows, at any time; None where that cannot be.
 
-        Not of remote files: what is fetched at once holds pages of several pieces. Nor where pages are larger than
-        what is wanted, as each part would decompress them again.
+        Not of remote files: what is fetched at once holds pages of several pieces.
         """
         if not self._header.file.store.is_local:
             return None
@@ -719,8 +717,6 @@ class _Vectors:
                 pages = list(chunk.iter_pages(row - group.first, rows))
             if not pages or pages[-1].stop < (last - group.first) * group.place.row_values:
                 return None
-            if sum(page.header.values for page in pages) > _MOST_SHARED * rows * group.place.row_values:
-                return None
             found.append((group, chunk, pages, row, last))
             row = last
         return partial(self._fill_found, found)
@@ -730,12 +726,12 @@ class _Vectors:
     ) -> None:
         file, rest = self._header.file, deque(outs)
         for group, chunk, pages, row, last in found:
-            done = _fill(self._header, chunk, pages, row, group.first, rest, last - row)
+            done = chunk.fill(iter(pages), row - group.first, last - row, row, rest)
             if done < last - row:
                 # Whoever looks up the next ones shall not have the same again.
                 self._decoded_stop = max(self._decoded_stop, group.last)
                 for vectors in _iter_decoded(self._header, self._columns, row + done, last, None):
-                    copy_rows(vectors, _take_rows(rest, len(vectors)), file, row + done)
+                    copy_rows(vectors, take_rows(rest, len(vectors)), file, row + done)
                     done += len(vectors)
 
     def _open(self, row: int, stop: int) -> list[_Group]:
@@ -778,46 +774,11 @@ class _Vectors:
                 self._block = next(self._blocks)
                 continue
             vectors = self._block[skip : skip + last - row]
-            copy_rows(vectors, _take_rows(rest, len(vectors)), self._header.file, row)
+            copy_rows(vectors, take_rows(rest, len(vectors)), self._header.file, row)
             row += len(vectors)
         if row == self._block_row + len(self._block):
             # Not an empty view: that would hold the memory.
             self._block, self._block_row = np.empty_like(self._block[:0]), row
-
-
-_MOST_SHARED = 1.5
-"""How many times as many vectors as are wanted may be in pages that are decompressed for them, besides others."""
-
-
-def _fill(
-    header: FileHeader, chunk: PlainChunk, pages: Iterable[Page], row: int, first: int, rest: deque[Array], rows: int
-) -> int:
-    """Fill arrays with the vectors from a row on of a row group, whose first one is another; return how many came."""
-    place, stretches = chunk.place, chunk.iter_stretches(pages, row - first, rows)
-    done = 0
-    while True:
-        with naming_rows(row + done, row + rows):
-            stretch = next(stretches, None)
-        if stretch is None:
-            return done
-        if stretch.vectors is None:
-            read = raw_reader(header.file, stretch.position, place.dtype, place.row_nbytes, row + done)
-            read(_take_rows(rest, stretch.rows))
-        else:
-            copy_rows(stretch.vectors, _take_rows(rest, stretch.rows), header.file, row + done)
-        done += stretch.rows
-
-
-def _take_rows(rest: deque[Array], rows: int) -> list[Array]:
-    """Take the first so many rows out of arrays that are to be filled."""
-    taken = []
-    while rows:
-        array = rest.popleft()
-        taken.append(array[:rows])
-        if rows < len(array):
-            rest.appendleft(array[rows:])
-        rows -= len(taken[-1])
-    return taken
 
 
 def _iter_decoded(
