@@ -14,7 +14,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, FormatError, write_embeddings
 from dask_embedding_reader.formats.base import Columns
-from dask_embedding_reader.formats.parquet import compression, indices, pages, plain_pages
+from dask_embedding_reader.formats.parquet import chunk_file, compression, indices, pages, plain_pages
 from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.parquet.page_headers import page_header
@@ -226,7 +226,7 @@ def test_no_byte_of_a_remote_chunk_is_fetched_twice(
         fetched.extend((start, start + sum(map(len, parts))) for start, parts in ranges)
         read_each_into(file, ranges)
 
-    monkeypatch.setattr(parquet, "read_each_into", fetch_and_note)
+    monkeypatch.setattr(chunk_file, "read_each_into", fetch_and_note)
     storage = fsspec.filesystem("memory")
     storage.pipe_file(f"/once-{codec}{version}/a.parquet", (tmp_path / "a.parquet").read_bytes())
     try:

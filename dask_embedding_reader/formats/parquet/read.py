@@ -6,7 +6,6 @@ parquet stores, never as one object a row, and decoded a few MB at a time: a row
 
 from __future__ import annotations
 
-import io
 import re
 from bisect import bisect_right
 from collections import Counter, deque
@@ -34,6 +33,7 @@ from dask_embedding_reader.formats.base import (
     Stretch,
     StretchReader,
 )
+from dask_embedding_reader.formats.parquet.chunk_file import ChunkFile
 from dask_embedding_reader.formats.parquet.column_chunks import Chunk
 from dask_embedding_reader.formats.parquet.compression import can_be_plain
 from dask_embedding_reader.formats.parquet.footer import Footer, parse_footer
@@ -57,7 +57,7 @@ from dask_embedding_reader.formats.vector_columns import (
     no_vectors,
     type_of_items,
 )
-from dask_embedding_reader.storage.read import check_local, local_input, read_each_into, read_range
+from dask_embedding_reader.storage.read import check_local, local_input, read_range
 from dask_embedding_reader.storage.retries import describe
 from dask_embedding_reader.storage.store import StoredFile
 
@@ -153,7 +153,7 @@ def iter_tables(
     stop: int,
     step: int = DECODE_ROWS,
     window_nbytes: int = _WINDOW_NBYTES,
-    remote: _ChunkFile | None = None,
+    remote: ChunkFile | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Decode the rows ``[start, stop)`` of some columns, in order, a few rows at a time.
 
@@ -673,7 +673,7 @@ class _Vectors:
     def __init__(self, header: FileHeader, columns: Columns, start: int, stop: int) -> None:
         self._header, self._columns, self._start, self._stop = header, columns, start, stop
         self._groups: list[_Group] | None = None
-        self._remote: _ChunkFile | None = None
+        self._remote: ChunkFile | None = None
         self._chunk: tuple[int, PlainChunk] | None = None
         self._blocks: Iterator[Array] = iter(())
         self._block, self._block_row, self._blocks_stop = np.empty((0, header.dimension), header.dtype), 0, 0
@@ -782,7 +782,7 @@ class _Vectors:
 
 
 def _iter_decoded(
-    header: FileHeader, columns: Columns, start: int, stop: int, remote: _ChunkFile | None
+    header: FileHeader, columns: Columns, start: int, stop: int, remote: ChunkFile | None
 ) -> Iterator[Array]:
     """Yield the vectors of the rows ``[start, stop)``, a few at a time, as pyarrow decodes them."""
     step = max(1, _DECODE_NBYTES // max(1, header.dimension * header.dtype.itemsize))
@@ -803,9 +803,9 @@ def _wanted_groups(header: FileHeader, start: int, stop: int) -> Iterator[tuple[
         first += rows
 
 
-def _open_chunks(header: FileHeader, name: str, start: int, stop: int) -> _ChunkFile:
+def _open_chunks(header: FileHeader, name: str, start: int, stop: int) -> ChunkFile:
     groups = [group for group, _, _ in _wanted_groups(header, start, stop)]
-    return _ChunkFile(header.file, _chunk_ranges(_footer(header.file, (name,)), groups, (name,)), _WINDOW_NBYTES)
+    return ChunkFile(header.file, _chunk_ranges(_footer(header.file, (name,)), groups, (name,)), _WINDOW_NBYTES)
 
 
 def _promised_field(header: FileHeader, columns: Columns) -> tuple[pa.Field, range]:
@@ -891,12 +891,12 @@ def _open(
     groups: Sequence[int],
     names: Sequence[str],
     window_nbytes: int = _WINDOW_NBYTES,
-    remote: _ChunkFile | None = None,
+    remote: ChunkFile | None = None,
 ) -> pq.ParquetFile:
     """Open some columns of some row groups, which are counted from 0 then."""
     footer = _footer(file, names)
     ranges = _chunk_ranges(footer, groups, names)
-    source = local_input(file) if file.store.is_local else remote or _ChunkFile(file, ranges, window_nbytes)
+    source = local_input(file) if file.store.is_local else remote or ChunkFile(file, ranges, window_nbytes)
     # Small chunks are read whole: with a buffer, a damaged page that claims 2 GB would be given 2 GB.
     largest = max((stop - start for start, stop in ranges), default=0)
     buffer_size = _BUFFER_NBYTES if largest > _BUFFER_NBYTES else 0
@@ -918,89 +918,3 @@ def _chunk_ranges(footer: Footer, groups: Sequence[int], names: Sequence[str]) -
     leaves = [leaf for leaf, path in enumerate(footer.schema.paths) if f"{path}.".startswith(starts)]
     chunks = [footer.chunks(leaf, groups) for leaf in leaves]
     return [chunk[:2] for of_group in zip(*chunks, strict=True) for chunk in of_group]
-
-
-class _Fetched(NamedTuple):
-    """Bytes of a remote column chunk."""
-
-    first: int
-    """The position of the first one."""
-    data: memoryview
-
-    @property
-    def stop(self) -> int:
-        """The position after the last one."""
-        return self.first + len(self.data)
-
-
-class _ChunkFile(io.RawIOBase):
-    """A remote file of which only some column chunks can be read.
-
-    Chunks that are small are fetched at once and together; a large one is fetched window by window, as it is decoded.
-    """
-
-    def __init__(self, file: StoredFile, chunks: Sequence[tuple[int, int]], window_nbytes: int) -> None:
-        self._file = file
-        self._window_nbytes = window_nbytes
-        self._chunks = sorted(chunks)
-        self._position = 0
-        small = [(start, stop) for start, stop in self._chunks if stop - start <= window_nbytes]
-        fetched = [_Fetched(start, np.empty(stop - start, np.uint8).data) for start, stop in small]
-        _fetch_each(file, [(window.first, window.data) for window in fetched])
-        self._windows = dict(zip(small, fetched, strict=True))
-
-    def _move(self, window: _Fetched | None, start: int, stop: int, end: int) -> _Fetched:
-        """Fetch a window that holds some bytes of a chunk that has an end; what the last window holds is kept.
-
-        So is a little before them: the header behind a page is looked at before the page is read. Its memory is new,
-        as there may be views of that of the last one.
-        """
-        begin, kept = start, memoryview(b"")
-        if window is not None and window.first <= start <= window.stop + self._window_nbytes // 4:
-            begin = max(window.first, min(start - self._window_nbytes // 4, window.stop))
-            kept = window.data[begin - window.first :]
-        data = np.empty(min(max(stop, start + self._window_nbytes), end) - begin, np.uint8).data
-        data[: len(kept)] = kept
-        _fetch_each(self._file, [(begin + len(kept), data[len(kept) :])])
-        return _Fetched(begin, data)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.read_at(self._position, self._position + size)
-        self._position += len(data)
-        return bytes(data)
-
-    def read_at(self, start: int, stop: int) -> memoryview:
-        """Return bytes of a chunk, as they have been fetched: no copy of them."""
-        chunk = next((c for c in self._chunks if c[0] <= start < c[1]), None)
-        if chunk is None:
-            return memoryview(b"")  # a damaged page points outside its column chunk: pyarrow says so at the end of it
-        stop = min(stop, chunk[1])
-        window = self._windows.get(chunk)
-        if window is None or not window.first <= start <= stop <= window.stop:
-            window = self._windows[chunk] = self._move(window, start, stop, chunk[1])
-        return window.data[start - window.first : stop - window.first]
-
-
-def _fetch_each(file: StoredFile, ranges: Sequence[tuple[int, memoryview]]) -> None:
-    """Fill memory with the bytes from some positions on; those that touch are one request."""
-    joined: list[tuple[int, list[memoryview]]] = []
-    reached = -1
-    for start, data in ranges:
-        if start != reached:
-            joined.append((start, []))
-        joined[-1][1].append(data)
-        reached = start + len(data)
-    read_each_into(file, joined)
