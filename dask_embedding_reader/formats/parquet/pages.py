@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,9 @@ from dask_embedding_reader.formats.parquet.values import (
     Literals,
     Values,
     find_literals,
+    read_spans_of,
 )
-from dask_embedding_reader.storage.read import read_into
+from dask_embedding_reader.storage.read import read_each_into, read_into
 from dask_embedding_reader.storage.store import StoredFile
 
 Array = npt.NDArray[Any]
@@ -146,8 +148,8 @@ def read_page(
     file, nbytes = source.file, page.values * place.stored_nbytes
     levels_nbytes = sum(page.levels or ())
     is_compressed = bool(place.codec) and page.is_compressed
-    may_be_left = page.encoding == PLAIN and source.is_local and place.stored == place.dtype and page.checksum is None
-    if may_be_left and not is_compressed and page.nbytes == page.plain_nbytes:
+    may_be_left = page.encoding == PLAIN and place.stored == place.dtype and page.checksum is None
+    if may_be_left and source.is_local and not is_compressed and page.nbytes == page.plain_nbytes:
         levels = page.nbytes - nbytes
         if not 0 <= levels <= MOST_LEVELS_NBYTES or not are_levels(
             source.read(body, body + levels), page, place, before, levels
@@ -193,11 +195,11 @@ def _find_literals(
     second = find_literals(page.nbytes - levels_nbytes, plain_nbytes)
     if second is None:
         return None
-    begin = body + levels_nbytes
-    stored = source.read(body, begin + second)
+    second += levels_nbytes
+    stored = source.read(body, body + (second if source.is_local else page.nbytes))
     try:
         told, position = read_length(bytes(stored[levels_nbytes : levels_nbytes + 10]), 0)
-        block = spell_length(BLOCK_NBYTES) + stored[levels_nbytes + position :]
+        block = spell_length(BLOCK_NBYTES) + stored[levels_nbytes + position : second]
         first = np.frombuffer(decompress(memoryview(block), BLOCK_NBYTES), np.uint8)
     except Exception:  # noqa: BLE001 - it is compressed in another way, or damaged
         return None
@@ -213,11 +215,16 @@ def _find_literals(
 
     def decompress_all() -> Values | None:
         # Whoever reads has a source and a codec of its own.
-        source_of_all, codec = PageSource(source.file, place, None), decompressor(place.codec)
-        return read_page(source_of_all, place, page, body, before, None, codec, as_stored=False)
+        fetch = None if source.is_local else lambda start, stop: stored[start - body : stop - body]
+        whole, codec = PageSource(source.file, place, fetch), decompressor(place.codec)
+        return read_page(whole, place, page, body, before, None, codec, as_stored=False)
 
     skipped = levels_nbytes if page.levels is None else 0
-    return Literals(source.file, place, first, begin + second, skipped, nbytes, decompress_all)
+    if source.is_local:
+        read, second = partial(read_each_into, source.file), body + second
+    else:
+        read = partial(read_spans_of, stored)
+    return Literals(source.file, place, first, second, skipped, nbytes, read, decompress_all)
 
 
 def _decode(data: Array, page: PageHeader, place: Place, dictionary: Array | None) -> Array | None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dask_embedding_reader.formats.parquet.place import Place
 from dask_embedding_reader.formats.raw import as_bytes, copy_rows, naming_rows, raw_reader
-from dask_embedding_reader.storage.read import read_each_into, read_into
+from dask_embedding_reader.storage.read import read_into
 from dask_embedding_reader.storage.store import StoredFile
 
 Array = npt.NDArray[Any]
@@ -116,6 +116,18 @@ def _tag(nbytes: int) -> bytes:
     return bytes([60 << 2, nbytes - 1]) if nbytes <= 256 else bytes([61 << 2]) + (nbytes - 1).to_bytes(2, "little")
 
 
+Spans = list[tuple[int, list[memoryview]]]
+"""Where bytes are, and memory for them."""
+
+
+def read_spans_of(data: memoryview, spans: Spans) -> None:
+    """Copy bytes that are in memory, as ``read_each_into`` reads those of files."""
+    for position, buffers in spans:
+        rest = data[position:]
+        for buffer in buffers:
+            buffer[:], rest = rest[: buffer.nbytes], rest[buffer.nbytes :]
+
+
 class Literals:
     """Values that snappy compressed, of which the first block has been decompressed, and the others may be literals.
 
@@ -130,11 +142,12 @@ class Literals:
         second: int,
         levels_nbytes: int,
         nbytes: int,
+        read: Callable[[Spans], None],
         decompress: Callable[[], Values | None],
     ) -> None:
-        """The first block begins with levels; the second one is at a position of the file."""
+        """The first block begins with levels; the second one is at a position of what spans are read from."""
         self._file, self._place, self._first, self._second = file, place, first, second
-        self._levels_nbytes, self.nbytes, self._decompress = levels_nbytes, nbytes, decompress
+        self._levels_nbytes, self.nbytes, self._read_spans, self._decompress = levels_nbytes, nbytes, read, decompress
 
     def fill(self, start: int, outs: Sequence[Array], row: int) -> bool:
         """Read vectors."""
@@ -174,7 +187,7 @@ class Literals:
         blocks = range(1, -(-stop // BLOCK_NBYTES))
         expected = [_tag(min(BLOCK_NBYTES, end - block * BLOCK_NBYTES)) for block in blocks]
         found = memoryview(bytearray(sum(map(len, expected))))
-        spans: list[tuple[int, list[memoryview]]] = []
+        spans: Spans = []
         stored, seen, reached = self._second, 0, -1
         for block, tag in zip(blocks, expected, strict=True):
             begin, finish = block * BLOCK_NBYTES, min((block + 1) * BLOCK_NBYTES, stop)
@@ -191,7 +204,7 @@ class Literals:
                 spans[-1][1].extend(parts)
                 reached = stored + finish - begin
             stored += BLOCK_NBYTES
-        read_each_into(self._file, spans)
+        self._read_spans(spans)
         return bytes(found) == b"".join(expected)
 
 
