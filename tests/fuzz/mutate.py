@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 from typing import Any
 
@@ -110,6 +111,13 @@ def parquet_pages(rng: Random, seeds: list[bytes]) -> bytes:
         head = rng.choice(heads)
         return damage(rng, seed, head, min(head + 24, stop), keep_length=True)
     return damage(rng, seed, 4, stop, keep_length=True)
+
+
+def snappy_literals(rng: Random, seeds: list[bytes]) -> bytes:
+    """Damage the first page, or one of the tags before 64 KB of literal bytes."""
+    seed = rng.choice(seeds)
+    place = rng.choice([4, *(found.start() for found in re.finditer(b"\xf4\xff\xff", seed))])
+    return damage(rng, seed, place, place + (100 if place == 4 else 4), keep_length=True)
 
 
 _ODD_PATHS = (

@@ -86,6 +86,20 @@ def packed_seeds() -> list[bytes]:
     ]
 
 
+@cache
+def literal_seeds() -> list[bytes]:
+    """Pages that snappy left as they are but for the first of their blocks of 64 KB."""
+    found = []
+    for storage, version in (("list", "1.0"), ("list", "2.0"), ("fixed_size_list", "1.0")):
+        rows = np.random.default_rng(1).standard_normal((700, 64)).astype("<f4")
+        rows[:20] = 0
+        sink = io.BytesIO()
+        table = pa.table({"embedding": vectors_as(rows, storage)})
+        pq.write_table(table, sink, data_page_version=version, use_dictionary=False, data_page_size=150_000)
+        found.append(sink.getvalue())
+    return found
+
+
 def plain_bytes(storage: str, dimension: int, dtype: str, nullable: bool, **options: Any) -> bytes:
     """A parquet file of vectors alone that are neither compressed nor encoded."""
     rows = random_rows(np.random.default_rng(1), ROWS, dimension, dtype)
