@@ -30,6 +30,7 @@ from dask_embedding_reader.storage.store import (
     vanished,
 )
 
+_OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
 _IOV_MAX = 1024  # buffers that Linux and macOS fill in one preadv call
 _CALL_NBYTES = 2**30  # bytes in one call: macOS refuses 2 GiB
 _COPY_NBYTES = 2**24  # where there is no preadv, each byte passes through new memory
@@ -288,8 +289,7 @@ def file_info(path: str) -> ObjectInfo:
 
 def open_local(path: str) -> int:
     """Open a local file; what is none is an error, such as a pipe, whose other end one might wait for for ever."""
-    flags = ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK")
-    descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in flags))
+    descriptor = os.open(path, _OPEN_FLAGS)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return descriptor
@@ -301,13 +301,15 @@ def open_local(path: str) -> int:
 
 def _fill(descriptor: int, start: int, buffers: list[memoryview]) -> int:
     """Fill buffers with the bytes of an open file from a position on; return how many came."""
-    position = start
-    while buffers:
-        count = _scatter(descriptor, _for_one_call(buffers), position)
+    position, stop = start, start + sum(buffer.nbytes for buffer in buffers)
+    while position < stop:
+        fit_all = len(buffers) <= _IOV_MAX and stop - position <= _CALL_NBYTES
+        count = _scatter(descriptor, buffers if fit_all else _for_one_call(buffers), position)
         if count == 0:
             break
         position += count
-        buffers = drop_bytes(buffers, count)
+        if position < stop:
+            buffers = drop_bytes(buffers, count)
     return position - start
 
 

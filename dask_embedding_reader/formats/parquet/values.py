@@ -91,6 +91,9 @@ class InFile:
 BLOCK_NBYTES = 2**16
 """What snappy compresses at a time."""
 
+_FULL_TAG = b"\xf4\xff\xff"
+"""What stands before a block that is a literal."""
+
 _MOST_BLOCK_NBYTES = 32 + BLOCK_NBYTES + BLOCK_NBYTES // 6
 """What that may become, as its authors say."""
 
@@ -104,7 +107,7 @@ def find_literals(stored_nbytes: int, plain_nbytes: int) -> int | None:
     if blocks < 2:
         return None
     last = plain_nbytes - (blocks - 1) * BLOCK_NBYTES
-    step = len(_tag(BLOCK_NBYTES)) + BLOCK_NBYTES
+    step = len(_FULL_TAG) + BLOCK_NBYTES
     first = stored_nbytes - (blocks - 2) * step - len(_tag(last)) - last
     return first if 0 < first <= _MOST_BLOCK_NBYTES else None
 
@@ -171,50 +174,61 @@ class Literals:
 
     def _read(self, start: int, buffers: Iterable[memoryview]) -> bool:
         """Fill buffers with the bytes from one on; tell whether all blocks up to the last of these are literals."""
+        rest = _Cutter(buffers)
         start += self._levels_nbytes
-        rest = deque(buffers)
-        stop = start + sum(buffer.nbytes for buffer in rest)
-        position = start
-        if position < BLOCK_NBYTES:
-            taken = self._first.data[position : min(stop, BLOCK_NBYTES)]
-            position += len(taken)
-            for buffer in _take(rest, len(taken)):
-                buffer[:] = taken[: buffer.nbytes]
-                taken = taken[buffer.nbytes :]
-        if position == stop:
+        stop = start + rest.nbytes
+        if start < BLOCK_NBYTES:
+            first = self._first.data[start : min(stop, BLOCK_NBYTES)]
+            for part in rest.cut(len(first)):
+                part[:], first = first[: part.nbytes], first[part.nbytes :]
+        if stop <= BLOCK_NBYTES:
             return True
+        begin = max(1, start // BLOCK_NBYTES)  # the block from which on all bytes are wanted, or but its first ones
+        last = (stop - 1) // BLOCK_NBYTES
         end = self._levels_nbytes + self.nbytes
-        blocks = range(1, -(-stop // BLOCK_NBYTES))
-        expected = [_tag(min(BLOCK_NBYTES, end - block * BLOCK_NBYTES)) for block in blocks]
-        found = memoryview(bytearray(sum(map(len, expected))))
-        spans: Spans = []
-        stored, seen, reached = self._second, 0, -1
-        for block, tag in zip(blocks, expected, strict=True):
-            begin, finish = block * BLOCK_NBYTES, min((block + 1) * BLOCK_NBYTES, stop)
-            if stored != reached:
-                spans.append((stored, []))
-            spans[-1][1].append(found[seen : seen + len(tag)])
-            seen += len(tag)
-            stored += len(tag)
-            if finish > start:
-                skipped = max(0, start - begin)
-                if skipped:
-                    spans.append((stored + skipped, []))
-                parts = _take(rest, finish - begin - skipped)
-                spans[-1][1].extend(parts)
-                reached = stored + finish - begin
-            stored += BLOCK_NBYTES
+        expected = _FULL_TAG * (last - 1) + _tag(min(BLOCK_NBYTES, end - last * BLOCK_NBYTES))
+        tags = memoryview(bytearray(expected))
+        width, step = len(_FULL_TAG), len(_FULL_TAG) + BLOCK_NBYTES
+        spans: Spans = [
+            (self._second + (block - 1) * step, [tags[(block - 1) * width : block * width]])
+            for block in range(1, begin)
+        ]
+        wanted: list[memoryview] = []
+        skipped = max(0, start - begin * BLOCK_NBYTES)
+        for block in range(begin, last + 1):
+            tag = tags[(block - 1) * width : block * width if block < last else None]
+            position = self._second + (block - 1) * step
+            if block == begin and skipped:
+                spans += [(position, [tag]), (position + len(tag) + skipped, wanted)]
+            else:
+                if block == begin:
+                    spans.append((position, wanted))
+                wanted.append(tag)
+            passed = skipped if block == begin else 0
+            wanted += rest.cut(min(BLOCK_NBYTES, stop - block * BLOCK_NBYTES) - passed)
+        tags[:] = bytes(len(tags))
         self._read_spans(spans)
-        return bytes(found) == b"".join(expected)
+        return bytes(tags) == expected
 
 
-def _take(rest: deque[memoryview], nbytes: int) -> list[memoryview]:
-    """Take the first so many bytes of buffers that are to be filled."""
-    taken = []
-    while nbytes:
-        buffer = rest.popleft()
-        taken.append(buffer[:nbytes])
-        if nbytes < buffer.nbytes:
-            rest.appendleft(buffer[nbytes:])
-        nbytes -= taken[-1].nbytes
-    return taken
+class _Cutter:
+    """Cuts buffers, one after the other."""
+
+    def __init__(self, buffers: Iterable[memoryview]) -> None:
+        self._rest = deque(buffers)
+        self._used = 0  # bytes of the first one
+        self.nbytes = sum(buffer.nbytes for buffer in self._rest)
+
+    def cut(self, nbytes: int) -> list[memoryview]:
+        """Return the next so many bytes."""
+        parts = []
+        while nbytes:
+            buffer, used = self._rest[0], self._used
+            part = buffer[used : used + nbytes]
+            self._used += part.nbytes
+            if self._used == buffer.nbytes:
+                self._rest.popleft()
+                self._used = 0
+            nbytes -= part.nbytes
+            parts.append(part)
+        return parts
