@@ -173,17 +173,40 @@ def test_kept_batches_stay_what_they_were() -> None:
     np.testing.assert_array_equal(np.concatenate(batches), data)
 
 
-def test_what_a_task_keeps_is_not_handed_out() -> None:
+KEPT: dict[str, Callable[[Any], Any]] = {
+    "an array": lambda block: block,
+    "a part of an array": lambda block: np.concatenate([block, block])[: len(block)],
+    "an array that must not be changed": lambda block: block.setflags(write=False) or block,
+    "an array in another order": np.asfortranarray,
+    "an array of another type": lambda block: block.astype(np.float32),
+    "an array in another byte order": lambda block: block.astype(">f8"),
+    "one row for all": lambda block: np.broadcast_to(block[:1], block.shape),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+@pytest.mark.parametrize("returned", ["a new one", "the kept one", "a view of the kept one"])
+def test_what_a_task_makes_or_keeps_is_handed_out_as_an_array_of_its_own(kind: str, returned: str) -> None:
     kept: dict[int, Any] = {}
+    data = np.repeat([1.0, 2.0, 3.0], 20)[:, np.newaxis] * [1, 2]
 
     def load(block: Any, block_info: Any = None) -> Any:
-        return kept.setdefault(block_info[0]["chunk-location"][0], block.copy())
+        made = KEPT[kind](block.copy())
+        if returned == "a new one":
+            return made
+        made = kept.setdefault(block_info[0]["chunk-location"][0], made)
+        return made if returned == "the kept one" else made[:]
 
-    x = da.zeros((60, 2), chunks=(20, 2)).map_blocks(load, dtype=float, meta=np.empty((0, 0)))
+    x = da.from_array(data, chunks=(20, 2)).map_blocks(load, dtype=float, meta=np.empty((0, 0)))
+    start = 0
     for rows, _ in iter_batches(x, batch_size=4):
+        np.testing.assert_array_equal(rows, data[start : start + 4])
+        assert rows.dtype == float
+        assert rows.flags.c_contiguous
         rows += 1
-    assert len(kept) == 3
-    assert not any(block.any() for block in kept.values())
+        start += 4
+    for number, block in kept.items():
+        np.testing.assert_array_equal(block, data[20 * number : 20 * number + 20])
 
 
 def test_kept_batches_keep_few_chunks_alive() -> None:

@@ -22,8 +22,8 @@ ROWS, DIMENSION, GROUP = 240, 8, 60
 VECTORS = np.arange(ROWS * DIMENSION, dtype=np.float32).reshape(ROWS, DIMENSION)
 
 
-def write(path: Path, *, kind: str = "list", compression: str = "none") -> None:
-    """Four row groups, of six pages each."""
+def write(path: Path, *, kind: str = "list", compression: str = "none", group_rows: int = GROUP) -> None:
+    """Row groups, by default four, of six pages each."""
     items = pa.array(VECTORS.reshape(-1))
     if kind == "list":
         column: Any = pa.ListArray.from_arrays(pa.array(np.arange(ROWS + 1, dtype=np.int32) * DIMENSION), items)
@@ -31,7 +31,7 @@ def write(path: Path, *, kind: str = "list", compression: str = "none") -> None:
         column = pa.FixedSizeListArray.from_arrays(items, DIMENSION)
     table = pa.table({"embedding": column, "n": np.arange(ROWS)})
     options = {"data_page_size": 1, "write_batch_size": 10 * DIMENSION, "use_dictionary": False}
-    pq.write_table(table, path, row_group_size=GROUP, compression=compression, **options)
+    pq.write_table(table, path, row_group_size=group_rows, compression=compression, **options)
 
 
 @pytest.fixture(scope="module")
@@ -86,31 +86,55 @@ def test_where_a_page_is_not_plain_the_rows_are_the_same(files: Path, data: st.D
         np.testing.assert_array_equal(read(reader, rows), VECTORS[rows.start : rows.stop : step])
 
 
-@pytest.mark.parametrize("promised", [(50, 70, 60, 60), (70, 50, 60, 60), (60, 60, 50, 70), (1, 60, 60, 119)])
-@pytest.mark.parametrize("column", ["embedding", "n"])
+@pytest.mark.parametrize("promised", [(50, 30, 40), (30, 50, 40), (40, 30, 50), (40, 50, 30), (1, 58, 61)])
 def test_row_groups_with_other_rows_than_promised_shift_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promised: tuple[int, ...], column: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promised: tuple[int, ...]
 ) -> None:
     """As many rows in all, but not where the footer says: an error, where a row would be taken for another."""
     path = tmp_path / "0.parquet"
-    write(path, compression="zstd")
-    data = path.read_bytes()
-    rows = iter(promised)
-    # The rows of a group, 2 * 60 in one byte, after which its place in the file is told.
-    changed, count = re.subn(rb"\x16\x78(?=\x26)", lambda _: b"\x16" + bytes([2 * next(rows)]), data)
-    assert count == 4, "pyarrow writes footers in another way"
+    write(path, compression="zstd", group_rows=40)
+    np.save(tmp_path / "0.npy", VECTORS)
+    rows = iter([*promised, 40, 40, 40])
+    # The rows of a group, 2 * 40 in one byte, after which its place in the file is told.
+    changed, count = re.subn(rb"\x16\x50(?=\x26)", lambda _: b"\x16" + bytes([2 * next(rows)]), path.read_bytes())
+    assert count == 6, "pyarrow writes footers in another way"
     path.write_bytes(changed)
+    with pytest.raises(FormatError, match=r"0\.parquet.*a row group ends after row \d+ where the footer promises"):
+        EmbeddingReader(path)
+    decode = parquet._iter_group
+    monkeypatch.setattr(parquet, "_iter_group", lambda file, group, names, _: decode(file, group, names, 7))
+    reader = EmbeddingReader(tmp_path, "parquet_npy", meta_columns=["n"])
+    refused: list[str] = []
+    for start in range(0, ROWS, 10):
+        try:
+            frame = reader.to_dask_dataframe(start, start + 10).compute(scheduler="synchronous")
+        except FormatError as error:
+            refused.append(str(error))
+        else:
+            np.testing.assert_array_equal(frame["n"], frame.index)
+    assert refused
+    assert all("values of column 'n'" in message for message in refused)
+
+
+@pytest.mark.parametrize("are_more", [False, True])
+def test_pages_with_other_rows_than_their_row_group_shift_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, are_more: bool
+) -> None:
+    path = tmp_path / "0.parquet"
+    write(path, compression="zstd")
     monkeypatch.setattr(parquet, "can_be_plain", lambda _: False)
+    decode = parquet._iter_group
 
-    def read() -> None:
-        reader = EmbeddingReader(path, meta_columns=["n"] if column == "n" else None)
-        for vectors, frame in reader(17, show_progress=False):
-            if column == "n":
-                np.testing.assert_array_equal(frame["n"], frame["i"])
-            np.testing.assert_array_equal(vectors, VECTORS[frame["i"]])
+    def give(file: Any, group: int, names: Any, _: int) -> Any:
+        given = list(decode(file, group, names, 7))
+        return iter([*given, given[-1]] if are_more else given[:-1])
 
-    with pytest.raises(FormatError, match=r"0\.parquet"):
-        read()
+    reader = EmbeddingReader(path, meta_columns=["n"])
+    monkeypatch.setattr(parquet, "_iter_group", give)
+    spanning = reader.to_dask_dataframe(50, 62)  # what is too much would be the first rows of the next one
+    for read in (lambda: list(reader(240, show_progress=False)), reader.to_dask_dataframe().compute, spanning.compute):
+        with pytest.raises(FormatError, match=r"0\.parquet: a row group ends after row \d+ where the footer promises"):
+            read()
 
 
 @pytest.mark.parametrize("way", ["index", "view", "frame of a view"])

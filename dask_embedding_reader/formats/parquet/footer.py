@@ -77,9 +77,17 @@ class Footer(NamedTuple):
         groups = range(len(self.group_rows)) if groups is None else groups
         with _told(self.url):
             try:
-                return self.groups.read_chunks(self.data, leaf, groups, self.data_nbytes)
+                chunks = self.groups.read_chunks(self.data, leaf, groups, self.data_nbytes)
             except EncryptedError as error:
                 raise EncryptedError(f"column {self.schema.paths[leaf]!r}") from error
+            if leaf in self.schema.flat:
+                for group, chunk in zip(groups, chunks, strict=True):
+                    if chunk.values != self.group_rows[group]:  # rows behind it would be taken for others
+                        raise DamagedError(
+                            f"row group {group} is said to have {self.group_rows[group]:,} rows, but {chunk.values:,} "
+                            f"values of column {self.schema.paths[leaf]!r}"
+                        )
+            return chunks
 
     def may_hold_nulls(self, leaf: int) -> bool:
         """Tell whether a leaf holds nulls, or may, as the writer does not say.

@@ -36,6 +36,8 @@ class Schema(NamedTuple):
     """As Arrow types: all columns, or those that were asked for where pyarrow has no type for one of the others."""
     leaves: tuple[range, ...]
     """The leaves of each column of ``arrow``."""
+    flat: frozenset[int]
+    """The leaves that have one value a row."""
     asked: frozenset[str] | None = None
     """The columns that were asked for, where ``arrow`` has no others."""
     elements: bytes = b""
@@ -44,24 +46,26 @@ class Schema(NamedTuple):
     """What the writer noted of them."""
 
 
-_ELEMENT: Wanted = {1: {}, 4: {}, 5: {}}
-"""type, name, num_children"""
+_ELEMENT: Wanted = {1: {}, 3: {}, 4: {}, 5: {}}
+"""type, repetition_type, name, num_children"""
+
+_REPEATED = 2
 
 
 @lru_cache(maxsize=64)  # the files of a collection mostly have one schema
 def whole_schema(elements: bytes, key_values: bytes, writer: bytes) -> Schema:
     """Read the lists of schema elements and of key-value pairs, as the footer spells them."""
-    names, paths, leaves = schema_tree(elements)
+    names, paths, leaves, flat = schema_tree(elements)
     arrow = _read_arrow(spell_footer(elements, [], key_values, writer))
     if len(arrow.names) != len(leaves):
         raise DamagedError(f"its schema has {len(leaves)} columns, but {len(arrow.names)} as Arrow types")
-    return Schema(names, paths, arrow, leaves)
+    return Schema(names, paths, arrow, leaves, flat)
 
 
 @lru_cache(maxsize=64)
 def partial_schema(elements: bytes, key_values: bytes, columns: frozenset[str]) -> Schema:
     """Read some columns, where pyarrow has no type for one of the others."""
-    names, paths, leaves = schema_tree(elements)
+    names, paths, leaves, flat = schema_tree(elements)
     count, _, pos = read_list_head(elements, 0)
     places = [pos]
     for _ in range(count):
@@ -72,7 +76,7 @@ def partial_schema(elements: bytes, key_values: bytes, columns: frozenset[str]) 
         stops.append(_end_of_node(nodes, stops[-1]))
     kept = [position for position, name in enumerate(names) if name in columns]
     if not kept:
-        return Schema(names, paths, pa.schema([]), (), columns)
+        return Schema(names, paths, pa.schema([]), (), flat, columns)
     root = b"\x48\x06schema\x15" + spell_length(2 * len(kept)) + b"\0"
     spelled = [root]
     for position in kept:
@@ -81,7 +85,7 @@ def partial_schema(elements: bytes, key_values: bytes, columns: frozenset[str]) 
     key_values = _keep_noted(key_values, len(names), kept)
     arrow = _read_arrow(spell_footer(elements, [], key_values))
     kept_leaves = tuple(leaves[position] for position in kept)
-    return Schema(names, paths, arrow, kept_leaves, columns, elements, key_values)
+    return Schema(names, paths, arrow, kept_leaves, flat, columns, elements, key_values)
 
 
 def _end_of_node(nodes: Sequence[Mapping[int, Any]], node: int) -> int:
@@ -151,28 +155,35 @@ def _in_seconds(kind: pa.DataType) -> pa.DataType | None:
 
 
 @lru_cache(maxsize=64)
-def schema_tree(elements: bytes) -> tuple[tuple[str, ...], tuple[str, ...], tuple[range, ...]]:
-    """Return the columns of a tree that is spelled node by node, each leaf's path, and the leaves of each column."""
+def schema_tree(elements: bytes) -> tuple[tuple[str, ...], tuple[str, ...], tuple[range, ...], frozenset[int]]:
+    """Return the columns of a tree that is spelled node by node, each leaf's path, and the leaves of each column.
+
+    And which of these leaves have one value a row.
+    """
     nodes, _ = read_list(elements, 0, _ELEMENT, 0)
     rest = iter(nodes)
     paths: list[str] = []
+    flat: list[int] = []
 
-    def read_node(prefix: str, depth: int) -> str:
+    def read_node(prefix: str, depth: int, *, is_flat: bool) -> str:
         node = next(rest)
         name: str = node[4].decode()
+        is_flat = is_flat and node.get(3) != _REPEATED
         if depth > DEEPEST:
             raise DamagedError(f"its schema is nested deeper than {DEEPEST} levels")
         if 1 in node:
+            if is_flat:
+                flat.append(len(paths))
             paths.append(prefix + name)
         for _ in range(node.get(5, 0)):
-            read_node(f"{prefix}{name}.", depth + 1)
+            read_node(f"{prefix}{name}.", depth + 1, is_flat=is_flat)
         return name
 
     names, leaves = [], []
     for _ in range(next(rest).get(5, 0)):
         first = len(paths)
-        names.append(read_node("", 1))
+        names.append(read_node("", 1, is_flat=True))
         leaves.append(range(first, len(paths)))
     if next(rest, None) is not None:
         raise DamagedError("its schema has nodes that belong to no column")
-    return tuple(names), tuple(paths), tuple(leaves)
+    return tuple(names), tuple(paths), tuple(leaves), frozenset(flat)
