@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import re
 import struct
+import subprocess
+import sys
+import textwrap
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -334,3 +337,42 @@ def test_kept_footers_count_as_memory_of_batches(tmp_path: Path, monkeypatch: py
         ahead.append(len(reading._slots))
         assert len(list(taken)) == ROWS // 5 - 1
     assert ahead[0] > ahead[1]
+
+
+DAMAGED = """
+import pathlib, sys
+from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader.errors import EmbeddingReaderError
+
+path, read = pathlib.Path(sys.argv[1]), 0
+whole = path.read_bytes()
+start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+for place in range(start, len(whole) - 8):
+    for value in {36, whole[place] ^ (place % 3 == 0)}:
+        data = bytearray(whole)
+        data[place] = value
+        path.write_bytes(data)
+        try:
+            reader = EmbeddingReader(path.parent, "parquet_npy", meta_columns=["id", "caption"])
+            next(reader(10, show_progress=False))
+            read += 1
+        except EmbeddingReaderError:
+            pass
+print(read)
+"""
+
+
+def test_no_byte_of_a_footer_ends_the_process(tmp_path: Path) -> None:
+    """The repetition of a column, for one: pyarrow's bindings let no exception pass that its column chunks throw."""
+    np.save(tmp_path / "0.npy", VECTORS[:10])
+    captions = [f"caption {i}" for i in range(10)]
+    pq.write_table(pa.table({"id": np.arange(10), "caption": captions}), tmp_path / "0.parquet", store_schema=False)
+    program = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(DAMAGED), tmp_path / "0.parquet"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50  # what is never looked at may be anything
+
+
+def test_column_chunks_are_never_asked_of_pyarrow() -> None:
+    package = Path(column_chunks.__file__).parents[2]
+    assert not [path for path in package.rglob("*.py") if re.search(r"\.row_group\(", path.read_text())]

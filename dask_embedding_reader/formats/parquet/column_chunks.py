@@ -95,6 +95,12 @@ class RowGroups(NamedTuple):
         facts_of_all = zip(*[numbers] * _FACTS, strict=True)
         return [_chunk(facts, group, data_nbytes) for facts, group in zip(facts_of_all, groups, strict=True)]
 
+    def read_plain_nbytes(self, data: bytes, leaf: int, group: int) -> int:
+        """Read how large a footer says that a chunk is before it is compressed; 0 where it does not say."""
+        column, _ = read_struct(data, self.places[group * self._step + 1 + leaf], {3: {6: {}}}, 0)
+        nbytes: int = column.get(3, {}).get(6, 0)
+        return max(0, nbytes)
+
 
 def read_groups(data: bytes, pos: int, leaves: int) -> tuple[RowGroups, int]:
     """Read the list of row groups of a footer that has so many leaves; return it and the place after it."""

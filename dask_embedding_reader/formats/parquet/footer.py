@@ -101,6 +101,17 @@ class Footer(NamedTuple):
             return any(chunk.nulls != 0 for rows, chunk in zip(self.group_rows, self.chunks(leaf), strict=True) if rows)
         return leaf in self.groups.with_nulls
 
+    def plain_nbytes(self, leaves: Sequence[int], group: int) -> int:
+        """Return what the chunks of some leaves in a row group are said to take before they are compressed.
+
+        Raises
+        ------
+        FormatError
+            If they are damaged.
+        """
+        with _told(self.url):
+            return sum(self.groups.read_plain_nbytes(self.data, leaf, group) for leaf in leaves)
+
     def select(self, groups: Sequence[int]) -> bytes:
         """Spell a footer of some of the row groups, with what pyarrow expects around it.
 

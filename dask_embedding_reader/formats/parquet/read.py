@@ -322,11 +322,9 @@ def row_nbytes(file: StoredFile, names: Sequence[str]) -> int:
     if known is None or not known.group_rows:
         return 0
     group = int(np.argmax(known.group_rows))
-    told = pq.read_metadata(pa.BufferReader(known.select([group]))).row_group(0)
     starts = tuple(f"{name}." for name in names)
-    chunks = [told.column(position) for position in range(told.num_columns)]
-    nbytes = sum(chunk.total_uncompressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(starts))
-    return int(nbytes // max(1, told.num_rows))
+    leaves = [leaf for leaf, path in enumerate(known.schema.paths) if f"{path}.".startswith(starts)]
+    return known.plain_nbytes(leaves, group) // max(1, known.group_rows[group])
 
 
 _FOOTERS = FooterCache(32 * 2**20)
