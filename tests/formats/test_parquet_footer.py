@@ -367,7 +367,7 @@ def test_no_byte_of_a_footer_ends_the_process(tmp_path: Path) -> None:
     np.save(tmp_path / "0.npy", VECTORS[:10])
     captions = [f"caption {i}" for i in range(10)]
     pq.write_table(pa.table({"id": np.arange(10), "caption": captions}), tmp_path / "0.parquet", store_schema=False)
-    program = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(DAMAGED), tmp_path / "0.parquet"]
+    program = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(DAMAGED), str(tmp_path / "0.parquet")]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 50  # what is never looked at may be anything
