@@ -6,9 +6,10 @@ import gc
 import itertools
 import re
 import threading
+import time
 import warnings
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader._common.budget import cached_nbytes
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, MismatchError, ReadError
+from dask_embedding_reader.lazy import window
 from dask_embedding_reader.lazy.iter_batches import iter_batches
 from tests.support.collections import FORMATS, assert_batches, finishes, wait_until, write_collection
 
@@ -631,6 +634,89 @@ def test_a_frame_made_of_the_array_costs_at_most_one_more_pass() -> None:
     for rows, meta in iter_batches(source.array * 2, frame, batch_size=7):
         np.testing.assert_array_equal(rows, 2 * meta[["a", "b", "c"]].to_numpy())
     assert source.times <= {1, 2}  # Dask's frames keep a graph of their own
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What counts against the limit, as it is when nothing runs
+
+
+def idle_stream(batches: Any) -> Any:
+    """What computes batches, once all that was started is done."""
+    stream = batches.gi_frame.f_locals["stream"]
+    assert wait_until(lambda: all(future.done() for _, future in stream._started))
+    return stream
+
+
+def counted_nbytes(stream: Any) -> int:
+    return int(stream._request.limit_nbytes - stream._budget.left_nbytes - cached_nbytes())
+
+
+@pytest.mark.parametrize("kept", [1, 2, 60])
+def test_chunks_and_batches_count_as_long_as_they_live(kept: int) -> None:
+    source = Source(600, 30)
+    batches = iter_batches(source.array, batch_size=10, max_ram_usage_in_bytes=50_000)
+    held: deque[Any] = deque(maxlen=kept)
+    for batch, _ in batches:
+        held.append(batch)
+        own = sum(rows.nbytes for rows in held if not isinstance(rows.base, window._Part))
+        stream = idle_stream(batches)
+        assert counted_nbytes(stream) >= 720 * source.alive + own
+    assert counted_nbytes(stream) <= 720 * (source.alive + 1) + own + 2 * 240
+    del batch
+
+
+def test_what_all_rows_use_counts_and_what_few_use_as_long_as_they_do() -> None:
+    source = Source(600, 30, columns=50)
+    lazy = source.array[1:] - source.array[:-1] + source.array.mean(axis=0)
+    batches = iter_batches(lazy, batch_size=30)
+    held = [idle_stream(batches)._engine._held_nbytes for _ in batches]
+    mean = source.data[0].nbytes
+    assert min(held) >= mean
+    assert max(held) > mean
+    assert held[-1] == mean
+
+
+@pytest.mark.parametrize("name", ["sums", "centred"])
+def test_few_wide_intermediates_are_held_at_once(name: str) -> None:
+    """Of 24 kB each, where what is handed out has a thousandth of that; and what a mean is made of."""
+    source = Source(120, 3, columns=1_000)
+
+    def work(block: Any) -> Any:
+        time.sleep(0.01)
+        return block.sum(axis=1)
+
+    expressions: dict[str, Expression] = {
+        "sums": lambda x: x.map_blocks(work, drop_axis=1, dtype=float, meta=np.empty(0)),
+        "centred": lambda x: x.sum(axis=1) - x.map_blocks(work, drop_axis=1, dtype=float, meta=np.empty(0)).mean(),
+    }
+    lazy = expressions[name](source.array)
+    with dask.config.set(num_workers=20):
+        for _ in iter_batches(lazy, batch_size=3, max_ram_usage_in_bytes=200_000):
+            pass
+    assert source.most_alive <= 200_000 // 24_000
+
+
+def test_wide_texts_hold_back_what_is_computed_ahead() -> None:
+    """60 partitions of some 20 kB, of which ten are within the limit."""
+    computed: list[int] = []
+
+    def note(part: Any) -> Any:
+        computed.append(len(part))
+        return part
+
+    frame = dd.from_pandas(pd.DataFrame({"text": ["x" * 2_000 for _ in range(600)]}, dtype=object), npartitions=60)
+    frame = frame.map_partitions(note, meta=frame._meta)
+    computed.clear()
+    with dask.config.set(num_workers=20):
+        batches = iter_batches(da.zeros((600, 2), chunks=(10, 2)), frame, batch_size=10, max_ram_usage_in_bytes=200_000)
+        ahead = []
+        for number in range(50):
+            next(batches)
+            idle_stream(batches)
+            ahead.append(len(computed) - number - 1)
+        batches.close()  # type: ignore[attr-defined]
+    assert max(ahead[20:]) <= 11
+    assert min(ahead[20:]) >= 3
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,24 +103,34 @@ def find_reach(room: str, paths: Sequence[Path]) -> Reach:
     return Reach(reached, json.loads(kept.read_text()))
 
 
-def fail(tree: Path, tests: Sequence[str], seconds: float) -> bool:
-    """Tell whether one of some tests fails, or hangs."""
-    process: Any = _PROCESSES.Process(target=run_tests, args=(str(tree), tests, str(tree / "log")))
+def run(tree: Path, tests: Sequence[str], seconds: float) -> str:
+    """Run some tests, and tell what came of it: ``unseen`` where all pass, ``noticed`` where one fails.
+
+    What is noticed by other means says nothing of the tests: ``hangs`` by the clock, ``breaks all`` where no test runs.
+    """
+    log = tree / "log"
+    process: Any = _PROCESSES.Process(target=run_tests, args=(str(tree), tests, str(log)))
     process.start()
     process.join(seconds)
     if process.exitcode is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
-    return bool(process.exitcode)
+        return "hangs"
+    if process.exitcode != 1:
+        return "breaks all" if process.exitcode else "unseen"
+    text = log.read_text()
+    if "from pytest-timeout" in text:
+        return "hangs"
+    return "noticed" if "FAILED" in text or "ERROR" in text else "breaks all"
 
 
-def is_noticed(tree: Path, fault: Fault, tests: Sequence[str], seconds: float) -> bool:
-    """Plant a fault, and tell whether a test fails."""
+def plant(tree: Path, fault: Fault, tests: Sequence[str], seconds: float) -> str:
+    """Plant a fault, and tell what tests make of it, as :func:`run` does."""
     path = tree / fault.path
     source = path.read_text()
     try:
         path.write_text(fault.planted(source))
-        return fail(tree, tests, seconds)
+        return run(tree, tests, seconds)
     finally:
         path.write_text(source)
 
@@ -130,8 +141,11 @@ def _make_tree(number: int) -> Path:
     shutil.rmtree(tree, ignore_errors=True)
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.splitlines():
+        if not Path(name).is_file():  # removed, or a link to a folder
+            continue
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(name, tree / name)
+    (tree / ".venv").symlink_to(Path(".venv").resolve())  # where the servers of tests are
     # What is not changed is compiled once.
     subprocess.run([sys.executable, "-m", "compileall", "-q", str(tree / PACKAGE)], check=True)
     return tree
@@ -160,28 +174,30 @@ def main() -> int:
         return 60 + 5 * sum(reach.seconds[test] for test in tests)
 
     tests = sorted({test for fault in drawn for test in reach.of(fault)})
-    if fail(tree, tests, seconds_for(tests)):
+    if run(tree, tests, seconds_for(tests)) != "unseen":
         parser.error(f"tests fail where no fault is planted: see {tree / 'log'}")
 
-    def plant(fault: Fault) -> str:
+    def plant_one(fault: Fault) -> str:
         tests = reach.of(fault)
         if not tests:
-            return "no test reaches it"
+            return "unseen, as no test reaches it"
         tree = trees.get()
         try:
-            return "" if is_noticed(tree, fault, tests, seconds_for(tests)) else f"unseen by {len(tests)} tests"
+            return plant(tree, fault, tests, seconds_for(tests))
         finally:
             trees.put(tree)
 
-    begun, unseen = time.monotonic(), 0
+    begun, counts = time.monotonic(), Counter[str]()
     with ThreadPoolExecutor(given.processes) as pool:
-        for fault, what in zip(drawn, pool.map(plant, drawn), strict=True):
-            if what:
-                unseen += 1
+        for fault, what in zip(drawn, pool.map(plant_one, drawn), strict=True):
+            counts[what.partition(",")[0]] += 1
+            if what != "noticed":
                 before = Path(fault.path).read_text()
                 now = fault.planted(before).splitlines()[fault.line - 1].strip()
                 sys.stdout.write(f"{fault.path}:{fault.line}: {what}: {fault.operator}: {now}\n")
                 sys.stdout.flush()
-    seconds, seen = time.monotonic() - begun, len(drawn) - unseen
-    sys.stdout.write(f"{given.room}: {seen} of {len(drawn)} faults noticed ({len(every):,} in all), {seconds:.0f} s\n")
+    told = ", ".join(f"{count} {what}" for what, count in counts.most_common())
+    sys.stdout.write(
+        f"{given.room}: of {len(drawn)} ({len(every):,} in all) {told}; {time.monotonic() - begun:.0f} s\n"
+    )
     return 0
