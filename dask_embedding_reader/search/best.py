@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from dask_embedding_reader.search.queries import Int64s, Queries, dots
 
-_PAIRS_AT_ONCE = 2**19
-"""Items of vectors that are scored in float64 at once: 4 MB of each side."""
+_PAIRS_AT_ONCE = 2**15
+"""Items of vectors that are scored in float64 at once: 256 kB of each side. 4 MB are new memory each time, and took
+twice as long (25 ms for 14,000 pairs of 512 items, not 11)."""
 
 LARGEST = np.finfo(np.float32).max
 """Scores beyond it are this one: infinitely far is a place that is not filled."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from dask_embedding_reader._common.progress import Progress
+from dask_embedding_reader._common.threads import is_stopped
 from dask_embedding_reader.search.best import LARGEST, Best, keep, nothing, score, set_apart
 from dask_embedding_reader.search.queries import Floats, Int64s, Queries
 
 FEW_QUERIES = 2
 """Up to so many are multiplied with row by row."""
 
-_BLOCK_NBYTES = 2**22
-"""A block of vectors, and its products with a group of queries: small enough to stay in the processor's cache."""
+_BLOCK_NBYTES = 2**23
+"""A block of vectors, and its products with a group of queries: smaller ones are multiplied more slowly."""
 
 _LEAST_BLOCK_ROWS = 64
 """Below that, BLAS is slow however many queries there are."""
@@ -50,45 +51,52 @@ def search_rows(
     queries: Queries,
     dtype: np.dtype[Any],
     best: Best | None = None,
-    progress: Progress | None = None,
+    count: Callable[[int], object] | None = None,
 ) -> Best:
     """Return the best of these rows and of those before them, which ``best`` tells."""
     best = nothing(queries) if best is None else best
     if not len(rows):
         return best
-    count = len(queries.exact)
-    at_once = min(_QUERIES_AT_ONCE, count)
+    asking = len(queries.exact)
+    at_once = min(_QUERIES_AT_ONCE, asking)
     step = max(_LEAST_BLOCK_ROWS, _BLOCK_NBYTES // max(1, max(rows.shape[1], at_once) * dtype.itemsize))
     # Used for every block: memory that is new each time takes longer to be had than to be compared (0.8 ms, 0.2).
     buffer = np.empty(min(step, len(rows)) * at_once, dtype)
     marks = np.empty(buffer.shape, bool)
     # Most of what is near at first is not in the end: waiting, 14,000 pairs are scored instead of 62,000 for the best
     # 10 of 100,000 rows for 1,000 queries.
-    waiting, most_waiting = _no_pairs(), min(4 * queries.k * count, _PAIRS_WAITING)
+    waiting: list[_Pairs] = []
+    waiting_count, most_waiting = 0, min(4 * queries.k * asking, _PAIRS_WAITING)
     worst = best.keys[:, -1].astype(np.float64)
     with np.errstate(all="ignore"):
         for start in range(0, len(rows), step):
+            if is_stopped():
+                break
             block, squares, ranked, longest = _measure(np.ascontiguousarray(rows[start : start + step], dtype), queries)
             if ranked is not None:
                 best = set_apart(first_row + start + np.flatnonzero(~ranked), queries, best)
-            for first in range(0, count, _QUERIES_AT_ONCE):
+            for first in range(0, asking, _QUERIES_AT_ONCE):
                 some = slice(first, first + _QUERIES_AT_ONCE)
                 products = _products(block, squares, ranked, queries, some, buffer)
                 found = _candidates(products, queries.select(some), longest, worst[some], marks)
                 if found is None:
                     continue
-                waiting = _append(waiting, found._replace(places=found.places + start, asking=found.asking + first))
-                if len(waiting.places) > most_waiting:
+                waiting.append(found._replace(places=found.places + start, asking=found.asking + first))
+                waiting_count += len(found.places)
+                if waiting_count > most_waiting:
+                    pairs = _join(waiting)
                     if len(found.places) <= most_waiting:  # else the bounds cannot tell rows apart
-                        waiting = _prune(waiting, worst, queries.k)
-                    if len(waiting.places) > most_waiting // 2:  # equal ones, or too many queries
-                        _rank(rows, first_row, waiting, queries, best)
-                        waiting = _no_pairs()
+                        pairs = _prune(pairs, worst, queries.k)
+                    if len(pairs.places) > most_waiting // 2:  # equal ones, or too many queries
+                        _rank(rows, first_row, pairs, queries, best)
                         np.maximum(worst, best.keys[:, -1], out=worst)
-            if progress is not None:
-                progress.update(len(block))
-        if len(waiting.places):
-            _rank(rows, first_row, _prune(waiting, worst, queries.k), queries, best)
+                        waiting, waiting_count = [], 0
+                    else:
+                        waiting, waiting_count = [pairs], len(pairs.places)
+            if count is not None:
+                count(len(block))
+        if waiting_count:
+            _rank(rows, first_row, _prune(_join(waiting), worst, queries.k), queries, best)
     return best
 
 
@@ -179,17 +187,8 @@ def _held(keys: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return np.where(keys > -LARGEST, np.minimum(keys, LARGEST * (1 - 1e-6)), -np.inf)
 
 
-def _no_pairs() -> _Pairs:
-    return _Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0))
-
-
-def _append(waiting: _Pairs, found: _Pairs) -> _Pairs:
-    return _Pairs(
-        np.concatenate([waiting.places, found.places]),
-        np.concatenate([waiting.asking, found.asking]),
-        np.concatenate([waiting.low, found.low]),
-        np.concatenate([waiting.high, found.high]),
-    )
+def _join(waiting: list[_Pairs]) -> _Pairs:
+    return _Pairs(*map(np.concatenate, zip(*waiting, strict=True)))
 
 
 def _prune(waiting: _Pairs, worst: npt.NDArray[np.float64], k: int) -> _Pairs:

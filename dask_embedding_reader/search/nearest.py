@@ -7,8 +7,11 @@ order depend on the data alone, not on blocks, chunks, threads or machines.
 
 from __future__ import annotations
 
+import os
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,12 +20,14 @@ import numpy.typing as npt
 
 from dask_embedding_reader._common.arguments import check_nbytes, check_positive
 from dask_embedding_reader._common.progress import Progress, progress_bar
+from dask_embedding_reader._common.threads import map_at_once
 from dask_embedding_reader.batches.pieces import fold_pieces, reads_apart
 from dask_embedding_reader.batches.request import span_of
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
 from dask_embedding_reader.lazy.iter_batches import active_client, checked_array, iter_batches
 from dask_embedding_reader.reader import EmbeddingReader
 from dask_embedding_reader.search.best import Best, finish, merge, nothing
+from dask_embedding_reader.search.blas import SINGLE_THREADED
 from dask_embedding_reader.search.blocks import FEW_QUERIES, search_rows
 from dask_embedding_reader.search.queries import Int64s, Metric, Queries, check_queries, prepare
 
@@ -33,7 +38,13 @@ _BATCH_NBYTES = 2**23
 """What is read at once."""
 
 _PIECE_NBYTES = 2**22
-"""What a thread reads and searches at once, for one or two queries: it is still in the processor's cache then."""
+"""What a thread reads and searches at once: it is still in the processor's cache then."""
+
+_THREADS = os.cpu_count() or 1
+"""Arrays in memory are searched in so many."""
+
+_LEAST_PART_ROWS = 1_024
+"""Fewer rows in memory are not worth a thread."""
 
 
 def nearest(
@@ -88,8 +99,10 @@ def nearest(
     Notes
     -----
     With an active ``distributed.Client``, each chunk is searched by a task, and a tree of tasks joins what they found.
-    Elsewhere batches are searched as they are read. Products are made by BLAS in blocks that stay in the processor's
-    cache; what can be among the best, by the bound of [1]_ for the rounding of products, is scored again in float64.
+    Elsewhere as many threads search as there are processors: local files as they read them, and arrays in memory. BLAS
+    has one thread for each of these meanwhile, also where others use it in this process. Products are made in blocks
+    that stay in the processor's cache; what can be among the best, by the bound of [1]_ for the rounding of products,
+    is scored again in float64.
 
     References
     ----------
@@ -152,10 +165,10 @@ def _check_source(source: Any) -> Any:
 def _search(source: Any, queries: Queries, dtype: np.dtype[Any], limit_nbytes: int, progress: Progress) -> Best:
     """Search all rows, where they are computed."""
     if isinstance(source, np.ndarray):
-        return search_rows(source, 0, queries, dtype, progress=progress)
+        return _search_array(source, queries, dtype, progress)
     if active_client() is not None:
         return _search_chunks(source.to_dask_array() if isinstance(source, EmbeddingReader) else source, queries, dtype)
-    if isinstance(source, EmbeddingReader) and len(queries.exact) <= FEW_QUERIES and reads_apart(source.manifest):
+    if isinstance(source, EmbeddingReader) and reads_apart(source.manifest):
         first, stop, selected = span_of(source.rows)
         if selected is None:
             return _search_pieces(source, first, stop, queries, dtype, progress)
@@ -167,10 +180,33 @@ def _search(source: Any, queries: Queries, dtype: np.dtype[Any], limit_nbytes: i
     return best
 
 
+def _search_array(rows: npt.NDArray[Any], queries: Queries, dtype: np.dtype[Any], progress: Progress) -> Best:
+    """Search rows in memory, as many in each thread."""
+    threads = max(1, min(_THREADS, len(rows) // _LEAST_PART_ROWS))
+    step = -(-len(rows) // threads) or 1
+    counting = threading.Lock()
+
+    def count(done: int) -> None:
+        with counting:
+            progress.update(done)
+
+    def search(start: int) -> Best:
+        return search_rows(rows[start : start + step], start, queries, dtype, count=count)
+
+    with _blas_of(queries):
+        found = map_at_once(threads, search, range(0, len(rows), step))
+    return reduce(merge, found, nothing(queries))
+
+
+def _blas_of(queries: Queries) -> AbstractContextManager[None]:
+    """Return a block in which threads of ours multiply; few queries are multiplied without BLAS."""
+    return nullcontext() if len(queries.exact) <= FEW_QUERIES else SINGLE_THREADED
+
+
 def _search_pieces(
     reader: EmbeddingReader, start: int, stop: int, queries: Queries, dtype: np.dtype[Any], progress: Progress
 ) -> Best:
-    """Search in the threads that read: for few queries, that takes less than to hand over what was read."""
+    """Search in the threads that read, which takes less than to hand over what was read."""
     wanted = _read_as(reader.dtype, dtype) or reader.dtype
     piece_rows = max(1, _PIECE_NBYTES // max(1, reader.dimension * wanted.itemsize))
 
@@ -178,7 +214,8 @@ def _search_pieces(
         return search_rows(rows, first - start, queries, dtype, best)
 
     begin = partial(nothing, queries)
-    return reduce(merge, fold_pieces(reader.manifest, start, stop, piece_rows, wanted, begin, search, progress))
+    with _blas_of(queries):
+        return reduce(merge, fold_pieces(reader.manifest, start, stop, piece_rows, wanted, begin, search, progress))
 
 
 def _batches(source: Any, dtype: np.dtype[Any], limit_nbytes: int) -> Iterator[npt.NDArray[Any]]:

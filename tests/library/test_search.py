@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from distributed import Client
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 from dask_embedding_reader import ArgumentError, ArgumentTypeError, EmbeddingReader, FileChangedError, nearest
 from dask_embedding_reader._common import progress
@@ -77,6 +79,8 @@ def test_blocks_and_chunks_change_nothing(data: st.DataObject, metric: Any) -> N
         patch.setattr(searching, "_BATCH_NBYTES", data.draw(st.integers(1, 500)))
         patch.setattr(blocks, "_QUERIES_AT_ONCE", data.draw(st.integers(1, 5)))
         patch.setattr(blocks, "_LEAST_BLOCK_ROWS", data.draw(st.integers(1, 8)))
+        patch.setattr(searching, "_THREADS", 3)
+        patch.setattr(searching, "_LEAST_PART_ROWS", data.draw(st.integers(1, 40)))
         for source in (vectors, chunked):
             scores, found = nearest(source, queries, k, metric=metric)
             np.testing.assert_array_equal(found, expected_rows)
@@ -104,6 +108,7 @@ def test_what_waits_to_be_scored_changes_nothing(data: st.DataObject, metric: An
         patch.setattr(blocks, "_PAIRS_WAITING", data.draw(st.sampled_from([3, 50, 10_000])))
         patch.setattr(blocks, "_BLOCK_NBYTES", 1)
         patch.setattr(blocks, "_LEAST_BLOCK_ROWS", data.draw(st.integers(1, 80)))
+        patch.setattr(searching, "_LEAST_PART_ROWS", data.draw(st.integers(1, 80)))
         scores, rows = nearest(vectors, queries, k, metric=metric)
         everything = nearest(vectors, queries, count, metric=metric)
     for got, wanted, whole in zip((scores, rows), expected, everything, strict=True):
@@ -146,7 +151,8 @@ def test_it_shows_how_far_it_is(
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8", "float64"])
 @pytest.mark.parametrize("metric", METRICS)
-def test_threads_that_read_and_search_find_the_same(tmp_path: Path, dtype: str, metric: Any) -> None:
+@pytest.mark.parametrize("asking", [2, 3])
+def test_threads_that_read_and_search_find_the_same(tmp_path: Path, dtype: str, metric: Any, asking: int) -> None:
     vectors = random_vectors(900, 6, dtype)
     vectors[700] = 0
     if vectors.dtype.kind == "f":
@@ -154,7 +160,7 @@ def test_threads_that_read_and_search_find_the_same(tmp_path: Path, dtype: str, 
     for shard, part in enumerate(np.split(vectors, [300, 301, 640])):
         np.save(tmp_path / f"{shard}.npy", part)
     reader = EmbeddingReader(tmp_path)
-    queries = random_vectors(2, 6, seed=1)
+    queries = random_vectors(asking, 6, seed=1)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         patch.setattr(searching, "_PIECE_NBYTES", 7 * 6 * 4)
@@ -165,6 +171,35 @@ def test_threads_that_read_and_search_find_the_same(tmp_path: Path, dtype: str, 
                 np.testing.assert_array_equal(got, wanted)
     told = [str(each.message) for each in warned]
     assert told[::2] == told[1::2]
+
+
+def blas_threads() -> list[int]:
+    return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+
+
+def test_blas_has_one_thread_for_each_of_ours_and_all_of_its_own_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    at_work = threading.Barrier(3)
+
+    def look(rows: Array, first_row: int, *given: Any, **options: Any) -> Any:
+        seen.extend(blas_threads())
+        at_work.wait(60)
+        if not rows.any():
+            raise ValueError("nothing but zeros")
+        return blocks.search_rows(rows, first_row, *given, **options)
+
+    monkeypatch.setattr(searching, "search_rows", look)
+    monkeypatch.setattr(searching, "_THREADS", 1)
+    vectors = random_vectors(50, 4)
+    before = blas_threads()
+    with ThreadPoolExecutor(3) as pool:
+        *found, failed = [
+            pool.submit(nearest, given, vectors[:3], metric="ip") for given in (vectors, vectors, vectors * 0)
+        ]
+        assert [len(each.result()[0]) for each in found] == [3, 3]
+        assert isinstance(failed.exception(), ValueError)
+    assert blas_threads() == before
+    assert set(seen) <= {1}
 
 
 def test_what_goes_wrong_in_a_thread_that_searches_ends_all(tmp_path: Path) -> None:

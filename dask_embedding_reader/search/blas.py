@@ -1,0 +1,39 @@
+"""The threads of BLAS, while a search has threads of its own."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from threadpoolctl import threadpool_limits
+
+
+class _SingleThreaded:
+    """Has BLAS multiply in the thread that asks for it: in the whole process, until all who want that have left.
+
+    Its own threads share out each product and wait for each other, and are idle while one thread chooses what is near.
+    """
+
+    def __init__(self) -> None:
+        self._changing = threading.Lock()
+        self._wanted = 0
+        self._limit: tuple[ThreadPoolExecutor, threadpool_limits] | None = None
+
+    def __enter__(self) -> None:
+        with self._changing:
+            self._wanted += 1
+            if self._limit is None:
+                # Only the thread that set a limit can lift it, and who came first may have left before others.
+                control = ThreadPoolExecutor(1, "embedding-search")
+                self._limit = control, control.submit(threadpool_limits, 1, "blas").result()
+
+    def __exit__(self, *_: object) -> None:
+        with self._changing:
+            self._wanted -= 1
+            if not self._wanted and self._limit is not None:
+                (control, limits), self._limit = self._limit, None
+                control.submit(limits.restore_original_limits).result()
+                control.shutdown()
+
+
+SINGLE_THREADED = _SingleThreaded()
