@@ -100,6 +100,30 @@ def test_an_ascending_selection_is_searched(rows: Rows, wanted: list[int]) -> No
             assert found.search(np.array(wanted, np.int64)).tolist() == np.searchsorted(list(found), wanted).tolist()
 
 
+def test_sections_of_few_rows_are_searched_and_tell_whether_they_ascend() -> None:
+    """All of them: of rows that were picked, which lie in several parts, in either order."""
+    wanted = np.arange(-3, 130)
+    for numbers in (np.arange(40) * 3 + 1, np.flatnonzero(np.arange(120) % 7 < 4), np.array([5, 4]), np.array([7])):
+        whole = pick(numbers[numbers != 25])
+        for step in (-3, -1, 1, 2):
+            for start in range(0, len(whole), 5):
+                for some in (whole[start::step], whole[start : start + 2][::step], deal(whole, 3, 2, 1)[start::step]):
+                    assert some.is_ascending <= bool((np.diff(list(some)) > 0).all())
+                    if some.is_ascending:
+                        assert some.search(wanted).tolist() == np.searchsorted(list(some), wanted).tolist()
+
+
+def test_windows_end_between_what_is_asked_for() -> None:
+    epoch = shuffle(Stretch(range(1_000)), 0, 0, 1, 128)
+    for rows in (epoch, epoch[3:-5], epoch[::7], shard(epoch, 4, 1), deal(epoch, epoch.window_rows, 3, 1)):
+        windows = rows.windows(0, len(rows)).tolist()
+        assert windows
+        for start in range(0, len(rows), 5):
+            for stop in (start, start + 1, *windows, len(rows)):
+                inside = [window for window in windows if start < window < stop]
+                assert rows.windows(start, stop).tolist() == inside
+
+
 @settings(deadline=None)
 @given(selections(), selections())
 def test_equal_rows_are_equal_and_survive_pickling(left: Rows, right: Rows) -> None:
@@ -153,6 +177,11 @@ def test_rows_beyond_32_bits_are_kept() -> None:
 
 GOLDEN = [
     ((20, 0, 0, 1, 100), [1, 5, 19, 9, 4, 12, 7, 14, 15, 16, 6, 2, 3, 0, 17, 8, 11, 13, 10, 18]),
+    ((100, 0, 0, 9, 100), [6, 97, 75, 89, 23, 74, 79, 62]),
+    (
+        (6000000000, 3, 1, 1, 83333),
+        [5117689880, 2689033076, 3896643615, 5080628817, 219038502, 4496341640, 4598282438, 1762527000],
+    ),
     ((1000, 1, 2, 2, 256), [280, 491, 315, 747, 62, 72, 933, 334, 325, 574, 882, 982, 998, 724, 302, 124]),
     (
         (5800000000, 3, 1, 42, 83333),
