@@ -73,6 +73,10 @@ def make_pace(manifest: Manifest, request: BatchRequest, *, decodes_groups: bool
         most = min(_LOCAL_PIECE_NBYTES if local else DEFAULT_PIECE_NBYTES, limit // (4 * threads))
         rows = default_piece_rows(manifest.byte_per_item, max(_MIN_PIECE_NBYTES, most))
     is_large = local and request.batch_rows > rows
+    if is_large and request.max_piece_rows is None:
+        # Pieces of one size, as many for each thread: the next batch has no memory before this one is done, and whoever
+        # has read its last piece would wait for the others (batches of 2.4 pieces kept 85 % of two threads busy).
+        rows = -(-request.batch_rows // (threads * -(-request.batch_rows // (threads * rows))))
     parallel_rows = threads * max(rows, int(vectors.group_rows.max()) if decodes_groups else 0)
     # Remote pieces end with their files. A batch and a piece for each connection keep all busy: more takes memory.
     ahead = threads * (4 * rows if local else min(rows, int(vectors.rows.max())))

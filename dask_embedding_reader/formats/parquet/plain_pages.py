@@ -165,6 +165,7 @@ class PlainChunk:
                     return done
                 done += whole
             carried += end
+            del values  # its memory is that of the next page, and in the cache
 
     def _find(self, position: int, before: int) -> Page | None:
         """Return the page at a position; None if there is none that may be plain."""
