@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,10 @@ from dask_embedding_reader.storage.read import read_each_into
 from dask_embedding_reader.storage.store import StoredFile
 
 MOST_WINDOWS = 3
-"""So many are fetched at once where few others ask: one connection to an object store brings 60 to 90 MB/s."""
+"""So many are fetched at once where one file is read alone: one connection to an object store brings 60 to 90 MB/s.
+
+Where more are read, these ask at the same time, and memory counts.
+"""
 
 
 class _Fetched(NamedTuple):
@@ -58,12 +61,11 @@ class ChunkFile(io.RawIOBase):
             begin = max(window.first, min(start - self._window_nbytes // 4, window.stop))
             kept = window.data[begin - window.first :]
         step = self._window_nbytes
-        with _asking() as askers:
-            windows = max(1, min(MOST_WINDOWS, self._file.store.connections // askers))
-            data = np.empty(min(max(stop, start + windows * step), end) - begin, np.uint8).data
-            data[: len(kept)] = kept
-            missing = range(len(kept), len(data), step)
-            read_each_into(self._file, [(begin + place, [data[place : place + step]]) for place in missing])
+        windows = max(1, min(MOST_WINDOWS, self._file.store.connections // (4 * _count_readers(self))))
+        data = np.empty(min(max(stop, start + windows * step), end) - begin, np.uint8).data
+        data[: len(kept)] = kept
+        missing = range(len(kept), len(data), step)
+        read_each_into(self._file, [(begin + place, [data[place : place + step]]) for place in missing])
         return _Fetched(begin, data)
 
     def readable(self) -> bool:
@@ -101,22 +103,15 @@ class ChunkFile(io.RawIOBase):
         return window.data[start - window.first : stop - window.first]
 
 
-_askers = 0
+_read_in_windows: weakref.WeakSet[ChunkFile] = weakref.WeakSet()
 _counting = threading.Lock()
 
 
-@contextmanager
-def _asking() -> Iterator[int]:
-    """Count those who fetch windows at the same time, in the whole process."""
-    global _askers  # noqa: PLW0603 - what they share is the network
+def _count_readers(file: ChunkFile) -> int:
+    """Return how many such files are read window by window at this time, in the whole process, with another one."""
     with _counting:
-        _askers += 1
-        askers = _askers
-    try:
-        yield askers
-    finally:
-        with _counting:
-            _askers -= 1
+        _read_in_windows.add(file)
+        return len(_read_in_windows)
 
 
 def _fetch_each(file: StoredFile, ranges: Sequence[tuple[int, memoryview]]) -> None:
