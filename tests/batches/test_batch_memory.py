@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from dask_embedding_reader._common.budget import cached_nbytes
@@ -59,6 +60,45 @@ def test_nothing_is_read_ahead_while_batches_that_are_kept_fill_the_limit(tmp_pa
     assert ahead[0] > 1
     assert ahead[10] == 0
     assert_batches(iter(kept), written, 64)
+
+
+def test_metadata_of_tiny_vectors_are_read_ahead_within_the_limit(tmp_path: Path) -> None:
+    """Captions of 2 kB, of which those of the whole collection would be worth reading ahead."""
+    captions = pa.table({"caption": [f"{row}".ljust(2_000, "x") for row in range(6_000)]})
+    written = write_collection(
+        tmp_path, "parquet_npy", file_rows=[6_000], dimension=2, tables=[captions], row_group_rows=500
+    )
+    limit = 60_000_000 + cached_nbytes()
+    batches = written.open(meta_columns=["caption"])(100, show_progress=False, max_ram_usage_in_bytes=limit)
+    most = 0
+    for number, _ in enumerate(batches):
+        reading = batches.gi_frame.f_locals["reading"]
+        left = limit - reading._pace.reading_nbytes
+        rows = reading._metadata_stop - 100 * number  # with those of this batch
+        most = max(most, rows)
+        assert rows * 6_000 <= left, "as Arrow's columns, twice, and as Python's strings"
+        assert reading._budget.left_nbytes <= left - rows * 6_000
+    assert most > 1_000
+
+
+def test_metadata_that_weigh_more_than_their_footer_tells_are_weighed(tmp_path: Path) -> None:
+    captions = pa.table({"caption": ["x" * 2_000] * 300})  # one in a dictionary
+    written = write_collection(tmp_path, "parquet_npy", file_rows=[300], dimension=2, tables=[captions])
+    batches = written.open(meta_columns=["caption"])(100, show_progress=False)
+    next(batches)
+    assert batches.gi_frame.f_locals["reading"]._metadata_row_nbytes >= 4_000
+
+
+def test_batches_let_go_of_count_as_long_as_their_memory_is_kept(tmp_path: Path) -> None:
+    written = write_collection(tmp_path, "npy", file_rows=[64 * 40])
+    batches = written.open()(64, max_piece_size=64, show_progress=False, max_ram_usage_in_bytes=2**30)
+    kept = [next(batches) for _ in range(20)]
+    reading, nbytes = batches.gi_frame.f_locals["reading"], kept[0][0].nbytes
+    assert reading._batches_nbytes() >= 20 * nbytes
+    before = reading._budget.left_nbytes
+    del kept
+    next(batches)
+    assert reading._budget.left_nbytes <= before + 2 * nbytes, "it is free, and there"
 
 
 def test_a_view_of_a_batch_keeps_its_memory(collection: Collection) -> None:
