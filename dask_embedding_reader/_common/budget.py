@@ -47,8 +47,8 @@ class Budget:
     --------
     >>> batches = [40, 40]
     >>> budget = Budget(100, lambda: sum(batches), lambda: 5)
-    >>> budget.left_nbytes, budget.has_room(20)
-    (15, False)
+    >>> budget.left_nbytes
+    15
     """
 
     def __init__(self, limit_nbytes: int, *counts: Count) -> None:
@@ -59,10 +59,6 @@ class Budget:
     def left_nbytes(self) -> int:
         """How much more may be held; less than nothing where what was needed is more than the limit."""
         return self._limit_nbytes - sum(count() for count in self._counts)
-
-    def has_room(self, nbytes: int) -> bool:
-        """Tell whether as much more may be held."""
-        return nbytes <= self.left_nbytes
 
 
 _caches: list[Count] = []

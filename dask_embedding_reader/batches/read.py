@@ -257,11 +257,11 @@ class _Reading:
     def _fits(self, job: Job, window: JobQueue) -> bool:
         """Tell whether a job may be started ahead of need."""
         if window is self._metadata:
-            return self._budget.has_room((job.stop - self._metadata_stop) * self._metadata_row_nbytes)
+            return (job.stop - self._metadata_stop) * self._metadata_row_nbytes <= self._budget.left_nbytes
         batches = len(self._slots) + 1 + sum(batch not in self._slots for batch in self._batches(job))
         if self._most_batches is not None:
             batches = min(batches, self._most_batches)
-        return self._budget.has_room(max(0, batches * self._batch_nbytes - self._batches_nbytes()))
+        return max(0, batches * self._batch_nbytes - self._batches_nbytes()) <= self._budget.left_nbytes
 
     def _batches_nbytes(self) -> int:
         """Return what the batches take that are filled or worked on, or kept, and memory for those to come."""
