@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from dask_embedding_reader._common.arguments import ALL_ROWS
 from dask_embedding_reader.collection import plan
 from dask_embedding_reader.collection.files import FileTable, file_table
 from dask_embedding_reader.formats.base import FileHeader
+from dask_embedding_reader.rows.picked import pick
+from dask_embedding_reader.rows.shuffled import shuffle
 from dask_embedding_reader.storage.local import LocalStore
 from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.support.collections import (
@@ -240,6 +243,25 @@ def test_pieces_have_all_rows_in_order_and_end_where_they_should(
         if max_rows == ALL_ROWS:
             assert len(pieces) == filled
     assert made.token == plan.make_plan(files, start, stop, max_rows).token
+
+
+def test_a_piece_beyond_the_last_one_is_none() -> None:
+    made = plan.make_plan(table_of([7, 0, 30], [[], [], []]), 2, 35, 5)
+    assert [made[number] for number in range(len(made))] == [(a, b) for a, b in pairwise(made.bounds.tolist())]
+    for beyond in (len(made), -1):
+        with pytest.raises(IndexError, match=f"piece {beyond} of a plan of {len(made)}"):
+            made[beyond]
+
+
+def test_rows_are_counted_by_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they are ordered, in steps; of a shuffled selection those that it is made of."""
+    monkeypatch.setattr(plan, "_COUNTED_ROWS", 7)
+    offsets = np.array([0, 10, 10, 25, 40])
+    rng = np.random.default_rng(0)
+    for numbers in (rng.permutation(40), rng.integers(0, 40, 23), np.arange(3, 30), np.array([12, 5])):
+        expected = np.histogram(numbers, [0, 10, 25, 40])[0]
+        for rows in (pick(numbers), shuffle(pick(numbers), 0, 0, 2, 8)):
+            assert plan.count_by_file(offsets, rows).tolist() == [expected[0], 0, expected[1], expected[2]]
 
 
 def test_of_a_million_tiny_files_few_pieces_are_left() -> None:

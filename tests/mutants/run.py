@@ -36,7 +36,7 @@ ROOMS = {
     "rows": ("rows", "rows/test_rows.py"),
     "plan": (
         "collection/plan.py",
-        "rows/test_views.py lazy/test_lazy_use.py lazy/test_names.py library/test_properties.py",
+        "collection/test_small_files.py rows/test_views.py lazy/test_lazy_use.py lazy/test_names.py",
     ),
     "formats": ("formats", "formats"),
     "batches": ("batches _common/memory.py", "batches rows library/test_properties.py"),
