@@ -217,6 +217,7 @@ def main() -> None:
 
     watcher = Fork(watched)
     before: dict[str, list[Any]] = {}
+    replaced: dict[str, list[Any]] = {}
     finished: set[str] = set()
     kills, survived, rewritten, half_written, between = 0, 0, [], [], []
     longest = FIRST_SECONDS[what["options"] is not None]
@@ -235,12 +236,13 @@ def main() -> None:
         # that did nothing got less and less time, for ever.
         longest *= 1.2 if now.keys() <= finished else 0.8
         finished = set(now)
-        before |= now
+        before |= {name: state for name, state in now.items() if replaced.get(name) != state}
         survived = max(survived, len(before))
         half_written += in_fork(job.half_written)
         between.append(in_fork(job.read))
         if between[-1] == "new":  # it had come to its end when it was killed: overwrite=True begins anew now
             before.clear()
+            replaced = now
     os.close(hold_end)
     result = {
         "kills": kills,
