@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from threadpoolctl import threadpool_limits
 
@@ -17,7 +17,7 @@ class _SingleThreaded:
     def __init__(self) -> None:
         self._changing = threading.Lock()
         self._wanted = 0
-        self._limit: tuple[ThreadPoolExecutor, threadpool_limits] | None = None
+        self._limit: tuple[ThreadPoolExecutor, Future[threadpool_limits]] | None = None
 
     def __enter__(self) -> None:
         with self._changing:
@@ -25,14 +25,20 @@ class _SingleThreaded:
             if self._limit is None:
                 # Only the thread that set a limit can lift it, and who came first may have left before others.
                 control = ThreadPoolExecutor(1, "embedding-search")
-                self._limit = control, control.submit(threadpool_limits, 1, "blas").result()
+                self._limit = control, control.submit(threadpool_limits, 1, "blas")
+            limit = self._limit[1]
+        try:
+            limit.result()
+        except BaseException:  # Ctrl-C: the limit may be set all the same
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         with self._changing:
             self._wanted -= 1
             if not self._wanted and self._limit is not None:
-                (control, limits), self._limit = self._limit, None
-                control.submit(limits.restore_original_limits).result()
+                (control, limit), self._limit = self._limit, None
+                control.submit(lambda: limit.result().restore_original_limits())
                 control.shutdown()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dask_embedding_reader import ArgumentError, ArgumentTypeError, EmbeddingRea
 from dask_embedding_reader._common import progress
 from dask_embedding_reader.search import blocks
 from dask_embedding_reader.search import nearest as searching
+from dask_embedding_reader.search.blas import SINGLE_THREADED
 from dask_embedding_reader.search.queries import prepare
 
 Array = npt.NDArray[Any]
@@ -200,6 +201,21 @@ def test_blas_has_one_thread_for_each_of_ours_and_all_of_its_own_afterwards(monk
         assert isinstance(failed.exception(), ValueError)
     assert blas_threads() == before
     assert set(seen) <= {1}
+
+
+def test_blas_has_its_threads_back_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = blas_threads()
+    entered: list[bool] = []
+
+    def interrupted(self: Future[Any], timeout: float | None = None) -> Any:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "result", interrupted)  # as the limit is set
+    with pytest.raises(KeyboardInterrupt), SINGLE_THREADED:
+        entered.append(True)
+    assert not entered
+    assert blas_threads() == before
 
 
 def test_what_goes_wrong_in_a_thread_that_searches_ends_all(tmp_path: Path) -> None:
