@@ -40,7 +40,9 @@ def fuzz(inputs: int, seed: int, only: str | None = None, report: TextIO | None 
     seen: set[str] = set()
     began = time.monotonic()
     # Nothing here passes by waiting.
-    logging.getLogger("dask_embedding_reader").setLevel(logging.ERROR)
+    logger = logging.getLogger("dask_embedding_reader")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     pause, retries.FIRST_PAUSE_SECONDS = retries.FIRST_PAUSE_SECONDS, 0.0
     try:
         with guarded() as run:
@@ -58,6 +60,7 @@ def fuzz(inputs: int, seed: int, only: str | None = None, report: TextIO | None 
                     report.flush()
     finally:
         retries.FIRST_PAUSE_SECONDS = pause
+        logger.setLevel(level)
     if report:
         lines = "".join(f"  {kind}: {count:,}\n" for kind, count in sorted(outcomes.items()))
         report.write(f"{inputs:,} inputs, seed {seed}, in {time.monotonic() - began:.0f} s\n{lines}")
