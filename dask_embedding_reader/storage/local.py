@@ -31,7 +31,7 @@ from dask_embedding_reader.storage.store import (
 )
 
 _OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
-_IOV_MAX = 1024  # buffers that Linux and macOS fill in one preadv call
+IOV_MAX = 1024  # buffers that Linux and macOS fill in one preadv call
 _CALL_NBYTES = 2**30  # bytes in one call: macOS refuses 2 GiB
 _COPY_NBYTES = 2**24  # where there is no preadv, each byte passes through new memory
 
@@ -303,7 +303,7 @@ def _fill(descriptor: int, start: int, buffers: list[memoryview]) -> int:
     """Fill buffers with the bytes of an open file from a position on; return how many came."""
     position, stop = start, start + sum(buffer.nbytes for buffer in buffers)
     while position < stop:
-        fit_all = len(buffers) <= _IOV_MAX and stop - position <= _CALL_NBYTES
+        fit_all = len(buffers) <= IOV_MAX and stop - position <= _CALL_NBYTES
         count = _scatter(descriptor, buffers if fit_all else _for_one_call(buffers), position)
         if count == 0:
             break
@@ -327,7 +327,7 @@ def _scatter(descriptor: int, buffers: Sequence[memoryview], start: int) -> int:
 def _for_one_call(buffers: Sequence[memoryview]) -> list[memoryview]:
     """Return of a list of buffers as much as the operating system fills at once."""
     taken, room = [], _CALL_NBYTES
-    for buffer in buffers[:_IOV_MAX]:
+    for buffer in buffers[:IOV_MAX]:
         taken.append(buffer[:room])
         room -= taken[-1].nbytes
         if room == 0:

@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dask_embedding_reader.storage.local import open_local
+from dask_embedding_reader.storage.local import IOV_MAX, open_local
 from dask_embedding_reader.storage.store import ObjectInfo, local_info
 
 Int64s = npt.NDArray[np.int64]
-
-_IOV_MAX = 1024  # places that Linux and macOS fill in one call
 
 
 def read_scattered(path: str, start: int, places: Int64s, lengths: Int64s) -> ObjectInfo | None:
@@ -42,8 +40,8 @@ def read_scattered(path: str, start: int, places: Int64s, lengths: Int64s) -> Ob
     descriptor = open_local(path)
     try:
         done = 0
-        for first in range(0, len(entries), _IOV_MAX):
-            count = min(_IOV_MAX, len(entries) - first)
+        for first in range(0, len(entries), IOV_MAX):
+            count = min(IOV_MAX, len(entries) - first)
             nbytes = int(ends[first + count - 1]) - done
             if call(descriptor, entries.ctypes.data + entries.strides[0] * first, count, start + done) != nbytes:
                 return None  # cut short, interrupted or failed: the plain way to read tells

@@ -322,9 +322,7 @@ def row_nbytes(file: StoredFile, names: Sequence[str]) -> int:
     if known is None or not known.group_rows:
         return 0
     group = int(np.argmax(known.group_rows))
-    starts = tuple(f"{name}." for name in names)
-    leaves = [leaf for leaf, path in enumerate(known.schema.paths) if f"{path}.".startswith(starts)]
-    return known.plain_nbytes(leaves, group) // max(1, known.group_rows[group])
+    return known.plain_nbytes(_leaves_of(known, names), group) // max(1, known.group_rows[group])
 
 
 _FOOTERS = FooterCache(32 * 2**20)
@@ -911,8 +909,12 @@ def _open(
 
 def _chunk_ranges(footer: Footer, groups: Sequence[int], names: Sequence[str]) -> list[tuple[int, int]]:
     """Return where some columns of some row groups are in a file."""
+    chunks = [footer.chunks(leaf, groups) for leaf in _leaves_of(footer, names)]
+    return [chunk[:2] for of_group in zip(*chunks, strict=True) for chunk in of_group]
+
+
+def _leaves_of(footer: Footer, names: Sequence[str]) -> list[int]:
+    """Return the leaves of some columns."""
     # Like pyarrow, which also takes the column `a.b` for a part of `a`.
     starts = tuple(f"{name}." for name in names)
-    leaves = [leaf for leaf, path in enumerate(footer.schema.paths) if f"{path}.".startswith(starts)]
-    chunks = [footer.chunks(leaf, groups) for leaf in leaves]
-    return [chunk[:2] for of_group in zip(*chunks, strict=True) for chunk in of_group]
+    return [leaf for leaf, path in enumerate(footer.schema.paths) if f"{path}.".startswith(starts)]
