@@ -101,8 +101,10 @@ def try_read_in_turn(
     fit = kept_nbytes.sum() == kept.nbytes and (others is None or other_nbytes.sum() == others.nbytes)
     both = np.zeros((len(kept_nbytes), 2), np.int64)
     both[:, 0], both[: len(other_nbytes), 1] = kept_nbytes, other_nbytes
-    if not fit or both.min() < 0:
+    if not fit or (both < 0).any():
         raise ValueError("runs of bytes that do not fill the memory exactly")
+    if not len(both):
+        return True
     if not file.store.is_local:
         return False
     places = np.empty_like(both)

@@ -204,6 +204,16 @@ def test_rows_of_another_dimension_are_found_when_they_are_read(tmp_path: Path, 
             reader.to_dask_array(start).compute()
 
 
+@pytest.mark.parametrize("dimension", [3, 200])
+def test_arrays_of_no_rows_are_filled_with_none(tmp_path: Path, dimension: int) -> None:
+    rows = np.arange(4 * dimension, dtype=np.float32).reshape(4, -1)
+    content = b"".join(dimension.to_bytes(4, "little") + row.tobytes() for row in rows)
+    manifest = EmbeddingReader(write(tmp_path / "0.fvecs", content), "fvecs").manifest
+    outs = [np.empty((count, dimension), np.float32) for count in (0, 3, 0, 1)]
+    manifest.format.vectors.open_rows(manifest.vectors.header(0), manifest.columns, 0, 4)(outs)
+    np.testing.assert_array_equal(np.concatenate(outs), rows)
+
+
 def zipped(path: Path, change: Any = None, method: int = zipfile.ZIP_STORED) -> Path:
     with zipfile.ZipFile(path, "w", method) as archive, archive.open("embedding.npy", "w") as member:
         np.save(member, ROWS)
