@@ -25,7 +25,8 @@ def pair_files(vectors: Files, metadata: Files, roots: tuple[Roots, Roots] = (()
     - the path below the folder that was named, without the suffix (``a/0.npy`` and ``a/0.parquet``), where neither the
       padding of numbers counts nor words that all files of a kind have (``train/emb_0002.npy`` and
       ``train_meta/2.parquet``);
-    - the numbers in it; those in the name that are not the same in all files; the last or the first one in the name;
+    - the numbers in it; those in the name that are not the same in all files; the last or the first one in the name,
+      unless both pair files, and in other pairs;
     - the words in it.
 
     Where there is one file of metadata and several of vectors, it is that of all of them, row after row.
@@ -87,8 +88,27 @@ def _pair_by_names(vectors: Files, metadata: Files, left: _Names, right: _Names)
             continue  # a later rule may tell apart what shares a key
         if partners.keys() != set(keys):
             raise MismatchError(_unpaired(vectors, metadata, keys, others))
-        return [partners[key] for key in keys], True
+        paired = [partners[key] for key in keys]
+        if rule is _last_number:
+            _check_first_numbers(vectors, metadata, paired, _first_number(left), _first_number(right))
+        return paired, True
     return [], is_told
+
+
+def _check_first_numbers(
+    vectors: Files, metadata: Files, paired: Files, left: Sequence[Key], right: Sequence[Key]
+) -> None:
+    """Raise an error for files that their last numbers pair with one file, and their first ones with another."""
+    partners = dict(zip(right, metadata, strict=True))
+    if len(partners) < len(right) or len(set(left)) < len(left):
+        return  # these do not tell files apart
+    for file, partner, number in zip(vectors, paired, left, strict=True):
+        other = partners.get(number, partner)
+        if other != partner:
+            raise MismatchError(
+                f"{file.url} would be a pair with {partner.url} by the last number in their names, but with "
+                f"{other.url} by the first; give the two files of each pair the same name"
+            )
 
 
 def _pair_by_roots(vectors: Files, metadata: Files, roots: tuple[Roots, Roots]) -> list[StoredFile]:
@@ -155,12 +175,20 @@ class _Names:
         return list(zip(*columns, strict=True)) or [()] * len(self.own_numbers)
 
 
+def _last_number(names: _Names) -> list[Key]:
+    return [numbers[-1:] for numbers in names.own_numbers]
+
+
+def _first_number(names: _Names) -> list[Key]:
+    return [numbers[:1] for numbers in names.own_numbers]
+
+
 _RULES: tuple[Callable[[_Names], list[Key]], ...] = (
     lambda names: names.keys,
     lambda names: list(names.numbers),
     lambda names: names.varying_numbers,
-    lambda names: [numbers[-1:] for numbers in names.own_numbers],
-    lambda names: [numbers[:1] for numbers in names.own_numbers],
+    _last_number,
+    _first_number,
     lambda names: [tuple(token for token in key if isinstance(token, str)) for key in names.keys],
 )
 

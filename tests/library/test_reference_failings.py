@@ -233,6 +233,9 @@ def test_files_are_paired_by_what_their_names_say(case: str, tmp_path: Path) -> 
         ("a_train/0 b_test/0", "b_train/0 a_test/0", "a_train/0.npy", "b_test/0.npy"),
         ("a_train b_test", "b_train a_test", "a_train.npy", "a_test.parquet"),
         ("a/emb_0 b/emb_1", "b/meta_0 a/meta_1", "a/emb_0.npy", "b/meta_0.parquet"),
+        # The last and the first number, too.
+        ("s1_e2 s2_e1", "s1_m1 s2_m2", "s1_e2.npy", "s1_m1.parquet"),
+        ("s1_e5 s2_e6", "s3_m5 s1_m6", "s1_e5.npy", "s1_m6.parquet"),
     ],
 )
 def test_position_pairs_nothing_where_a_name_or_number_says_otherwise(
