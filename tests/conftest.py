@@ -16,7 +16,7 @@ import s3fs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dask_embedding_reader.formats.parquet.read import _FOOTERS
+from dask_embedding_reader.formats.parquet.footers import FOOTERS
 from tests.support import clouds, hadoop, servers
 
 # Its assertions shall show their values too when they fail.
@@ -43,7 +43,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _no_footers_of_other_tests() -> None:
     """They count against the memory limit of a pass, and limits of tests are small."""
-    _FOOTERS.clear()
+    FOOTERS.clear()
 
 
 class _DoctestFolders:

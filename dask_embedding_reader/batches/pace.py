@@ -12,7 +12,7 @@ from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.formats.base import DEFAULT_PIECE_NBYTES, FileHeader, default_piece_rows
 from dask_embedding_reader.formats.columns import row_nbytes
-from dask_embedding_reader.formats.parquet.read import DECODER_NBYTES
+from dask_embedding_reader.formats.parquet.decode import DECODER_NBYTES
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
 from dask_embedding_reader.storage.store import most_connections
 

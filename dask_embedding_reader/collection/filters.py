@@ -21,8 +21,8 @@ from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, Colum
 from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, MetaColumn
 from dask_embedding_reader.formats.columns import iter_columns
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, make_frame, merge_columns
+from dask_embedding_reader.formats.parquet.footers import may_match
 from dask_embedding_reader.formats.parquet.format import PARQUET
-from dask_embedding_reader.formats.parquet.read import may_match
 from dask_embedding_reader.formats.partitions import settled
 from dask_embedding_reader.formats.picking import open_table_picker
 from dask_embedding_reader.rows.picked import pick, pick_all

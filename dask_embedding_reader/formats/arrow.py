@@ -22,7 +22,6 @@ from dask_embedding_reader.formats.arrow_tables import (
     columns_of_vectors,
     decoder_nbytes,
     decoding,
-    few,
     meta_column,
     open_batch,
     promised_index,
@@ -40,9 +39,9 @@ from dask_embedding_reader.formats.base import (
     default_piece_rows,
     in_order,
 )
+from dask_embedding_reader.formats.column_names import fields_of, name_vectors
 from dask_embedding_reader.formats.ipc import Batch, Index, fail, read_index
 from dask_embedding_reader.formats.ipc_columns import Column, Path, find_column, inflate
-from dask_embedding_reader.formats.parquet.read import number_columns
 from dask_embedding_reader.formats.raw import copy_blocks, naming_rows, raw_held_nbytes, read_placed
 from dask_embedding_reader.formats.vector_columns import (
     as_vectors,
@@ -212,20 +211,14 @@ def _with_vectors(header: FileHeader, index: Index, columns: Columns) -> FileHea
     """Return a header that tells the dtype and the dimension of the vectors."""
     file, paths = header.file, _paths(header.file, index, columns)
     if isinstance(columns.embedding, tuple):
-        if columns.glob and (others := set(number_columns(file.url, columns.glob, index.schema.names)) - set(paths)):
-            raise ColumnError(
-                f"{file.url}: {columns.glob!r} names the columns {few(sorted(others))}, too, which the first file "
-                "lacks; open the files separately, or list the names (embedding_column=[...])"
-            )
-        dtype, dimension = type_of_columns(file.url, [index.schema.field(path[0]) for path in paths.values()])
+        fields = [index.schema.field(path[0]) for path in paths.values()]
+        dtype, dimension = type_of_columns(file.url, columns, fields, index.schema.names)
         return header._replace(dtype=dtype, dimension=dimension)
     [path] = paths.values()
-    field = index.schema.field(path[0])
-    for position in path[1:]:
-        field = field.type.field(position)
-    likely = columns_of_vectors(file, index)
-    remedy = "name the column of vectors (embedding_column=...)" + (f", such as {few(likely)}" if likely else "")
-    dtype, known = type_of_items(file.url, field.with_name(columns.column), columns, lambda: remedy)
+    field = fields_of(index.schema, path)[-1].with_name(columns.column)
+    dtype, known = type_of_items(
+        file.url, field, columns, lambda: name_vectors(index.schema, columns_of_vectors(file, index))
+    )
     header = header._replace(dtype=dtype)
     header = header._replace(dimension=_first_length(header, columns, index, path) if known is None else known)
     if not header.dimension:

@@ -8,8 +8,9 @@ from functools import lru_cache
 
 import pyarrow as pa
 
-from dask_embedding_reader.errors import ColumnError, EmbeddingReaderError, FormatError, ReadError
+from dask_embedding_reader.errors import EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats.base import FileHeader, MetaColumn
+from dask_embedding_reader.formats.column_names import find_field, no_column, no_column_of_vectors, number_columns
 from dask_embedding_reader.formats.ipc import Index, read_index
 from dask_embedding_reader.formats.ipc_columns import (
     WINDOW_NBYTES,
@@ -18,10 +19,9 @@ from dask_embedding_reader.formats.ipc_columns import (
     inflated_nbytes,
     open_columns,
 )
-from dask_embedding_reader.formats.parquet.read import number_columns
 from dask_embedding_reader.formats.parquet.tables import is_masked
 from dask_embedding_reader.formats.partitions import TOLD_BY_FOLDERS, partition_values
-from dask_embedding_reader.formats.vector_columns import find_field, item_type, no_vectors
+from dask_embedding_reader.formats.vector_columns import item_type
 from dask_embedding_reader.storage.retries import describe
 from dask_embedding_reader.storage.store import StoredFile
 
@@ -35,31 +35,17 @@ def column_path(file: StoredFile, index: Index, name: str) -> Path:
     """Return where a column is."""
     positions = index.schema.get_all_field_indices(name)
     if len(positions) != 1:
-        raise ColumnError(f"{file.url}: {_how_many(index, name)}; its columns are {few(index.schema.names)}")
+        raise no_column(file.url, index.schema.names, name)
     return (int(positions[0]),)
 
 
 def vectors_path(file: StoredFile, index: Index, name: str) -> Path:
     """Return where a column of vectors is, or a field of a struct."""
     path = find_field(index.schema, name)
-    if path is not None:
-        return path
-    if likely := columns_of_vectors(file, index):
-        remedy = f"name the column of vectors (embedding_column=...), such as {few(likely)}"
-        why = f"its columns are {few(index.schema.names)}; {remedy}"
-    else:
-        why = no_vectors(index.schema, "name the column of vectors (embedding_column=...)")
-    raise ColumnError(f"{file.url}: {_how_many(index, name)}; {why}")
-
-
-def _how_many(index: Index, name: str) -> str:
-    count = index.schema.names.count(name)
-    return f"has {count} columns named {name!r}" if count else f"has no column {name!r}"
-
-
-def few(names: Sequence[str]) -> str:
-    """Spell the first of many names."""
-    return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
+    if path is None:
+        schema = index.schema
+        raise no_column_of_vectors(file.url, schema, schema.names, name, columns_of_vectors(file, index))
+    return path
 
 
 def columns_of_vectors(file: StoredFile, index: Index) -> list[str]:

@@ -15,9 +15,10 @@ from dask_embedding_reader.formats.arrow_tables import (
 )
 from dask_embedding_reader.formats.base import FileFormat, FileHeader, FilePart, for_each_file
 from dask_embedding_reader.formats.metadata import MetaField, make_table
-from dask_embedding_reader.formats.parquet.read import DECODE_ROWS, TableReader, iter_tables, parquet_schema
-from dask_embedding_reader.formats.parquet.read import expand_glob as expand_parquet_glob
-from dask_embedding_reader.formats.parquet.read import row_nbytes as parquet_row_nbytes
+from dask_embedding_reader.formats.parquet.decode import DECODE_ROWS, TableReader, iter_tables
+from dask_embedding_reader.formats.parquet.footers import parquet_schema
+from dask_embedding_reader.formats.parquet.footers import row_nbytes as parquet_row_nbytes
+from dask_embedding_reader.formats.parquet.header import expand_glob as expand_parquet_glob
 from dask_embedding_reader.formats.partitions import told_by_folders
 from dask_embedding_reader.storage.store import StoredFile
 

@@ -24,7 +24,7 @@ from dask_embedding_reader.formats.base import (
 from dask_embedding_reader.formats.casting import CheckedCast
 from dask_embedding_reader.formats.columns import iter_columns
 from dask_embedding_reader.formats.metadata import MetaField, empty_frame, make_frame, make_table
-from dask_embedding_reader.formats.parquet.read import DECODE_ROWS
+from dask_embedding_reader.formats.parquet.decode import DECODE_ROWS
 from dask_embedding_reader.formats.raw import try_read_runs
 
 Int64s = npt.NDArray[np.int64]

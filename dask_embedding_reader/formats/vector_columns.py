@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 
 from dask_embedding_reader._common.units import counted
-from dask_embedding_reader.errors import ArgumentError, FormatError
+from dask_embedding_reader.errors import ArgumentError, ColumnError, FormatError
 from dask_embedding_reader.formats.base import Array, Columns, FileHeader
+from dask_embedding_reader.formats.column_names import few, number_columns
 
 _PARSING = (
     "parse it and write the files again: frame[{name!r}].map(json.loads) for JSON, "
@@ -69,14 +70,23 @@ def type_of_items(
     return np.dtype(item.to_pandas_dtype()), dimension
 
 
-def type_of_columns(url: str, fields: Sequence[pa.Field]) -> tuple[np.dtype[Any], int]:
-    """Return the dtype that columns of items share, and how many they are.
+def type_of_columns(
+    url: str, columns: Columns, fields: Sequence[pa.Field], names: Sequence[str]
+) -> tuple[np.dtype[Any], int]:
+    """Return the dtype that columns of items share, and how many they are, of a file that has more columns.
 
     Raises
     ------
+    ColumnError
+        If they are not all that their pattern names.
     FormatError
         If they do not hold numbers of one type.
     """
+    if columns.glob and (others := set(number_columns(url, columns.glob, names)) - set(columns.vectors)):
+        raise ColumnError(
+            f"{url}: {columns.glob!r} names the columns {few(sorted(others))}, too, which the first file lacks; open "
+            "the files separately, or list the names (embedding_column=[...])"
+        )
     first = fields[0]
     for field in fields:
         if not (pa.types.is_floating(field.type) or pa.types.is_integer(field.type)):
@@ -90,42 +100,6 @@ def type_of_columns(url: str, fields: Sequence[pa.Field]) -> tuple[np.dtype[Any]
                 "have one type: cast the columns, and write the file again"
             )
     return np.dtype(first.type.to_pandas_dtype()), len(fields)
-
-
-def no_vectors(schema: pa.Schema, remedy: str) -> str:
-    """Say of a file in which no column can be that of vectors what there is instead, and what to do."""
-    types = [f"{field.name[:60]!r} is {str(field.type)[:60]}" for field in list(schema)[:10]]
-    more = f" and {len(schema) - 10:,} more" if len(schema) > 10 else ""
-    return (
-        f"none of its columns holds lists of numbers, equally many in each row: {', '.join(types) or 'there are none'}"
-        f"{more}; {remedy}"
-    )
-
-
-def find_field(schema: pa.Schema, name: str) -> tuple[int, ...] | None:
-    """Return the position of a column; where none is called so, those that lead to the field of a struct that is.
-
-    None if there is none, or more than one.
-
-    Examples
-    --------
-    >>> schema = pa.schema([("a.b", pa.int8()), ("a", pa.struct([("b", pa.int8()), ("c.d", pa.int8())]))])
-    >>> find_field(schema, "a.b"), find_field(schema, "a.c.d"), find_field(schema, "d")
-    ((0,), (1, 1), None)
-    """
-
-    def within(fields: Iterable[pa.Field], rest: str) -> list[tuple[int, ...]]:
-        found: list[tuple[int, ...]] = []
-        for position, field in enumerate(fields):
-            if field.name == rest:
-                found.append((position,))
-            elif rest.startswith(f"{field.name}.") and pa.types.is_struct(field.type):
-                found += [(position, *path) for path in within(field.type, rest[len(field.name) + 1 :])]
-        return found
-
-    columns = [(position,) for position in schema.get_all_field_indices(name)]
-    found = columns or within(schema, name)
-    return found[0] if len(found) == 1 else None
 
 
 def item_type(kind: pa.DataType) -> pa.DataType | None:

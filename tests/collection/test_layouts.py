@@ -360,7 +360,7 @@ def test_where_no_column_holds_vectors_it_is_said_what_they_hold(
 
 def test_a_metadata_column_that_is_missing_in_arrow_files_is_not_said_to_hold_vectors(tmp_path: Path) -> None:
     write_embeddings(ROWS, tmp_path, "arrow", WORDS)
-    with pytest.raises(ColumnError, match=r"has no column 'wrod'; its columns are 'embedding', 'word', 'n'\W*$"):
+    with pytest.raises(ColumnError, match=r"has no column 'wrod'; its columns are 'word', 'embedding', 'n'\W*$"):
         EmbeddingReader(tmp_path, meta_columns="wrod")
 
 

@@ -127,7 +127,7 @@ def test_a_copy_that_keeps_times_is_as_good_as_the_collection(
         assert_batches(opened(5, dtype=None, show_progress=False), collection, 5, dtype=None)
     # And no header is read.
     monkeypatch.setattr(LocalStore, "read", _only_manifests)
-    monkeypatch.setattr("dask_embedding_reader.formats.parquet.read.local_input", Mock(side_effect=AssertionError))
+    monkeypatch.setattr("dask_embedding_reader.formats.parquet.decode.local_input", Mock(side_effect=AssertionError))
     assert len(replace(collection, folder=tmp_path / "copy").open()) == len(collection.rows)
 
 

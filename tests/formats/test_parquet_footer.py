@@ -26,9 +26,9 @@ from fsspec.implementations.local import LocalFileSystem
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import ColumnError, FormatError
 from dask_embedding_reader.formats.parquet import column_chunks
-from dask_embedding_reader.formats.parquet import read as parquet
+from dask_embedding_reader.formats.parquet import header as parquet
 from dask_embedding_reader.formats.parquet.footer import Footer, parse_footer
-from dask_embedding_reader.formats.parquet.footer_cache import FooterCache
+from dask_embedding_reader.formats.parquet.footers import FooterCache
 from dask_embedding_reader.storage.local import LocalStore
 from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.fuzz import mutate

@@ -16,6 +16,7 @@ from dask_embedding_reader import EmbeddingReader, FormatError, write_embeddings
 from dask_embedding_reader.formats.base import Columns
 from dask_embedding_reader.formats.parquet import chunk_file, compression, indices, pages, plain_pages
 from dask_embedding_reader.formats.parquet import read as parquet
+from dask_embedding_reader.formats.parquet.decode import iter_tables
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.parquet.page_headers import page_header
 from dask_embedding_reader.formats.parquet.thrift import spell_length
@@ -197,7 +198,7 @@ def test_remote_pages_too(
     array = bits("f4", 400, 24)
     options = {"data_page_version": version, **DICTIONARIES["dictionary at the beginning"]}
     write(tmp_path / "a.parquet", array, "list", row_group_size=170, data_page_size=900, compression=codec, **options)
-    monkeypatch.setattr(parquet, "_WINDOW_NBYTES", window_nbytes)
+    monkeypatch.setattr(parquet, "WINDOW_NBYTES", window_nbytes)
     forbid_decoding(monkeypatch)
     storage = fsspec.filesystem("memory")
     storage.pipe_file(f"/plain-{codec}{version}/a.parquet", (tmp_path / "a.parquet").read_bytes())
@@ -219,7 +220,7 @@ def test_no_byte_of_a_remote_chunk_is_fetched_twice(
     array = bits("f4", 400, 24)
     options: dict[str, Any] = {"data_page_size": 900, "write_batch_size": 10, "use_dictionary": False}
     write(tmp_path / "a.parquet", array, "list", compression=codec, data_page_version=version, **options)
-    monkeypatch.setattr(parquet, "_WINDOW_NBYTES", 2**13)
+    monkeypatch.setattr(parquet, "WINDOW_NBYTES", 2**13)
     fetched: list[tuple[int, int]] = []
 
     def fetch_and_note(file: Any, ranges: Any) -> None:
@@ -246,7 +247,7 @@ def test_pyarrow_decodes_the_rest_of_a_row_group_alone(
     array = vectors(400, 64, "f4")
     path = tmp_path / "a.parquet"
     write(path, array, compression="snappy", row_group_size=200, data_page_size=2_000, write_batch_size=512)
-    read_page, decode = pages.read_page, parquet.iter_tables
+    read_page, decode = pages.read_page, iter_tables
     decoded: list[tuple[int, int]] = []
 
     def read_some(*given: Any, **others: Any) -> Any:
@@ -281,7 +282,7 @@ def test_pieces_that_find_no_plain_pages_are_decoded(tmp_path: Path, monkeypatch
         lambda *given, **others: None if given[4] == 46 * 1_024 else read_page(*given, **others),
     )
     assert pq.read_table(tmp_path / "a.parquet").num_rows == len(array)
-    decode, decoded = parquet.iter_tables, []
+    decode, decoded = iter_tables, []
 
     def note(header: Any, names: Any, start: int, *given: Any, **others: Any) -> Any:
         decoded.append(start)

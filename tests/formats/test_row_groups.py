@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader, FormatError
+from dask_embedding_reader.formats.parquet import decode as parquet_decode
 from dask_embedding_reader.formats.parquet import pages, plain_pages
 from dask_embedding_reader.formats.parquet import read as parquet
 
@@ -101,8 +102,8 @@ def test_row_groups_with_other_rows_than_promised_shift_nothing(
     path.write_bytes(changed)
     with pytest.raises(FormatError, match=r"0\.parquet.*a row group ends after row \d+ where the footer promises"):
         EmbeddingReader(path)
-    decode = parquet._iter_group
-    monkeypatch.setattr(parquet, "_iter_group", lambda file, group, names, _: decode(file, group, names, 7))
+    decode = parquet_decode._iter_group
+    monkeypatch.setattr(parquet_decode, "_iter_group", lambda file, group, names, _: decode(file, group, names, 7))
     reader = EmbeddingReader(tmp_path, "parquet_npy", meta_columns=["n"])
     refused: list[str] = []
     for start in range(0, ROWS, 10):
@@ -123,14 +124,14 @@ def test_pages_with_other_rows_than_their_row_group_shift_nothing(
     path = tmp_path / "0.parquet"
     write(path, compression="zstd")
     monkeypatch.setattr(parquet, "can_be_plain", lambda _: False)
-    decode = parquet._iter_group
+    decode = parquet_decode._iter_group
 
     def give(file: Any, group: int, names: Any, _: int) -> Any:
         given = list(decode(file, group, names, 7))
         return iter([*given, given[-1]] if are_more else given[:-1])
 
     reader = EmbeddingReader(path, meta_columns=["n"])
-    monkeypatch.setattr(parquet, "_iter_group", give)
+    monkeypatch.setattr(parquet_decode, "_iter_group", give)
     spanning = reader.to_dask_dataframe(50, 62)  # what is too much would be the first rows of the next one
     for read in (lambda: list(reader(240, show_progress=False)), reader.to_dask_dataframe().compute, spanning.compute):
         with pytest.raises(FormatError, match=r"0\.parquet: a row group ends after row \d+ where the footer promises"):
@@ -147,13 +148,13 @@ def test_rows_that_are_picked_decode_each_row_group_once(
     monkeypatch.setattr(parquet, "can_be_plain", lambda _: False)
     reader = EmbeddingReader(path, meta_columns=["n"])
     picked = [3, 4, 20, 58, 130, 131, 150, 179]  # of two of four
-    decode, decoded = parquet._iter_group, []
+    decode, decoded = parquet_decode._iter_group, []
 
     def note(file: Any, group: int, *others: Any) -> Any:
         decoded.append(file.metadata.row_group(group).num_rows)
         return decode(file, group, *others)
 
-    monkeypatch.setattr(parquet, "_iter_group", note)
+    monkeypatch.setattr(parquet_decode, "_iter_group", note)
     if way == "index":
         found = reader.to_dask_array(chunks=-1)[picked].compute(scheduler="synchronous")
     elif way == "view":

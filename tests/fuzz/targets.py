@@ -38,7 +38,7 @@ from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader
 from dask_embedding_reader.formats.columns import iter_columns
 from dask_embedding_reader.formats.metadata import make_frame, merge_columns
 from dask_embedding_reader.formats.npy import NPY
-from dask_embedding_reader.formats.parquet import read as parquet
+from dask_embedding_reader.formats.parquet import decode as parquet
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.registry import get_file_format
 from dask_embedding_reader.formats.vector_columns import lengths_of

@@ -20,7 +20,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError, MismatchError, ReadError, WriteError
-from dask_embedding_reader.formats.parquet import read as parquet
+from dask_embedding_reader.formats.parquet.footers import FOOTERS
 from dask_embedding_reader.storage import retries
 from tests.storage.test_fragile_storage import COLUMNS, META, QUIET, ROWS, Left, check_result, computed, rows_of
 from tests.support.collections import finishes
@@ -88,7 +88,7 @@ def check(found: Any, file_format: str, accepted: Sequence[Any]) -> None:
 
 
 def run(operation: Callable[..., Any], *subject: Any) -> Any:
-    parquet._FOOTERS.clear()  # footers are read again
+    FOOTERS.clear()  # footers are read again
     return finishes(lambda: operation(*subject), 20)
 
 

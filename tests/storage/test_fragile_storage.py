@@ -21,7 +21,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError
-from dask_embedding_reader.formats.parquet.read import _FOOTERS
+from dask_embedding_reader.formats.parquet.footers import FOOTERS
 from dask_embedding_reader.storage import retries
 from dask_embedding_reader.write import claim
 from tests.support.collections import finishes, open_descriptors, wait_until
@@ -156,12 +156,12 @@ def outcomes(
     subject = operation.prepare(url)
     gc.collect()  # what other tests left
     prepared = dict(BUCKET.objects)
-    _FOOTERS.clear()
+    FOOTERS.clear()
     calls = calls_of(lambda: operation.run(subject))
     assert calls
     for number in range(1, len(calls) + 1, every):
         BUCKET.objects = dict(prepared)
-        _FOOTERS.clear()  # of the last time: what is known already is not asked for
+        FOOTERS.clear()  # of the last time: what is known already is not asked for
         left = Left()
         where = f"{name}, call {number} of {len(calls)}: {calls[number - 1]}"
         try:

@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from dask_embedding_reader.formats.base import Columns, FileHeader, PartReader, RowReader, StretchReader, in_order
 from dask_embedding_reader.formats.parquet import read
+from dask_embedding_reader.formats.parquet.decode import decoder_nbytes
 from dask_embedding_reader.formats.parquet.encode import group_rows, write_parquet
+from dask_embedding_reader.formats.parquet.header import find_vectors, read_header
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.store import StoredFile, Write
 
@@ -24,12 +26,12 @@ class _Parquet:
 
     def find_vectors(self, file: StoredFile, columns: Columns, head: bytes) -> tuple[Sequence[str] | None, bytes]:
         """Find the columns of numbers in lists of one length."""
-        return read.find_vectors(file, columns), head
+        return find_vectors(file, columns), head
 
     def read_header(self, file: StoredFile, columns: Columns, head: bytes = b"") -> FileHeader:
         """Read the footer of a parquet file: rows, row groups, and what the wanted columns hold."""
         del head
-        return read.read_header(file, columns)
+        return read_header(file, columns)
 
     def check_header(self, header: FileHeader) -> bool:
         """Tell whether its rows are those of its row groups."""
@@ -55,7 +57,7 @@ class _Parquet:
     def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
         """Return what pages, dictionaries and pyarrow's allocator take."""
         del rows, threads
-        return read.decoder_nbytes(columns, max(header.group_rows, default=0), header.dtype.itemsize)
+        return decoder_nbytes(columns, max(header.group_rows, default=0), header.dtype.itemsize)
 
     def drawback(self, header: FileHeader) -> str:
         """Say nothing: row groups are looked at by who knows how large they are."""

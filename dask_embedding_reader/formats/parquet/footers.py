@@ -1,0 +1,161 @@
+"""Footers of files: read once, checked, and kept for the next rows of the same file."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from dask_embedding_reader._common.budget import count_cache
+from dask_embedding_reader._common.units import counted
+from dask_embedding_reader.errors import FormatError, ReadError
+from dask_embedding_reader.formats.base import FileHeader
+from dask_embedding_reader.formats.parquet.footer import Footer, parse_footer
+from dask_embedding_reader.storage.read import read_range
+from dask_embedding_reader.storage.store import StoredFile
+
+_FOOTER_READ_NBYTES = 2**16
+"""Holds most footers; a longer one costs a second read."""
+
+
+class FooterCache:
+    """The footers that were used last.
+
+    Threads share it: each step holds the lock.
+    """
+
+    def __init__(self, most_nbytes: int) -> None:
+        self._most_nbytes = most_nbytes
+        self._nbytes = 0
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[StoredFile, Footer] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that they take."""
+        return self._nbytes
+
+    def get(self, file: StoredFile) -> Footer | None:
+        """Return the footer of a file, if it is known."""
+        with self._lock:
+            if file in self._kept:
+                self._kept.move_to_end(file)
+            return self._kept.get(file)
+
+    def put(self, file: StoredFile, footer: Footer) -> None:
+        """Keep a footer in place of those that were used the longest time ago. The last one is kept, large or not."""
+        with self._lock:
+            self._forget(file)
+            self._kept[file] = footer
+            self._nbytes += footer.nbytes
+            while self._nbytes > self._most_nbytes and len(self._kept) > 1:
+                self._forget(next(iter(self._kept)))
+
+    def clear(self) -> None:
+        """Forget them all."""
+        with self._lock:
+            self._kept.clear()
+            self._nbytes = 0
+
+    def _forget(self, file: StoredFile) -> None:
+        if known := self._kept.pop(file, None):
+            self._nbytes -= known.nbytes
+
+
+FOOTERS = FooterCache(32 * 2**20)
+"""A pass opens each file once a row group; and a footer may take as long to fetch as the data."""
+
+count_cache(lambda: FOOTERS.nbytes)
+
+
+def read_footer(file: StoredFile, names: Sequence[str]) -> Footer:
+    """Return the footer of a file, with the types of some columns at least."""
+    wanted = frozenset(names)
+    known = FOOTERS.get(file)
+    if known is not None:
+        if known.schema.asked is None or wanted <= known.schema.asked:
+            return known
+        wanted |= known.schema.asked
+    data = _fetch_footer(file) if known is None else known.data
+    footer = parse_footer(file.url, data, file.size - len(data), wanted)
+    FOOTERS.put(file, footer)
+    return footer
+
+
+def _fetch_footer(file: StoredFile) -> bytes:
+    """Return the end of a file, from its footer on."""
+    if 0 <= file.size < 12:
+        raise FormatError(f"{file.url}: not a parquet file: it has only {counted(file.size, 'byte')}")
+    if file.size < 0:
+        raise ReadError(f"{file.url}: the storage does not tell its size, and a parquet file is read from its end")
+    tail = read_range(file, max(0, file.size - _FOOTER_READ_NBYTES), file.size)
+    if tail[-4:] == b"PARE":
+        raise FormatError(
+            f"{file.url}: encrypted parquet, which cannot be read; write the file again without encryption"
+        )
+    if tail[-4:] != b"PAR1":
+        raise FormatError(
+            f"{file.url}: not a readable parquet file: it ends with {tail[-4:]!r} where b'PAR1' was expected; was it "
+            "cut short?"
+        )
+    nbytes = int.from_bytes(tail[-8:-4], "little") + 8
+    if nbytes > file.size:
+        raise FormatError(f"{file.url}: damaged: its footer claims {nbytes:,} bytes of the file's {file.size:,}")
+    if nbytes > len(tail):
+        tail = read_range(file, file.size - nbytes, file.size - len(tail)) + tail
+    return tail[-nbytes:]
+
+
+def promised_footer(header: FileHeader, names: Sequence[str]) -> Footer:
+    """Return the footer of a file that has the rows which the header tells, maybe from a manifest that is wrong."""
+    footer = read_footer(header.file, names)
+    found = footer.group_rows[header.first_group : header.first_group + len(header.group_rows)]
+    if sum(footer.group_rows) != header.rows or found != header.group_rows:
+        raise FormatError(
+            f"{header.file.url}: holds {sum(footer.group_rows):,} rows in {len(footer.group_rows):,} row groups, where "
+            f"{header.rows:,} rows in other row groups were promised; save the manifest again if there is one, else "
+            "open the collection again"
+        )
+    return footer
+
+
+def parquet_schema(file: StoredFile) -> pa.Schema:
+    """Return the columns of a file."""
+    return read_footer(file, ()).schema.arrow
+
+
+def may_match(file: StoredFile, expression: Any) -> set[int] | None:
+    """Return the row groups that may hold rows for which an expression is true; None where nothing can be told."""
+    try:
+        # pyarrow's datasets, unlike its footers, turn whatever is wrong with statistics into exceptions.
+        fragment = ds.ParquetFileFormat().make_fragment(pa.py_buffer(read_footer(file, ()).data))
+        return {group.id for part in fragment.split_by_row_group(expression) for group in part.row_groups}
+    except Exception:  # noqa: BLE001 - the rows will tell
+        return None
+
+
+def row_nbytes(file: StoredFile, names: Sequence[str]) -> int:
+    """Return about what a row of some columns takes as text and numbers; 0 where the footer is not at hand."""
+    known = FOOTERS.get(file)
+    if known is None or not known.group_rows:
+        return 0
+    group = int(np.argmax(known.group_rows))
+    return known.plain_nbytes(leaves_of(known, names), group) // max(1, known.group_rows[group])
+
+
+def chunk_ranges(footer: Footer, groups: Sequence[int], names: Sequence[str]) -> list[tuple[int, int]]:
+    """Return where some columns of some row groups are in a file."""
+    chunks = [footer.chunks(leaf, groups) for leaf in leaves_of(footer, names)]
+    return [chunk[:2] for of_group in zip(*chunks, strict=True) for chunk in of_group]
+
+
+def leaves_of(footer: Footer, names: Sequence[str]) -> list[int]:
+    """Return the leaves of some columns."""
+    # Like pyarrow, which also takes the column `a.b` for a part of `a`.
+    starts = tuple(f"{name}." for name in names)
+    return [leaf for leaf, path in enumerate(footer.schema.paths) if f"{path}.".startswith(starts)]
