@@ -620,8 +620,8 @@ class EmbeddingReader:
         self._before_shuffling("shuffle")
         row_nbytes = max(1, self.byte_per_item)
         buffer = default_piece_rows(row_nbytes, BUFFER_NBYTES) if buffer_rows is None else buffer_rows
-        local = all(store.is_local for store in self.manifest.vectors.stores)
-        block = default_piece_rows(row_nbytes, BLOCK_NBYTES if local else REMOTE_BLOCK_NBYTES)
+        block_nbytes = BLOCK_NBYTES if self.manifest.vectors.is_local else REMOTE_BLOCK_NBYTES
+        block = default_piece_rows(row_nbytes, block_nbytes)
         return self._view(
             shuffle(
                 self.rows,

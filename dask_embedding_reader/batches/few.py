@@ -23,7 +23,7 @@ def are_few(manifest: Manifest, request: BatchRequest) -> bool:
     rows = request.stop - request.start
     nbytes = rows * manifest.dimension * max(manifest.dtype.itemsize, request.dtype.itemsize)
     few = rows <= _MOST_ROWS and nbytes <= min(_MOST_NBYTES, request.limit_nbytes // 2)
-    return few and not manifest.vectors.has_groups and all(store.is_local for store in manifest.vectors.stores)
+    return few and not manifest.vectors.has_groups and manifest.vectors.is_local
 
 
 class FewReading:

@@ -14,7 +14,6 @@ from dask_embedding_reader.formats.base import DEFAULT_PIECE_NBYTES, FileHeader,
 from dask_embedding_reader.formats.columns import row_nbytes
 from dask_embedding_reader.formats.parquet.decode import DECODER_NBYTES
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
-from dask_embedding_reader.storage.store import most_connections
 
 _LOCAL_PIECE_NBYTES = 8 * 2**20
 """Local pieces: large enough that a read costs nothing beside its bytes, small enough that all threads get some."""
@@ -66,8 +65,8 @@ def make_pace(manifest: Manifest, request: BatchRequest, *, decodes_groups: bool
     Where row groups must be decoded whole, as many are read ahead as there are threads.
     """
     vectors, limit = manifest.vectors, request.limit_nbytes
-    local = all(store.is_local for store in vectors.stores)
-    threads = request.threads or most_connections(vectors.stores)
+    local = vectors.is_local
+    threads = request.threads or vectors.connections
     rows = request.max_piece_rows
     if rows is None:
         most = min(_LOCAL_PIECE_NBYTES if local else DEFAULT_PIECE_NBYTES, limit // (4 * threads))

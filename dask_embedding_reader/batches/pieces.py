@@ -14,14 +14,13 @@ from dask_embedding_reader._common.threads import is_stopped, threads_at_once
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import make_plan
 from dask_embedding_reader.formats.base import Array, read_parts
-from dask_embedding_reader.storage.store import most_connections
 
 S = TypeVar("S")
 
 
 def reads_apart(manifest: Manifest) -> bool:
     """Tell whether pieces are read each for itself, at once: from local files without row groups."""
-    return not manifest.vectors.has_groups and all(store.is_local for store in manifest.vectors.stores)
+    return not manifest.vectors.has_groups and manifest.vectors.is_local
 
 
 def fold_pieces(
@@ -59,7 +58,7 @@ def fold_pieces(
                 progress.update(len(rows))
         return made
 
-    threads = max(1, min(most_connections(manifest.vectors.stores), len(plan)))
+    threads = max(1, min(manifest.vectors.connections, len(plan)))
     with threads_at_once(threads) as pool:
         started = [pool.submit(work) for _ in range(threads)]
         for future in wait(started, return_when=FIRST_EXCEPTION).done:

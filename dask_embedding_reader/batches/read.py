@@ -121,7 +121,7 @@ class _Reading:
     def __init__(self, manifest: Manifest, request: BatchRequest, form: Form) -> None:
         self._manifest, self._request, self._form = manifest, request, form
         vectors = manifest.vectors
-        local = all(store.is_local for store in vectors.stores)
+        local = vectors.is_local
         decodes_groups = vectors.has_groups and (not local or request.rows is not None)
         pace = self._pace = make_pace(manifest, request, decodes_groups=decodes_groups)
         piece_rows = pace.piece_rows
@@ -175,8 +175,7 @@ class _Reading:
             read = open_columns(header, names, start, stop, self._pace.metadata_rows)
             return lambda rows: make(fields, read(len(rows)), rows, header.file.url)
 
-        local = all(store.is_local for store in files.stores)
-        most_files = MOST_FILES if local else MOST_REMOTE_FILES
+        most_files = MOST_FILES if files.is_local else MOST_REMOTE_FILES
         plan = make_plan(files, self._request.start, self._request.stop, self._pace.metadata_rows, most_files)
         return jobs_of_plan(plan, open_frames, self._pool)
 

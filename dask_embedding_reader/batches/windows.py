@@ -28,7 +28,6 @@ from dask_embedding_reader.formats.base import Array, default_piece_rows
 from dask_embedding_reader.formats.casting import cast_into
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES, read_picked
 from dask_embedding_reader.rows.selection import Int64s, Rows
-from dask_embedding_reader.storage.store import most_connections
 
 _WINDOW_NBYTES = 128_000_000
 """Rows in any other order than a shuffled one are sorted and read so many at a time, unless the limit is narrower."""
@@ -68,8 +67,8 @@ class WindowReading:
     def __init__(self, manifest: Manifest, request: BatchRequest, form: Form) -> None:
         assert request.rows is not None
         self._manifest, self._request, self._rows, self._form = manifest, request, request.rows, form
-        local = all(store.is_local for store in manifest.vectors.stores)
-        threads = request.threads or most_connections(manifest.vectors.stores)
+        local = manifest.vectors.is_local
+        threads = request.threads or manifest.vectors.connections
         part_nbytes = 2 * SCRATCH_NBYTES if local else SCRATCH_NBYTES
         self._part_rows = request.max_piece_rows or default_piece_rows(manifest.byte_per_item, part_nbytes)
         wanted = window_nbytes(manifest, request) + threads * SCRATCH_NBYTES

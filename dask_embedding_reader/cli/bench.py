@@ -24,7 +24,7 @@ def measure_reading(reader: EmbeddingReader, seconds: float, *, show_progress: b
         ``runs``, a dictionary for each setting; ``suits``, the setting to use; ``read_again``, whether rows were read
         more than once.
     """
-    settings = _LOCAL if all(store.is_local for store in reader.manifest.vectors.stores) else _REMOTE
+    settings = _LOCAL if reader.manifest.vectors.is_local else _REMOTE
     runs, row, total = [], 0, 0
     with progress_bar(show_progress, len(settings), "measuring", " settings") as progress:
         for parallel_pieces in settings:

@@ -81,6 +81,16 @@ class FileTable:
         return int(self.offsets[-1])
 
     @property
+    def is_local(self) -> bool:
+        """Whether all files are read at no cost beside their bytes: elsewhere every read is a request, and waits."""
+        return not any(store.request_nbytes for store in self.stores)
+
+    @property
+    def connections(self) -> int:
+        """How many pieces are read at once, if nobody says."""
+        return max(store.connections for store in self.stores)
+
+    @property
     def has_groups(self) -> bool:
         """Whether files consist of row groups, which can only be decoded whole."""
         return len(self.group_rows) > 0

@@ -28,7 +28,6 @@ from dask_embedding_reader.formats.picking import open_table_picker
 from dask_embedding_reader.rows.picked import pick, pick_all
 from dask_embedding_reader.rows.selection import Int64s, Rows
 from dask_embedding_reader.storage.retries import describe
-from dask_embedding_reader.storage.store import most_connections
 
 Mask = npt.NDArray[np.bool_]
 Condition = tuple[str, str, Any]
@@ -254,7 +253,7 @@ def _fields(manifest: Manifest, files: FileTable, names: Sequence[str]) -> list[
 
 
 def _threads(files: FileTable) -> int:
-    return most_connections(files.stores)
+    return files.connections
 
 
 def _matching(files: FileTable, rows: Rows, condition: _Filter) -> Iterator[Int64s]:

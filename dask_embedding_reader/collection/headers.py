@@ -37,7 +37,7 @@ def read_headers(
         unknown = [file for file in files if file not in known]
         read = iter(read_headers(vectors, unknown, columns, show_progress, {}, heads) if unknown else ())
         return [known.get(file) or next(read) for file in files]
-    local = all(file.store.is_local for file in files)
+    local = not any(file.store.request_nbytes for file in files)
     per_block = _BLOCK_FILES if local else 1
     blocks = [files[first : first + per_block] for first in range(0, len(files), per_block)]
 

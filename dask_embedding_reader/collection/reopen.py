@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dask_embedding_reader._common.arguments import Source
@@ -31,7 +31,7 @@ from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.storage.find import EARLIER_MANIFEST_NAME, MANIFEST_NAME, MANIFEST_NAMES
 from dask_embedding_reader.storage.names import GLOB_CHARACTERS, glob_root, is_litter
-from dask_embedding_reader.storage.put import get_file, put_file, remove_files
+from dask_embedding_reader.storage.put import get_file, put_file, real_path, remove_files
 from dask_embedding_reader.storage.store import Store, shown_url
 from dask_embedding_reader.storage.urls import resolve
 
@@ -211,7 +211,7 @@ def check_outside(manifest: Manifest, store: Store, folder: str) -> None:
 
     The folders themselves, whose files may be replaced, are not meant. Hidden ones are: their manifests are found.
     """
-    real = os.path.realpath if store.is_local else str
+    real = partial(real_path, store)
     for table in (manifest.vectors, manifest.metadata):
         for root in () if table is None or store not in table.stores else table.roots:
             if real(folder).startswith(_inside(real(glob_root(root) if "**" in root else root))):

@@ -69,10 +69,8 @@ _BLOCK_NBYTES = 2**20
 """What is inflated at once."""
 
 _WINDOW_NBYTES = 2**20
-"""Of compressed vectors as much is held at once: writers make record batches of any size."""
-
-_REMOTE_WINDOW_NBYTES = 2**23
-"""The same elsewhere, where each costs a request."""
+"""Of compressed vectors as much is held at once: writers make record batches of any size. Elsewhere it is what is worth
+a request."""
 
 _PADDING_NBYTES = 64
 """Buffers may be longer than what is in them by less than this."""
@@ -415,7 +413,7 @@ class _FilePart(io.RawIOBase):
 
 
 def _window_nbytes(header: FileHeader) -> int:
-    return _WINDOW_NBYTES if header.file.store.is_local else _REMOTE_WINDOW_NBYTES
+    return max(_WINDOW_NBYTES, 8 * header.file.store.request_nbytes)
 
 
 def _open_compressed(header: FileHeader, batch: Batch, place: tuple[int, int], first: int) -> StretchReader:

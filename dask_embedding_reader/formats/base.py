@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dask_embedding_reader._common.threads import map_at_once
-from dask_embedding_reader.storage.store import StoredFile
+from dask_embedding_reader.storage.store import StoredFile, most_requests
 
 if TYPE_CHECKING:
     from dask_embedding_reader.formats.vectors import Vectors
@@ -247,9 +247,7 @@ def read_parts(vectors: FileFormat, columns: Columns, parts: Sequence[FilePart],
 
 def for_each_file(function: Callable[..., R], headers: Sequence[FileHeader], *columns: Sequence[Any]) -> list[R]:
     """Call a function with a value of each column, file by file; for all at once where they are elsewhere: it waits."""
-    stores = [header.file.store for header in headers]
-    threads = max((store.connections for store in stores if not store.is_local), default=1)
-    return map_at_once(threads, function, *columns)
+    return map_at_once(most_requests(header.file.store for header in headers), function, *columns)
 
 
 def default_piece_rows(byte_per_item: int, nbytes: int = DEFAULT_PIECE_NBYTES) -> int:

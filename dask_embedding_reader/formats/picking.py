@@ -37,16 +37,11 @@ _RUN_NBYTES = 2**10
 """Runs of neighbours of so many bytes, on average, are read straight to their places, passing over what lies between
 them: that takes 150 ns for each, and picking from memory 230 ns for 1 kB."""
 
-_REMOTE_GAP_NBYTES = 2**20
-"""The same elsewhere: about what comes while a request is on its way."""
-
 _LONG_NBYTES = 2**18
 """So many neighbours are read alone, straight to their place: to copy them would cost more than a call."""
 
 SCRATCH_NBYTES = 2**22
 """As much is read at once from which rows are picked: it stays near the processor, and its memory is used again."""
-
-_REMOTE_SCRATCH_NBYTES = 2**23
 
 _REMOTE_REQUESTS = 64
 """Ranges of a file that are asked for at once."""
@@ -118,11 +113,12 @@ def _by_group(header: FileHeader, rows: Int64s) -> Iterator[tuple[int, int]]:
 def open_picker(vectors: FileFormat, columns: Columns, header: FileHeader, start: int, stop: int) -> Picker:
     """Return a function that puts some of the rows ``[start, stop)`` of a file where they belong."""
     read = vectors.open_stretches(header, columns, start, stop)
-    local = header.file.store.is_local
+    request_nbytes = header.file.store.request_nbytes
+    local = not request_nbytes
     row_nbytes = max(1, header.dimension * header.dtype.itemsize)
-    gap_rows = (_GAP_NBYTES if local else _REMOTE_GAP_NBYTES) // row_nbytes
+    gap_rows = max(_GAP_NBYTES, request_nbytes) // row_nbytes
     long_rows = max(2, _LONG_NBYTES // row_nbytes) if local else 0
-    most_rows = max(1, (SCRATCH_NBYTES if local else _REMOTE_SCRATCH_NBYTES) // row_nbytes)
+    most_rows = max(1, max(SCRATCH_NBYTES, 8 * request_nbytes) // row_nbytes)
     most_reads = 2**20 if local else _REMOTE_REQUESTS
 
     def pick(rows: Int64s, outs: Sequence[Array], places: Int64s | None) -> None:

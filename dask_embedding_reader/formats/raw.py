@@ -88,7 +88,7 @@ def raw_reader(file: StoredFile, position: int, dtype: np.dtype[Any], row_nbytes
 def raw_held_nbytes(header: FileHeader, rows: int, threads: int) -> int:
     """Return what reading vectors that lie as in memory holds: blocks that are cast, or the bodies of answers."""
     piece_nbytes = rows * header.dimension * header.dtype.itemsize
-    return threads * (min(_SCRATCH_NBYTES, piece_nbytes) if header.file.store.is_local else piece_nbytes)
+    return threads * (piece_nbytes if header.file.store.request_nbytes else min(_SCRATCH_NBYTES, piece_nbytes))
 
 
 def raw_header_fits(header: FileHeader) -> bool:
@@ -172,7 +172,7 @@ def read_blocks(file: StoredFile, position: int, row_type: np.dtype[Any], rows: 
     The dtype of a row is one with fields, or of a sub-array.
     """
     step = rows
-    if file.store.is_local:  # elsewhere each block would be a request
+    if not file.store.request_nbytes:  # elsewhere each block would be one
         step = max(1, _SCRATCH_NBYTES // row_type.itemsize)
     scratch = np.empty(min(step, rows) * row_type.itemsize, np.uint8)
     for first in range(0, rows, step):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from html import escape
 from itertools import pairwise
@@ -13,7 +12,7 @@ from dask_embedding_reader._common.units import counted, human_size
 from dask_embedding_reader.collection.files import FileTable, Int64s
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.storage.retries import hide_secrets
-from dask_embedding_reader.storage.store import shown_url
+from dask_embedding_reader.storage.urls import shown_from_here
 
 _MOST_BLOCKS = 150
 """Blocks of the strip; where there are more files, neighbours share a block."""
@@ -75,9 +74,7 @@ def _place(vectors: FileTable) -> str:
     if len(vectors.stores) > 1:
         return f"{len(vectors.stores)} storages"
     folder = vectors.paths[0] if len(vectors) == 1 else _common_folder(min(vectors.paths), max(vectors.paths))
-    if vectors.stores[0].is_local:
-        folder = _from_here(folder)
-    place = shown_url(vectors.stores[0], folder)
+    place = shown_from_here(vectors.stores[0], folder)
     return place if len(place) <= _LONGEST_PLACE else "…" + place[-_LONGEST_PLACE:]
 
 
@@ -85,12 +82,6 @@ def _common_folder(first: str, last: str) -> str:
     # Not os.path.commonpath, which takes the two slashes of a URL for one.
     same = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return first[: first.rfind("/", 0, same) + 1]
-
-
-def _from_here(path: str) -> str:
-    """Spell a path below the working directory as people do."""
-    relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
 
 
 def _strip(manifest: Manifest, file_rows: Int64s) -> str:

@@ -85,6 +85,11 @@ class FsspecStore:
         return False
 
     @property
+    def request_nbytes(self) -> int:
+        """What comes in 15 ms, at the 60 to 90 MB/s of a connection."""
+        return 2**20
+
+    @property
     def is_object_store(self) -> bool:
         """Whether files appear under their names at once and as a whole."""
         return not protocols(self.filesystem).isdisjoint(_ATOMIC_PUT)

@@ -55,6 +55,11 @@ class LocalStore:
         return True
 
     @property
+    def request_nbytes(self) -> int:
+        """Nothing: a read costs its bytes, and what a call to the operating system takes."""
+        return 0
+
+    @property
     def is_object_store(self) -> bool:
         """No: files are renamed."""
         return False

@@ -24,6 +24,8 @@ _CACHED_SHARE = 16
 
 _THREADS = 16
 
+_REMOTE_WRITERS = 16
+
 ErrorKind = type[ReadError] | type[WriteError]
 
 
@@ -90,6 +92,27 @@ def make_folder(store: Store, folder: str) -> None:
     """Make a folder for temporary files, where such are needed."""
     with _explained(store, folder):
         store.make_folder(folder)
+
+
+def is_file(store: Store, path: str) -> bool:
+    """Tell whether a local file is where a folder was expected; elsewhere there may be both."""
+    return store.is_local and os.path.exists(path) and not os.path.isdir(path)
+
+
+def real_path(store: Store, path: str) -> str:
+    """Return where a path leads, through links."""
+    return os.path.realpath(path) if store.is_local else path
+
+
+def put_nbytes(store: Store, nbytes: int) -> int:
+    """Return what it takes to put a file of so many bytes: what is sent is held as a whole."""
+    return 0 if store.is_local else nbytes
+
+
+def most_writers(store: Store) -> int:
+    """Return how many files are best put at once."""
+    # One that waits for the disk leaves its core to another one.
+    return 2 * (os.cpu_count() or 1) if store.is_local else _REMOTE_WRITERS
 
 
 def has_folder(store: Store, folder: str) -> bool:

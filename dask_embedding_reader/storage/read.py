@@ -125,8 +125,10 @@ def _address(memory: memoryview) -> int:
     return np.frombuffer(memory, np.uint8).ctypes.data
 
 
-def local_input(file: StoredFile) -> pa.NativeFile:
-    """Open a local file for pyarrow, which reads it without Python's lock."""
+def local_input(file: StoredFile) -> pa.NativeFile | None:
+    """Open a local file for pyarrow, which reads it without Python's lock; None of one that is elsewhere."""
+    if not file.store.is_local:
+        return None
     check_local(file)  # pyarrow would wait for the other end of a pipe
     try:
         return pa.OSFile(os.fsencode(file.path))  # a name need not be UTF-8

@@ -227,6 +227,10 @@ class Store(Protocol):
         """Whether the operating system itself opens the paths: pyarrow can, too, and asking takes no time."""
 
     @property
+    def request_nbytes(self) -> int:
+        """How many bytes come while a request is on its way: to ask for fewer takes as long. 0 where nothing waits."""
+
+    @property
     def is_object_store(self) -> bool:
         """Whether files appear under their names at once and as a whole, without having had another one before."""
 
@@ -335,9 +339,9 @@ def shown_url(store: Store, path: str) -> str:
     return hide_secrets(store.url(path))
 
 
-def most_connections(stores: Iterable[Store]) -> int:
-    """Return how many pieces are read at once from some storages, if nobody says."""
-    return max(store.connections for store in stores)
+def most_requests(stores: Iterable[Store]) -> int:
+    """Return how many small reads are best waited for at once: of those that wait for nothing, one."""
+    return max((store.connections for store in stores if store.request_nbytes), default=1)
 
 
 def vanished(url: str) -> FileChangedError:

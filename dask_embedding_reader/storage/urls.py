@@ -47,6 +47,13 @@ def make_store(filesystem: AbstractFileSystem) -> Store:
     return LocalStore(filesystem) if type(filesystem) is LocalFileSystem else FsspecStore(filesystem)
 
 
+def shown_from_here(store: Store, path: str) -> str:
+    """Return a path for messages, of local ones below the working directory as people spell them."""
+    if isinstance(store, LocalStore) and not (relative := os.path.relpath(path)).startswith(".."):
+        return hide_secrets(relative)
+    return shown_url(store, path)
+
+
 def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:
     """Return the storage of a path or URL, and the path within it."""
     text = _SCHEME.sub(lambda found: found[0].lower(), os.fspath(source))

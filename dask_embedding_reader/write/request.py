@@ -14,12 +14,11 @@ from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, Desti
 from dask_embedding_reader.formats.base import default_piece_rows
 from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.formats.vectors import plan_casting
+from dask_embedding_reader.storage.put import is_file, most_writers, put_nbytes
 from dask_embedding_reader.storage.retries import hide_secrets
 from dask_embedding_reader.storage.urls import resolve
 from dask_embedding_reader.write.folder import Folder
 from dask_embedding_reader.write.parts import Settings
-
-_REMOTE_WRITERS = 16
 
 _FILE_NBYTES = 200_000_000
 """The size of a file, where the caller does not say: a few pieces, so that there are neither too many files nor too
@@ -58,11 +57,9 @@ def check_folder(folder: Any, options: Mapping[str, Any] | None) -> Folder:
     if "::" in text and not os.path.lexists(text):
         raise ArgumentError(f"{hide_secrets(text)!r} is a chain of storages, which is only read; name the last one")
     store, path = resolve(text, options)
-    if store.is_local:
-        if os.path.exists(path) and not os.path.isdir(path):
-            raise DestinationError(f"{path}: is a file where a folder was expected; name another path")
-        return Folder(store, path, path, options)
-    return Folder(store, path, text, options)
+    if is_file(store, path):
+        raise DestinationError(f"{path}: is a file where a folder was expected; name another path")
+    return Folder(store, path, store.url(path), options)
 
 
 def make_settings(
@@ -106,8 +103,8 @@ def make_settings(
 def estimate_nbytes(request: Request, rows: int, dimension: int, stored: np.dtype[Any]) -> int:
     """Estimate what a part holds in memory until it is written; refuse one that is too large for the limit."""
     wanted = (stored if request.dtype is None else request.dtype).itemsize
-    itemsize = stored.itemsize + (0 if request.folder.store.is_local else wanted)
-    nbytes = rows * dimension * itemsize
+    items = rows * dimension
+    nbytes = items * stored.itemsize + put_nbytes(request.folder.store, items * wanted)
     if 2 * nbytes > request.limit_nbytes and rows > 1:
         raise ArgumentError(
             f"writing files of {counted(rows, 'row')} takes about {2 * nbytes:,} bytes of memory "
@@ -129,6 +126,4 @@ def choose_rows_per_file(request: Request, rows: int | None, dimension: int, sto
 
 def count_writers(request: Request, part_nbytes: int) -> int:
     """Return how many parts are encoded and written at once; half of the memory is for what comes next."""
-    # One that waits for the disk leaves its core to another one.
-    most = 2 * (os.cpu_count() or 1) if request.folder.store.is_local else _REMOTE_WRITERS
-    return max(1, min(most, request.limit_nbytes // (2 * max(1, part_nbytes))))
+    return max(1, min(most_writers(request.folder.store), request.limit_nbytes // (2 * max(1, part_nbytes))))

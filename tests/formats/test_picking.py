@@ -103,14 +103,13 @@ def test_rows_are_put_where_they_belong(
     # Remote ones are asked for otherwise; how bytes come from there is tested elsewhere.
     manifest = collection.open().manifest
     header = manifest.vectors.header(0)
-    where = mock.patch.object(type(header.file.store), "is_local", new_callable=mock.PropertyMock, return_value=local)
+    cost = 0 if local else 1
+    where = mock.patch.object(type(header.file.store), "request_nbytes", mock.PropertyMock(return_value=cost))
     with (
         where,
         mock.patch.multiple(
             picking,
             _GAP_NBYTES=gap * ROW_NBYTES,
-            _REMOTE_GAP_NBYTES=gap * ROW_NBYTES,
-            _REMOTE_SCRATCH_NBYTES=scratch * ROW_NBYTES,
             _LONG_NBYTES=long * ROW_NBYTES,
             _RUN_NBYTES=run * ROW_NBYTES,
             SCRATCH_NBYTES=scratch * ROW_NBYTES,

@@ -37,6 +37,7 @@ from dask_embedding_reader.errors import (
 from dask_embedding_reader.formats import picking
 from dask_embedding_reader.formats.base import Columns, FileHeader, StretchReader
 from dask_embedding_reader.formats.parquet import read as decoding
+from dask_embedding_reader.storage.fsspec import FsspecStore
 from tests.support.collections import (
     FORMATS,
     WITH_METADATA,
@@ -506,11 +507,16 @@ def test_nearly_all_rows_are_read_as_all(remote: EmbeddingReader, bucket: Bucket
     assert len(bucket.reads) <= 4 * 4
 
 
+def _read_no_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FsspecStore, "request_nbytes", 1)
+    monkeypatch.setattr(picking, "_GAP_NBYTES", 0)
+
+
 @pytest.mark.parametrize("way", ["array", "batches"])
 def test_a_shuffled_epoch_asks_once_for_each_block(
     remote: EmbeddingReader, bucket: Bucket, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(picking, "_REMOTE_GAP_NBYTES", 0)  # these blocks are so small that gaps would be read
+    _read_no_gaps(monkeypatch)  # which would be worth it where blocks are so small
     epoch = remote.shuffle(1, buffer_rows=2_560)
     blocks: Any = epoch.rows
     assert sorted(_everything(epoch, way).tolist()) == list(range(10_000))
@@ -539,7 +545,7 @@ def test_a_window_decodes_each_row_group_once(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_ranks_read_what_is_theirs(remote: EmbeddingReader, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picking, "_REMOTE_GAP_NBYTES", 0)
+    _read_no_gaps(monkeypatch)
     epoch = remote.shuffle(1, buffer_rows=2_560)
     for rank in range(4):
         _everything(epoch.shard(4, rank), "batches")
@@ -547,7 +553,7 @@ def test_ranks_read_what_is_theirs(remote: EmbeddingReader, bucket: Bucket, monk
 
 
 def test_resuming_reads_one_window(remote: EmbeddingReader, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picking, "_REMOTE_GAP_NBYTES", 0)  # how much of the next window is read by then is not told
+    _read_no_gaps(monkeypatch)  # how much of the next window is read by then is not told
     epoch = remote.shuffle(1, buffer_rows=1_280)
     expected = [rows[:, 0].tolist() for rows, _ in read(epoch, 100)]
     bucket.forget()

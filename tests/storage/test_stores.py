@@ -166,6 +166,7 @@ def test_a_store_is_a_value(place: Place) -> None:
     sent = pickle.loads(pickle.dumps(place.store))
     assert (sent, hash(sent), sent.key) == (place.store, hash(place.store), place.store.key)
     assert place.store.connections >= 1
+    assert place.store.request_nbytes >= 0
     assert place.store.is_local == (place.store.filesystem.protocol == ("file", "local"))
 
 

@@ -178,7 +178,7 @@ def _open(
     """Open some columns of some row groups, which are counted from 0 then."""
     footer = read_footer(file, names)
     ranges = chunk_ranges(footer, groups, names)
-    source = local_input(file) if file.store.is_local else remote or ChunkFile(file, ranges, window_nbytes)
+    source = remote or local_input(file) or ChunkFile(file, ranges, window_nbytes)
     # Small chunks are read whole: with a buffer, a damaged page that claims 2 GB would be given 2 GB.
     largest = max((stop - start for start, stop in ranges), default=0)
     buffer_size = _BUFFER_NBYTES if largest > _BUFFER_NBYTES else 0

@@ -67,7 +67,7 @@ class PageSource:
         self._head_nbytes = _HEAD_NBYTES if place.codec else _LONG_HEAD_NBYTES
         self._memory = bytearray()  # used again from page to page
         self._start = self._end = 0
-        self.is_local = fetch is None
+        self.is_fetched = fetch is not None
 
     def header(self, position: int) -> tuple[PageHeader, int] | None:
         """Read the header of the page at a position; None if there is none."""
@@ -149,7 +149,7 @@ def read_page(
     levels_nbytes = sum(page.levels or ())
     is_compressed = bool(place.codec) and page.is_compressed
     may_be_left = page.encoding == PLAIN and place.stored == place.dtype and page.checksum is None
-    if may_be_left and source.is_local and not is_compressed and page.nbytes == page.plain_nbytes:
+    if may_be_left and not source.is_fetched and not is_compressed and page.nbytes == page.plain_nbytes:
         levels = page.nbytes - nbytes
         if not 0 <= levels <= MOST_LEVELS_NBYTES or not are_levels(
             source.read(body, body + levels), page, place, before, levels
@@ -196,7 +196,7 @@ def _find_literals(
     if second is None:
         return None
     second += levels_nbytes
-    stored = source.read(body, body + (second if source.is_local else page.nbytes))
+    stored = source.read(body, body + (page.nbytes if source.is_fetched else second))
     try:
         told, position = read_length(bytes(stored[levels_nbytes : levels_nbytes + 10]), 0)
         block = spell_length(BLOCK_NBYTES) + stored[levels_nbytes + position : second]
@@ -215,12 +215,12 @@ def _find_literals(
 
     def decompress_all() -> Values | None:
         # Whoever reads has a source and a codec of its own.
-        fetch = None if source.is_local else lambda start, stop: stored[start - body : stop - body]
+        fetch = (lambda start, stop: stored[start - body : stop - body]) if source.is_fetched else None
         whole, codec = PageSource(source.file, place, fetch), decompressor(place.codec)
         return read_page(whole, place, page, body, before, None, codec, as_stored=False)
 
     skipped = levels_nbytes if page.levels is None else 0
-    if source.is_local:
+    if not source.is_fetched:
         read, second = partial(read_each_into, source.file), body + second
     else:
         read = partial(read_spans_of, stored)

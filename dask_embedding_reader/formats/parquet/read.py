@@ -119,7 +119,7 @@ class _Vectors:
 
         Not of remote files: what is fetched at once holds pages of several pieces.
         """
-        if not self._header.file.store.is_local:
+        if self._header.file.store.request_nbytes:
             return None
         found: list[tuple[_Group, PlainChunk, list[Page], int, int]] = []
         for group in self._open(row, stop):
@@ -163,7 +163,7 @@ class _Vectors:
                 field, leaves = _promised_field(header, self._columns)
                 self._groups = _find_groups(header, field, leaves[0], self._start, self._stop)
                 is_plain = any(group.place is not None for group in self._groups)
-                if is_plain and not header.file.store.is_local:
+                if is_plain and header.file.store.request_nbytes:
                     self._remote = _open_chunks(header, field.name, self._start, self._stop)
             except ReadError as error:
                 raise type(error)(f"rows {row:,} to {stop:,}: {error}") from error
