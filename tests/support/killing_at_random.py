@@ -240,7 +240,8 @@ def main() -> None:
         survived = max(survived, len(before))
         half_written += in_fork(job.half_written)
         between.append(in_fork(job.read))
-        if between[-1] == "new":  # it had come to its end when it was killed: overwrite=True begins anew now
+        # It had written all when it was killed, or all but the last marks: overwrite=True begins anew now.
+        if between[-1] == "new" or "_writing/commit.json" in in_fork(lambda: list(job.files())):
             before.clear()
             replaced = now
     os.close(hold_end)
