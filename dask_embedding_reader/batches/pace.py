@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +11,8 @@ from dask_embedding_reader._common.budget import Projection
 from dask_embedding_reader.batches.request import BatchRequest
 from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.manifest import Manifest
+from dask_embedding_reader.formats import columns
 from dask_embedding_reader.formats.base import DEFAULT_PIECE_NBYTES, FileHeader, default_piece_rows
-from dask_embedding_reader.formats.columns import row_nbytes
 from dask_embedding_reader.formats.parquet.decode import DECODER_NBYTES
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
 
@@ -66,7 +67,7 @@ def make_pace(manifest: Manifest, request: BatchRequest, *, decodes_groups: bool
     """
     vectors, limit = manifest.vectors, request.limit_nbytes
     local = vectors.is_local
-    threads = request.threads or vectors.connections
+    threads = count_threads(manifest, request)
     rows = request.max_piece_rows
     if rows is None:
         most = min(_LOCAL_PIECE_NBYTES if local else DEFAULT_PIECE_NBYTES, limit // (4 * threads))
@@ -79,7 +80,7 @@ def make_pace(manifest: Manifest, request: BatchRequest, *, decodes_groups: bool
     parallel_rows = threads * max(rows, int(vectors.group_rows.max()) if decodes_groups else 0)
     # Remote pieces end with their files. A batch and a piece for each connection keep all busy: more takes memory.
     ahead = threads * (4 * rows if local else min(rows, int(vectors.rows.max())))
-    metadata_row_nbytes = _metadata_row_nbytes(manifest)
+    row_nbytes = metadata_row_nbytes(manifest)
     return Pace(
         threads,
         rows,
@@ -87,10 +88,19 @@ def make_pace(manifest: Manifest, request: BatchRequest, *, decodes_groups: bool
         ahead_rows=max(request.batch_rows, ahead, parallel_rows if vectors.has_groups else 0),
         # Those being filled, and the one that the caller works on.
         most_batches=1 + -(-parallel_rows // request.batch_rows) if is_large else None,
-        metadata_rows=max(_LEAST_METADATA_ROWS, min(METADATA_ROWS, limit // (16 * max(1, metadata_row_nbytes)))),
-        metadata_row_nbytes=metadata_row_nbytes,
-        reading_nbytes=_reading_nbytes(manifest, request, rows, threads),
+        metadata_rows=max(_LEAST_METADATA_ROWS, min(METADATA_ROWS, limit // (16 * max(1, row_nbytes)))),
+        metadata_row_nbytes=row_nbytes,
+        reading_nbytes=reading_nbytes(manifest, request, rows, threads),
     )
+
+
+def count_threads(manifest: Manifest, request: BatchRequest) -> int:
+    """Return how many threads read: as many as suit the storage, unless what these hold elsewhere is half the limit."""
+    most = request.threads or manifest.vectors.connections
+    if request.threads or manifest.vectors.is_local:
+        return most
+    held = partial(manifest.format.vectors.held_nbytes, largest_header(manifest.vectors), manifest.columns, 1)
+    return max(1, min(most, request.limit_nbytes // (2 * max(1, held(2) - held(1)))))
 
 
 def project_batches(manifest: Manifest, request: BatchRequest) -> Projection:
@@ -110,17 +120,18 @@ def project_batches(manifest: Manifest, request: BatchRequest) -> Projection:
     return Projection(batches, reading, max(0, min(rows, held) - 2 * batch_rows - piece_rows) * row_nbytes)
 
 
-def _metadata_row_nbytes(manifest: Manifest) -> int:
+def metadata_row_nbytes(manifest: Manifest) -> int:
     """Return what a row of metadata weighs: as far as a footer tells that is at hand, the one that was read last."""
     files = manifest.metadata
     if files is None:
         return 0
     names = [field.name for field in manifest.fields]
-    told = next(filter(None, (row_nbytes(files.header(place), names) for place in {len(files) - 1, 0})), 0)
+    told = next(filter(None, (columns.row_nbytes(files.header(place), names) for place in {len(files) - 1, 0})), 0)
     return max(METADATA_ROW_NBYTES, _FRAME_TIMES * told)
 
 
-def _reading_nbytes(manifest: Manifest, request: BatchRequest, rows: int, threads: int) -> int:
+def reading_nbytes(manifest: Manifest, request: BatchRequest, rows: int, threads: int) -> int:
+    """Return what reading pieces of so many rows holds beside batches: decoders, answers, what rows are picked from."""
     header = largest_header(manifest.vectors)
     nbytes = manifest.format.vectors.held_nbytes(header, manifest.columns, min(rows, header.rows), threads)
     nbytes += DECODER_NBYTES if manifest.metadata is not None else 0

@@ -13,7 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -34,7 +34,7 @@ from dask_embedding_reader.batches.pace import (
 )
 from dask_embedding_reader.batches.request import Batch, BatchRequest, TableBatch
 from dask_embedding_reader.batches.selected import metadata_reads, vector_reads
-from dask_embedding_reader.batches.windows import WindowReading, window_nbytes, window_rows
+from dask_embedding_reader.batches.windows import WindowReading, project_windows, window_rows
 from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import make_plan
@@ -49,6 +49,8 @@ from dask_embedding_reader.rows.selection import Rows
 
 T = TypeVar("T")
 
+_Kind: TypeAlias = "type[FewReading] | type[WindowReading] | type[_Reading]"
+
 
 def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
     """Return an iterator of the batches of a collection.
@@ -60,9 +62,10 @@ def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
     """
     kind = _kind_of_reading(manifest, request)
     if kind is FewReading:
-        return _iterate(manifest, request, FRAMES)
+        return _iterate(manifest, request, FRAMES, kind)
     by_windows = kind is WindowReading
-    nbytes = window_nbytes(manifest, request) if by_windows else project_batches(manifest, request).batches
+    projected = (project_windows if by_windows else project_batches)(manifest, request)
+    nbytes = projected.batches + (projected.ahead if by_windows else 0)
     if nbytes > request.limit_nbytes and by_windows:
         warnings.warn(
             f"rows in this order take about {nbytes:,} bytes: two windows of "
@@ -78,17 +81,15 @@ def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
             "nothing read ahead; a smaller batch_size or a higher limit is faster",
             stacklevel=3,
         )
-    return _iterate(manifest, request, FRAMES)
+    return _iterate(manifest, request, FRAMES, kind)
 
 
 def read_table_batches(manifest: Manifest, request: BatchRequest) -> Iterator[TableBatch]:
     """Return an iterator of the batches of a collection with their metadata as Arrow columns: no value is changed."""
-    return _iterate(manifest, request, TABLES)
+    return _iterate(manifest, request, TABLES, _kind_of_reading(manifest, request))
 
 
-def _kind_of_reading(
-    manifest: Manifest, request: BatchRequest
-) -> type[FewReading] | type[WindowReading] | type[_Reading]:
+def _kind_of_reading(manifest: Manifest, request: BatchRequest) -> _Kind:
     if request.rows is None:
         return _Reading
     if are_few(manifest, request):
@@ -96,8 +97,8 @@ def _kind_of_reading(
     return _Reading if request.rows.is_ascending else WindowReading
 
 
-def _iterate(manifest: Manifest, request: BatchRequest, form: Form) -> Iterator[tuple[Array, Any]]:
-    reading = _kind_of_reading(manifest, request)(manifest, request, form)
+def _iterate(manifest: Manifest, request: BatchRequest, form: Form, kind: _Kind) -> Iterator[tuple[Array, Any]]:
+    reading = kind(manifest, request, form)
     rows = request.stop - request.start
     progress = progress_bar(request.show_progress, rows, "reading", " embeddings", manifest.byte_per_item)
     try:

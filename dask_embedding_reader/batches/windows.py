@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from dask_embedding_reader._common.budget import Budget, Projection
 from dask_embedding_reader._common.memory import Buffers
 from dask_embedding_reader._common.threads import stoppable_pool
 from dask_embedding_reader.batches.metadata import Form
+from dask_embedding_reader.batches.pace import count_threads, metadata_row_nbytes, reading_nbytes
 from dask_embedding_reader.batches.request import BatchRequest
 from dask_embedding_reader.batches.selected import read_metadata
 from dask_embedding_reader.collection.files import FileTable
@@ -54,11 +56,20 @@ def window_rows(manifest: Manifest, request: BatchRequest) -> int:
     return request.rows.window_rows or default_piece_rows(manifest.byte_per_item, _WINDOW_NBYTES)
 
 
-def window_nbytes(manifest: Manifest, request: BatchRequest) -> int:
-    """Return what two windows, a batch that is picked and another one that is worked on take."""
-    rows = min(window_rows(manifest, request), request.stop - request.start)
-    batch = min(request.batch_rows, request.stop - request.start) * manifest.dimension * request.dtype.itemsize
-    return 2 * rows * _row_nbytes(manifest, request) + 2 * batch
+def project_windows(manifest: Manifest, request: BatchRequest) -> Projection:
+    """Return what a window, a batch that is picked and another one that is worked on take; ahead is the next window."""
+    span, metadata_nbytes = request.stop - request.start, metadata_row_nbytes(manifest)
+    window = min(window_rows(manifest, request), span) * (_row_nbytes(manifest, request) + metadata_nbytes)
+    batch = min(request.batch_rows, span) * (manifest.dimension * request.dtype.itemsize + metadata_nbytes)
+    threads = count_threads(manifest, request)
+    reading = reading_nbytes(manifest, request, _part_rows(manifest, request), threads)
+    return Projection(2 * batch + window, reading, window)
+
+
+def _part_rows(manifest: Manifest, request: BatchRequest) -> int:
+    """Return how many rows of a window are read by one thread in one go."""
+    nbytes = 2 * SCRATCH_NBYTES if manifest.vectors.is_local else SCRATCH_NBYTES
+    return request.max_piece_rows or default_piece_rows(manifest.byte_per_item, nbytes)
 
 
 class WindowReading:
@@ -67,16 +78,14 @@ class WindowReading:
     def __init__(self, manifest: Manifest, request: BatchRequest, form: Form) -> None:
         assert request.rows is not None
         self._manifest, self._request, self._rows, self._form = manifest, request, request.rows, form
-        local = manifest.vectors.is_local
-        threads = request.threads or manifest.vectors.connections
-        part_nbytes = 2 * SCRATCH_NBYTES if local else SCRATCH_NBYTES
-        self._part_rows = request.max_piece_rows or default_piece_rows(manifest.byte_per_item, part_nbytes)
-        wanted = window_nbytes(manifest, request) + threads * SCRATCH_NBYTES
-        self._ahead = wanted <= request.limit_nbytes
+        threads = count_threads(manifest, request)
+        self._part_rows = _part_rows(manifest, request)
+        projected = project_windows(manifest, request)
+        self._ahead = projected.needed + projected.ahead <= Budget(request.limit_nbytes).left_nbytes
         row_nbytes = _row_nbytes(manifest, request)
         most = window_rows(manifest, request)
         if not self._ahead:
-            most = max(1, min(most, request.limit_nbytes // (4 * row_nbytes)))
+            most = max(1, min(most, request.limit_nbytes // (4 * (row_nbytes + metadata_row_nbytes(manifest)))))
         self._spans = _windows(self._rows, request.start, request.stop, most)
         batch_nbytes = request.batch_rows * manifest.dimension * request.dtype.itemsize
         self._buffers = Buffers(2 * most * row_nbytes + 2 * batch_nbytes)

@@ -36,10 +36,10 @@ def some_rows(rng: np.random.Generator, rows: int, dimension: int, dtype: np.typ
 
 
 def write(
-    folder: Path, format_name: str, *, rows: int = 20_000, text: int = 40, group_rows: int = 10_000
+    folder: Path, format_name: str, *, rows: int = 20_000, text: int = 40, texts: int = 2**60, group_rows: int = 10_000
 ) -> Collection:
-    """Three files, with a text beside each vector where there can be one."""
-    words = np.random.default_rng(0).integers(0, 2**60, rows)
+    """Three files, with a text beside each vector where there can be one, of so many different ones."""
+    words = np.random.default_rng(0).integers(0, texts, rows)
     table = pa.table({"caption": [f"{word:x}".ljust(text, "x") for word in words.tolist()]})
     return write_collection(
         folder,
@@ -84,11 +84,23 @@ def test_wide_texts_are_decoded_fewer_at_a_time(format_name: str, rows: int, tmp
     check(measured, collection, 100, 16 * MB)
 
 
+def test_texts_that_repeat_weigh_what_they_are_decoded_to(tmp_path: Path, measured: Meter) -> None:
+    """20 texts of 20 kB in a dictionary, which the footer calls 400 kB: 100 MB are what all rows are decoded to."""
+    collection = write(tmp_path, "parquet-list", rows=5_000, text=20_000, texts=20, group_rows=5_000)
+    check(measured, collection, 100, 16 * MB)
+
+
 @pytest.mark.parametrize("how", ["every second", "lazy"])
 def test_some_rows_and_lazy_arrays_take_what_is_projected(how: str, tmp_path: Path, measured: Meter) -> None:
     """184 MB of vectors; lazy chunks of 32 MB are computed ahead in as many threads as there are."""
     collection = write(tmp_path, "npy", rows=60_000)
     check(measured, collection, 1_000, 48 * MB, how)
+
+
+@pytest.mark.parametrize("format_name", ["npy", "parquet-list", "arrow-zstd"])
+def test_what_is_fetched_from_elsewhere_counts(format_name: str, tmp_path: Path, measured: Meter) -> None:
+    """184 MB of vectors, row groups of 20 MB: sixteen readers could hold two windows of each of them."""
+    check(measured, write(tmp_path, format_name, rows=60_000, group_rows=20_000), 1_000, 128 * MB, "remote")
 
 
 def test_windows_of_a_shuffled_reader_keep_to_the_limit(tmp_path: Path, measured: Meter) -> None:

@@ -193,8 +193,13 @@ def _open(
     )
 
 
-def decoder_nbytes(columns: Columns, most_rows: int, item_nbytes: int) -> int:
-    """Return what decoding vectors holds beside its result, of row groups of so many rows at most."""
+def decoder_nbytes(columns: Columns, items_nbytes: int) -> int:
+    """Return what decoding vectors holds beside its result, of row groups with so many bytes of each item at most."""
     if not isinstance(columns.embedding, tuple):
         return DECODER_NBYTES
-    return DECODER_NBYTES + len(columns.embedding) * min(_COLUMN_NBYTES, 3 * most_rows * item_nbytes)
+    return DECODER_NBYTES + len(columns.embedding) * min(_COLUMN_NBYTES, 3 * items_nbytes)
+
+
+def fetched_nbytes(chunk_nbytes: int) -> int:
+    """Return what is held of a remote column chunk: all of it, or a window while the next one is fetched."""
+    return min(chunk_nbytes, 9 * WINDOW_NBYTES // 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,24 @@ import pyarrow.dataset as ds
 
 from dask_embedding_reader._common.budget import count_cache
 from dask_embedding_reader._common.units import counted
-from dask_embedding_reader.errors import FormatError, ReadError
+from dask_embedding_reader.errors import EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats.base import FileHeader
 from dask_embedding_reader.formats.parquet.footer import Footer, parse_footer
-from dask_embedding_reader.storage.read import read_range
+from dask_embedding_reader.formats.parquet.page_headers import page_header
+from dask_embedding_reader.storage.read import read_range, read_ranges
 from dask_embedding_reader.storage.store import StoredFile
 
 _FOOTER_READ_NBYTES = 2**16
 """Holds most footers; a longer one costs a second read."""
+
+_PAGE_HEAD_NBYTES = 128
+"""Holds the header of a dictionary."""
+
+_BYTE_ARRAY = 6
+"""What parquet calls texts and bytes by."""
+
+_SMALL_NBYTES = 2**12
+"""Texts of a row group that are no longer than this together are not looked at."""
 
 
 class FooterCache:
@@ -142,10 +153,32 @@ def may_match(file: StoredFile, expression: Any) -> set[int] | None:
 def row_nbytes(file: StoredFile, names: Sequence[str]) -> int:
     """Return about what a row of some columns takes as text and numbers; 0 where the footer is not at hand."""
     known = FOOTERS.get(file)
-    if known is None or not known.group_rows:
+    if known is None or not sum(known.group_rows):
         return 0
     group = int(np.argmax(known.group_rows))
-    return known.plain_nbytes(leaves_of(known, names), group) // max(1, known.group_rows[group])
+    rows, nbytes = known.group_rows[group], 0
+    dictionaries = []
+    for leaf in leaves_of(known, names):
+        [chunk] = known.chunks(leaf, [group])
+        told = known.plain_nbytes([leaf], group)
+        nbytes += told // rows
+        if chunk.kind == _BYTE_ARRAY and told > _SMALL_NBYTES:
+            dictionaries.append(chunk.start)
+    return max(nbytes, _entries_nbytes(file, tuple(dictionaries)) if dictionaries else 0)
+
+
+@lru_cache(maxsize=64)
+def _entries_nbytes(file: StoredFile, starts: tuple[int, ...]) -> int:
+    """Return what entries take, on average, of the dictionaries that column chunks begin with, those that have any.
+
+    Of what is in a dictionary the footer tells how much it is, and not that all rows may have the same long text.
+    """
+    try:
+        heads = read_ranges(file, [(start, min(file.size, start + _PAGE_HEAD_NBYTES)) for start in starts])
+    except EmbeddingReaderError:  # those who read the rows will tell
+        return 0
+    pages = [found[0] for head in heads if (found := page_header(head)) is not None and found[0].is_dictionary]
+    return sum(page.plain_nbytes // max(1, page.values) for page in pages)
 
 
 def chunk_ranges(footer: Footer, groups: Sequence[int], names: Sequence[str]) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dask_embedding_reader.formats.base import Columns, FileHeader, PartReader, RowReader, StretchReader, in_order
 from dask_embedding_reader.formats.parquet import read
-from dask_embedding_reader.formats.parquet.decode import decoder_nbytes
+from dask_embedding_reader.formats.parquet.decode import decoder_nbytes, fetched_nbytes
 from dask_embedding_reader.formats.parquet.encode import group_rows, write_parquet
 from dask_embedding_reader.formats.parquet.header import find_vectors, read_header
 from dask_embedding_reader.formats.vectors import Vectors
@@ -55,9 +55,15 @@ class _Parquet:
         return None
 
     def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
-        """Return what pages, dictionaries and pyarrow's allocator take."""
-        del rows, threads
-        return decoder_nbytes(columns, max(header.group_rows, default=0), header.dtype.itemsize)
+        """Return what pages, dictionaries and pyarrow's allocator take, and what is fetched from elsewhere."""
+        del rows
+        nbytes = max(header.group_rows, default=0) * header.dtype.itemsize
+        decoders = decoder_nbytes(columns, nbytes)
+        if not header.file.store.request_nbytes:
+            return decoders
+        if isinstance(columns.embedding, tuple):
+            return decoders + threads * len(columns.embedding) * fetched_nbytes(nbytes)
+        return decoders + threads * fetched_nbytes(nbytes * header.dimension)
 
     def drawback(self, header: FileHeader) -> str:
         """Say nothing: row groups are looked at by who knows how large they are."""

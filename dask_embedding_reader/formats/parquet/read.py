@@ -113,6 +113,9 @@ class _Vectors:
             if row < last:
                 self._decode(row, last, group, rest)
                 row = last
+        if stop >= self._stop:  # who asked for the last ones may keep this for a while
+            self._remote = self._chunk = None
+            self._blocks, self._blocks_stop = iter(()), 0
 
     def find(self, row: int, stop: int) -> Callable[[Sequence[Array]], None] | None:
         """Return what fills arrays with the vectors of rows, at any time; None where that cannot be.
