@@ -336,7 +336,7 @@ class EmbeddingReader:
         ------
         ArgumentError
             If no ``url`` is given and ``embeddings_folder`` is not one folder; if the manifest would be read as data
-            there, or a file has a name that cannot be spelled.
+            there, or a file has a name that cannot be written.
         WriteError
             If it cannot be written.
 

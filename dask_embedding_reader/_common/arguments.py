@@ -22,7 +22,7 @@ Source = str | os.PathLike[str]
 
 
 def check_integer(name: str, value: Any) -> int:
-    """Return a whole number, however it is spelled: an int, one of numpy's, or 1e6."""
+    """Return a whole number, however it is written: an int, one of numpy's, or 1e6."""
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return int(value)  # 1e6 is how people write a million
     try:

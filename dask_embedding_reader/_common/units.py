@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def human_size(nbytes: float) -> str:
-    """Spell a number of bytes, in powers of 1000.
+    """Write out a number of bytes, in powers of 1000.
 
     Examples
     --------
@@ -19,7 +19,7 @@ def human_size(nbytes: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Spell how many there are of something.
+    """Write out how many there are of something.
 
     Examples
     --------
@@ -31,7 +31,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def human_count(number: float) -> str:
-    """Spell a count in three digits, so that it keeps its width while it changes.
+    """Write out a count in three digits, so that it keeps its width while it changes.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def human_count(number: float) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """Spell a time.
+    """Write out a time.
 
     Examples
     --------

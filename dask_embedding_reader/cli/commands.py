@@ -101,7 +101,7 @@ def _drop_output() -> int:
 
 
 def _as_options(message: str) -> str:
-    """Spell the arguments that a message names as the options of the command."""
+    """Write out the arguments that a message names as the options of the command."""
     names = "overwrite|scale|dtype|embedding_column|embedding_dtype|metadata_folder|storage_options"
     # After a blank or a bracket: folders may be called `dtype=float16`.
     named = re.sub(

@@ -133,7 +133,7 @@ def read_head(reader: EmbeddingReader, start: int, rows: int) -> list[Facts]:
 
 
 def shown_vector(values: Sequence[Any], shown: int = 4) -> str:
-    """Spell the first items of a vector."""
+    """Write out the first items of a vector."""
     items = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values[:shown]]
     return " ".join([*items, "…"] if len(values) > shown else items)
 

@@ -15,7 +15,7 @@ characters, which stand for bytes of a name that are no text."""
 
 
 def _printable(text: str) -> str:
-    """Spell names of files, and what files hold, so that a terminal does no more than show them."""
+    """Write out names of files, and what files hold, so that a terminal does no more than show them."""
     return _NOT_SHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -25,12 +25,12 @@ def echo(line: str, *, err: bool = False) -> None:
 
 
 def short(score: float | None) -> str:
-    """Spell a score."""
+    """Write out a score."""
     return "none" if score is None else f"{score:.4g}"
 
 
 def shown_groups(groups: Sequence[Sequence[int]]) -> str:
-    """Spell the first groups of equal rows."""
+    """Write out the first groups of equal rows."""
     named = ", ".join(
         " = ".join(f"{row:,}" for row in group[:4]) + (" = …" if group[4:] else "") for group in groups[:5]
     )
@@ -38,13 +38,13 @@ def shown_groups(groups: Sequence[Sequence[int]]) -> str:
 
 
 def shown_folders(folders: Mapping[str, Mapping[str, int]], most: int = 8) -> str | None:
-    """Spell the first folders, with their rows."""
+    """Write out the first folders, with their rows."""
     shown = ", ".join(f"{name} ({folder['rows']:,} rows)" for name, folder in list(folders.items())[:most])
     return f"{shown}{' and more' if len(folders) > most else ''}" or None
 
 
 def shown_rows(counts: Mapping[str, int]) -> str:
-    """Spell how many rows there are in each."""
+    """Write out how many rows there are in each."""
     from dask_embedding_reader._common.units import counted  # noqa: PLC0415
 
     least, most = counts["min_rows"], counts["max_rows"]

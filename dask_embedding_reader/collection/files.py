@@ -33,7 +33,7 @@ class FileTable:
     store_of: npt.NDArray[np.int16]
     """Which of these each file is in."""
     paths: tuple[str, ...]
-    """As the storage spells them."""
+    """As the storage writes them."""
     sizes: Int64s
     """Bytes; -1 where the storage does not tell."""
     versions: tuple[Version, ...]
@@ -96,7 +96,7 @@ class FileTable:
         return len(self.group_rows) > 0
 
     def url(self, position: int) -> str:
-        """Spell the path of a file so that it can be opened again."""
+        """Write out the path of a file so that it can be opened again."""
         return self.stores[int(self.store_of[position])].url(self.paths[position])
 
     def header(self, position: int, start: int = 0, stop: int | None = None) -> FileHeader:

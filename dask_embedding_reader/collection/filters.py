@@ -19,9 +19,8 @@ from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError
 from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, MetaColumn
-from dask_embedding_reader.formats.columns import iter_columns
+from dask_embedding_reader.formats.columns import iter_columns, may_match
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, make_frame, merge_columns
-from dask_embedding_reader.formats.parquet.footers import may_match
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.partitions import settled
 from dask_embedding_reader.formats.picking import open_table_picker
@@ -55,7 +54,7 @@ class _Filter(NamedTuple):
     mask: Callable[[pa.Table, str], Mask]
     """Tells which rows of a table of a file satisfy it."""
     expression: Any
-    """The same as pyarrow spells it, for the statistics of row groups; None where nothing can be told from them."""
+    """The same as pyarrow writes it, for the statistics of row groups; None where nothing can be told from them."""
 
 
 def select(manifest: Manifest, rows: Rows, filters: Any, columns: Any) -> Rows:
@@ -275,8 +274,7 @@ def _read(header: FileHeader, rows: Int64s, condition: _Filter) -> Int64s:
     """Return which of some rows of a file satisfy a condition. Row groups that hold none are not read."""
     found = [np.empty(0, np.int64)]
     bounds = np.cumsum((0, *(header.group_rows or (header.rows,))))
-    is_told = condition.expression is not None and not header.layout  # by statistics, which only parquet has
-    may = may_match(header.file, condition.expression) if is_told else None
+    may = None if condition.expression is None else may_match(header, condition.expression)
     for group, (start, stop) in enumerate(pairwise(np.searchsorted(rows, bounds).tolist())):
         if start == stop or (may is not None and group not in may):
             continue

@@ -383,7 +383,7 @@ def _check_alike(headers: Sequence[FileHeader]) -> None:
 
 
 def _named_alike(wanted: StoredFile, other: StoredFile) -> str:
-    """Spell a glob that names files like one, and not the other; nothing where there is none."""
+    """Write out a glob that names files like one, and not the other; nothing where there is none."""
     folder, _, name = wanted.url.rpartition("/")
     pattern = re.sub("[0-9].*(?=[.])", "*", name)
     if pattern == name or fnmatch.fnmatch(other.url.rpartition("/")[2], pattern):

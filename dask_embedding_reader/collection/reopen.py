@@ -50,7 +50,7 @@ def save_manifest(
     Raises
     ------
     ArgumentError
-        If a file has a name that cannot be spelled.
+        If a file has a name that cannot be written.
     WriteError
         If it cannot be written.
     """

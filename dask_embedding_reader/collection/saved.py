@@ -148,12 +148,12 @@ def encode_manifest(manifest: SavedManifest) -> bytes:
 
 
 def _encode(path: str) -> bytes:
-    """Spell a path, with all that Python puts in the place of what is no text."""
+    """Write out a path, with all that Python puts in the place of what is no text."""
     return path.encode("utf-8", "surrogatepass")
 
 
 def _spell(names: Sequence[str], columns: Sequence[MetaColumn]) -> str:
-    """Spell the columns of a file; files of vectors alone have none, whatever the names."""
+    """Write out the columns of a file; files of vectors alone have none, whatever the names."""
     fields = [pa.field(name, column.type, column.has_nulls) for name, column in zip(names, columns, strict=False)]
     return base64.b64encode(pa.schema(fields).serialize()).decode()
 
@@ -329,9 +329,9 @@ def _check_columns(where: str, file_format: str, meta: Sequence[str], files: Seq
 
 def _check_path(where: str, path: str) -> None:
     """Refuse what could lead out of the folder, on a web server too, which decodes names before it looks."""
-    for spelled in (path, urllib.parse.unquote(path), urllib.parse.unquote(urllib.parse.unquote(path))):
-        parts = spelled.replace("\\", "/").split("/")
-        if path and ("\0" in spelled or any(part in ("", ".", "..") for part in parts)):
+    for written in (path, urllib.parse.unquote(path), urllib.parse.unquote(urllib.parse.unquote(path))):
+        parts = written.replace("\\", "/").split("/")
+        if path and ("\0" in written or any(part in ("", ".", "..") for part in parts)):
             _fail(where, f"names the file {path!r}, which would lead out of the folder of the collection")
 
 

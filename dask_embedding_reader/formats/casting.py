@@ -173,5 +173,5 @@ and in memory that is used again, from one step to the next."""
 
 @cache
 def _float16_values() -> npt.NDArray[np.float32]:
-    """Return every half float there is, as float32, at the position that its bits spell."""
+    """Return every half float there is, as float32, at the position that its bits are."""
     return np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)

@@ -85,7 +85,7 @@ def number_columns(url: str, glob: str, names: Sequence[str]) -> tuple[str, ...]
 
 
 def few(names: Sequence[str], count: int = 0) -> str:
-    """Spell the first of many names; there may be more of them than these."""
+    """Write out the first of many names; there may be more of them than these."""
     shown = [repr(name if len(name) <= 60 else f"{name[:59]}…") for name in names[:_MOST_NAMED]]
     more = max(count, len(names)) - len(shown)
     return ", ".join(shown) + (f" and {more:,} more" if more else "")
@@ -133,5 +133,5 @@ def _how_many(names: Sequence[str], name: str) -> str:
 
 
 def _nearest(names: Sequence[str], name: str) -> str:
-    """Spell names of columns, those like the one that was asked for first."""
+    """Write out names of columns, those like the one that was asked for first."""
     return few(likest_first(name, names[:MOST_COMPARED]), len(set(names))) if names else "none"

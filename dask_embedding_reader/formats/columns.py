@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,6 +17,7 @@ from dask_embedding_reader.formats.arrow_tables import (
 from dask_embedding_reader.formats.base import FileFormat, FileHeader, FilePart, for_each_file
 from dask_embedding_reader.formats.metadata import MetaField, make_table
 from dask_embedding_reader.formats.parquet.decode import DECODE_ROWS, TableReader, iter_tables
+from dask_embedding_reader.formats.parquet.footers import may_match as parquet_may_match
 from dask_embedding_reader.formats.parquet.footers import parquet_schema
 from dask_embedding_reader.formats.parquet.footers import row_nbytes as parquet_row_nbytes
 from dask_embedding_reader.formats.parquet.header import expand_glob as expand_parquet_glob
@@ -80,6 +82,11 @@ def _with_values(batch: pa.RecordBatch, names: Sequence[str], told: Mapping[str,
 def row_nbytes(header: FileHeader, names: Sequence[str]) -> int:
     """Return about what a row of some columns takes; 0 where nothing tells that is at hand."""
     return arrow_row_nbytes(header, names) if header.layout else parquet_row_nbytes(header.file, names)
+
+
+def may_match(header: FileHeader, expression: Any) -> set[int] | None:
+    """Return the row groups that may hold rows for which an expression is true; None where nothing can be told."""
+    return None if header.layout else parquet_may_match(header.file, expression)  # by statistics
 
 
 def read_columns(parts: Sequence[FilePart], fields: Sequence[MetaField]) -> pa.Table:

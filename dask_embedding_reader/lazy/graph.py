@@ -471,7 +471,7 @@ def _as_worker(version: str) -> Iterator[None]:
 
 
 def _worker() -> str | None:
-    """Spell the address of the Dask worker that runs this task, if one does."""
+    """Write out the address of the Dask worker that runs this task, if one does."""
     if "distributed" not in sys.modules:
         return None
     from distributed import get_worker  # noqa: PLC0415 - it takes time, and may not be used

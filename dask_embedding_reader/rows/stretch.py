@@ -59,7 +59,7 @@ class Stretch(Rows):
 
 
 def plain_range(rows: range) -> range:
-    """Return a range in the one way to spell it."""
+    """Return a range in the one way to write it."""
     if len(rows) < 2:
         return range(rows.start, rows.start + 1) if len(rows) else range(0)
     return range(rows[0], rows[-1] + (1 if rows.step > 0 else -1), rows.step)

@@ -35,7 +35,7 @@ class ByteRange:
 
     @property
     def header(self) -> str:
-        """The range as a request spells it."""
+        """The range as a request writes it."""
         return f"bytes={self.start}-{self.stop - 1}"
 
     def fill(self, read_into: Callable[[memoryview], int]) -> None:

@@ -358,7 +358,7 @@ class StoredFile(NamedTuple):
     store: Store
     """Where it is."""
     path: str
-    """Its path as the storage spells it, without the protocol."""
+    """Its path as the storage writes it, without the protocol."""
     version: Version
     """As which version it was found."""
 

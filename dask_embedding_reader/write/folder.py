@@ -30,7 +30,7 @@ class Folder(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """How messages spell it."""
+        """How messages write it."""
         return shown_url(self.store, self.path)
 
     def at(self, name: str) -> str:

@@ -29,7 +29,7 @@ class Job(NamedTuple):
     """What is being written to a folder, and by whom."""
 
     settings: Mapping[str, Any]
-    """All that decides what is written, as JSON spells it."""
+    """All that decides what is written, as JSON writes it."""
     replaces: tuple[str, ...] = ()
     """The files that the new ones take the place of."""
     job: str = ""
@@ -42,7 +42,7 @@ class Commit(NamedTuple):
     """That all is written, and what is left to do."""
 
     settings: Mapping[str, Any]
-    """All that decided what was written, as JSON spells it."""
+    """All that decided what was written, as JSON writes it."""
     columns: tuple[str, ...]
     """The metadata columns."""
     files: dict[str, tuple[int, str]]

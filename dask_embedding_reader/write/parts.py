@@ -78,12 +78,12 @@ class Record(NamedTuple):
     """Its metadata columns, as :func:`described` tells them, in base64."""
 
     def to_json(self, job: str) -> bytes:
-        """Spell it, as a part of what a job writes."""
+        """Write it out, as a part of what a job writes."""
         return json.dumps({**self._asdict(), "job": job}).encode()
 
     @staticmethod
     def from_json(data: bytes, names: list[str], job: str) -> Record:
-        """Read what :meth:`to_json` spelled of a part that has these files.
+        """Read what :meth:`to_json` wrote of a part that has these files.
 
         Raises
         ------

@@ -248,7 +248,7 @@ class _WritePart(NamedTuple):
 
 
 def _to_bytes(table: pa.Table) -> bytes:
-    """Spell a part of a table: pickled as it is, it would carry the whole."""
+    """Write out a part of a table: pickled as it is, it would carry the whole."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)

@@ -29,7 +29,7 @@ class Site:
 
 
 class Address(NamedTuple):
-    """Where a file is, as a file system spells it."""
+    """Where a file is, as a file system writes it."""
 
     site: str
     """The name of its site: a URL without secrets."""
