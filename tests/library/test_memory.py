@@ -99,8 +99,8 @@ def test_some_rows_and_lazy_arrays_take_what_is_projected(how: str, tmp_path: Pa
 
 @pytest.mark.parametrize("format_name", ["npy", "parquet-list", "arrow-zstd"])
 def test_what_is_fetched_from_elsewhere_counts(format_name: str, tmp_path: Path, measured: Meter) -> None:
-    """184 MB of vectors, row groups of 20 MB: sixteen readers could hold two windows of each of them."""
-    check(measured, write(tmp_path, format_name, rows=60_000, group_rows=20_000), 1_000, 128 * MB, "remote")
+    """245 MB of vectors, row groups of 20 MB: sixteen readers could hold two windows of each of them."""
+    check(measured, write(tmp_path, format_name, rows=80_000, group_rows=20_000), 1_000, 256 * MB, "remote")
 
 
 def test_windows_of_a_shuffled_reader_keep_to_the_limit(tmp_path: Path, measured: Meter) -> None:
