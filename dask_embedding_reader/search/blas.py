@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
+
+
+@cache
+def _blas() -> Any:
+    """Return what sets the threads of numpy's BLAS: looking for it among all that is loaded takes 4 to 16 ms."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 class _SingleThreaded:
@@ -17,7 +25,7 @@ class _SingleThreaded:
     def __init__(self) -> None:
         self._changing = threading.Lock()
         self._wanted = 0
-        self._limit: tuple[ThreadPoolExecutor, Future[threadpool_limits]] | None = None
+        self._limit: tuple[ThreadPoolExecutor, Future[Any]] | None = None
 
     def __enter__(self) -> None:
         with self._changing:
@@ -25,7 +33,7 @@ class _SingleThreaded:
             if self._limit is None:
                 # Only the thread that set a limit can lift it, and who came first may have left before others.
                 control = ThreadPoolExecutor(1, "embedding-search")
-                self._limit = control, control.submit(threadpool_limits, 1, "blas")
+                self._limit = control, control.submit(lambda: _blas().limit(limits=1))
             limit = self._limit[1]
         try:
             limit.result()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial, reduce
@@ -20,31 +21,26 @@ import numpy.typing as npt
 
 from dask_embedding_reader._common.arguments import check_nbytes, check_positive
 from dask_embedding_reader._common.progress import Progress, progress_bar
-from dask_embedding_reader._common.threads import map_at_once
+from dask_embedding_reader._common.threads import threads_at_once
 from dask_embedding_reader.batches.pieces import fold_pieces, reads_apart
 from dask_embedding_reader.batches.request import span_of
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
 from dask_embedding_reader.lazy.iter_batches import active_client, checked_array, iter_batches
 from dask_embedding_reader.reader import EmbeddingReader
-from dask_embedding_reader.search.best import Best, finish, merge, nothing
+from dask_embedding_reader.search.best import Best, finish, merge
 from dask_embedding_reader.search.blas import SINGLE_THREADED
-from dask_embedding_reader.search.blocks import FEW_QUERIES, search_rows
+from dask_embedding_reader.search.blocks import FEW_QUERIES, block_rows
 from dask_embedding_reader.search.queries import Int64s, Metric, Queries, check_queries, prepare
+from dask_embedding_reader.search.searcher import Searcher, no_worst
 
 if TYPE_CHECKING:
     import dask.array as da
 
-_BATCH_NBYTES = 2**23
-"""What is read at once."""
+_THREADS = os.cpu_count() or 1
+"""What is in memory is searched in so many."""
 
 _PIECE_NBYTES = 2**22
 """What a thread reads and searches at once: it is still in the processor's cache then."""
-
-_THREADS = os.cpu_count() or 1
-"""Arrays in memory are searched in so many."""
-
-_LEAST_PART_ROWS = 1_024
-"""Fewer rows in memory are not worth a thread."""
 
 
 def nearest(
@@ -99,10 +95,10 @@ def nearest(
     Notes
     -----
     With an active ``distributed.Client``, each chunk is searched by a task, and a tree of tasks joins what they found.
-    Elsewhere as many threads search as there are processors: local files as they read them, and arrays in memory. BLAS
-    has one thread for each of these meanwhile, also where others use it in this process. Products are made in blocks
-    that stay in the processor's cache; what can be among the best, by the bound of [1]_ for the rounding of products,
-    is scored again in float64.
+    Elsewhere as many threads search as there are processors: local files as they read them, anything else block by
+    block. BLAS has one thread for each of these meanwhile, also where others use it in this process. Products are made
+    in blocks that stay in the processor's cache; what can be among the best, by the bound of [1]_ for the rounding of
+    products, is scored again in float64.
 
     References
     ----------
@@ -164,38 +160,38 @@ def _check_source(source: Any) -> Any:
 
 def _search(source: Any, queries: Queries, dtype: np.dtype[Any], limit_nbytes: int, progress: Progress) -> Best:
     """Search all rows, where they are computed."""
-    if isinstance(source, np.ndarray):
-        return _search_array(source, queries, dtype, progress)
-    if active_client() is not None:
+    in_memory = isinstance(source, np.ndarray)
+    if not in_memory and active_client() is not None:
         return _search_chunks(source.to_dask_array() if isinstance(source, EmbeddingReader) else source, queries, dtype)
-    if isinstance(source, EmbeddingReader) and reads_apart(source.manifest):
-        first, stop, selected = span_of(source.rows)
-        if selected is None:
-            return _search_pieces(source, first, stop, queries, dtype, progress)
-    best, row = nothing(queries), 0
-    for rows in _batches(source, dtype, limit_nbytes):
-        best = search_rows(rows, row, queries, dtype, best)
-        progress.update(len(rows))
-        row += len(rows)
-    return best
-
-
-def _search_array(rows: npt.NDArray[Any], queries: Queries, dtype: np.dtype[Any], progress: Progress) -> Best:
-    """Search rows in memory, as many in each thread."""
-    threads = max(1, min(_THREADS, len(rows) // _LEAST_PART_ROWS))
-    step = -(-len(rows) // threads) or 1
-    counting = threading.Lock()
-
-    def count(done: int) -> None:
-        with counting:
-            progress.update(done)
-
-    def search(start: int) -> Best:
-        return search_rows(rows[start : start + step], start, queries, dtype, count=count)
-
     with _blas_of(queries):
-        found = map_at_once(threads, search, range(0, len(rows), step))
-    return reduce(merge, found, nothing(queries))
+        if isinstance(source, EmbeddingReader) and reads_apart(source.manifest):
+            first, stop, selected = span_of(source.rows)
+            if selected is None:
+                return _search_pieces(source, first, stop, queries, dtype, progress)
+        step = block_rows(int(source.shape[1]), queries, dtype)
+        batches = iter([source]) if in_memory else _batches(source, dtype, step * _THREADS, limit_nbytes)
+        return _search_batches(batches, step, queries, dtype, progress)
+
+
+def _search_batches(
+    batches: Iterator[npt.NDArray[Any]], step: int, queries: Queries, dtype: np.dtype[Any], progress: Progress
+) -> Best:
+    """Search each batch in threads, which take a block of so many rows after the other."""
+    counting, worst, row = threading.Lock(), no_worst(queries), 0
+    searchers = [Searcher(queries, dtype, worst) for _ in range(_THREADS)]
+
+    def count(rows: int) -> None:
+        with counting:
+            progress.update(rows)
+
+    with threads_at_once(_THREADS) as pool:
+        for rows in batches:
+            starts = deque(range(0, len(rows), step))
+            search = partial(Searcher.search, rows=rows, first_row=row, starts=starts, count=count)
+            map_each = map if len(starts) == 1 else pool.map
+            list(map_each(search, searchers[: len(starts)]))
+            row += len(rows)
+    return reduce(merge, [searcher.best for searcher in searchers])
 
 
 def _blas_of(queries: Queries) -> AbstractContextManager[None]:
@@ -207,32 +203,33 @@ def _search_pieces(
     reader: EmbeddingReader, start: int, stop: int, queries: Queries, dtype: np.dtype[Any], progress: Progress
 ) -> Best:
     """Search in the threads that read, which takes less than to hand over what was read."""
-    wanted = _read_as(reader.dtype, dtype) or reader.dtype
+    wanted = _read_as(reader.dtype, dtype)
     piece_rows = max(1, _PIECE_NBYTES // max(1, reader.dimension * wanted.itemsize))
+    step, worst = block_rows(reader.dimension, queries, dtype), no_worst(queries)
 
-    def search(best: Best, first: int, rows: npt.NDArray[Any]) -> Best:
-        return search_rows(rows, first - start, queries, dtype, best)
+    def search(searcher: Searcher, first: int, rows: npt.NDArray[Any]) -> Searcher:
+        return searcher.search(rows, first - start, deque(range(0, len(rows), step)))
 
-    begin = partial(nothing, queries)
-    with _blas_of(queries):
-        return reduce(merge, fold_pieces(reader.manifest, start, stop, piece_rows, wanted, begin, search, progress))
+    begin = partial(Searcher, queries, dtype, worst)
+    found = fold_pieces(reader.manifest, start, stop, piece_rows, wanted, begin, search, progress)
+    return reduce(merge, [searcher.best for searcher in found])
 
 
-def _batches(source: Any, dtype: np.dtype[Any], limit_nbytes: int) -> Iterator[npt.NDArray[Any]]:
+def _batches(source: Any, dtype: np.dtype[Any], rows: int, limit_nbytes: int) -> Iterator[npt.NDArray[Any]]:
+    """Yield so many rows at once, or fewer where memory is short."""
     if isinstance(source, EmbeddingReader):
-        batch_rows = max(1, _BATCH_NBYTES // max(1, source.dimension * dtype.itemsize))
-        batches = source(
-            batch_rows, show_progress=False, max_ram_usage_in_bytes=limit_nbytes, dtype=_read_as(source.dtype, dtype)
-        )
+        read_as = _read_as(source.dtype, dtype)
+        rows = max(1, min(rows, limit_nbytes // 8 // max(1, source.dimension * read_as.itemsize)))
+        batches = source(rows, show_progress=False, max_ram_usage_in_bytes=limit_nbytes, dtype=read_as)
     else:
-        batch_rows = max(1, _BATCH_NBYTES // max(1, source.shape[1] * source.dtype.itemsize))
-        batches = iter_batches(source, batch_size=batch_rows, max_ram_usage_in_bytes=limit_nbytes)
-    return (rows for rows, _ in batches)
+        rows = max(1, min(rows, limit_nbytes // 8 // max(1, source.shape[1] * source.dtype.itemsize)))
+        batches = iter_batches(source, batch_size=rows, max_ram_usage_in_bytes=limit_nbytes)
+    return (vectors for vectors, _ in batches)
 
 
-def _read_as(stored: np.dtype[Any], dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+def _read_as(stored: np.dtype[Any], dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype to read: half floats are widened best by who reads them, narrow integers in our blocks."""
-    return dtype if stored.kind == "f" else None
+    return dtype if stored.kind == "f" else stored
 
 
 def _search_chunks(array: da.Array, queries: Queries, dtype: np.dtype[Any]) -> Best:
@@ -269,7 +266,9 @@ def _box(value: Any) -> npt.NDArray[Any]:
 def _search_chunk(
     rows: npt.NDArray[Any], start: npt.NDArray[Any], queries: Queries, dtype_of_products: np.dtype[Any]
 ) -> npt.NDArray[Any]:
-    return _box(search_rows(rows, int(start.item()), queries, dtype_of_products)).reshape(1, 1)
+    searcher = Searcher(queries, dtype_of_products)
+    starts = deque(range(0, len(rows), block_rows(rows.shape[1], queries, dtype_of_products)))
+    return _box(searcher.search(rows, int(start.item()), starts).best).reshape(1, 1)
 
 
 def _join(found: npt.NDArray[Any], axis: Any, keepdims: bool) -> npt.NDArray[Any]:  # noqa: ARG001 - Dask passes it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from threadpoolctl import threadpool_info
 
 from dask_embedding_reader import ArgumentError, ArgumentTypeError, EmbeddingReader, FileChangedError, nearest
 from dask_embedding_reader._common import progress
-from dask_embedding_reader.search import blocks
+from dask_embedding_reader.search import blocks, searcher
 from dask_embedding_reader.search import nearest as searching
+from dask_embedding_reader.search.best import merge
 from dask_embedding_reader.search.blas import SINGLE_THREADED
 from dask_embedding_reader.search.queries import prepare
+from dask_embedding_reader.search.searcher import Searcher, no_worst
 
 Array = npt.NDArray[Any]
 METRICS = ("cosine", "ip", "l2")
@@ -76,12 +79,12 @@ def test_blocks_and_chunks_change_nothing(data: st.DataObject, metric: Any) -> N
     expected_scores, expected_rows = sort_all(vectors, queries, k, metric)
     chunked = da.from_array(vectors, chunks=(data.draw(st.integers(1, rows)), 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "_BLOCK_NBYTES", 1)
-        patch.setattr(searching, "_BATCH_NBYTES", data.draw(st.integers(1, 500)))
-        patch.setattr(blocks, "_QUERIES_AT_ONCE", data.draw(st.integers(1, 5)))
+        patch.setattr(blocks, "_VECTORS_NBYTES", 1)
+        at_once = data.draw(st.integers(1, 5))
+        patch.setattr(blocks, "QUERIES_AT_ONCE", at_once)
+        patch.setattr(searcher, "QUERIES_AT_ONCE", at_once)
         patch.setattr(blocks, "_LEAST_BLOCK_ROWS", data.draw(st.integers(1, 8)))
         patch.setattr(searching, "_THREADS", 3)
-        patch.setattr(searching, "_LEAST_PART_ROWS", data.draw(st.integers(1, 40)))
         for source in (vectors, chunked):
             scores, found = nearest(source, queries, k, metric=metric)
             np.testing.assert_array_equal(found, expected_rows)
@@ -103,13 +106,12 @@ def test_what_waits_to_be_scored_changes_nothing(data: st.DataObject, metric: An
     queries = rng.standard_normal((data.draw(st.integers(1, 5)), 6))
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        patch.setattr(blocks, "_PAIRS_WAITING", 0)
+        patch.setattr(searcher, "_PAIRS_WAITING", 0)
         expected = nearest(vectors, queries, k, metric=metric)
         ranked = np.isfinite(vectors).all(axis=1) & (vectors.any(axis=1) | (metric != "cosine"))
-        patch.setattr(blocks, "_PAIRS_WAITING", data.draw(st.sampled_from([3, 50, 10_000])))
-        patch.setattr(blocks, "_BLOCK_NBYTES", 1)
+        patch.setattr(searcher, "_PAIRS_WAITING", data.draw(st.sampled_from([3, 50, 10_000])))
+        patch.setattr(blocks, "_VECTORS_NBYTES", 1)
         patch.setattr(blocks, "_LEAST_BLOCK_ROWS", data.draw(st.integers(1, 80)))
-        patch.setattr(searching, "_LEAST_PART_ROWS", data.draw(st.integers(1, 80)))
         scores, rows = nearest(vectors, queries, k, metric=metric)
         everything = nearest(vectors, queries, count, metric=metric)
     for got, wanted, whole in zip((scores, rows), expected, everything, strict=True):
@@ -122,6 +124,17 @@ def test_float64_scores_that_float32_rounds_to_one_are_ordered_by_row() -> None:
     near = np.c_[1 + np.arange(200) * 1e-12, np.zeros(200)]
     vectors = np.concatenate([near, near - 1e-3])
     assert nearest(vectors, [1, 0], 3, metric="ip")[1].tolist() == [0, 1, 2]
+
+
+def test_what_a_thread_has_found_in_later_rows_keeps_out_no_earlier_one_that_rounds_to_the_same() -> None:
+    vectors = np.array([[1 - 1e-9], [1]])
+    queries = prepare(np.ones((1, 1)), "ip", 1)
+    worst = no_worst(queries)
+    threads = [Searcher(queries, np.dtype("float64"), worst) for _ in range(2)]
+    threads[0].search(vectors[1:], 1, deque([0]))
+    assert 0.999999 < worst[0] < 1
+    threads[1].search(vectors[:1], 0, deque([0]))
+    assert merge(threads[0].best, threads[1].best).rows.tolist() == [[0]]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
@@ -182,14 +195,15 @@ def test_blas_has_one_thread_for_each_of_ours_and_all_of_its_own_afterwards(monk
     seen: list[int] = []
     at_work = threading.Barrier(3)
 
-    def look(rows: Array, first_row: int, *given: Any, **options: Any) -> Any:
+    def look(self: Any, rows: Array, *given: Any, **options: Any) -> Any:
         seen.extend(blas_threads())
         at_work.wait(60)
         if not rows.any():
             raise ValueError("nothing but zeros")
-        return blocks.search_rows(rows, first_row, *given, **options)
+        return search(self, rows, *given, **options)
 
-    monkeypatch.setattr(searching, "search_rows", look)
+    search = Searcher.search
+    monkeypatch.setattr(Searcher, "search", look)
     monkeypatch.setattr(searching, "_THREADS", 1)
     vectors = random_vectors(50, 4)
     before = blas_threads()
