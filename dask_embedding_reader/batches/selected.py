@@ -7,12 +7,14 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from dask_embedding_reader.batches.metadata import Form
 from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import picked_files, selection_cuts
 from dask_embedding_reader.formats.base import Array
+from dask_embedding_reader.formats.metadata import make_table
 from dask_embedding_reader.formats.picking import (
     open_picker,
     open_table_picker,
@@ -90,13 +92,14 @@ def read_metadata(manifest: Manifest, files: FileTable, numbers: Int64s, form: F
     """Read the metadata of rows in any order, all at once."""
     fields = manifest.fields
     names = [field.name for field in fields]
-    parts, places = [], []
-    for header, first_row, rows, here in picked_files(files, numbers, ascending=False):
-        table = read_picked_table(header, names, rows)
-        parts.append(form.make(fields, table, rows + first_row, header.file.url)[0])
-        assert here is not None
-        places.append(here)
-    return form.take(form.join(parts), np.argsort(np.concatenate(places)))
+    picked = list(picked_files(files, numbers, ascending=False))
+    tables = [read_picked_table(header, names, rows) for header, _, rows, _ in picked]
+    if len(tables) > 1:
+        tables = [make_table(fields, table, one.header.file.url) for table, one in zip(tables, picked, strict=True)]
+    # A frame for all of them: for each it would take as long, however few rows it has.
+    places = np.concatenate([one.places for one in picked if one.places is not None])
+    made, _ = form.make(fields, pa.concat_tables(tables), numbers[places], picked[0].header.file.url)
+    return form.take(made, np.argsort(places))
 
 
 def _in_order(

@@ -19,7 +19,7 @@ from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError
 from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, MetaColumn
-from dask_embedding_reader.formats.columns import iter_columns, may_match
+from dask_embedding_reader.formats.columns import iter_columns, may_match, step_rows
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, make_frame, merge_columns
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.partitions import settled
@@ -41,9 +41,6 @@ _COMPARISONS: dict[str, Callable[..., Any]] = {
     ">=": pc.greater_equal,
 }
 _OPERATORS = (*_COMPARISONS, "in", "not in")
-
-_STEP_ROWS = 2**16
-"""Rows whose metadata are looked at together."""
 
 
 class _Filter(NamedTuple):
@@ -263,24 +260,38 @@ def _matching(files: FileTable, rows: Rows, condition: _Filter) -> Iterator[Int6
     def read(span: tuple[int, int, int]) -> Int64s:
         file, start, stop = span
         first_row = int(files.offsets[file])
-        numbers = rows.numbers(start, stop) - first_row
-        return first_row + _read(files.header(file), numbers, condition)
+        first, last = (rows.at(np.array([start, stop - 1])) - first_row).tolist()
+        # Of neighbours two numbers are enough: to make the others takes as long as to compare the values.
+        is_range = last - first == stop - 1 - start
+        here = range(first, last + 1) if is_range else rows.numbers(start, stop) - first_row
+        return first_row + _read(files.header(file), here, condition)
 
     with threads_at_once(_threads(files)) as pool:
         yield from pool.map(read, spans)
 
 
-def _read(header: FileHeader, rows: Int64s, condition: _Filter) -> Int64s:
-    """Return which of some rows of a file satisfy a condition. Row groups that hold none are not read."""
+def _read(header: FileHeader, rows: range | Int64s, condition: _Filter) -> Int64s:
+    """Return which of some rows of a file, that ascend, satisfy a condition. Row groups that hold none are not read."""
     found = [np.empty(0, np.int64)]
     bounds = np.cumsum((0, *(header.group_rows or (header.rows,))))
+    cuts = np.clip(bounds - rows.start, 0, len(rows)) if isinstance(rows, range) else np.searchsorted(rows, bounds)
     may = None if condition.expression is None else may_match(header, condition.expression)
-    for group, (start, stop) in enumerate(pairwise(np.searchsorted(rows, bounds).tolist())):
-        if start == stop or (may is not None and group not in may):
-            continue
-        here = rows[start:stop]
-        decode = open_table_picker(header, condition.columns, int(here[0]), int(here[-1]) + 1, _STEP_ROWS)
-        for first in range(0, len(here), _STEP_ROWS):
-            some = here[first : first + _STEP_ROWS]
-            found.append(some[condition.mask(decode(some), header.file.url)])
+    for group, (start, stop) in enumerate(pairwise(cuts.tolist())):
+        if start < stop and (may is None or group in may):
+            found += _matches(header, rows[start:stop], condition)
     return np.concatenate(found)
+
+
+def _matches(header: FileHeader, rows: range | Int64s, condition: _Filter) -> Iterator[Int64s]:
+    """Yield which of some rows of a row group satisfy a condition."""
+    names, first, stop = condition.columns, int(rows[0]), int(rows[-1]) + 1
+    step = step_rows(header, names)
+    if isinstance(rows, range):
+        for batch in iter_columns(header, names, first, stop, step):
+            yield first + np.flatnonzero(condition.mask(pa.Table.from_batches([batch]), header.file.url))
+            first += batch.num_rows
+        return
+    decode = open_table_picker(header, names, first, stop)
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        yield some[condition.mask(decode(some), header.file.url)]

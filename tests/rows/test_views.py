@@ -34,7 +34,7 @@ from dask_embedding_reader.errors import (
     ColumnError,
     FileChangedError,
 )
-from dask_embedding_reader.formats import picking
+from dask_embedding_reader.formats import columns, picking
 from dask_embedding_reader.formats.base import Columns, FileHeader, StretchReader
 from dask_embedding_reader.formats.parquet import read as decoding
 from dask_embedding_reader.storage.fsspec import FsspecStore
@@ -264,6 +264,28 @@ def test_filters_may_name_columns_that_were_not_opened(pair: Collection) -> None
     for view in (reader.filter([("rank", ">", 60)]), reader.filter(lambda frame: frame["rank"] > 60, columns=["rank"])):
         assert list(view.rows) == np.flatnonzero(rank > 60).tolist()
         assert list(view.to_dask_dataframe().columns) == ["id"]
+
+
+@pytest.mark.parametrize("name", ["number", "text"])
+def test_filters_look_at_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Neighbours and others, in steps: long ones of numbers only, since text may weigh anything."""
+    count, most = 40_000, 15_000
+    monkeypatch.setattr(columns, "_NARROW_ROWS", most)
+    steps: list[int] = []
+    values = np.arange(count) % 7
+    table = {"number": pa.array(values), "text": pa.array(values.astype(str))}
+    np.save(tmp_path / "0.npy", np.zeros((count, 2), np.float32))
+    pq.write_table(pa.table(table), tmp_path / "0.parquet", row_group_size=35_000)
+    reader = EmbeddingReader(tmp_path, "parquet_npy", meta_columns=["number", "text"])
+
+    def is_three(frame: pd.DataFrame) -> Any:
+        steps.append(len(frame))
+        return frame[name].astype(str) == "3"
+
+    for rows in (np.arange(count), np.arange(100, 39_990), np.arange(5, count, 3)):
+        found = reader.take(rows).filter(is_three, columns=name)
+        np.testing.assert_array_equal(np.asarray(found.rows), rows[values[rows] == 3])
+    assert max(steps) == (most if name == "number" else columns.DECODE_ROWS)
 
 
 def test_row_groups_that_statistics_rule_out_are_not_read(bucket: Bucket) -> None:
