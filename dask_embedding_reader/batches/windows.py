@@ -166,14 +166,12 @@ class _Window:
         """Sort the rows, and start to read them."""
         manifest = self._manifest
         numbers = self._rows.numbers(self.start, self.stop)
-        order = np.argsort(numbers)
-        ranks = np.empty_like(order)
-        ranks[order] = np.arange(len(order))
+        ascending, ranks = _sort(numbers)
         self._numbers, self._ranks = numbers, ranks
         self._vectors = self._buffers.take((len(numbers), manifest.dimension), self._dtype)
         if manifest.metadata is not None:
             self._reads.append(self._pool.submit(self._read_frame, manifest.metadata))
-        for first, picked in _parts(manifest.vectors, numbers[order], self._part_rows):
+        for first, picked in _parts(manifest.vectors, ascending, self._part_rows):
             self._reads.append(self._pool.submit(self._read, picked, self._vectors[first : first + len(picked.rows)]))
 
     def _read(self, picked: PickedFile, out: Array) -> None:
@@ -200,6 +198,17 @@ class _Window:
         if self._frame is None:
             return self._form.of_none(self._numbers[here])
         return self._frame[here]
+
+
+def _sort(numbers: Int64s) -> tuple[Int64s, Int64s]:
+    """Return row numbers in ascending order, and where each of them is then."""
+    # With their places in the same integers: sorted in half the time that it takes to find the order.
+    both = numbers * len(numbers) + np.arange(len(numbers))
+    both.sort()
+    ascending = both // len(numbers)
+    ranks = np.empty_like(numbers)
+    ranks[both - ascending * len(numbers)] = np.arange(len(numbers))
+    return ascending, ranks
 
 
 def _windows(rows: Rows, start: int, stop: int, most_rows: int) -> Iterator[tuple[int, int]]:

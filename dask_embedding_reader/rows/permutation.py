@@ -24,12 +24,17 @@ def make_keys(text: str) -> UInt32s:
 
 def mix(values: UInt32s) -> UInt32s:
     """Hash numbers (the finaliser of MurmurHash3), in their own memory."""
+    _mix(values)
+    values ^= values >> np.uint32(16)
+    return values
+
+
+def _mix(values: UInt32s) -> None:
+    """Hash numbers but for the last step, which leaves their upper halves as they are."""
     values ^= values >> np.uint32(16)
     values *= np.uint32(0x85EBCA6B)
     values ^= values >> np.uint32(13)
     values *= np.uint32(0xC2B2AE35)
-    values ^= values >> np.uint32(16)
-    return values
 
 
 def permute(values: Int64s, size: int, keys: UInt32s, tweaks: UInt32s | None = None) -> Int64s:
@@ -68,14 +73,14 @@ def _rotate(values: UInt32s, by: UInt32s, size: int, key: np.uint32, tweaks: UIn
     hashed = by ^ key
     if tweaks is not None:
         hashed ^= tweaks
-    mix(hashed)
     # Scaled to a number below `size`, without a division.
     if size <= 2**16:
+        _mix(hashed)
         hashed >>= np.uint32(16)
         hashed *= np.uint32(size)
         hashed >>= np.uint32(16)
     else:
-        hashed = (hashed.astype(np.uint64) * np.uint64(size) >> np.uint64(32)).astype(np.uint32)
+        hashed = (mix(hashed).astype(np.uint64) * np.uint64(size) >> np.uint64(32)).astype(np.uint32)
     hashed += values
     # What is not too large becomes so, since there is nothing below 0.
     np.minimum(hashed, hashed - np.uint32(size), out=values)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dask_embedding_reader.rows.permutation import make_keys, mix, permute
+from dask_embedding_reader.rows.permutation import UInt32s, make_keys, mix, permute
 from dask_embedding_reader.rows.picked import pick
 from dask_embedding_reader.rows.section import Section
 from dask_embedding_reader.rows.selection import Int64s, Rows, hash_of
+
+Array = npt.NDArray[Any]
 
 LANES = 64
 """The stretches that an epoch is dealt from, one row of each in turn: every number of ranks that divides it gets whole
 stretches. A constant: another one would be another order."""
 
-_STEP_POSITIONS = 2**14
+_STEP_POSITIONS = 2**15
 """So many are permuted at a time: their numbers stay in the processor's cache from one operation to the next."""
 
 
@@ -32,6 +35,19 @@ def _apart(
     found = np.empty_like(values)
     found[mask], found[~mask] = yes(values[mask]), no(values[~mask])
     return found
+
+
+def _each_once(function: Callable[[Int64s], Array], values: Int64s) -> Array:
+    """Map values by a function that costs more than to look them up: where they are near each other, each once."""
+    low, high = int(values.min()), int(values.max())
+    if 4 * (high - low) >= len(values):
+        return function(values)
+    found: Array = function(np.arange(low, high + 1))[values - low]
+    return found
+
+
+def _tweaks(numbers: Int64s) -> UInt32s:
+    return mix(mix((numbers >> 32).astype(np.uint32)) ^ numbers.astype(np.uint32))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,36 +115,58 @@ class Shuffled(Rows):
         dealt = regular + LANES * short
 
         def irregular(tail: Int64s) -> Int64s:
-            return _apart(tail, tail < dealt, lambda some: self._in_lanes(some, regular, short, short), last)
+            places = _apart(tail, tail < dealt, in_short_lanes, last)
+            return _apart(places, places < self._block_rows_in_all, self._in_blocks, lambda rest: rest)
+
+        def in_short_lanes(tail: Int64s) -> Int64s:
+            number, row = self._in_lanes(tail - regular, regular, short, short)
+            return regular + number * short + row
 
         def last(tail: Int64s) -> Int64s:
             return dealt + permute(tail - dealt, len(self) - dealt, make_keys(f"tail {self.seed} {self.epoch}"))
 
-        def in_lanes(some: Int64s) -> Int64s:
-            return self._in_lanes(some, 0, self.lane_rows, self.lane_window_rows)
+        return _apart(positions, positions < regular, self._regular, irregular)
 
-        places = _apart(positions, positions < regular, in_lanes, irregular)
-        blocks = len(self) // self.block_rows
-        return _apart(places, places < blocks * self.block_rows, self._in_blocks, lambda rest: rest)
+    def _regular(self, positions: Int64s) -> Int64s:
+        """Return the positions in the other selection of those in lanes of full length."""
+        number, row = self._in_lanes(positions, 0, self.lane_rows, self.lane_window_rows)
+        window_blocks = self.lane_window_rows // self.block_rows
 
-    def _in_lanes(self, positions: Int64s, start: int, lane_rows: int, window_rows: int) -> Int64s:
-        """Return where rows of lanes are among all blocks in their order; the lanes begin at ``start``."""
-        row = (positions - start) // LANES
-        lane = positions - start - row * LANES
-        window = row // window_rows
-        first = window * window_rows
-        number = window * LANES + lane + start  # of no other window of a lane
-        tweaks = mix(mix((number >> 32).astype(np.uint32)) ^ number.astype(np.uint32))
+        def first_places(blocks: Int64s) -> Int64s:
+            numbers = blocks // window_blocks
+            windows = numbers // LANES
+            places = (numbers - windows * LANES) * self.lane_rows + windows * self.lane_window_rows
+            places += (blocks - numbers * window_blocks) * self.block_rows
+            # The last windows have fewer blocks: those beyond them are looked up too, and not asked for.
+            return self._in_blocks(np.minimum(places, self._block_rows_in_all - self.block_rows))
+
+        block = row // self.block_rows
+        found: Int64s = _each_once(first_places, number * window_blocks + block) + (row - block * self.block_rows)
+        return found
+
+    def _in_lanes(self, positions: Int64s, start: int, lane_rows: int, window_rows: int) -> tuple[Int64s, Int64s]:
+        """Return in which window of which lane rows are, as one number, and which of its rows they are.
+
+        They are counted from where the lanes begin, which is at ``start``.
+        """
+        window = positions // (LANES * window_rows)
+        here = positions - window * (LANES * window_rows)
+        row = here // LANES
+        number = here - row * LANES + window * LANES
+        tweaks = _each_once(_tweaks, number + start)  # those of no other window of a lane
         keys = make_keys(f"rows {self.seed} {self.epoch}")
-        last = lane_rows // window_rows * window_rows
-        full = first < last  # from there on, windows have fewer rows
+        full = window < lane_rows // window_rows  # from there on, windows have fewer rows
+        if full.all():
+            return number, permute(row, window_rows, keys, tweaks)
         inner = np.empty_like(row)
-        for size, here in ((window_rows, full), (lane_rows - last, ~full)):
-            if here.all():
-                inner = permute(row - first, size, keys, tweaks)
-            elif here.any():
-                inner[here] = permute((row - first)[here], size, keys, tweaks[here])
-        return start + lane * lane_rows + first + inner
+        for size, some in ((window_rows, full), (lane_rows % window_rows, ~full)):
+            inner[some] = permute(row[some], size, keys, tweaks[some])
+        return number, inner
+
+    @property
+    def _block_rows_in_all(self) -> int:
+        """Rows of all blocks."""
+        return len(self) // self.block_rows * self.block_rows
 
     def _in_blocks(self, places: Int64s) -> Int64s:
         """Return which positions of the other selection lie at places among all full blocks in their order."""

@@ -302,6 +302,16 @@ def test_every_place_is_as_likely_for_every_row() -> None:
     assert ((found - 400) ** 2 / 400).sum() / 81 < 1.5
 
 
+@pytest.mark.parametrize("step", [1, 7, 64, 301])
+def test_rows_far_apart_are_those_of_the_order(step: int) -> None:
+    """What neighbours share is looked up once for all of them; rows that lie apart share nothing."""
+    for count, block, buffer in ((20_000, 3, 2_000), (20_000, 16, 5_000), (300, 1, 300), (1_003, 7, 450)):
+        epoch = shuffle(Stretch(range(count)), 1, 2, block, buffer)
+        alone = np.concatenate([epoch.at(np.array([position])) for position in range(0, count, 101)])
+        np.testing.assert_array_equal(alone, np.asarray(epoch)[::101])
+        np.testing.assert_array_equal(np.asarray(epoch[::step]), np.asarray(epoch)[::step])
+
+
 def test_an_epoch_of_billions_holds_nothing() -> None:
     tracemalloc.start()
     try:

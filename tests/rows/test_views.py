@@ -37,6 +37,7 @@ from dask_embedding_reader.errors import (
 from dask_embedding_reader.formats import columns, picking
 from dask_embedding_reader.formats.base import Columns, FileHeader, StretchReader
 from dask_embedding_reader.formats.parquet import read as decoding
+from dask_embedding_reader.formats.parquet.decode import DECODE_ROWS
 from dask_embedding_reader.storage.fsspec import FsspecStore
 from tests.support.collections import (
     FORMATS,
@@ -285,7 +286,7 @@ def test_filters_look_at_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytes
     for rows in (np.arange(count), np.arange(100, 39_990), np.arange(5, count, 3)):
         found = reader.take(rows).filter(is_three, columns=name)
         np.testing.assert_array_equal(np.asarray(found.rows), rows[values[rows] == 3])
-    assert max(steps) == (most if name == "number" else columns.DECODE_ROWS)
+    assert max(steps) == (most if name == "number" else DECODE_ROWS)
 
 
 def test_row_groups_that_statistics_rule_out_are_not_read(bucket: Bucket) -> None:
