@@ -14,11 +14,16 @@ from dask_embedding_reader.errors import FormatError, ReadError
 from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader, Stretch, StretchReader
 from dask_embedding_reader.formats.casting import CheckedCast
 from dask_embedding_reader.formats.vectors import Vectors
-from dask_embedding_reader.storage.read import read_each_into, read_into, try_read_in_turn
+from dask_embedding_reader.storage.read import read_blocks_into, read_each_into, read_into, try_read_in_turn
 from dask_embedding_reader.storage.store import StoredFile, Write
 
-_SCRATCH_NBYTES = 2**19
-"""Vectors that must be cast are read in blocks of this size: they stay in the processor's cache between the two."""
+_SCRATCH_NBYTES = 3 * 2**17
+"""Vectors that are not wanted as they lie are read in blocks of this size: they stay in the processor's cache between
+the two."""
+
+_PAGE_NBYTES = 2**12
+"""They begin at the same byte of a page as in the file: what lies 1 to 31 bytes further within its page is copied at a
+third of the speed (see ``_common.memory``)."""
 
 _BLOCK_NBYTES = 2**20
 """What is written at once."""
@@ -174,13 +179,17 @@ def read_blocks(file: StoredFile, position: int, row_type: np.dtype[Any], rows: 
     step = rows
     if not file.store.request_nbytes:  # elsewhere each block would be one
         step = max(1, _SCRATCH_NBYTES // row_type.itemsize)
-    scratch = np.empty(min(step, rows) * row_type.itemsize, np.uint8)
-    for first in range(0, rows, step):
-        block = scratch[: min(step, rows - first) * row_type.itemsize]
-        read_into(file, position, [block.data])
-        items = block.view(row_type.base)
+    scratch = np.empty(min(step, rows) * row_type.itemsize + _PAGE_NBYTES, np.uint8)
+    address = scratch.__array_interface__["data"][0]
+
+    def blocks() -> Iterator[memoryview]:
+        for first in range(0, rows, step):
+            begin = (position + first * row_type.itemsize - address) % _PAGE_NBYTES
+            yield scratch[begin : begin + min(step, rows - first) * row_type.itemsize].data
+
+    for block in read_blocks_into(file, position, blocks()):
+        items = np.frombuffer(block, row_type.base)
         yield items.reshape(-1, *row_type.shape) if row_type.shape else items
-        position += block.nbytes
 
 
 def open_block_stretches(

@@ -304,6 +304,11 @@ def open_local(path: str) -> int:
     raise OSError(errno.EINVAL, "not a regular file, but a pipe or a device", path)
 
 
+def read_open(descriptor: int, start: int, buffer: memoryview) -> int:
+    """Fill a buffer with the bytes of an open file from a position on; return how many came."""
+    return _fill(descriptor, start, [buffer])
+
+
 def _fill(descriptor: int, start: int, buffers: list[memoryview]) -> int:
     """Fill buffers with the bytes of an open file from a position on; return how many came."""
     position, stop = start, start + sum(buffer.nbytes for buffer in buffers)

@@ -14,9 +14,17 @@ import pandas as pd
 import pytest
 import safetensors.numpy
 
-from dask_embedding_reader import ArgumentError, ColumnError, EmbeddingReader, FormatError, write_embeddings
+from dask_embedding_reader import (
+    ArgumentError,
+    ColumnError,
+    EmbeddingReader,
+    FileChangedError,
+    FormatError,
+    write_embeddings,
+)
 from dask_embedding_reader.cli import main, options
 from dask_embedding_reader.formats.registry import all_suffixes, format_names, get_format
+from dask_embedding_reader.storage.read import read_blocks_into
 from tests.support.collections import as_others_read
 
 Array = npt.NDArray[Any]
@@ -192,11 +200,11 @@ def test_damaged_files_name_what_is_wrong(tmp_path: Path, name: str) -> None:
     assert str(path) in str(refused.value)
 
 
-@pytest.mark.parametrize("dimension", [3, 200])  # copied, or read straight to their places
+@pytest.mark.parametrize("dimension", [3, 600])  # copied, or read straight to their places
 def test_rows_of_another_dimension_are_found_when_they_are_read(tmp_path: Path, dimension: int) -> None:
     rows = np.arange(4 * dimension, dtype=np.float32).reshape(4, -1)
     odd = bytearray(b"".join(dimension.to_bytes(4, "little") + row.tobytes() for row in rows))
-    odd[2 * (4 + 4 * dimension)] = 5
+    struct.pack_into("<i", odd, 2 * (4 + 4 * dimension), 5)
     reader = EmbeddingReader(write(tmp_path / "0.fvecs", bytes(odd)), "fvecs")
     np.testing.assert_array_equal(reader.to_dask_array()[:2].compute(), rows[:2])
     for start in (0, 2):
@@ -204,7 +212,7 @@ def test_rows_of_another_dimension_are_found_when_they_are_read(tmp_path: Path, 
             reader.to_dask_array(start).compute()
 
 
-@pytest.mark.parametrize("dimension", [3, 200])
+@pytest.mark.parametrize("dimension", [3, 600])
 def test_arrays_of_no_rows_are_filled_with_none(tmp_path: Path, dimension: int) -> None:
     rows = np.arange(4 * dimension, dtype=np.float32).reshape(4, -1)
     content = b"".join(dimension.to_bytes(4, "little") + row.tobytes() for row in rows)
@@ -212,6 +220,30 @@ def test_arrays_of_no_rows_are_filled_with_none(tmp_path: Path, dimension: int) 
     outs = [np.empty((count, dimension), np.float32) for count in (0, 3, 0, 1)]
     manifest.format.vectors.open_rows(manifest.vectors.header(0), manifest.columns, 0, 4)(outs)
     np.testing.assert_array_equal(np.concatenate(outs), rows)
+
+
+def test_rows_of_several_blocks_are_copied(tmp_path: Path) -> None:
+    rows = np.arange(2_000 * 128, dtype=np.float32).reshape(-1, 128)
+    content = b"".join((128).to_bytes(4, "little") + row.tobytes() for row in rows)
+    path = write(tmp_path / "0.fvecs", content)
+    array = EmbeddingReader(path, "fvecs").to_dask_array()
+    for start, stop in ((0, 2_000), (3, 1_999)):
+        np.testing.assert_array_equal(array[start:stop].compute(), rows[start:stop])
+
+
+@pytest.mark.parametrize("how", ["replaced", "written"])
+def test_a_file_that_changes_between_blocks_is_noticed(tmp_path: Path, how: str) -> None:
+    path = write(tmp_path / "0.fvecs", struct.pack("<i", 1) + b"abcd")
+    file = EmbeddingReader(path, "fvecs").manifest.vectors.header(0).file
+    first, second = bytearray(4), bytearray(4)
+    blocks = read_blocks_into(file, 0, [memoryview(first), memoryview(second)])
+    assert bytes(next(blocks)) == struct.pack("<i", 1)
+    if how == "replaced":
+        write(tmp_path / "1.fvecs", struct.pack("<i", 1) + b"efgh").rename(path)
+    else:
+        path.write_bytes(struct.pack("<i", 1) + b"efghijkl")
+    with pytest.raises(FileChangedError, match="changed since it was opened"):
+        next(blocks)
 
 
 def zipped(path: Path, change: Any = None, method: int = zipfile.ZIP_STORED) -> Path:
