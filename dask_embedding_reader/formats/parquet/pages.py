@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,9 +29,8 @@ from dask_embedding_reader.formats.parquet.values import (
     Literals,
     Values,
     find_literals,
-    read_spans_of,
 )
-from dask_embedding_reader.storage.read import read_each_into, read_into
+from dask_embedding_reader.storage.read import read_into
 from dask_embedding_reader.storage.store import StoredFile
 
 Array = npt.NDArray[Any]
@@ -157,7 +155,7 @@ def read_page(
             return None
         return InFile(file, place, body + levels, nbytes)
     if may_be_left and is_compressed and as_stored and place.codec == SNAPPY:
-        literals = _find_literals(source, place, page, body, before, decompress)
+        literals = _find_literals(source, place, page, body, before)
         if literals is not None:
             return literals
     most = _MOST_PLAIN_PAGE_NBYTES if page.encoding == PLAIN else _MOST_PAGE_NBYTES
@@ -186,45 +184,34 @@ def read_page(
     return InMemory(file, place, values, is_lent=values is data and not is_compressed)
 
 
-def _find_literals(
-    source: PageSource, place: Place, page: PageHeader, body: int, before: int, decompress: Decompress
-) -> Values | None:
+def _find_literals(source: PageSource, place: Place, page: PageHeader, body: int, before: int) -> Values | None:
     """Return values that snappy compressed, all but the first of whose blocks may be literals; None if they are not."""
-    levels_nbytes = sum(page.levels or ())
-    plain_nbytes = page.plain_nbytes - levels_nbytes
-    second = find_literals(page.nbytes - levels_nbytes, plain_nbytes)
-    if second is None:
+    apart = sum(page.levels or ())
+    plain_nbytes, nbytes = page.plain_nbytes - apart, page.values * place.stored_nbytes
+    levels_nbytes = plain_nbytes - nbytes  # in the first block
+    second = find_literals(page.nbytes - apart, plain_nbytes)
+    if second is None or not 0 <= levels_nbytes <= (BLOCK_NBYTES if page.levels is None else 0):
         return None
-    second += levels_nbytes
-    stored = source.read(body, body + (page.nbytes if source.is_fetched else second))
-    try:
-        told, position = read_length(bytes(stored[levels_nbytes : levels_nbytes + 10]), 0)
-        block = spell_length(BLOCK_NBYTES) + stored[levels_nbytes + position : second]
-        first = np.frombuffer(decompress(memoryview(block), BLOCK_NBYTES), np.uint8)
-    except Exception:  # noqa: BLE001 - it is compressed in another way, or damaged
-        return None
-    levels: Array | memoryview = stored[:levels_nbytes]
-    if page.levels is None:
-        levels_nbytes = count_level_nbytes(first, place)
-        levels = first[:levels_nbytes]
-    nbytes = page.values * place.stored_nbytes
-    if told != plain_nbytes or page.plain_nbytes != levels_nbytes + nbytes:
-        return None
-    if not are_levels(levels, page, place, before, levels_nbytes):
-        return None
+    second += apart
+    stored = source.read(body, body + page.nbytes) if source.is_fetched else None
+
+    def open_first(data: memoryview) -> Array | None:
+        # Whoever reads has a codec of its own, here and below.
+        try:
+            told, position = read_length(bytes(data[apart : apart + 10]), 0)
+            block = spell_length(BLOCK_NBYTES) + data[apart + position :]
+            first = np.frombuffer(decompressor(place.codec)(memoryview(block), BLOCK_NBYTES), np.uint8)
+        except Exception:  # noqa: BLE001 - it is compressed in another way, or damaged
+            return None
+        levels = first[:levels_nbytes] if page.levels is None else data[:apart]
+        return first if told == plain_nbytes and are_levels(levels, page, place, before, len(levels)) else None
 
     def decompress_all() -> Values | None:
-        # Whoever reads has a source and a codec of its own.
-        fetch = (lambda start, stop: stored[start - body : stop - body]) if source.is_fetched else None
+        fetch = None if stored is None else lambda start, stop: stored[start - body : stop - body]
         whole, codec = PageSource(source.file, place, fetch), decompressor(place.codec)
         return read_page(whole, place, page, body, before, None, codec, as_stored=False)
 
-    skipped = levels_nbytes if page.levels is None else 0
-    if not source.is_fetched:
-        read, second = partial(read_each_into, source.file), body + second
-    else:
-        read = partial(read_spans_of, stored)
-    return Literals(source.file, place, first, second, skipped, nbytes, read, decompress_all)
+    return Literals(source.file, place, body, stored, second, levels_nbytes, nbytes, open_first, decompress_all)
 
 
 def _decode(data: Array, page: PageHeader, place: Place, dictionary: Array | None) -> Array | None:
