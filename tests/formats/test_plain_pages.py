@@ -20,7 +20,8 @@ from dask_embedding_reader.formats.parquet.decode import iter_tables
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.parquet.page_headers import page_header
 from dask_embedding_reader.formats.parquet.thrift import spell_length
-from dask_embedding_reader.storage.read import read_each_into, read_into
+from dask_embedding_reader.storage.local import LocalStore
+from dask_embedding_reader.storage.read import read_each_into
 
 PLAIN: dict[str, Any] = {"use_dictionary": False, "compression": "none"}
 
@@ -344,10 +345,29 @@ def test_a_vector_that_runs_on_behind_its_page_is_no_shorter_one(tmp_path: Path,
             next(reader(10, start, 8, show_progress=False))
 
 
+@pytest.fixture
+def read_nbytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes of local files are asked for, each time."""
+    found: list[int] = []
+    read = LocalStore.read
+
+    def note(store: LocalStore, path: str, ranges: Any, **named: Any) -> Any:
+        found.extend(buffer.nbytes for _, buffers in ranges for buffer in buffers)
+        return read(store, path, ranges, **named)
+
+    monkeypatch.setattr(LocalStore, "read", note)
+    return found
+
+
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd", "lz4", "gzip", "brotli"])
 @pytest.mark.parametrize(("kind", "version"), [("list", "1.0"), ("list", "2.0"), ("fixed", "1.0"), ("binary", "1.0")])
 def test_of_few_rows_their_pages_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, kind: str, version: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    read_nbytes: list[int],
+    codec: str,
+    kind: str,
+    version: str,
 ) -> None:
     """And of others the levels, where only these tell that no vector is longer: of those before, or of those behind."""
     array = bits("f4", 4_000, 256)
@@ -355,23 +375,15 @@ def test_of_few_rows_their_pages_are_read(
     options["write_batch_size"] = 64 if kind == "binary" else 1_024
     write(tmp_path / "a.parquet", array, kind, **options)
     forbid_decoding(monkeypatch)
-    nbytes = 0
-
-    def count(file: Any, start: int, buffers: Any) -> None:
-        nonlocal nbytes
-        nbytes += sum(buffer.nbytes for buffer in buffers)
-        read_into(file, start, buffers)
-
-    monkeypatch.setattr("dask_embedding_reader.formats.parquet.pages.read_into", count)
     reader = EmbeddingReader(tmp_path, "parquet", embedding_dtype="f4" if kind == "binary" else None)
     must_read_levels = (kind, version) == ("list", "1.0")
     for start, share in [(0, 0), (1_500, 0.375), (2_600, 0.35), (3_990, 0)]:
-        nbytes = 0
+        read_nbytes.clear()
         rows, _ = next(reader(10, start, start + 10, dtype=None, show_progress=False))
         assert rows.tobytes() == array[start : start + 10].tobytes()
         # zstd decompresses blocks of 128 KB; of others 4 KB are enough, and 512 bytes for headers.
         levels_share = share * (0.6 if codec == "zstd" else 0.04) if must_read_levels else 0
-        assert nbytes < 2 * (2**18 + 20_000) + 20 * 2**13 + levels_share * array.nbytes
+        assert sum(read_nbytes) < 2 * (2**18 + 20_000) + 20 * 2**13 + levels_share * array.nbytes
 
 
 @pytest.mark.parametrize("codec", [1, 2, 4, 6, 7])
@@ -510,6 +522,22 @@ def test_a_dictionary_that_grew_too_large_is_followed_by_plain_pages(tmp_path: P
     )
     rows, _ = next(EmbeddingReader(tmp_path, "parquet")(10_000, show_progress=False))
     np.testing.assert_array_equal(rows, np.concatenate([array, array]))
+
+
+@pytest.mark.parametrize("kind", ["fixed", "binary"])
+def test_a_dictionary_is_read_where_pages_refer_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_nbytes: list[int], kind: str
+) -> None:
+    array = bits("f4", 4_000, 256)
+    options: dict[str, Any] = {"use_dictionary": True, "compression": "snappy", "data_page_size": 2**18}
+    write(tmp_path / "a.parquet", array, kind, write_batch_size=64, **options)
+    forbid_decoding(monkeypatch)
+    reader = EmbeddingReader(tmp_path, "parquet", embedding_dtype="f4" if kind == "binary" else None)
+    for start, is_referred_to in [(0, True), (3_990, False)]:
+        read_nbytes.clear()
+        rows, _ = next(reader(10, start, start + 10, dtype=None, show_progress=False))
+        assert rows.tobytes() == array[start : start + 10].tobytes()
+        assert (max(read_nbytes) >= 2**20) is is_referred_to  # as large as dictionaries become
 
 
 @pytest.mark.parametrize("bad", ["ragged", "null", "null item"])

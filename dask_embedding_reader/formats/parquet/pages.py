@@ -134,7 +134,7 @@ def read_page(
     page: PageHeader,
     body: int,
     before: int,
-    dictionary: Array | None,
+    dictionary: Callable[[], Array | None] | None,
     decompress: Decompress,
     *,
     as_stored: bool,
@@ -214,15 +214,15 @@ def _find_literals(source: PageSource, place: Place, page: PageHeader, body: int
     return Literals(source.file, place, body, stored, second, levels_nbytes, nbytes, open_first, decompress_all)
 
 
-def _decode(data: Array, page: PageHeader, place: Place, dictionary: Array | None) -> Array | None:
+def _decode(data: Array, page: PageHeader, place: Place, dictionary: Callable[[], Array | None] | None) -> Array | None:
     """Return the bytes of the values of a page; None if they are encoded in a way that is not known here."""
     if page.encoding == PLAIN:
         return data
     if page.encoding in (PLAIN_DICTIONARY, RLE_DICTIONARY) and dictionary is not None:
-        indices = read_indices(data, page.values)
-        if indices is None or int(indices.max()) >= len(dictionary):
+        values, indices = dictionary(), read_indices(data, page.values)
+        if values is None or indices is None or int(indices.max()) >= len(values):
             return None
-        return dictionary.take(indices).view(np.uint8)
+        return values.take(indices).view(np.uint8)
     size = place.stored_nbytes
     if page.encoding == _BYTE_STREAM_SPLIT and len(data) == page.values * size and size in (2, 4, 8):
         values = np.empty((page.values, size), np.uint8)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +49,24 @@ class _Kept:
         self.found: list[Values | None] = []
 
 
+class _Dictionary:
+    """What pages refer to: read by whoever needs it first, as the others find their pages meanwhile."""
+
+    def __init__(self, file: StoredFile, place: Place, fetch: Fetch | None, header: PageHeader, body: int) -> None:
+        self._lock = threading.Lock()
+        self._found: list[Array | None] = []
+        self._read = partial(
+            read_dictionary, PageSource(file, place, fetch), place, header, body, decompressor(place.codec)
+        )
+
+    def __call__(self) -> Array | None:
+        """Return its values; None if it is no plain one."""
+        with self._lock:
+            if not self._found:
+                self._found.append(self._read())
+            return self._found[0]
+
+
 class Page(NamedTuple):
     """A page of vectors."""
 
@@ -78,8 +97,7 @@ class PlainChunk:
         self._file, self._fetch = file, fetch
         self._source = PageSource(file, place, fetch)
         self._position, self._before = place.start, 0
-        self._dictionary: Array | None = None
-        self._decompress = decompressor(place.codec)
+        self._dictionary: _Dictionary | None = None
         self._pages: deque[Page] = deque()
         self._is_proved = _all_tell_rows(place)
         self._idle: list[_PageReader] = []
@@ -179,8 +197,10 @@ class PlainChunk:
         if position != self.place.start or header.encoding not in (PLAIN, PLAIN_DICTIONARY):
             return None
         if self._dictionary is None:
-            self._dictionary = read_dictionary(self._source, self.place, header, body, self._decompress)
-        return None if self._dictionary is None else self._find(body + header.nbytes, before)
+            self._dictionary = _Dictionary(self._file, self.place, self._fetch, header, body)
+            if self._fetch is not None:
+                self._dictionary()  # while it is at hand
+        return self._find(body + header.nbytes, before)
 
     def _is_regular(self, page: Page) -> bool:
         """Tell whether a page that is not read holds vectors that have all their items."""
@@ -241,7 +261,7 @@ class _PageReader:
         self._source = PageSource(file, place, fetch)
         self._decompress = decompressor(place.codec)
 
-    def read(self, page: Page, dictionary: Array | None, *, as_stored: bool) -> Values | None:
+    def read(self, page: Page, dictionary: _Dictionary | None, *, as_stored: bool) -> Values | None:
         """Return the values of a page, which are there until another one is read; None if it is not plain."""
         if page.kept is None:
             return self._read(page, dictionary, as_stored=as_stored)
@@ -251,7 +271,7 @@ class _PageReader:
                 page.kept.found.append(None if values is None else values.kept())
             return page.kept.found[0]
 
-    def _read(self, page: Page, dictionary: Array | None, *, as_stored: bool) -> Values | None:
+    def _read(self, page: Page, dictionary: _Dictionary | None, *, as_stored: bool) -> Values | None:
         return read_page(
             self._source,
             self._place,
