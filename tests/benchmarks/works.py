@@ -120,7 +120,11 @@ def whole(name: str, source: Source, batch_size: int, *floors: Floor) -> Work:
 
 
 PAGES_FLOORS = {"plain": 4, "split": 2.5}
-"""How many times as fast as pyarrow.dataset; all others three times."""
+"""How many times as fast as pyarrow.dataset; all others three times.
+
+Three cannot be reached for fixed-size binary: pyarrow decodes no levels there either, it decompresses and copies once,
+as is done here (0.44 and 0.54 s of processor time for 400 MB with their metadata, of which the pages alone take 0.12).
+"""
 
 _PAGE_NBYTES = 2**20
 
