@@ -25,7 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import ColumnError, FormatError
-from dask_embedding_reader.formats.parquet import column_chunks
+from dask_embedding_reader.formats.parquet import column_chunks, footers
 from dask_embedding_reader.formats.parquet import header as parquet
 from dask_embedding_reader.formats.parquet.footer import Footer, parse_footer
 from dask_embedding_reader.formats.parquet.footers import FooterCache
@@ -317,7 +317,7 @@ def test_what_is_kept_takes_no_more_than_is_counted() -> None:
 def test_a_second_look_at_a_footer_reads_the_file_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pq.write_table(table(**WIDE), tmp_path / "0.parquet")
     EmbeddingReader(tmp_path, "parquet")
-    monkeypatch.delattr(parquet, "_read_footer")
+    monkeypatch.delattr(footers, "_fetch_footer")
     assert EmbeddingReader(tmp_path, "parquet", meta_columns=["c3"]).manifest.fields[0].name == "c3"
 
 
