@@ -700,6 +700,7 @@ def test_what_is_left_of_chance_is_told(pair: Collection) -> None:
     epoch(64, show_progress=False)
 
 
+@pytest.mark.timeout(700)  # six processes, each of which imports all: a minute and more on a busy machine
 def test_killed_epochs_are_resumed_by_any_number_of_ranks(pair: Collection, tmp_path: Path) -> None:
     """Two ranks are killed in the middle; four others go on at the step that was noted."""
     program = """
@@ -726,7 +727,7 @@ def test_killed_epochs_are_resumed_by_any_number_of_ranks(pair: Collection, tmp_
             subprocess.Popen([sys.executable, str(file), *arguments, str(rank), str(start), str(stop), str(note)])
             for rank, note in enumerate(notes)
         ]
-        assert {process.wait(60) for process in started} == {-signal.SIGKILL if stop else 0}
+        assert {process.wait(600) for process in started} == {-signal.SIGKILL if stop else 0}
         lines = [[line.split() for line in note.read_text().splitlines()] for note in notes]
         steps = zip(*lines, strict=True)
         return [{int(number) for parts in step for number in parts[1:]} for step in steps]
