@@ -121,6 +121,8 @@ class _Fvecs(RawVectors):
                     as_bytes(out),
                     np.full(len(out), items_nbytes),
                 ):
+                    # All dimensions are checked at once: with those of each block apart, as where rows are cast, 400 MB
+                    # of rows of 128 and 256 floats took 0.35 to 0.49 s/GB instead of 0.30 to 0.34.
                     done = 0
                     with naming_rows(row, row + len(out)):
                         for block in read_blocks(file, start, row_type, len(out)):

@@ -164,7 +164,10 @@ def row_nbytes(file: StoredFile, names: Sequence[str]) -> int:
         nbytes += told // rows
         if chunk.kind == _BYTE_ARRAY and told > _SMALL_NBYTES:
             dictionaries.append(chunk.start)
-    return max(nbytes, _entries_nbytes(file, tuple(dictionaries)) if dictionaries else 0)
+    try:
+        return max(nbytes, _entries_nbytes(file, tuple(dictionaries)) if dictionaries else 0)
+    except EmbeddingReaderError:  # those who read the rows will tell
+        return nbytes
 
 
 @lru_cache(maxsize=64)
@@ -173,10 +176,7 @@ def _entries_nbytes(file: StoredFile, starts: tuple[int, ...]) -> int:
 
     Of what is in a dictionary the footer tells how much it is, and not that all rows may have the same long text.
     """
-    try:
-        heads = read_ranges(file, [(start, min(file.size, start + _PAGE_HEAD_NBYTES)) for start in starts])
-    except EmbeddingReaderError:  # those who read the rows will tell
-        return 0
+    heads = read_ranges(file, [(start, min(file.size, start + _PAGE_HEAD_NBYTES)) for start in starts])
     pages = [found[0] for head in heads if (found := page_header(head)) is not None and found[0].is_dictionary]
     return sum(page.plain_nbytes // max(1, page.values) for page in pages)
 
