@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import operator
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -20,9 +21,11 @@ import dask.array as da
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+from dask.array.chunk import getitem
 from dask.array.core import getter
-from dask.highlevelgraph import HighLevelGraph
+from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.layers import ArrayBlockwiseDep
+from dask.typing import Key
 
 from dask_embedding_reader._common.memory import new_array
 from dask_embedding_reader.collection.files import Int64s
@@ -94,10 +97,10 @@ def _make_array(manifest: Manifest, reads: AnyPlan, plan: AnyPlan, dtype: np.dty
         name=f"embeddings-{dep.token}",
         _data_producer=True,
     )
-    return array if len(reads) == len(plan) else _split(array, reads, plan)
+    return array if len(reads) == len(plan) else _split(array, dep, reads, plan)
 
 
-def _split(array: da.Array, reads: AnyPlan, plan: AnyPlan) -> da.Array:
+def _split(array: da.Array, dep: _PieceDep, reads: AnyPlan, plan: AnyPlan) -> da.Array:
     """Cut chunks into pieces: parts of a row group are cut from the one task that decodes it.
 
     What ``rechunk`` would do, in a layer that keeps the name and costs less for many chunks.
@@ -107,14 +110,48 @@ def _split(array: da.Array, reads: AnyPlan, plan: AnyPlan) -> da.Array:
     chunk_of = np.searchsorted(reads.bounds, bounds[:-1], "right") - 1
     starts = bounds[:-1] - reads.bounds[chunk_of]
     stops = bounds[1:] - reads.bounds[chunk_of]
-    layer: dict[Any, Any] = {
-        (name, piece, 0): (operator.getitem, (array.name, chunk, 0), slice(start, stop))
-        for piece, (chunk, start, stop) in enumerate(
-            zip(chunk_of.tolist(), starts.tolist(), stops.tolist(), strict=True)
-        )
-    }
-    graph = HighLevelGraph.from_collections(name, layer, dependencies=cast("Any", [array]))
+    cuts = zip(chunk_of.tolist(), starts.tolist(), stops.tolist(), strict=True)
+    graph = HighLevelGraph.from_collections(
+        name, _CutLayer(name, array.name, list(cuts), dep), dependencies=cast("Any", [array])
+    )
     return da.Array(graph, name, (plan.chunks, array.chunks[1]), meta=array)
+
+
+class _CutLayer(MaterializedLayer):
+    """Pieces that are cut from chunks; where few pieces of a chunk are wanted, each is read by itself.
+
+    So ten rows of a row group are read alone, wherever they lie, and a pass over all rows decodes it once.
+    """
+
+    def __init__(self, name: str, chunks_name: str, cuts: list[tuple[int, int, int]], dep: _PieceDep) -> None:
+        super().__init__(
+            {
+                # Dask's own function and an index of each axis: a slice of what it gives is moved into it.
+                (name, piece, 0): (getitem, (chunks_name, chunk, 0), (slice(start, stop), slice(None)))
+                for piece, (chunk, start, stop) in enumerate(cuts)
+            }
+        )
+        self._name, self._cuts, self._dep = name, cuts, dep
+
+    def cull(self, keys: set[Key], all_hlg_keys: Collection[Key]) -> tuple[Layer, Mapping[Key, set[Key]]]:
+        """Return what gives some pieces, and which chunks each of them needs."""
+        layer, needs = super().cull(keys, all_hlg_keys)
+        pieces_of = Counter(chunk for chunk, _, _ in self._cuts)
+        wanted_of = Counter(self._cuts[piece][0] for _, piece, _ in needs)
+        alone = {chunk for chunk, wanted in wanted_of.items() if wanted <= _FEW_PIECES < pieces_of[chunk]}
+        tasks, needs = dict(layer), dict(needs)
+        for key in list(needs):
+            chunk, start, stop = self._cuts[key[1]]
+            if chunk in alone:
+                rows = (f"rows-of-{self._name}", chunk)
+                tasks[rows] = self._dep[chunk, 0]
+                tasks[key] = (getter, rows, (slice(start, stop), slice(None)))
+                needs[key] = needs[rows] = set()
+        return MaterializedLayer(tasks, annotations=self.annotations), needs
+
+
+_FEW_PIECES = 2
+"""So many pieces of a chunk are read by themselves: a stretch of rows that is shorter than a piece lies in two."""
 
 
 def make_metadata_frame(manifest: Manifest, start: int, stop: int, max_rows: int) -> dd.DataFrame:

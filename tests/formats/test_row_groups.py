@@ -164,3 +164,32 @@ def test_rows_that_are_picked_decode_each_row_group_once(
         found = VECTORS[frame["n"]]
     np.testing.assert_array_equal(found, VECTORS[picked])
     assert len(decoded) <= (4 if way == "index" else 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "pages_read"),
+    [
+        (slice(25, 27), {2}),
+        (slice(19, 21), {1, 2}),  # of two pieces
+        (slice(59, 61), {0, 5}),  # of two row groups
+        (slice(38, 42), {3, 4}),
+        (slice(0, 240), {*range(6)}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["list", "fixed"])
+def test_a_slice_reads_the_pages_that_hold_it_once(
+    files: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rows: slice, pages_read: set[int]
+) -> None:
+    """Also where a row group is cut into several pieces."""
+    x = EmbeddingReader(files / f"{kind}-none.parquet").to_dask_array(max_piece_size=20)
+    assert len(x.chunks[0]) == 12
+    read_page, read = plain_pages.read_page, []
+
+    def note(source: Any, place: Any, page: Any, body: int, before: int, *others: Any, **options: Any) -> Any:
+        read.append((place.start, before))
+        return read_page(source, place, page, body, before, *others, **options)
+
+    monkeypatch.setattr(plain_pages, "read_page", note)
+    np.testing.assert_array_equal(x[rows].compute(scheduler="synchronous"), VECTORS[rows])
+    assert len(set(read)) == len(read)
+    assert {before // (10 * DIMENSION) for _, before in read} == pages_read
