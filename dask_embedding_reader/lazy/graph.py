@@ -25,7 +25,6 @@ from dask.array.chunk import getitem
 from dask.array.core import getter
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.layers import ArrayBlockwiseDep
-from dask.typing import Key
 
 from dask_embedding_reader._common.memory import new_array
 from dask_embedding_reader.collection.files import Int64s
@@ -133,16 +132,15 @@ class _CutLayer(MaterializedLayer):
         )
         self._name, self._cuts, self._dep = name, cuts, dep
 
-    def cull(self, keys: set[Key], all_hlg_keys: Collection[Key]) -> tuple[Layer, Mapping[Key, set[Key]]]:
+    def cull(self, keys: set[Any], all_hlg_keys: Collection[Any]) -> tuple[Layer, Mapping[Any, set[Any]]]:
         """Return what gives some pieces, and which chunks each of them needs."""
-        layer, needs = super().cull(keys, all_hlg_keys)
+        layer, found = super().cull(keys, all_hlg_keys)
+        tasks, needs = dict(layer), cast("dict[Any, set[Any]]", dict(found))
         pieces_of = Counter(chunk for chunk, _, _ in self._cuts)
         wanted_of = Counter(self._cuts[piece][0] for _, piece, _ in needs)
-        alone = {chunk for chunk, wanted in wanted_of.items() if wanted <= _FEW_PIECES < pieces_of[chunk]}
-        tasks, needs = dict(layer), dict(needs)
         for key in list(needs):
             chunk, start, stop = self._cuts[key[1]]
-            if chunk in alone:
+            if wanted_of[chunk] <= _FEW_PIECES < pieces_of[chunk]:
                 rows = (f"rows-of-{self._name}", chunk)
                 tasks[rows] = self._dep[chunk, 0]
                 tasks[key] = (getter, rows, (slice(start, stop), slice(None)))

@@ -183,7 +183,7 @@ def test_a_slice_reads_the_pages_that_hold_it_once(
     """Also where a row group is cut into several pieces."""
     x = EmbeddingReader(files / f"{kind}-none.parquet").to_dask_array(max_piece_size=20)
     assert len(x.chunks[0]) == 12
-    read_page, read = plain_pages.read_page, []
+    read_page, read = pages.read_page, []
 
     def note(source: Any, place: Any, page: Any, body: int, before: int, *others: Any, **options: Any) -> Any:
         read.append((place.start, before))

@@ -101,6 +101,12 @@ class RowGroups(NamedTuple):
         nbytes: int = column.get(3, {}).get(6, 0)
         return max(0, nbytes)
 
+    def read_index_place(self, data: bytes, leaf: int, group: int) -> tuple[int, int]:
+        """Read where a footer says that the offset index of a chunk is; two equal places where there is none."""
+        column, _ = read_struct(data, self.places[group * self._step + 1 + leaf], {4: {}, 5: {}}, 0)
+        start: int = column.get(4, 0)
+        return start, start + int(column.get(5, 0))
+
 
 def read_groups(data: bytes, pos: int, leaves: int) -> tuple[RowGroups, int]:
     """Read the list of row groups of a footer that has so many leaves; return it and the place after it."""

@@ -112,6 +112,18 @@ class Footer(NamedTuple):
         with _told(self.url):
             return sum(self.groups.read_plain_nbytes(self.data, leaf, group) for leaf in leaves)
 
+    def index_place(self, leaf: int, group: int) -> tuple[int, int]:
+        """Return where the offset index of a chunk is said to be in the file; two equal places where there is none.
+
+        Raises
+        ------
+        FormatError
+            If the chunk is damaged.
+        """
+        with _told(self.url):
+            start, stop = self.groups.read_index_place(self.data, leaf, group)
+        return (start, stop) if 0 <= start <= stop <= self.data_nbytes else (0, 0)
+
     def select(self, groups: Sequence[int]) -> bytes:
         """Spell a footer of some of the row groups, with what pyarrow expects around it.
 

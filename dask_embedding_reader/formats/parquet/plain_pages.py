@@ -26,6 +26,7 @@ from dask_embedding_reader.formats.parquet.levels import (
     first_level,
 )
 from dask_embedding_reader.formats.parquet.page_headers import PLAIN, PLAIN_DICTIONARY, PageHeader
+from dask_embedding_reader.formats.parquet.page_index import PageIndex
 from dask_embedding_reader.formats.parquet.pages import Fetch, PageSource, read_dictionary, read_page
 from dask_embedding_reader.formats.parquet.place import Place
 from dask_embedding_reader.formats.parquet.values import InMemory, Values
@@ -91,10 +92,10 @@ class PlainChunk:
     Pages are found by one thread at a time, in ascending order; what has been found can be read by several.
     """
 
-    def __init__(self, file: StoredFile, place: Place, fetch: Fetch | None) -> None:
-        """The bytes of remote files come from ``fetch``."""
+    def __init__(self, file: StoredFile, place: Place, fetch: Fetch | None, index: PageIndex | None = None) -> None:
+        """The bytes of remote files come from ``fetch``; with an index it need not have pages that are not wanted."""
         self.place = place
-        self._file, self._fetch = file, fetch
+        self._file, self._fetch, self._index = file, fetch, index
         self._source = PageSource(file, place, fetch)
         self._position, self._before = place.start, 0
         self._dictionary: _Dictionary | None = None
@@ -118,9 +119,13 @@ class PlainChunk:
                 yield known
         if not self._is_proved and self._fetch is None and self.place.values - last < first - self._before:
             self._is_proved = self._proves_rest(first)
+        if self._index is not None:
+            self._go_to(self._index, skip)
         while self._before < last:
             page = self._find(self._position, self._before)
             if page is None or not (page.stop > first or self._is_proved or self._is_regular(page)):
+                return
+            if self._index is not None and not self._is_as_told(self._index, page):
                 return
             if not self._may_end(page, last):
                 return
@@ -185,6 +190,19 @@ class PlainChunk:
             carried += end
             del values  # its memory is that of the next page, and in the cache
 
+    def _go_to(self, index: PageIndex, row: int) -> None:
+        """Pass over the pages before the one that holds a row: a page of a file with an index begins with a vector."""
+        page = index.page_of(row)
+        if index.starts[page] > self._position:
+            if self._position < index.starts[0]:
+                self._find(self._position, 0)  # the dictionary comes first
+            self._position, self._before = index.starts[page], index.rows[page] * self.place.row_values
+
+    def _is_as_told(self, index: PageIndex, page: Page) -> bool:
+        """Tell whether a page has as many values as the vectors that should be in it."""
+        number = index.page_of(page.before // self.place.row_values)
+        return page.header.values == (index.rows[number + 1] - index.rows[number]) * self.place.row_values
+
     def _find(self, position: int, before: int) -> Page | None:
         """Return the page at a position; None if there is none that may be plain."""
         found = self._source.header(position)
@@ -226,7 +244,7 @@ class PlainChunk:
 
     def _may_end(self, page: Page, last: int) -> bool:
         """Tell whether a vector begins behind a page where the last one ends: else that is longer than it seems."""
-        if page.stop != last or last == self.place.values or self._is_proved:
+        if page.stop != last or last == self.place.values or self._is_proved or self._index is not None:
             return True
         following = self._find(page.body + page.header.nbytes, page.stop)
         if following is None:

@@ -14,15 +14,16 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from dask_embedding_reader.errors import FormatError, ReadError
+from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats.base import Array, Columns, FileHeader, PartReader, Stretch, StretchReader
 from dask_embedding_reader.formats.column_names import fields_of, find_field
 from dask_embedding_reader.formats.parquet.chunk_file import ChunkFile
 from dask_embedding_reader.formats.parquet.column_chunks import Chunk
 from dask_embedding_reader.formats.parquet.compression import can_be_plain
 from dask_embedding_reader.formats.parquet.decode import WINDOW_NBYTES, iter_tables
-from dask_embedding_reader.formats.parquet.footers import chunk_ranges, promised_footer, read_footer
+from dask_embedding_reader.formats.parquet.footers import promised_footer, read_footer
 from dask_embedding_reader.formats.parquet.header import columns_type, items_of, vector_field
+from dask_embedding_reader.formats.parquet.page_index import PageIndex, read_page_index
 from dask_embedding_reader.formats.parquet.place import Place
 from dask_embedding_reader.formats.parquet.plain_pages import Page, PlainChunk, take_rows
 from dask_embedding_reader.formats.raw import copy_rows, naming_rows
@@ -40,13 +41,7 @@ _NARROW_TYPES = {"|i1": "<i4", "|u1": "<i4", "<i2": "<i4", "<u2": "<i4"}
 
 def open_stretches(header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
     """Return a function that fills arrays with some vectors; of those between, plain ones are not even read."""
-    vectors = _Vectors(header, columns, start, stop)
-
-    def read(stretches: Sequence[Stretch]) -> None:
-        for row, out in stretches:
-            vectors.read(row, [out])
-
-    return read
+    return _Vectors(header, columns, start, stop).read_stretches
 
 
 def open_parts(header: FileHeader, columns: Columns, start: int, stop: int) -> PartReader:
@@ -69,6 +64,10 @@ def open_parts(header: FileHeader, columns: Columns, start: int, stop: int) -> P
     return read
 
 
+Span = tuple[int, int]
+"""The first of some rows or bytes, and the one after the last."""
+
+
 class _Group(NamedTuple):
     """A row group of which some vectors are wanted."""
 
@@ -78,6 +77,28 @@ class _Group(NamedTuple):
     """Its first row."""
     last: int
     """The row where what is wanted of it ends."""
+    number: int = 0
+    """Which one of the file it is."""
+    chunk: Chunk | None = None
+    """Where its column of vectors is."""
+    pages: PageIndex | None = None
+    """Where their pages are, if few of them are wanted of a remote file that tells."""
+
+    def ranges_of(self, spans: Sequence[Span]) -> list[Span]:
+        """Return where in the file is what holds some rows of it: pages, and what is before all of them."""
+        here = [(max(a, self.first) - self.first, min(b, self.last) - self.first) for a, b in spans]
+        here = [span for span in here if span[0] < span[1]]
+        if self.chunk is None or not here:
+            return []
+        if self.pages is None:
+            return [self.chunk[:2]]
+        found = [(self.chunk.start, self.pages.starts[0])]
+        for span in here:
+            start, stop = self.pages.bytes_of(*span)
+            if start <= found[-1][1]:
+                start = found.pop()[0]
+            found.append((start, stop))
+        return [each for each in found if each[0] < each[1]]
 
 
 class _Vectors:
@@ -90,15 +111,39 @@ class _Vectors:
         self._header, self._columns, self._start, self._stop = header, columns, start, stop
         self._groups: list[_Group] | None = None
         self._remote: ChunkFile | None = None
+        self._by_pages = False  # that is made anew for each call, of the pages that it needs
         self._chunk: tuple[int, PlainChunk] | None = None
         self._blocks: Iterator[Array] = iter(())
         self._block, self._block_row, self._blocks_stop = np.empty((0, header.dimension), header.dtype), 0, 0
         self._decoded_stop = 0  # pyarrow decodes the rows before
 
+    def read_stretches(self, stretches: Sequence[Stretch]) -> None:
+        """Fill arrays with stretches of rows."""
+        rest = list(stretches)
+        while rest:
+            count = self._fetch_pages([(row, row + len(out)) for row, out in rest])
+            for row, out in rest[:count]:
+                self.read(row, [out])
+            del rest[:count]
+
+    def _fetch_pages(self, spans: Sequence[Span]) -> int:
+        """Fetch the pages of rows that lie apart, as many as may be held; return of how many spans these are."""
+        groups = self._open(spans)
+        if not self._by_pages:
+            return len(spans)
+        ranges: list[Span] = []
+        count = 0
+        while count < len(spans) and (not count or sum(stop - start for start, stop in ranges) < 2 * WINDOW_NBYTES):
+            count += 1
+            ranges = [each for group in groups for each in group.ranges_of(spans[:count])]
+        with naming_rows(spans[0][0], spans[count - 1][1]):
+            self._remote = ChunkFile(self._header.file, ranges, WINDOW_NBYTES)
+        return count
+
     def read(self, row: int, outs: Sequence[Array]) -> None:
         """Fill arrays, one after the other, with the vectors from a row on."""
         rest, stop = deque(outs), row + sum(map(len, outs))
-        for group in self._open(row, stop):
+        for group in self._open([(row, stop)]):
             last = min(group.last, stop)
             if row >= last:
                 continue
@@ -125,7 +170,7 @@ class _Vectors:
         if self._header.file.store.request_nbytes:
             return None
         found: list[tuple[_Group, PlainChunk, list[Page], int, int]] = []
-        for group in self._open(row, stop):
+        for group in self._open([(row, stop)]):
             last = min(group.last, stop)
             if row >= last:
                 continue
@@ -153,11 +198,11 @@ class _Vectors:
                     copy_rows(vectors, take_rows(rest, len(vectors)), file, row + done)
                     done += len(vectors)
 
-    def _open(self, row: int, stop: int) -> list[_Group]:
-        """Return the row groups that hold some of the rows that are wanted."""
+    def _open(self, spans: Sequence[Span]) -> list[_Group]:
+        """Return the row groups that hold rows that are wanted, some of them first."""
         if self._groups is None:
             header = self._header
-            try:
+            with naming_rows(spans[0][0], spans[-1][1]):
                 if isinstance(self._columns.embedding, tuple):
                     _promised_items(header, self._columns)
                     wanted = _wanted_groups(header, self._start, self._stop)
@@ -165,26 +210,40 @@ class _Vectors:
                     return self._groups
                 field, leaves = _promised_field(header, self._columns)
                 self._groups = _find_groups(header, field, leaves[0], self._start, self._stop)
-                is_plain = any(group.place is not None for group in self._groups)
-                if is_plain and header.file.store.request_nbytes:
-                    self._remote = _open_chunks(header, field.name, self._start, self._stop)
-            except ReadError as error:
-                raise type(error)(f"rows {row:,} to {stop:,}: {error}") from error
+                if header.file.store.request_nbytes and any(group.place is not None for group in self._groups):
+                    self._open_remote(leaves[0], spans)
         return self._groups
+
+    def _open_remote(self, leaf: int, spans: Sequence[Span]) -> None:
+        """Fetch small column chunks, or find the pages of larger ones of which little is wanted."""
+        assert self._groups is not None
+        rows, extent = sum(stop - start for start, stop in spans), spans[-1][1] - spans[0][0]
+        share = rows / extent if 2 * rows <= extent else 1
+        self._groups = [_with_index(self._header, group, leaf, self._start, share) for group in self._groups]
+        self._by_pages = share < 1 and all(group.pages is not None for group in self._groups)
+        if not self._by_pages:
+            ranges = [each for group in self._groups for each in group.ranges_of([(self._start, self._stop)])]
+            self._remote = ChunkFile(self._header.file, ranges, WINDOW_NBYTES)
+
+    def _read_at(self, start: int, stop: int) -> memoryview:
+        assert self._remote is not None
+        return self._remote.read_at(start, stop)
 
     def _plain_chunk(self, group: _Group) -> PlainChunk:
         """Return the pages of a row group: of one at a time, the others are before it, or wanted later."""
         assert group.place is not None
         if self._chunk is None or self._chunk[0] != group.first:
-            fetch = None if self._remote is None else self._remote.read_at
-            self._chunk = group.first, PlainChunk(self._header.file, group.place, fetch)
+            fetch = None if self._remote is None else self._read_at
+            self._chunk = group.first, PlainChunk(self._header.file, group.place, fetch, group.pages)
         return self._chunk[1]
 
     def _decode(self, row: int, last: int, group: _Group, rest: deque[Array]) -> None:
         """Fill arrays with rows that pyarrow decodes, going on where it stopped."""
         if not self._block_row <= row < self._blocks_stop:
             self._blocks_stop = max(self._decoded_stop, group.last)
-            self._blocks = _iter_decoded(self._header, self._columns, row, self._blocks_stop, self._remote)
+            # Where only some pages are at hand, pyarrow fetches what it needs itself.
+            remote = None if any(each.pages is not None for each in self._groups or ()) else self._remote
+            self._blocks = _iter_decoded(self._header, self._columns, row, self._blocks_stop, remote)
             self._block, self._block_row = self._block[:0], row
         while row < last:
             skip = row - self._block_row
@@ -222,9 +281,19 @@ def _wanted_groups(header: FileHeader, start: int, stop: int) -> Iterator[tuple[
         first += rows
 
 
-def _open_chunks(header: FileHeader, name: str, start: int, stop: int) -> ChunkFile:
-    groups = [group for group, _, _ in _wanted_groups(header, start, stop)]
-    return ChunkFile(header.file, chunk_ranges(read_footer(header.file, (name,)), groups, (name,)), WINDOW_NBYTES)
+def _with_index(header: FileHeader, group: _Group, leaf: int, start: int, share: float) -> _Group:
+    """Add the index of the pages of a row group, if so little of it is wanted that two requests less are worth it.
+
+    Of its rows from ``start`` on only a share is wanted.
+    """
+    footer, chunk = read_footer(header.file, ()), group.chunk
+    if group.place is None or chunk is None:
+        return group
+    rows = footer.group_rows[group.number]
+    wanted = share * (group.last - max(group.first, start)) / rows
+    if (1 - wanted) * (chunk.stop - chunk.start) <= 2 * header.file.store.request_nbytes:
+        return group
+    return group._replace(pages=read_page_index(header.file, footer.index_place(leaf, group.number), chunk, rows))
 
 
 def _promised_field(header: FileHeader, columns: Columns) -> tuple[pa.Field, range]:
@@ -276,7 +345,7 @@ def _find_groups(header: FileHeader, field: pa.Field, leaf: int, start: int, sto
         rows = header.group_rows[group - header.first_group]
         place = _plain_place(header, field, definition, chunk, rows) if may_be_plain else None
         may_be_plain = place is not None
-        groups.append(_Group(place, first, last))
+        groups.append(_Group(place, first, last, group, chunk))
     return groups
 
 
