@@ -15,6 +15,7 @@ import click
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from dask_embedding_reader.cli.commands import command_line
 
@@ -31,7 +32,7 @@ def on_files(files: Files, config: Any) -> Files:
     files.append(File.generated(config, "reference/command_line.md", content="\n".join(command_help())))
     pictures = []
     for path in NOTEBOOKS:
-        text, resources = MarkdownExporter().from_filename(str(path))
+        text, resources = MarkdownExporter(preprocessors=[CoalesceStreamsPreprocessor]).from_filename(str(path))
         for name, content in resources["outputs"].items():
             picture = f"{path.stem}_{name}"
             text = text.replace(f"]({name})", f"]({picture})")
@@ -44,6 +45,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def without_styles(markdown: str) -> str:
     """Leave out what notebooks bring to look as in Jupyter: the site has a look of its own."""
+    markdown = markdown.replace(' border="1" class="dataframe"', ' class="dataframe"').replace("text-align: right;", "")
     return re.sub(r"<style scoped>.*?</style>\n?", "", markdown, flags=re.DOTALL)
 
 
@@ -74,8 +76,12 @@ def command_help() -> list[str]:
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Turn links into the repository into links within the site, and figures into charts."""
-    if "<!-- charts -->" in markdown:
-        markdown = markdown.replace("<!-- charts -->", charts(ROOT / "notebooks" / "bench.json"))
+    published = json.loads((ROOT / "notebooks" / "bench.json").read_text(encoding="utf-8"))
+    works = {work["name"]: work for work in published["works"]}
+    markdown = markdown.replace("<!-- charts -->", charts(works))
+    markdown = re.sub(
+        r"!\[.*?\]\(notebooks/bench\.png\)", "\n".join(chart(works[name]) for name in published["shown"]), markdown
+    )
     depth = "../" * page.file.src_path.count("/")
     markdown = re.sub(r"\]\((?:\.\./)*\.docs/pages/", f"]({depth}", markdown)
     markdown = re.sub(r"\]\((?:\.\./)*notebooks/", f"]({depth}notebooks/", markdown)
@@ -85,23 +91,24 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 GROUPS = {
     "Batches": ("npy-", "parquet-npy"),
     "Parquet": ("parquet",),
+    "Other formats": ("format-",),
     "Chosen rows": ("rows-",),
     "Opening, first batches, single rows": ("first-", "open-", "row"),
+    "Small files": ("small-",),
     "Lazy arrays": ("sum", "mean", "iter-"),
     "Neighbours": ("nearest-",),
     "Remote storages": ("remote-",),
+    "Memory": ("memory-", "sparse-"),
 }
 """Headings of the charts, and how the names of the works begin; the first that fits counts."""
 
 
-def charts(path: Path) -> str:
+def charts(works: dict[str, dict[str, Any]]) -> str:
     """Return the figures of the benchmarks as bars, as wide as the screen allows, in the colours of the page."""
-    works = json.loads(path.read_text(encoding="utf-8"))["works"]
     found: dict[str, list[str]] = {heading: [] for heading in GROUPS}
-    for work in works:
-        fitting = [heading for heading, begins in GROUPS.items() if work["name"].startswith(begins)]
-        if fitting and not work["limit_nbytes"]:
-            found[fitting[0]].append(chart(work))
+    for name, work in works.items():
+        heading = next(heading for heading, begins in GROUPS.items() if name.startswith(begins))
+        found[heading].append(memory_chart(work) if work["limit_nbytes"] else chart(work))
     return "\n\n".join("\n".join([f"## {heading}", "", *lines]) for heading, lines in found.items() if lines)
 
 
@@ -110,14 +117,27 @@ def chart(work: dict[str, Any]) -> str:
     ours = work["contenders"]["dask_embedding_reader"]["best_seconds"]
     seconds = {name: contender["best_seconds"] for name, contender in work["contenders"].items()}
     ranked = sorted(seconds, key=lambda name: (seconds[name] != ours, name == "raw limit", seconds[name]))
-    longest = max(seconds.values())
-    lines = [f'<div class="chart"><strong>{html.escape(work["title"])}</strong>']
-    for name in ranked:
-        kind = {"dask_embedding_reader": "ours", "raw limit": "limit"}.get(name, "other")
-        times = "" if kind == "ours" else f" ({seconds[name] / ours:.2g}x)"
+    labels = {name: shown(each) + ("" if each == ours else f" ({each / ours:.2g}x)") for name, each in seconds.items()}
+    return bars(work["title"], {name: (seconds[name], labels[name]) for name in ranked})
+
+
+def memory_chart(work: dict[str, Any]) -> str:
+    """Return how much memory grew by, and how much it may grow by."""
+    [growth] = [contender["growth_nbytes"] for contender in work["contenders"].values()]
+    most = 1.1 * work["limit_nbytes"] + 64e6
+    found = {"dask_embedding_reader": (growth, f"{growth / 1e6:,.0f} MB"), "at most": (most, f"{most / 1e6:,.0f} MB")}
+    return bars(work["title"], found)
+
+
+def bars(title: str, found: dict[str, tuple[float, str]]) -> str:
+    """Return bars under a title, and what is written at their ends."""
+    longest = max(length for length, _ in found.values())
+    lines = [f'<div class="chart"><strong>{html.escape(title)}</strong>']
+    for name, (length, label) in found.items():
+        kind = {"dask_embedding_reader": "ours", "raw limit": "limit", "at most": "limit"}.get(name, "other")
         lines.append(
             f'<div><span>{html.escape(name)}</span><span><i class="{kind}" '
-            f'style="width:{70 * seconds[name] / longest:.1f}%"></i>{shown(seconds[name])}{times}</span></div>'
+            f'style="width:{70 * length / longest:.1f}%"></i>{label}</span></div>'
         )
     return "\n".join([*lines, "</div>"])
 
