@@ -36,8 +36,9 @@ def card(manifest: Manifest, rows: int, order: str, file_rows: Int64s) -> str:
     Of the collection so many rows are selected, in an order that has a name, or none if it is that of the files;
     ``file_rows`` tells how many each file has of them.
     """
+    # A table for who drops styles; who keeps them puts its cells in several lines where there is little room.
     cells = "".join(
-        '<td style="text-align:left;padding:2px 24px 6px 0;vertical-align:top;background:none">'
+        '<td style="display:inline-block;text-align:left;padding:2px 24px 6px 0;vertical-align:top;background:none">'
         f'<div style="font-size:11px;opacity:.65">{escape(name)}</div>'
         f'<div style="font-size:15px;white-space:nowrap">{escape(value)}</div></td>'
         for name, value in _facts(manifest, rows, order)
