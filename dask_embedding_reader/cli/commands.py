@@ -27,6 +27,7 @@ from dask_embedding_reader.cli.options import (
     QUIET,
     ROW_RANGE,
     STORAGE_OPTIONS,
+    URLS,
     collection_options,
     json_mapping,
     row_options,
@@ -144,27 +145,28 @@ def command_line() -> None:
     """Look at, check, convert and measure collections of embeddings.
 
     URL is a folder, a file, a glob (in quotes) or any URL that fsspec knows: s3://, https://, gs://, hdfs:// ...
+    Several are one collection, in this order.
 
     Exit codes: 0 done, 1 the files or the storage are at fault, 2 the command is wrong, 130 interrupted. Set
     DASK_EMBEDDING_READER_TRACEBACK=1 to see where an error comes from.
     """
 
 
-def _open(url: str, **options: Any) -> EmbeddingReader:
+def _open(urls: tuple[str, ...], **options: Any) -> EmbeddingReader:
     from dask_embedding_reader.cli.opening import open_collection  # noqa: PLC0415 - takes seconds
 
-    return open_collection(url, **options)
+    return open_collection(urls, **options)
 
 
 @command_line.command(short_help="Tell what it is, and its problems.")
-@click.argument("url")
+@URLS
 @collection_options
 @JSON
-def info(url: str, as_json: bool, **options: Any) -> None:
+def info(urls: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Tell what a collection is: rows, dimension, dtype, sizes, files, row groups, problems."""
     from dask_embedding_reader.cli.facts import collection_facts  # noqa: PLC0415
 
-    facts = collection_facts(_open(url, **options))
+    facts = collection_facts(_open(urls, **options))
     if as_json:
         print_json(facts)
         return
@@ -191,17 +193,17 @@ def info(url: str, as_json: bool, **options: Any) -> None:
 
 
 @command_line.command(short_help="Print some rows.")
-@click.argument("url")
+@URLS
 @click.option("--rows", "-n", type=click.IntRange(min=1), default=5, show_default=True, help="How many rows.")
 @click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="The first row.")
 @row_options
 @collection_options
 @JSON
-def head(url: str, rows: int, start: int, as_json: bool, **options: Any) -> None:
+def head(urls: tuple[str, ...], rows: int, start: int, as_json: bool, **options: Any) -> None:
     """Print some rows: number, metadata and vector. Only these are read."""
     from dask_embedding_reader.cli.facts import read_head, shown_vector  # noqa: PLC0415
 
-    found = read_head(_open(url, **options), start, rows)
+    found = read_head(_open(urls, **options), start, rows)
     if as_json:
         print_json(found)
     else:
@@ -209,7 +211,7 @@ def head(url: str, rows: int, start: int, as_json: bool, **options: Any) -> None
 
 
 @command_line.command(short_help="Tell its pieces and batches, draw them.")
-@click.argument("url")
+@URLS
 @click.option("--max-piece-size", type=click.IntRange(min=1), metavar="ROWS", help="The most rows in a piece.")
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="ROWS", help="Also count batches of so many rows.")
 @click.option(
@@ -220,13 +222,18 @@ def head(url: str, rows: int, start: int, as_json: bool, **options: Any) -> None
 @collection_options
 @JSON
 def plan(
-    url: str, max_piece_size: int | None, batch_size: int | None, plot: str | None, as_json: bool, **options: Any
+    urls: tuple[str, ...],
+    max_piece_size: int | None,
+    batch_size: int | None,
+    plot: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Tell how a collection is cut into pieces (the chunks of the lazy array) and batches. Reads no vectors."""
     from dask_embedding_reader._common.units import human_size  # noqa: PLC0415
     from dask_embedding_reader.cli.facts import draw_plan, plan_facts  # noqa: PLC0415
 
-    reader = _open(url, **options)
+    reader = _open(urls, **options)
     facts = plan_facts(reader, max_piece_size, batch_size)
     if plot is not None:
         draw_plan(reader, max_piece_size, batch_size, plot)
@@ -252,7 +259,7 @@ def plan(
 
 
 @command_line.command(short_help="Norms, NaNs, zero vectors, duplicates.")
-@click.argument("url")
+@URLS
 @click.option("--start", type=click.IntRange(min=0), default=0, help="The first row.")
 @click.option("--end", type=click.IntRange(min=0), default=None, help="The row after the last one.")
 @ROW_RANGE
@@ -260,11 +267,11 @@ def plan(
 @collection_options
 @QUIET
 @JSON
-def stats(url: str, start: int, end: int | None, quiet: bool, as_json: bool, **options: Any) -> None:
+def stats(urls: tuple[str, ...], start: int, end: int | None, quiet: bool, as_json: bool, **options: Any) -> None:
     """Read all rows once: norms, NaNs, infinities, zero vectors, duplicates. In bounded memory."""
     from dask_embedding_reader.cli.stats import row_statistics  # noqa: PLC0415
 
-    facts = row_statistics(_open(url, **options), start, end, show_progress=not quiet)
+    facts = row_statistics(_open(urls, **options), start, end, show_progress=not quiet)
     if as_json:
         print_json(facts)
         return
@@ -296,7 +303,7 @@ def stats(url: str, start: int, end: int | None, quiet: bool, as_json: bool, **o
 
 
 @command_line.command(short_help="Find the rows nearest to a vector.")
-@click.argument("url")
+@URLS
 @click.option(
     "--row", "-r", "rows", type=click.IntRange(min=0), multiple=True, help="A row to search for; may be repeated."
 )
@@ -312,7 +319,7 @@ def stats(url: str, start: int, end: int | None, quiet: bool, as_json: bool, **o
 @QUIET
 @JSON
 def nearest(
-    url: str,
+    urls: tuple[str, ...],
     rows: tuple[int, ...],
     queries: str | None,
     k: int,
@@ -325,7 +332,7 @@ def nearest(
     from dask_embedding_reader.cli.facts import shown_vector  # noqa: PLC0415
     from dask_embedding_reader.cli.nearest import find_nearest  # noqa: PLC0415
 
-    found = find_nearest(_open(url, **options), rows, queries, k, metric, show_progress=not quiet)
+    found = find_nearest(_open(urls, **options), rows, queries, k, metric, show_progress=not quiet)
     if as_json:
         print_json(found)
         return
@@ -340,7 +347,7 @@ def nearest(
 
 
 @command_line.command(short_help="Write it in another format or dtype.")
-@click.argument("source", metavar="SRC")
+@click.argument("sources", metavar="SRC...", nargs=-1, required=True)
 @click.argument("target", metavar="DST")
 @ROW_RANGE
 @row_options
@@ -353,7 +360,7 @@ def nearest(
 @click.option("--target-storage-options", metavar="JSON", callback=json_mapping, help="Passed to fsspec for DST.")
 @QUIET
 @JSON
-def convert(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -> None:
+def convert(sources: tuple[str, ...], target: str, quiet: bool, as_json: bool, **options: Any) -> None:
     """Write a collection, or some rows of it, anew: another format, dtype or size of files.
 
     All metadata columns come along, unless some are named with -m. Started again after an interruption, it goes on
@@ -361,7 +368,7 @@ def convert(source: str, target: str, quiet: bool, as_json: bool, **options: Any
     """
     from dask_embedding_reader.cli.convert import convert_collection  # noqa: PLC0415
 
-    facts = convert_collection(source, target, show_progress=not quiet, **options)
+    facts = convert_collection(sources, target, show_progress=not quiet, **options)
     if as_json:
         print_json(facts)
         return
@@ -404,17 +411,17 @@ def verify(url: str, storage_options: dict[str, Any] | None, quiet: bool, as_jso
 
 
 @command_line.command(short_help="Measure how fast its storage reads.")
-@click.argument("url")
+@URLS
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="How long to read.")
 @collection_options
 @QUIET
 @JSON
-def bench(url: str, seconds: float, quiet: bool, as_json: bool, **options: Any) -> None:
+def bench(urls: tuple[str, ...], seconds: float, quiet: bool, as_json: bool, **options: Any) -> None:
     """Measure how fast this storage really reads, and which parallel_pieces suits it."""
     from dask_embedding_reader._common.units import human_size  # noqa: PLC0415
     from dask_embedding_reader.cli.bench import measure_reading  # noqa: PLC0415
 
-    facts = measure_reading(_open(url, **options), seconds, show_progress=not quiet)
+    facts = measure_reading(_open(urls, **options), seconds, show_progress=not quiet)
     if as_json:
         print_json(facts)
         return

@@ -13,13 +13,13 @@ from dask_embedding_reader.write.embeddings import write_embeddings
 
 
 def convert_collection(
-    source: str,
+    sources: Sequence[str],
     target: str,
     *,
     file_format: str | None,
     embedding_column: str | None,
     meta_columns: Sequence[str],
-    metadata_folder: str | None,
+    metadata_folders: Sequence[str],
     storage_options: Mapping[str, Any] | None,
     embedding_dtype: str | None,
     row_range: str | None = None,
@@ -38,11 +38,11 @@ def convert_collection(
     """
     holds_metadata = target_format is None or get_format(target_format).metadata != "none"
     reader = open_collection(
-        source,
+        sources,
         file_format=file_format,
         embedding_column=embedding_column,
         meta_columns=(meta_columns or ALL_COLUMNS) if holds_metadata else (),
-        metadata_folder=metadata_folder,
+        metadata_folders=metadata_folders,
         storage_options=storage_options,
         embedding_dtype=embedding_dtype,
         row_range=row_range,

@@ -14,6 +14,7 @@ from dask_embedding_reader.collection.layout import folders_within
 from dask_embedding_reader.formats.base import default_piece_rows
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.reader import EmbeddingReader
+from dask_embedding_reader.storage.retries import hide_secrets
 
 Facts = dict[str, Any]
 
@@ -41,17 +42,21 @@ def collection_facts(reader: EmbeddingReader) -> Facts:
         "files": reader.nb_files,
         "empty_files": len(vectors) - reader.nb_files,
         "rows_per_file": _span(rows),
-        "folders": {
-            name: {"files": folder.files, "rows": folder.rows}
-            for root in vectors.roots
-            for name, folder in folders_within(root, vectors.paths, vectors.rows.tolist()).items()
-            if name
-        },
+        "folders": dict(_folders(vectors)),
         "row_groups": _row_groups(vectors),
         "metadata": {field.name: str(field.dtype) for field in manifest.fields},
         "columns": list(reader.columns),
         "problems": list(_problems(reader)),
     }
+
+
+def _folders(vectors: FileTable) -> Iterator[tuple[str, Facts]]:
+    """Tell what is joined: folders in the one that was named, or the several that were."""
+    for root in vectors.roots:
+        for name, folder in folders_within(root, vectors.paths, vectors.rows.tolist()).items():
+            several = [hide_secrets(root.rstrip("/"))] if len(vectors.roots) > 1 else []
+            if shown := "/".join([*several, *filter(None, [name])]):
+                yield shown, {"files": folder.files, "rows": folder.rows}
 
 
 def _problems(reader: EmbeddingReader) -> Iterator[str]:

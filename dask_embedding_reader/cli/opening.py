@@ -51,12 +51,12 @@ class Condition(NamedTuple):
 
 
 def open_collection(
-    url: str,
+    urls: Sequence[str],
     *,
     file_format: str | None = None,
     embedding_column: str | None = None,
     meta_columns: Sequence[str] = (),
-    metadata_folder: str | None = None,
+    metadata_folders: Sequence[str] = (),
     storage_options: Mapping[str, Any] | None = None,
     embedding_dtype: str | None = None,
     row_range: str | None = None,
@@ -80,11 +80,11 @@ def open_collection(
     added = [] if tuple(meta_columns) == ALL_COLUMNS else [one.column for one in conditions]
     try:
         reader = EmbeddingReader(
-            url,
+            _source(urls),
             file_format or AUTO,
             embedding_column,
             list(dict.fromkeys([*meta_columns, *added])),
-            metadata_folder,
+            _source(metadata_folders) if metadata_folders else None,
             storage_options=storage_options,
             embedding_dtype=embedding_dtype,
             show_progress=True,
@@ -98,6 +98,11 @@ def open_collection(
         known = {field.name for field in reader.manifest.fields}
         reader.manifest = reader.manifest.with_columns([name for name in meta_columns if name in known])
     return _choose(reader, row_range, conditions, sample, seed or 0)
+
+
+def _source(urls: Sequence[str]) -> str | list[str]:
+    """Return what a reader takes: one folder has no place in a list, which would be told as one."""
+    return urls[0] if len(urls) == 1 else list(urls)
 
 
 def parse_condition(text: str) -> Condition:

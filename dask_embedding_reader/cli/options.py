@@ -35,12 +35,21 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for pro
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 
 
+URLS = click.argument("urls", metavar="URL...", nargs=-1, required=True)
+
+
 def collection_options(command: F) -> F:
     """Add the options that say how a collection is to be opened."""
     for option in (
         STORAGE_OPTIONS,
         click.option("--embedding-dtype", metavar="DTYPE", help="parquet: item type of a binary column of vectors."),
-        click.option("--metadata-folder", metavar="URL", help="parquet_npy: where the parquet files are."),
+        click.option(
+            "--metadata-folder",
+            "metadata_folders",
+            multiple=True,
+            metavar="URL",
+            help="parquet_npy: where the parquet files are; may be repeated, as often as URL.",
+        ),
         click.option(
             "--meta-column",
             "-m",

@@ -36,7 +36,7 @@ from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.partitions import settled
 from dask_embedding_reader.formats.registry import KINDS, all_suffixes, get_file_format
-from dask_embedding_reader.storage.find import Finder, Listing, find_sibling
+from dask_embedding_reader.storage.find import MANIFEST_NAMES, Finder, Listing, find_sibling
 from dask_embedding_reader.storage.retries import hide_secrets
 from dask_embedding_reader.storage.store import StoredFile
 
@@ -203,6 +203,11 @@ def _read_manifest(
         columns = columns._replace(meta=())
     vectors = file_format.vectors
     found = finder.find(sources, vectors.suffixes, storage_options, first_nbytes=vectors.first_nbytes)
+    if own := next((file for file in found.files if file.path.rpartition("/")[2] in MANIFEST_NAMES), None):
+        raise ArgumentError(
+            f"{own.url} is a manifest, which names files and holds no vectors; open its folder, or the manifest "
+            "by EmbeddingReader.from_manifest"
+        )
     if not unfinished:
         check_finished(found.own)
     partners, empty = None, found.empty

@@ -31,10 +31,11 @@ def pair_files(vectors: Files, metadata: Files, roots: tuple[Roots, Roots] = (()
 
     Where there is one file of metadata and several of vectors, it is that of all of them, row after row.
 
-    Files that share a number in several folders are paired folder by folder, if these were named one by one
-    (``roots``). The position in the order of paths pairs files in whose names nothing tells. A single file of each kind
-    is a pair, too, unless both have numbers, and none that is the same (``emb_2.npy`` and ``meta_3.parquet``): these
-    two may be what is left of several shards. Who names the two files themselves knows better.
+    Files that share a number in several folders, or whose folders differ in a word, are paired folder by folder, if
+    these were named one by one (``roots``). The position in the order of paths pairs files in whose names nothing
+    tells. A single file of each kind is a pair, too, unless both have numbers, and none that is the same
+    (``emb_2.npy`` and ``meta_3.parquet``): these two may be what is left of several shards. Who names the two files
+    themselves knows better.
 
     Raises
     ------
@@ -59,7 +60,12 @@ def _pair_each(vectors: Files, metadata: Files, roots: tuple[Roots, Roots]) -> l
         if not are_named and numbers and other_numbers and not set(numbers) & set(other_numbers):
             raise MismatchError(_unpaired(vectors, metadata, names.own_numbers, others.own_numbers))
         return list(metadata)
-    paired, is_told = _pair_by_names(vectors, metadata, names, others)
+    try:
+        paired, is_told = _pair_by_names(vectors, metadata, names, others)
+    except MismatchError:
+        paired, is_told = _pair_by_roots(vectors, metadata, roots), True
+        if not paired:
+            raise
     paired = paired or _pair_by_roots(vectors, metadata, roots)
     if not paired:
         if is_told or len(vectors) != len(metadata) or partners.keys() & set(left):

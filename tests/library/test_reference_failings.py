@@ -268,6 +268,16 @@ def test_folders_that_are_named_one_by_one_are_paired_in_that_order(tmp_path: Pa
         EmbeddingReader(**{**options, **both, "metadata_folder": [f"{beside}/c", f"{beside}/z"]})
 
 
+def test_folders_that_are_named_one_by_one_may_share_some_names(tmp_path: Path) -> None:
+    options = write_pairs(tmp_path, {"a/0": 2, "a/1": 3, "b/0": 2}, {"a/0": 2, "a/1": 3, "c/0": 2})
+    root, beside = options["embeddings_folder"], options["metadata_folder"]
+    both = {"embeddings_folder": [f"{root}/a", f"{root}/b"], "metadata_folder": [f"{beside}/a", f"{beside}/c"]}
+    assert_paired({**options, **both})
+    crossed = {"embeddings_folder": [f"{root}/b", f"{root}/a"], "metadata_folder": [f"{beside}/a", f"{beside}/c"]}
+    with pytest.raises(MismatchError, match=r"b/0\.npy"):
+        EmbeddingReader(**{**options, **crossed})
+
+
 def test_int64_ids_do_not_pass_through_float64(tmp_path: Path) -> None:
     table = pa.table({"embedding": vectors_as(rows_of(3), "list"), "id": [2**53 + 1] * 3, "score": [0.5, 1.0, 1.5]})
     write_parquet(tmp_path / "a.parquet", table)

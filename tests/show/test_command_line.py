@@ -81,6 +81,40 @@ def test_info(run: Run, shards: Path) -> None:
     assert facts["rows_per_file"] == {"count": 3, "min_rows": 5, "max_rows": 8}
 
 
+def test_several_folders_are_one_collection_in_the_order_given(run: Run, shards: Path, tmp_path: Path) -> None:
+    other, meta = tmp_path / "other", tmp_path / "meta"
+    other.mkdir()
+    meta.mkdir()
+    np.save(other / "0.npy", np.zeros((3, 4), np.float32))
+    pd.DataFrame({"word": ["x", "y", "z"], "n": [0, 0, 0]}).to_parquet(meta / "0.parquet")
+    code, out, err = run("info", shards, other)
+    assert (code, err) == (0, "")
+    assert "rows        23" in out
+    assert f"folders     {shards} (20 rows), {other} (3 rows)" in out
+    named = ["--metadata-folder", shards, "--metadata-folder", meta, "-m", "word"]
+    _, out, _ = run("head", shards, other, *named, "--start", 19, "-n", 2, "--json")
+    assert [(row["row"], row["word"]) for row in json.loads(out)] == [(19, "word 19"), (20, "x")]
+    _, out, _ = run("stats", other, shards, "--json")
+    assert json.loads(out)["rows"] == 23
+    _, out, _ = run("plan", other, shards, "--json")
+    assert json.loads(out)["files"] == 4
+    _, out, _ = run("nearest", other, shards, "--row", 3, "--metric", "l2", "-k", 2, "--json")
+    assert json.loads(out)[0]["nearest"][0]["row"] == 3
+    code, _, err = run("bench", other, shards, "--seconds", 0.1, "--quiet", "--json")
+    assert (code, err) == (0, "")
+    code, out, _ = run("convert", other, shards, tmp_path / "joined", "--to", "npy", "--json")
+    assert (code, json.loads(out)["rows"]) == (0, 23)
+    assert (np.load(next((tmp_path / "joined").glob("*.npy")))[:3] == 0).all()
+
+
+def test_a_manifest_that_is_named_as_the_collection_is_told_from_vectors(run: Run, shards: Path) -> None:
+    EmbeddingReader(shards).save_manifest()
+    code, _, err = run("info", shards / ".manifest.embeddings")
+    assert code == 2
+    assert f"{shards}/.manifest.embeddings is a manifest" in err
+    assert "open its folder" in err
+
+
 def test_the_package_runs_as_the_command(shards: Path) -> None:
     program = [sys.executable, "-m", "dask_embedding_reader", "info", "--json", str(shards)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
@@ -121,7 +155,7 @@ def test_no_name_and_no_value_commands_the_terminal(run: Run, tmp_path: Path, mo
         (1, ["info", tmp_path / f"gone{HOSTILE}"]),
         (1, ["info", folder, "-m", text]),
         (2, ["info", folder, "-m", HOSTILE]),
-        (2, ["info", HOSTILE, HOSTILE]),
+        (2, ["verify", HOSTILE, HOSTILE]),
         (2, ["info", folder, "--dtype", HOSTILE]),
         (2, ["plan", folder, "--plot", folder]),
         (0, ["info", folder, "-f", "npy", "-m", text]),
@@ -346,7 +380,7 @@ def test_bench_reads_for_a_while_and_recommends(run: Run, shards: Path) -> None:
         (["info", "{shards}", "--storage-options", "{{"], 2, "not JSON"),
         (["info", "{shards}", "--storage-options", "[]"], 2, "a JSON object is expected"),
         (["nonsense"], 2, "No such command 'nonsense'"),
-        (["info"], 2, "Missing argument 'URL'"),
+        (["info"], 2, "Missing argument 'URL...'"),
     ],
 )
 def test_what_goes_wrong_is_told_in_a_sentence(
