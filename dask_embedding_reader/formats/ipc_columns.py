@@ -217,6 +217,10 @@ class _Building:
         valid = self._read(1, rows)
         if nulls and not valid.size:
             fail(self._file, "a column has nulls, but does not tell which; write it again")
+        if valid.size:
+            here = high - low - int(_bits(valid, high - low).sum())
+            if here > nulls or (here < nulls and high - low == count):
+                fail(self._file, f"a column claims {nulls:,} nulls, but marks {here:,} of its rows so; write it again")
         own, children = self._values(kind, rows, valid)
         own = [valid if valid.size else None, *own]  # no value is null
         return pa.Array.from_buffers(kind, high - low, own, -1 if valid.size else 0, 0, children or None)

@@ -174,6 +174,17 @@ def test_compressed_bytes_that_claim_to_be_others(tmp_path: Path, claim: int) ->
         EmbeddingReader(path).to_dask_array().compute()
 
 
+@pytest.mark.parametrize("codec", [None, "zstd"])
+@pytest.mark.parametrize("claim", [0, 7, 9])
+def test_nulls_are_those_that_are_counted(tmp_path: Path, claim: int, codec: Any) -> None:
+    """A damaged count found this: where there are none by it, pyarrow reads what lies under them."""
+    path = put(tmp_path / "0.arrow", 50, codec=codec, embedding=vectors(), word=WORDS)
+    path.write_bytes(path.read_bytes().replace(struct.pack("<qq", 50, 8), struct.pack("<qq", 50, claim)))
+    reader = EmbeddingReader(path, meta_columns="word")
+    with pytest.raises(FormatError, match=rf"0\.arrow.*claims {claim} nulls, but marks 8 of its rows so"):
+        reader.to_dask_dataframe().compute()
+
+
 @pytest.mark.parametrize("codec", ["zstd", "lz4"])
 def test_compressed_vectors_are_read_window_by_window(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, codec: str
