@@ -31,6 +31,11 @@ def arrow_schema(file: StoredFile) -> pa.Schema:
     return read_index(file).schema
 
 
+def arrow_has_rows(file: StoredFile) -> bool:
+    """Tell whether a file has rows."""
+    return any(read_index(file).batch_rows)
+
+
 def column_path(file: StoredFile, index: Index, name: str) -> Path:
     """Return where a column is."""
     positions = index.schema.get_all_field_indices(name)

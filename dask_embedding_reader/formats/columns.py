@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from dask_embedding_reader.formats.arrow import ARROW
 from dask_embedding_reader.formats.arrow_tables import (
+    arrow_has_rows,
     arrow_row_nbytes,
     arrow_schema,
     expand_arrow_glob,
@@ -17,6 +18,7 @@ from dask_embedding_reader.formats.arrow_tables import (
 from dask_embedding_reader.formats.base import FileFormat, FileHeader, FilePart, for_each_file
 from dask_embedding_reader.formats.metadata import MetaField, make_table
 from dask_embedding_reader.formats.parquet.decode import DECODE_ROWS, TableReader, iter_tables
+from dask_embedding_reader.formats.parquet.footers import has_rows as parquet_has_rows
 from dask_embedding_reader.formats.parquet.footers import may_match as parquet_may_match
 from dask_embedding_reader.formats.parquet.footers import parquet_schema
 from dask_embedding_reader.formats.parquet.footers import row_nbytes as parquet_row_nbytes
@@ -29,9 +31,9 @@ _NARROW_ROWS = 2**17
 
 
 def first_schema(kind: FileFormat, files: Sequence[StoredFile]) -> pa.Schema:
-    """Return the columns of the first file that has any: files without rows may have none."""
-    read = arrow_schema if kind is ARROW else parquet_schema
-    return next((schema for file in files if (schema := read(file)).names), pa.schema([]))
+    """Return the columns of the first file that has rows: the others may have fewer columns, or none."""
+    read, has_rows = (arrow_schema, arrow_has_rows) if kind is ARROW else (parquet_schema, parquet_has_rows)
+    return next((read(file) for file in files if has_rows(file)), pa.schema([]))
 
 
 def expand_glob(kind: FileFormat, file: StoredFile, glob: str) -> tuple[str, ...] | None:

@@ -140,6 +140,11 @@ def parquet_schema(file: StoredFile) -> pa.Schema:
     return read_footer(file, ()).schema.arrow
 
 
+def has_rows(file: StoredFile) -> bool:
+    """Tell whether a file has rows."""
+    return any(read_footer(file, ()).group_rows)
+
+
 def may_match(file: StoredFile, expression: Any) -> set[int] | None:
     """Return the row groups that may hold rows for which an expression is true; None where nothing can be told."""
     try:
