@@ -34,7 +34,7 @@ from dask_embedding_reader.batches.read import read_batches
 from dask_embedding_reader.batches.request import Batch, BatchRequest, span_of
 from dask_embedding_reader.collection.filters import select
 from dask_embedding_reader.collection.layout import ALL_COLUMNS, metadata_types
-from dask_embedding_reader.collection.manifest import Manifest, read_manifest
+from dask_embedding_reader.collection.manifest import Manifest, likely_metadata_folder, read_manifest
 from dask_embedding_reader.collection.plan import count_by_file
 from dask_embedding_reader.collection.reopen import check_place, reopen_manifest, save_manifest
 from dask_embedding_reader.errors import ArgumentError, NoFilesError, RowError
@@ -188,17 +188,21 @@ class EmbeddingReader:
             check_options("metadata_storage_options", metadata_storage_options),
             show_progress,
         )
-        self._warn_of_unused(columns.meta, metadata_folder is not None)
+        self._warn_of_unused(columns.meta, metadata_folder is not None, storage_options)
         self._take_facts()
 
-    def _warn_of_unused(self, meta_columns: Sequence[str], has_metadata_folder: bool) -> None:
+    def _warn_of_unused(
+        self, meta_columns: Sequence[str], has_metadata_folder: bool, storage_options: Mapping[str, Any] | None
+    ) -> None:
         """Name the arguments that the format has no use for; in calls of embedding_reader they may be left over."""
         layout = self.manifest.format
         if layout.metadata == "none" and meta_columns not in ((), ALL_COLUMNS):
+            sources = check_sources("embeddings_folder", self.embeddings_folder)
+            likely = None if has_metadata_folder else likely_metadata_folder(sources[0], storage_options)
             warnings.warn(
                 f"meta_columns={list(meta_columns)} is passed over: {layout.name} files have no columns; for metadata "
                 f'in parquet files beside them use file_format="{BESIDE}{layout.name}", for those elsewhere '
-                "metadata_folder=...",
+                f"metadata_folder={'...' if likely is None else repr(likely)}",
                 stacklevel=3,
             )
         if layout.metadata == "same" and has_metadata_folder:

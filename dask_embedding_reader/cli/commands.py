@@ -174,6 +174,7 @@ def info(urls: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
     per_file = facts["rows_per_file"]
     groups = facts["row_groups"]
+    nothing = "none read" + (", but there are parquet files, too: -m '*' tells" if facts["passes_over"] else "")
     shown = {
         "rows": f"{facts['rows']:,}",
         "dimension": f"{facts['dimension']:,}",
@@ -183,7 +184,7 @@ def info(urls: tuple[str, ...], as_json: bool, **options: Any) -> None:
         "folders": shown_folders(facts["folders"]),
         "vectors": facts["embedding_column"],
         "row groups": f"{groups['count']:,}, of {shown_rows(groups)}" if groups else "none",
-        "metadata": ", ".join(f"{name} ({dtype})" for name, dtype in facts["metadata"].items()) or "none read",
+        "metadata": ", ".join(f"{name} ({dtype})" for name, dtype in facts["metadata"].items()) or nothing,
         "columns": ", ".join(facts["columns"]) or None,
         "problems": "none" if not facts["problems"] else "",
     }

@@ -46,6 +46,7 @@ def collection_facts(reader: EmbeddingReader) -> Facts:
         "row_groups": _row_groups(vectors),
         "metadata": {field.name: str(field.dtype) for field in manifest.fields},
         "columns": list(reader.columns),
+        "passes_over": manifest.passes_over,
         "problems": list(_problems(reader)),
     }
 

@@ -17,12 +17,23 @@ from dask_embedding_reader.formats.columns import expand_glob, first_schema
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.partitions import shared_partitions
-from dask_embedding_reader.formats.registry import BESIDE, get_file_format, get_format
+from dask_embedding_reader.formats.registry import BESIDE, KINDS, get_file_format, get_format
+from dask_embedding_reader.storage.find import elsewhere_remedy
+from dask_embedding_reader.storage.names import suffixes_of
 from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import StoredFile
 
-_FIRST_BYTES = {b"\x93NUM": "npy", b"PAR1": "parquet", b"PK\3\4": "npz", b"ARRO": "arrow"}
+_FIRST_BYTES = {
+    b"\x93NUMPY": "npy",
+    b"PAR1": "parquet",
+    b"PK\3\4": "npz",
+    b"ARROW1": "arrow",
+    b"\xff\xff\xff\xff": "arrow",  # a stream
+}
 """What files begin with whose names do not tell what they are."""
+
+_MOST_FIRST_BYTES = 9
+"""What is looked at of them: eight bytes, and the brace behind the length that a safetensors file begins with."""
 
 
 def choose_layout(
@@ -64,20 +75,34 @@ def _choose_kind(kinds: Collection[str], where: str) -> str:
 
 
 def tell_kind(file: StoredFile, head: bytes) -> str:
-    """Tell the kind of a file whose name does not, by its first bytes, some of which may be known.
+    """Tell the kind of a file whose name does not end in its suffix, by its first bytes, some of which may be known.
 
     Raises
     ------
     FormatError
         If they do not tell it.
     """
-    first = head[:4] or read_range(file, 0, min(4, file.size) if file.size >= 0 else 4)
-    if first not in _FIRST_BYTES:
-        raise FormatError(
-            f"{file.url}: neither its name nor its first bytes, {first!r}, tell what kind of file it is; say so, as in "
-            'file_format="npy"'
-        )
-    return _FIRST_BYTES[first]
+    if remedy := elsewhere_remedy(file.path):
+        raise FormatError(f"{file.url}: {remedy}")
+    for suffix in suffixes_of(file.path):  # such as `base.1B.u8bin.crop_nb_10000000` of big-ann-benchmarks
+        for kind in KINDS:
+            if suffix in get_file_format(kind).suffixes:
+                return kind
+    nbytes = min(_MOST_FIRST_BYTES, file.size) if file.size >= 0 else _MOST_FIRST_BYTES
+    first = head[:nbytes] or read_range(file, 0, nbytes)
+    for start, kind in _FIRST_BYTES.items():
+        if first.startswith(start):
+            return kind
+    if first[8:] == b"{":
+        return "safetensors"
+    raise FormatError(
+        f"{file.url}: neither its name nor its first bytes, {first[:4]!r}, tell what kind of file it is; say so, as in "
+        'file_format="npy"'
+    )
+
+
+_MOST_WITHOUT_VECTORS = 10
+"""So many files are looked at where none has a column of vectors: the first ones may be others, which do not belong."""
 
 
 def choose_column(
@@ -105,10 +130,12 @@ def choose_column(
     if columns.embedding is not None:
         return _expand(vectors, files, columns)
     if vectors.find_vectors is not None:
+        looked_at = 0
         for file in files:
             names, heads[file] = vectors.find_vectors(file, columns, heads.get(file, b""))
-            if names is not None:
-                return columns._replace(embedding=names[0] if len(names) == 1 else DEFAULT_COLUMN)
+            looked_at += names is not None
+            if names or looked_at >= _MOST_WITHOUT_VECTORS:
+                return columns._replace(embedding=names[0] if names and len(names) == 1 else DEFAULT_COLUMN)
     return columns._replace(embedding=DEFAULT_COLUMN)
 
 
@@ -183,6 +210,33 @@ def folders_within(root: str, paths: Sequence[str], rows: Sequence[int]) -> dict
             files, before = found.get(name, (0, 0))
             found[name] = Folder(files + 1, before + count)
     return found
+
+
+class Split(NamedTuple):
+    """Files that are called as one split is."""
+
+    first: int
+    """The position of the first one."""
+    rows: int
+    """Their rows."""
+
+
+def joined_splits(root: str, paths: Sequence[str], rows: Sequence[int]) -> dict[str, Split]:
+    """Return what files of a folder are called, if all are called as splits are: ``train-00000-of-00002``.
+
+    There are none where that is one, or where the folder is none, but a glob or a file: these were chosen.
+    """
+    inside = root if root.endswith("/") else f"{root}/"
+    found: dict[str, Split] = {}
+    for position, (path, count) in enumerate(zip(paths, rows, strict=True)):
+        if count and path.startswith(inside):
+            words = re.findall("[a-z]+", path.rpartition("/")[2].lower())
+            name = next((word for word in words if word in _SPLITS), "")
+            if not name:
+                return {}
+            before = found.get(name, Split(position, 0))
+            found[name] = before._replace(rows=before.rows + count)
+    return found if len(found) > 1 else {}
 
 
 def joined_folders(folders: Mapping[str, Folder]) -> dict[str, Folder]:

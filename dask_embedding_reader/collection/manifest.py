@@ -26,6 +26,7 @@ from dask_embedding_reader.collection.layout import (
     choose_metadata,
     folders_within,
     joined_folders,
+    joined_splits,
     tell_kind,
 )
 from dask_embedding_reader.collection.pairing import describe_unpaired, pair_files
@@ -36,9 +37,10 @@ from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, merge_
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.partitions import settled
 from dask_embedding_reader.formats.registry import KINDS, all_suffixes, get_file_format
-from dask_embedding_reader.storage.find import MANIFEST_NAMES, Finder, Listing, find_sibling
+from dask_embedding_reader.storage.find import MANIFEST_NAMES, Finder, Listing, find_sibling, text_remedy
+from dask_embedding_reader.storage.names import numbered_alike
 from dask_embedding_reader.storage.retries import hide_secrets
-from dask_embedding_reader.storage.store import StoredFile
+from dask_embedding_reader.storage.store import StoredFile, shown_url
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Manifest:
     """The stored dtype of the vectors, in native byte order."""
     metadata_files: FileTable | None = None
     """As ``metadata``, but whether metadata was asked for or not; None where the format has none."""
+    passes_over: bool = False
+    """Whether there are parquet files beside those of vectors, which may hold metadata that nobody asked for."""
 
     def __sizeof__(self) -> int:
         """Return the bytes that are held."""
@@ -193,11 +197,12 @@ def _read_manifest(
     *,
     unfinished: bool,
 ) -> Manifest:
-    saved = None
+    saved, passes_over = None, False
     if file_format is None:
-        file_format, saved = _choose_layout(
+        file_format, kinds, saved = _choose_layout(
             sources, columns, metadata_sources, storage_options, finder, unfinished=unfinished
         )
+        passes_over = file_format.metadata == "none" and PARQUET.name in kinds
         _check_dtype(file_format, columns)
     if file_format.metadata == "none":
         columns = columns._replace(meta=())
@@ -227,6 +232,7 @@ def _read_manifest(
     heads = dict(found.heads) if vectors.first_nbytes else {}  # they are the first bytes
     if saved is None:
         saved = read_saved(found.own)
+    is_chosen = columns.embedding is None
     columns = choose_column(vectors, found.files, heads, [manifest for _, manifest in saved], columns)
     columns = choose_metadata(file_format, found.files if partners is None else partners.files, columns)
     own_columns = columns if file_format.metadata == "same" else columns._replace(meta=())
@@ -235,10 +241,15 @@ def _read_manifest(
         headers = read_headers(vectors, found.files, own_columns, show_progress, known, heads)
     except ColumnError as error:
         lacking = next((file for file in found.files if str(error).startswith(file.url)), found.files[0])
-        alike = next((named for file in found.files if (named := _named_alike(file, lacking))), "")
-        if not alike:
+        other = next((file for file in found.files if _named_alike(file, lacking)), None)
+        if other is None:
             raise
-        raise ColumnError(f"{error}. If it does not belong to the others, name these by a glob{alike}") from error
+        globs = [_named_alike(other, lacking), _named_alike(lacking, other)]
+        remedy = f"If it does not belong to the others, name these by a glob, such as {globs[0]!r}"
+        if is_chosen:  # by the first file, which may be the one that does not belong
+            shown = " or ".join(repr(glob) for glob in globs if glob)
+            remedy = f"If these are files of several collections, name those of one by a glob, such as {shown}"
+        raise ColumnError(f"{error}. {remedy}") from error
     metadata = None
     if partners is not None:
         paired = pair_files(found.files, partners.files, (found.roots, partners.roots))
@@ -246,22 +257,32 @@ def _read_manifest(
         metadata = read_headers(PARQUET, paired, Columns(meta=columns.meta), show_progress, known), partners.roots
     columns = columns._replace(glob="")  # as if they had been listed
     manifest = make_manifest(file_format, columns, (headers, found.roots), metadata)
+    manifest = replace(manifest, passes_over=passes_over)
     _warn_of_joined(manifest.vectors)
     return manifest
 
 
 def _warn_of_joined(files: FileTable) -> None:
-    """Name the folders whose files are joined, where they look like collections of their own."""
+    """Name the folders or files that are joined, where they look like collections of their own."""
+    rows = files.rows.tolist()
     for root in files.roots:
-        if joined := joined_folders(folders_within(root, files.paths, files.rows.tolist())):
-            shown = ", ".join(f"{name} ({counted(folder.rows, 'row')})" for name, folder in joined.items())
-            url = hide_secrets(root)
-            warnings.warn(
-                f"{url!r} joins the files of folders that look like collections of their own: {shown}; name one of "
-                f"them, as in {url + '/' + next(iter(joined))!r}, or a list of those to be joined. For the same rows "
-                "of several of them open a reader of each",
-                stacklevel=5,
-            )
+        folders = joined_folders(folders_within(root, files.paths, rows))
+        splits = {} if folders else joined_splits(root, files.paths, rows)
+        if not folders and not splits:
+            continue
+        position = next(k for k, path in enumerate(files.paths) if path.startswith(root))
+        url = shown_url(files.stores[files.store_of[position]], root)
+        if folders:
+            what, one = "folders", f"{url}/{next(iter(folders))}"
+        else:
+            what, one = "splits", numbered_alike(files.header(next(iter(splits.values())).first).file.url)
+        counts = {name: folder.rows for name, folder in (folders or splits).items()}
+        shown = ", ".join(f"{name} ({counted(count, 'row')})" for name, count in counts.items())
+        warnings.warn(
+            f"{url!r} joins the files of {what} that look like collections of their own: {shown}; name one of them, as "
+            f"in {one!r}, or a list of those to be joined. For the same rows of several of them open a reader of each",
+            stacklevel=5,
+        )
 
 
 def _choose_layout(
@@ -272,8 +293,11 @@ def _choose_layout(
     finder: Finder,
     *,
     unfinished: bool,
-) -> tuple[Format, list[tuple[StoredFile, SavedManifest]] | None]:
-    """List the files, and choose the format by what there is; return the manifests beside them, too, if it was read."""
+) -> tuple[Format, list[str], list[tuple[StoredFile, SavedManifest]] | None]:
+    """List the files, and choose the format by what there is.
+
+    Return the kinds of files that there are, too, and the manifests beside them, if these were read.
+    """
     formats = [get_file_format(name) for name in KINDS]
     first_nbytes = max(each.first_nbytes for each in formats)
     suffixes_of = {each.name: each.suffixes for each in formats}
@@ -294,7 +318,7 @@ def _choose_layout(
         wants_metadata=bool(columns.meta),
         has_metadata_folder=metadata_sources is not None,
     )
-    return layout, saved
+    return layout, kinds, saved
 
 
 def _find_metadata(
@@ -304,12 +328,19 @@ def _find_metadata(
     try:
         return finder.find(sources, PARQUET.suffixes, storage_options, named=False)
     except NoFilesError as error:
-        likely = find_sibling(sources[0], re.compile("meta"), storage_options)
+        likely = likely_metadata_folder(sources[0], storage_options)
         remedy = f"is it metadata_folder={likely!r}?" if likely else "say where it is: metadata_folder=..."
+        if text := text_remedy(finder.names(sources[0], storage_options)):
+            remedy = f"what there is as text is not read: {text}"
         raise NoFilesError(
             f"no metadata found: {hide_secrets(os.fspath(sources[0]))!r} holds no .parquet file beside its "
             f'{vectors.name} files; {remedy} (file_format="{vectors.name}" reads the vectors alone)'
         ) from error
+
+
+def likely_metadata_folder(source: Source, storage_options: Mapping[str, Any] | None) -> str | None:
+    """Return a folder beside the one of vectors that may be the one of their metadata, by its name."""
+    return find_sibling(source, re.compile("meta"), storage_options)
 
 
 def _warn_of_empty(source: Source) -> None:
@@ -379,23 +410,24 @@ def _check_alike(headers: Sequence[FileHeader]) -> None:
     (dimension, dtype), most = counts.most_common(1)[0]
     odd = next(h for h in headers if h.rows and (h.dimension, h.dtype.newbyteorder("=")) != (dimension, dtype))
     like = next(h for h in headers if h.rows and (h.dimension, h.dtype.newbyteorder("=")) == (dimension, dtype))
+    such = f", such as {glob!r}" if (glob := _named_alike(like.file, odd.file)) else ""
     raise MismatchError(
         f"{odd.file.url} holds {counted(odd.rows, 'vector')} of {odd.dimension} x "
         f"{odd.dtype.newbyteorder('=')}, but {most} of "
         f"{sum(counts.values())} files hold {dimension} x {dtype} (such as {like.file.url}); open them as separate "
-        f"collections{_named_alike(like.file, odd.file)}, or write the file again"
+        f"collections{such}, or write the file again"
     )
 
 
 def _named_alike(wanted: StoredFile, other: StoredFile) -> str:
     """Write out a glob that names files like one, and not the other; nothing where there is none."""
-    folder, _, name = wanted.url.rpartition("/")
-    pattern = re.sub("[0-9].*(?=[.])", "*", name)
-    if pattern == name or fnmatch.fnmatch(other.url.rpartition("/")[2], pattern):
-        if folder == other.url.rpartition("/")[0]:
-            return ""
+    (folder, _, name), (other_folder, _, other_name) = (file.url.rpartition("/") for file in (wanted, other))
+    pattern = numbered_alike(name)
+    if folder != other_folder and (pattern == name or fnmatch.fnmatch(other_name, pattern)):
         pattern = "*" + os.path.splitext(name)[1]
-    return f", such as {hide_secrets(f'{folder}/{pattern}')!r}"
+    elif fnmatch.fnmatch(other_name, pattern):
+        return ""
+    return f"{folder}/{pattern}"
 
 
 def _check_rows(headers: Sequence[FileHeader], partners: Sequence[FileHeader]) -> None:

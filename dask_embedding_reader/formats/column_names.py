@@ -115,9 +115,29 @@ def name_vectors(schema: pa.Schema, likely: Sequence[str]) -> str:
     """Say what to give for the column of vectors: one of those that may be it, or those of their items."""
     if likely:
         return f"name the column of vectors (embedding_column=...), such as {few(likely)}"
+    remedy = "name the column of vectors (embedding_column=...)"
+    if fields := _fields_of_structs(schema):
+        remedy += f", a field of a struct as {fields[0]!r}"
+    if any(str(field.type).startswith(_BYTES) for field in schema):
+        remedy += '; where it is bytes, their dtype, too (embedding_dtype="float32")'
     stem, count = _commonest_stem(schema)
-    numbered = f"; where each item has its own: embedding_column={stem + '*'!r}" if count >= _MANY_ITEMS else ""
-    return f"name the column of vectors (embedding_column=...){numbered}"
+    return remedy + (f"; where each item has its own: embedding_column={stem + '*'!r}" if count >= _MANY_ITEMS else "")
+
+
+_BYTES = ("binary", "large_binary", "fixed_size_binary")
+_LISTS = ("list<", "large_list<", "fixed_size_list<", "list_view<", "large_list_view<")
+"""What the names of types begin with; not every pyarrow has a function that tells those of views."""
+
+
+def _fields_of_structs(schema: pa.Schema) -> list[str]:
+    """Return the fields of structs that are lists of floating-point numbers."""
+    return [
+        f"{field.name}.{inner.name}"
+        for field in schema
+        if pa.types.is_struct(field.type)
+        for inner in field.type
+        if str(inner.type).startswith(_LISTS) and pa.types.is_floating(inner.type.value_type)
+    ]
 
 
 def _commonest_stem(schema: pa.Schema) -> tuple[str, int]:

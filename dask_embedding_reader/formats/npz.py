@@ -34,6 +34,7 @@ from dask_embedding_reader.formats.base import (
 from dask_embedding_reader.formats.npy import NPY, Parsed, parse_npy, rows_and_dimension
 from dask_embedding_reader.formats.raw import copy_blocks, naming_rows
 from dask_embedding_reader.formats.vectors import Vectors
+from dask_embedding_reader.storage.find import elsewhere_remedy
 from dask_embedding_reader.storage.put import WritableFile
 from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import StoredFile, Write
@@ -288,6 +289,11 @@ def _is_vectors(file: StoredFile, archive: zipfile.ZipFile, name: str) -> bool:
 def _member(file: StoredFile, archive: zipfile.ZipFile, name: str) -> _Member:
     """Find an array, and read its header."""
     names = _array_names(archive)
+    if not names:
+        members = archive.namelist()
+        if any(member.endswith("/data.pkl") for member in members):  # torch writes archives, too
+            _fail(file, elsewhere_remedy(".pt"))
+        _fail(file, f"it holds no array, but {', '.join(map(repr, members[:3])) or 'nothing'}; write it again")
     if names.count(name) != 1:
         shown = ", ".join(map(repr, names[:10]))
         raise ColumnError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from dask_embedding_reader.errors import FormatError, ReadError
+from dask_embedding_reader.errors import ArgumentError, FormatError, ReadError
 from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader, Stretch, StretchReader
 from dask_embedding_reader.formats.casting import CheckedCast
 from dask_embedding_reader.formats.vectors import Vectors
+from dask_embedding_reader.storage.names import suffixes_of
 from dask_embedding_reader.storage.read import read_blocks_into, read_each_into, read_into, try_read_in_turn
 from dask_embedding_reader.storage.store import StoredFile, Write
 
@@ -104,8 +104,15 @@ def raw_header_fits(header: FileHeader) -> bool:
 
 
 def dtype_by_name(file: StoredFile, dtypes: Mapping[str, np.dtype[Any]], columns: Columns) -> np.dtype[Any]:
-    """Return the dtype of the items of a file, which its suffix tells, or who opens it."""
-    dtype = dtypes.get(os.path.splitext(file.path)[1].lower(), columns.embedding_dtype)
+    """Return the dtype of the items of a file, which a suffix of it tells, or who opens it."""
+    told = next((dtypes[suffix] for suffix in suffixes_of(file.path) if suffix in dtypes), None)
+    given = columns.embedding_dtype
+    if told is not None and given not in (None, told):
+        raise ArgumentError(
+            f"{file.url}: its name says that its items are {told}, and embedding_dtype= that they are {given}; leave "
+            "that out, or rename the file"
+        )
+    dtype = given if told is None else told
     if dtype is None:
         raise FormatError(
             f"{file.url}: its name does not tell the dtype of its items, as one of {', '.join(dtypes)} would; name it "

@@ -87,9 +87,9 @@ class _Safetensors(RawVectors):
         tensors, data_offset = _parse_tensors(file, _read_head(file, head))
         name = columns.column
         if name not in tensors:
+            shown = ", ".join(map(repr, list(tensors)[:10])) or "none"
             raise ColumnError(
-                f"{file.url}: has no tensor {name!r}; its tensors are {', '.join(map(repr, list(tensors)[:10]))}: name "
-                "one with embedding_column="
+                f"{file.url}: has no tensor {name!r}; its tensors are {shown}: name one with embedding_column="
             )
         tensor = tensors[name]
         if tensor.dtype not in _DTYPES:

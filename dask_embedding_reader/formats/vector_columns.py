@@ -16,7 +16,7 @@ from dask_embedding_reader.formats.column_names import few, number_columns
 
 _PARSING = (
     "parse it and write the files again: frame[{name!r}].map(json.loads) for JSON, "
-    "frame[{name!r}].map(lambda text: np.array(text.split(), 'float32')) for numbers between blanks, "
+    "frame[{name!r}].map(lambda text: np.array(text.strip('[]').split(), 'float32')) for numbers between blanks, "
     "frame[{name!r}].map(lambda text: np.frombuffer(base64.b64decode(text), 'float32')) for base64"
 )
 """What to do with text."""
@@ -44,7 +44,8 @@ def type_of_items(
     if item is None:
         if isinstance(kind, pa.FixedShapeTensorType):
             raise FormatError(
-                f"{where} holds tensors of shape {tuple(kind.shape)}; only those of one axis or row are vectors"
+                f"{where} holds tensors of shape {tuple(kind.shape)}; only those of one axis or row are vectors: "
+                "reshape them, and write the file again"
             )
         if columns.embedding_dtype is not None:
             raise ArgumentError(f"{where} is {kind}, which is not binary: embedding_dtype says nothing of it")
@@ -193,7 +194,7 @@ def as_vectors(header: FileHeader, columns: Columns, start: int, column: pa.Arra
         if (lengths != 1).any():
             bad = int(np.argmax(lengths != 1))
             what = f"is {counted(int(lengths[bad]), 'list')}"
-            bad_vector(header, columns, start + bad, what, "one list")
+            bad_vector(header, columns, start + bad, what, "one list", ", or give each list a row: frame.explode")
         column = column.flatten()
         if column.null_count:
             bad_vector(
@@ -249,11 +250,13 @@ def lengths_of(column: pa.Array) -> Array:
     return np.diff(column.offsets.to_numpy())
 
 
-def bad_vector(header: FileHeader, columns: Columns, row: int, what: str, expected: str = "") -> NoReturn:
+def bad_vector(
+    header: FileHeader, columns: Columns, row: int, what: str, expected: str = "", otherwise: str = ""
+) -> NoReturn:
     """Say which vector is none, and why."""
     expected = expected or (counted(header.dimension, "item") if header.dimension else "")
     others = f" where vectors of {expected} were expected" if expected else ""
     raise FormatError(
         f"{header.file.url}, row {row:,}: column {columns.embedding!r} holds a vector that {what}{others}; drop or "
-        "repair it"
+        f"repair it{otherwise}"
     )

@@ -16,7 +16,7 @@ from dask_embedding_reader._common.threads import map_at_once
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import EmbeddingReaderError, NoFilesError, ReadError
 from dask_embedding_reader.storage.connections import protocols
-from dask_embedding_reader.storage.names import GLOB_CHARACTERS, glob_root, is_litter
+from dask_embedding_reader.storage.names import GLOB_CHARACTERS, glob_root, is_litter, numbered_alike, suffixes_of
 from dask_embedding_reader.storage.retries import describe, hide_secrets, shown_cause
 from dask_embedding_reader.storage.store import ObjectInfo, Store, StoredFile, shown_url, vanished
 from dask_embedding_reader.storage.urls import pin, resolve
@@ -129,7 +129,7 @@ class Finder:
             if not wanted:
                 if any(info.path.endswith(f"/{INCOMPLETE_NAME}") for info in of_ours):
                     raise NoFilesError(_nothing_written(source, suffixes))
-                problems.append(_nothing_found(source, suffixes, paths))
+                problems.append(_nothing_found(store, source, suffixes, paths))
                 empty.append(source)
             for info in wanted:
                 found.setdefault((store, info.path), info)
@@ -142,7 +142,7 @@ class Finder:
         places = [(store, info) for (store, _), info in found.items() if info.size != 0]
         files = [_stored(*place) for place in places]
         if not files and required:
-            raise NoFilesError(_nothing_found(sources[0], suffixes, [path for _, path in found]))
+            raise NoFilesError(_nothing_found(listed[0][0], sources[0], suffixes, [path for _, path in found]))
         heads = {file: info.head for file, (_, info) in zip(files, places, strict=True) if info.head}
         return Listing(files, own, [path for _, path, _ in listed], empty, heads)
 
@@ -168,6 +168,11 @@ class Finder:
             kinds_here = {kind_of[suffix] for suffix in suffixes | of_named if suffix in kind_of}
             found |= kinds_here or ({""} if None in of_named else set())
         return sorted(found), own
+
+    def names(self, source: Source, storage_options: Mapping[str, Any] | None) -> list[str]:
+        """Return the paths of all files that were listed of a source."""
+        listed = self._listed.get(self._resolve(source, storage_options), _Source(()))
+        return [info.path for info in listed.infos]
 
     def _list(
         self,
@@ -384,7 +389,7 @@ def _nothing_written(source: Source, suffixes: tuple[str, ...]) -> str:
     )
 
 
-def _nothing_found(source: Source, suffixes: tuple[str, ...], passed_over: Sequence[str]) -> str:
+def _nothing_found(store: Store, source: Source, suffixes: tuple[str, ...], passed_over: Sequence[str]) -> str:
     """Say what was searched, what was there instead, and the likely remedy."""
     where = repr(hide_secrets(os.fspath(source)))
     if not passed_over:
@@ -394,32 +399,83 @@ def _nothing_found(source: Source, suffixes: tuple[str, ...], passed_over: Seque
     message = (
         f"no {_any_of(suffixes)} file found in {where}; found instead {counted(len(passed_over), 'file')}: {counts}"
     )
-    if ".parquet" in suffixes and (text := next((kind for kind in _TEXTS if kinds[kind]), None)):
-        return f"{message}; make parquet of them: {_TEXTS[text]}"
+    if ".parquet" in suffixes and (remedy := text_remedy(passed_over)):
+        return f"{message}; {remedy}"
     for other, file_format in _LIKELY.items():
         if other not in suffixes and kinds[other]:
             return f'{message}; did you mean file_format="{file_format}"?'
-    patterns = [pattern for suffix, pattern in _SUFFIXES.items() if suffix in suffixes]
-    if not patterns:
+    if not any(suffix in _SUFFIXES for suffix in suffixes):
         return f"{message}; check the path"
-    if alike := [name for name in passed_over if not name.endswith(suffixes) and patterns[0].search(name)]:
-        return f"{message}; to read files that are called otherwise, name them, as in '*{_suffix(alike[0])}'"
+    if alike := next((name for name in passed_over if _called_alike(name, suffixes)), ""):
+        return f"{message}; to read files that are called otherwise, name them, as in {_naming(store, alike)!r}"
+    if remedy := next((remedy for name in passed_over if (remedy := elsewhere_remedy(name))), ""):
+        return f"{message}; {remedy}"
     return (
         f'{message}; what can be read are .npy files (file_format="npy", or "parquet_npy" with metadata in .parquet '
         'files), .parquet files (file_format="parquet"), and those of "arrow", "npz", "fbin", "fvecs" and "safetensors"'
     )
 
 
+def _called_alike(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Tell whether a file that was passed over may be data: a suffix is written otherwise, or it is a number alone."""
+    if name.endswith(suffixes):  # it is empty
+        return False
+    patterns = [pattern for suffix, pattern in _SUFFIXES.items() if suffix in suffixes]
+    others = suffixes_of(name)
+    is_numbered = not others and re.search("[0-9]", os.path.basename(name)) is not None
+    return is_numbered or not set(others).isdisjoint(suffixes) or any(pattern.search(name) for pattern in patterns)
+
+
+def _naming(store: Store, path: str) -> str:
+    """Write out a glob for files that are called like one."""
+    folder, _, name = shown_url(store, path).rpartition("/")
+    suffix = "".join(re.findall(r"\.[^.0-9][^.]*", name)[-2:])
+    pattern = f"*{suffix}" if suffix else numbered_alike(name)
+    return f"{folder}/{pattern if pattern.strip('*') else name}"
+
+
+def text_remedy(names: Sequence[str]) -> str:
+    """Say how to make parquet of metadata that is text; nothing where there is none among some files."""
+    for name in names:
+        if found := _TEXT.search(name):
+            read = _TEXTS[found[1]]
+            return f'make parquet of them: pandas.{read}.to_parquet(path.replace("{found[0]}", ".parquet"))'
+    return ""
+
+
+def elsewhere_remedy(name: str) -> str:
+    """Say how to open a file that is read by other means, by its name; nothing where it is none of these."""
+    return next((remedy for suffixes, remedy in _ELSEWHERE.items() if name.lower().endswith(suffixes)), "")
+
+
 _MOST_SUFFIXES = 5
 """No format has more; more are those of all formats."""
 
 
+_TEXT = re.compile(r"(\.(?:csv|tsv|jsonl|ndjson))(?:\.(?:gz|bz2|xz|zip|zst))?$")
+
 _TEXTS = {
-    ".csv": 'pandas.read_csv(path).to_parquet(path.replace(".csv", ".parquet"))',
-    ".tsv": 'pandas.read_csv(path, sep="\\t").to_parquet(path.replace(".tsv", ".parquet"))',
-    ".jsonl": 'pandas.read_json(path, lines=True).to_parquet(path.replace(".jsonl", ".parquet"))',
+    ".csv": "read_csv(path)",
+    ".tsv": 'read_csv(path, sep="\\t")',
+    ".jsonl": "read_json(path, lines=True)",
+    ".ndjson": "read_json(path, lines=True)",
 }
-"""What makes parquet of metadata as text."""
+"""What of pandas reads metadata as text, compressed or not."""
+
+_ELSEWHERE: dict[tuple[str, ...], str] = {
+    (".pt", ".pth"): (
+        "it is pickled Python, which is not loaded from files here; where you trust it: "
+        'safetensors.torch.save_file({"embedding": torch.load(path, weights_only=True)}, "0.safetensors")'
+    ),
+    (".pkl", ".pickle"): (
+        "it is pickled Python, which is not loaded from files here; where you trust it, load it, and save it by "
+        "np.save or frame.to_parquet"
+    ),
+    (".h5", ".hdf5"): (
+        'iter_batches(da.from_array(h5py.File(path)["name"])) reads it, and write_embeddings takes such arrays, too'
+    ),
+}
+"""How to open what this library does not read."""
 
 _LIKELY = {
     ".parquet": "parquet",

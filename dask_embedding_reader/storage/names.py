@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 GLOB_CHARACTERS = frozenset("*?[")
@@ -17,3 +18,26 @@ def glob_root(pattern: str) -> str:
 def is_litter(name: str, root: str = "") -> bool:
     """Tell hidden files, ``_SUCCESS``, ``_temporary/…`` and their like, wherever they lie below the folder given."""
     return _LITTER.search(name, len(root.rstrip("/")) if name.startswith(root) else 0) is not None
+
+
+def suffixes_of(path: str) -> list[str]:
+    """Return all suffixes of a file, in small letters, the last one first.
+
+    Examples
+    --------
+    >>> suffixes_of("v1.2/base.1B.u8bin.crop_nb_10")
+    ['.crop_nb_10', '.u8bin', '.1b']
+    """
+    return [f".{part.lower()}" for part in reversed(os.path.basename(path).split(".")[1:])]
+
+
+def numbered_alike(path: str) -> str:
+    """Return a glob for all files that are called as one is but for numbers; the path itself where it has none.
+
+    Examples
+    --------
+    >>> numbered_alike("v2/train-00000-of-00002.parquet"), numbered_alike("part-00000"), numbered_alike("a.npy")
+    ('v2/train-*.parquet', 'part-*', 'a.npy')
+    """
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + re.sub(r"[0-9].*?(?=\.[^.0-9]*$|$)", "*", name)

@@ -728,12 +728,28 @@ def test_pairs_of_files_that_are_called_otherwise(tmp_path: Path) -> None:
         EmbeddingReader(tmp_path / "e-1", "parquet_npy", meta_columns="x")
 
 
-def test_files_that_a_folder_passes_over_for_their_suffix_can_be_named(tmp_path: Path) -> None:
-    for name in ("0.pq", "1.pq"):
-        (tmp_path / name).write_bytes(embeddings_file("parquet"))
-    with pytest.raises(NoFilesError, match=r"found instead 2 files: 2 \.pq; .* name them, as in '\*\.pq'"):
-        EmbeddingReader(tmp_path, "parquet")
-    assert numbers(f"{tmp_path}/*.pq", file_format="parquet") == [7, 7]
+@pytest.mark.parametrize("file_format", ["parquet", "auto"])
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (("0.pq", "1.pq"), "*.pq"),
+        (("0.PARQUET", "1.PARQUET"), "*.PARQUET"),
+        (("df.parquet.gzip", "df2.parquet.gzip"), "*.parquet.gzip"),
+        (("part-00000", "part-00001"), "part-*"),
+        (("0.parquet.part1", "1.parquet.part1"), "*.parquet.part1"),
+    ],
+)
+def test_files_that_a_folder_passes_over_for_their_suffix_can_be_named(
+    tmp_path: Path, names: tuple[str, str], pattern: str, file_format: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in names:
+        (tmp_path / "in" / name).write_bytes(embeddings_file("parquet"))
+    wanted = re.escape(f"{tmp_path}/in/{pattern}")
+    for source in ("in", "*", "in/*"):
+        with pytest.raises(NoFilesError, match=f"found instead 2 files: 2 .*; .* name them, as in '{wanted}'"):
+            EmbeddingReader(f"{tmp_path}/{source}", file_format)
+    assert numbers(f"{tmp_path}/in/{pattern}", file_format=file_format) == [7, 7]
 
 
 # --------------------------------------------------------------------------------------------------------------------

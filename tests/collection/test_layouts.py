@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 from dask.utils import parse_bytes
 
 from dask_embedding_reader import (
@@ -139,6 +142,73 @@ def test_files_without_a_suffix_are_known_by_their_first_bytes(tmp_path: Path, w
             EmbeddingReader(tmp_path / where)
 
 
+def test_first_bytes_tell_streams_and_tensors_too(tmp_path: Path) -> None:
+    table = pa.table({"vector": lists()})
+    with pa.ipc.new_stream(tmp_path / "stream", table.schema) as writer:
+        writer.write_table(table)
+    assert taken(EmbeddingReader(tmp_path / "stream")) == ("arrow", "vector")
+    safetensors.numpy.save_file({"vector": ROWS}, tmp_path / "tensors")
+    assert taken(EmbeddingReader(tmp_path / "tensors")) == ("safetensors", "vector")
+    for name in ("stream", "tensors"):
+        same(EmbeddingReader(tmp_path / name))
+
+
+def test_a_suffix_within_the_name_tells_the_kind_and_the_dtype(tmp_path: Path) -> None:
+    """As of the cropped files of big-ann-benchmarks."""
+    path = tmp_path / "base.1B.u8bin.crop_nb_4"
+    path.write_bytes(np.array(ROWS.shape, "<u4").tobytes() + ROWS.astype("u1").tobytes())
+    reader = EmbeddingReader(path)
+    assert (taken(reader)[0], reader.dtype.name) == ("fbin", "uint8")
+    same(reader)
+
+
+def test_a_dtype_that_is_not_the_one_of_the_suffix_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "0.u8bin").write_bytes(np.array(ROWS.shape, "<u4").tobytes() + ROWS.astype("u1").tobytes())
+    same(EmbeddingReader(tmp_path, embedding_dtype="uint8"))
+    for file_format in ("auto", "fbin"):
+        with pytest.raises(ArgumentError, match=r"0\.u8bin: its name says that its items are uint8, .* they are int8"):
+            EmbeddingReader(tmp_path, file_format, embedding_dtype="int8")
+
+
+PICKLED = r"pickled Python, which is not loaded .* where you trust it"
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("v.pt", PICKLED + r": safetensors\.torch\.save_file\("),
+        ("v.PTH", PICKLED + r": safetensors\.torch\.save_file\("),
+        ("v.pkl", PICKLED + r", load it, and save it by np\.save"),
+        ("v.h5", r"da\.from_array\(h5py\.File\(path\)"),
+        ("v.hdf5", r"da\.from_array\(h5py\.File\(path\)"),
+    ],
+)
+def test_files_that_are_read_by_other_means_are_told_these(tmp_path: Path, name: str, remedy: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(NoFilesError, match=f"found instead 1 file: 1 .*{remedy}"):
+        EmbeddingReader(tmp_path)
+    with pytest.raises(FormatError, match=f"{name}: .*{remedy}"):
+        EmbeddingReader(tmp_path / name)
+
+
+def test_an_archive_of_torch_is_told_from_one_of_arrays(tmp_path: Path) -> None:
+    """As ``torch.save`` lays it out; it may be called anything."""
+    path = tmp_path / "vectors.bin"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("vectors/data.pkl", b"\x80\x02}q\0.")
+        archive.writestr("vectors/data/0", ROWS.tobytes())
+    for file_format in ("auto", "npz"):
+        with pytest.raises(FormatError, match=rf"vectors\.bin: .*{PICKLED}: safetensors"):
+            EmbeddingReader(path, file_format)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("README", b"x")
+    with pytest.raises(FormatError, match=r"vectors\.bin: .*holds no array, but 'README'"):
+        EmbeddingReader(path)
+    safetensors.numpy.save_file({}, tmp_path / "0.safetensors")
+    with pytest.raises(ColumnError, match=r"0\.safetensors: has no tensor 'embedding'; its tensors are none"):
+        EmbeddingReader(tmp_path / "0.safetensors")
+
+
 def test_a_folder_of_metadata_elsewhere_says_that_it_is_wanted(tmp_path: Path) -> None:
     (tmp_path / "emb").mkdir()
     np.save(tmp_path / "emb" / "0.npy", ROWS)
@@ -146,7 +216,9 @@ def test_a_folder_of_metadata_elsewhere_says_that_it_is_wanted(tmp_path: Path) -
     reader = EmbeddingReader(tmp_path / "emb", metadata_folder=tmp_path / "meta")
     assert taken(reader)[0] == "parquet_npy"
     assert reader.columns == {"word": pa.string()}
-    with pytest.warns(UserWarning, match=r'passed over: npy files .*file_format="parquet_npy", .*metadata_folder='):
+    likely = re.escape(repr(f"{tmp_path}/meta"))
+    warning = f'passed over: npy files .*file_format="parquet_npy", .*metadata_folder={likely}'
+    with pytest.warns(UserWarning, match=warning):
         same(EmbeddingReader(tmp_path / "emb", meta_columns=["word"]))
     # A manifest that tells of metadata elsewhere says nothing about where.
     EmbeddingReader(tmp_path / "emb", metadata_folder=tmp_path / "meta", meta_columns="*").save_manifest()
@@ -229,6 +301,22 @@ def test_all_columns_are_read_where_a_star_asks_for_them(tmp_path: Path) -> None
         frame = EmbeddingReader(tmp_path, meta_columns=names).to_dask_dataframe().compute()
         assert frame.to_dict("list") == {"word": list("abcd"), "n": [0, 1, 2, 3]}
     assert EmbeddingReader(tmp_path).columns == {"word": pa.large_string(), "n": pa.int64()}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "npy"])
+def test_files_of_no_rows_do_not_tell_which_columns_there_are(tmp_path: Path, suffix: str) -> None:
+    def put_rows(number: int, rows: npt.NDArray[Any], **columns: Any) -> None:
+        if suffix == "npy":
+            np.save(tmp_path / f"{number}.npy", rows)
+            put(tmp_path / f"{number}.parquet", **columns)
+        else:
+            put(tmp_path / f"{number}.{suffix}", embedding=lists(rows), **columns)
+
+    put_rows(0, ROWS[:0], n=pa.array([], pa.int64()))
+    put_rows(1, ROWS, n=range(4), word=list("abcd"))
+    reader = EmbeddingReader(tmp_path, meta_columns="*")
+    assert reader.to_dask_dataframe().compute().to_dict("list") == {"n": [0, 1, 2, 3], "word": list("abcd")}
+    assert list(reader.columns) == ["n", "word"]
 
 
 def test_no_column_is_called_for_where_files_have_none(tmp_path: Path) -> None:
@@ -333,6 +421,31 @@ def test_text_is_to_be_parsed(tmp_path: Path) -> None:
         EmbeddingReader(tmp_path)
 
 
+def test_lists_of_several_lists_and_tensors_of_several_rows_say_what_to_do(tmp_path: Path) -> None:
+    nested = put(tmp_path / "0.parquet", e=pa.array([[[1.0, 2.0], [3.0, 4.0]]] * 4))
+    with pytest.raises(FormatError, match=r"row 0: column 'e' .* 2 lists .*give each list a row: frame\.explode"):
+        EmbeddingReader(nested)
+    frame = pd.read_parquet(nested).explode("e")
+    frame.to_parquet(nested)
+    assert EmbeddingReader(nested).to_dask_array().compute().tolist() == [[1, 2], [3, 4]] * 4
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(ROWS.reshape(-1)[:8]), 4)
+    tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), (2, 2)), flat)
+    with pytest.raises(FormatError, match=r"tensors of shape \(2, 2\); .* reshape them, and write the file again"):
+        EmbeddingReader(put(tmp_path / "1.parquet", embedding=tensors))
+
+
+@pytest.mark.parametrize("text", [" ".join, lambda items: f"[{' '.join(items)}]", lambda items: "\n".join(items)])
+def test_the_remedy_for_numbers_between_blanks_works(tmp_path: Path, text: Callable[[list[str]], str]) -> None:
+    path = put(tmp_path / "0.parquet", embedding=[text(list(map(str, row))) for row in ROWS])
+    with pytest.raises(FormatError) as told:
+        EmbeddingReader(path)
+    remedy = str(told.value).partition("for JSON, ")[2].partition(" for numbers between blanks")[0]
+    frame = pd.read_parquet(path)
+    frame["embedding"] = eval(remedy, {"frame": frame, "np": np})
+    frame.to_parquet(path)
+    same(EmbeddingReader(path))
+
+
 NO_VECTORS = "has no column 'embedding'; none of its columns holds lists of numbers, equally many in each row: "
 
 
@@ -343,6 +456,8 @@ NO_VECTORS = "has no column 'embedding'; none of its columns holds lists of numb
         ({"e": ["[1.0, 2.0]"], "n": [1]}, "'e' is string, 'n' is int64; name the column of vectors"),
         ({"e": [[1.0], [1.0, 2.0]]}, "'e' is list<"),
         ({f"c{n}": [n] for n in range(12)}, "'c9' is int64 and 2 more; name"),
+        ({"e": [b"x" * 8]}, r"name the column .*where it is bytes, their dtype, too \(embedding_dtype=\"float32\"\)"),
+        ({"e": [{"dense": [1.0], "n": 1}]}, r"name the column .*, a field of a struct as 'e\.dense'"),
     ],
 )
 def test_where_no_column_holds_vectors_it_is_said_what_they_hold(
@@ -375,8 +490,12 @@ def test_metadata_as_text_is_to_be_made_parquet(tmp_path: Path, suffix: str) -> 
     np.save(tmp_path / "0.npy", ROWS)
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta" / f"0.{suffix}").write_text("x")
-    with pytest.raises(NoFilesError, match=rf"1 \.{suffix}; make parquet of them: pandas\.read_.*\.to_parquet\("):
+    remedy = rf"make parquet of them: pandas\.read_.*\.to_parquet\(path\.replace\(\"\.{suffix}"
+    with pytest.raises(NoFilesError, match=rf"1 \.{suffix}; {remedy}"):
         EmbeddingReader(tmp_path, metadata_folder=tmp_path / "meta")
+    (tmp_path / "meta" / f"0.{suffix}").rename(tmp_path / f"0.{suffix}.gz")
+    with pytest.raises(NoFilesError, match=rf"no \.parquet file beside its npy files; .*{remedy}\.gz"):
+        EmbeddingReader(tmp_path, "parquet_npy", meta_columns=["n"])
 
 
 @pytest.mark.parametrize("file_rows", [[4, 4, 4], [1, 7, 4]])
@@ -436,6 +555,26 @@ def test_folders_that_look_like_collections_of_their_own_are_named(
     }
 
 
+def test_folders_of_a_store_are_named_with_its_protocol(bucket: Bucket) -> None:
+    for folder in ("train", "test"):
+        bucket.put(f"emb/{folder}/0.npy", npy_bytes(ROWS))
+    with pytest.warns(UserWarning, match=r"'bucket://emb' joins .* as in 'bucket://emb/test'"):
+        EmbeddingReader("bucket://emb")
+
+
+def test_files_that_are_called_as_splits_are_named_by_a_glob(tmp_path: Path) -> None:
+    for number in range(2):
+        put(tmp_path / f"train-0000{number}-of-00002.parquet", emb=lists())
+    put(tmp_path / "test-00000-of-00001.parquet", emb=lists())
+    with pytest.warns(UserWarning, match=r"test \(4 rows\), train \(8 rows\); name one .* as in '.*/test-\*\.parquet'"):
+        assert EmbeddingReader(tmp_path).count == 12
+    assert EmbeddingReader(f"{tmp_path}/t*.parquet").count == 12  # which was chosen
+    (tmp_path / "test-00000-of-00001.parquet").unlink()
+    assert EmbeddingReader(tmp_path).count == 8
+    put(tmp_path / "part-0.parquet", emb=lists())
+    assert EmbeddingReader(tmp_path).count == 12
+
+
 @pytest.mark.parametrize("folders", [("00", "01"), ("lang=en", "lang=de"), ("a", "b"), ("emb_0", "emb_1")])
 def test_folders_of_one_collection_are_joined(tmp_path: Path, folders: tuple[str, str]) -> None:
     for folder in folders:
@@ -454,6 +593,19 @@ def test_files_that_do_not_belong_are_left_out_by_a_glob(tmp_path: Path) -> None
     with pytest.raises(MismatchError, match=r"as separate collections, such as '.*/train-\*\.parquet', or write"):
         EmbeddingReader(tmp_path)
     assert EmbeddingReader(f"{tmp_path}/train-*.parquet").count == 8
+
+
+@pytest.mark.parametrize("other", [{"neighbors": [[1, 2], [3, 4]]}, {"text": ["a", "b"]}])
+@pytest.mark.parametrize("name", ["a.parquet", "z.parquet"])
+def test_files_of_other_columns_are_told_apart_whichever_comes_first(tmp_path: Path, name: str, other: Any) -> None:
+    put(tmp_path / name, **other)
+    for number in range(2):
+        put(tmp_path / f"base-{number}.parquet", emb=lists())
+    with pytest.raises(ColumnError, match=r"several collections, name those of one by a glob, such as ") as told:
+        EmbeddingReader(tmp_path)
+    globs = re.findall("'([^']*)'", str(told.value).partition("such as ")[2].rpartition("such as ")[2])
+    assert sorted(globs) == sorted([f"{tmp_path}/{name}", f"{tmp_path}/base-*.parquet"])
+    assert EmbeddingReader(f"{tmp_path}/base-*.parquet").count == 8
 
 
 # --------------------------------------------------------------------------------------------------------------------

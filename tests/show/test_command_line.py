@@ -203,6 +203,17 @@ def test_a_command_called_from_python_leaves_warnings_and_logs_as_they_were(
         assert warnings.filters == filters
 
 
+def test_info_tells_of_parquet_files_that_are_passed_over(run: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.ones((3, 2), np.float32))
+    assert "none read\n" in run("info", tmp_path)[1]
+    assert json.loads(run("info", tmp_path, "--json")[1])["passes_over"] is False
+    pd.DataFrame({"word": list("abc")}).to_parquet(tmp_path / "0.parquet")
+    assert "metadata    none read, but there are parquet files, too: -m '*' tells" in run("info", tmp_path)[1]
+    assert json.loads(run("info", tmp_path, "--json")[1])["passes_over"] is True
+    assert "columns     word\n" in run("info", tmp_path, "-m", "*")[1]
+    assert "too" not in run("info", tmp_path, "-f", "npy")[1]  # who says so knows
+
+
 def test_info_names_what_makes_a_collection_slow(run: Run, shards: Path) -> None:
     np.save(shards / "3.npy", np.empty((0, 4), np.float32))
     np.save(shards / "4.npy", np.asfortranarray(np.ones((3, 4), np.float32)))
