@@ -115,7 +115,8 @@ def open_picker(vectors: FileFormat, columns: Columns, header: FileHeader, start
     request_nbytes = header.file.store.request_nbytes
     local = not request_nbytes
     row_nbytes = max(1, header.dimension * header.dtype.itemsize)
-    gap_rows = max(_GAP_NBYTES, request_nbytes) // row_nbytes
+    # Half of what a request is worth: to read on takes one connection as long, but the memory and the link of all.
+    gap_rows = max(_GAP_NBYTES, request_nbytes // 2) // row_nbytes
     long_rows = max(2, _LONG_NBYTES // row_nbytes) if local else 0
     most_rows = max(1, max(SCRATCH_NBYTES, 8 * request_nbytes) // row_nbytes)
     most_reads = 2**20 if local else _REMOTE_REQUESTS

@@ -8,15 +8,17 @@ in smaller ones, it is too late after so many of them, as all connections share 
 from __future__ import annotations
 
 import os
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.support.faults import faulty
 from tests.support.servers import nginx_available, nginx_server
 
 from .contenders import Job, consume, contends, options
@@ -45,7 +47,8 @@ def served(work: Work, data: Data) -> Iterator[None]:
     if not is_remote(work):
         yield
         return
-    limit = "limit_rate 60m; sendfile_max_chunk 1m;" if work.name.endswith("-limited") else ""
+    is_limited = work.name.endswith("-limited") or work.name.startswith("rows-")
+    limit = "limit_rate 60m; sendfile_max_chunk 1m;" if is_limited else ""
     folder = data.folder(work.data)
     with TemporaryDirectory(prefix="bucket-") as name:
         (Path(name) / "bucket").write_text(listing(data.files(work.data)))
@@ -78,13 +81,60 @@ LATENCY_SECONDS = 0.03
 
 @contextmanager
 def at_a_distance(work: Work, url: str) -> Iterator[str]:
-    """The address of a server; where rows are shuffled, behind one that answers late."""
+    """The address of a server; where rows are shuffled, behind a relay that takes its time."""
     if not work.name.startswith("rows-"):
         yield url
         return
-    with faulty(url) as proxy:
-        proxy.latency = LATENCY_SECONDS
-        yield proxy.url
+    host, port = url.removeprefix("http://").rstrip("/").split(":")
+    with relayed((host, int(port)), LATENCY_SECONDS) as there:
+        yield f"http://127.0.0.1:{there}"
+
+
+@contextmanager
+def relayed(server: tuple[str, int], seconds: float) -> Iterator[int]:
+    """The port of a relay that passes on what clients send some time later, and answers at once, unseen.
+
+    A proxy that reads requests and bodies takes more of two cores than the clients that are measured.
+    """
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+
+    def accept() -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = listener.accept()
+                there = socket.create_connection(server)
+                for end in (client, there):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                threading.Thread(target=_pass_on_late, args=(client, there, seconds), daemon=True).start()
+                threading.Thread(target=_pass_on, args=(there, client), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def _pass_on_late(source: socket.socket, target: socket.socket, seconds: float) -> None:
+    with suppress(OSError):
+        while data := source.recv(2**16):
+            time.sleep(seconds)
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    read, written = os.pipe()
+    try:
+        with suppress(OSError):
+            while count := os.splice(source.fileno(), written, 2**20):
+                while count:
+                    count -= os.splice(read, target.fileno(), count)
+            target.shutdown(socket.SHUT_WR)
+    finally:
+        os.close(read)
+        os.close(written)
 
 
 def listing(paths: list[Path]) -> str:

@@ -303,8 +303,22 @@ def rows_works() -> list[Work]:
         Work("rows-shuffle-npy", "a shuffled epoch, npy, rows of 1 kB", vectors, 1_000, floors=shuffled),
         # No floor: 128 MB of rows are mixed, for which row groups are decoded whole, each once for each such window.
         Work("rows-shuffle-parquet", "a shuffled epoch, snappy parquet", parquet, 1_000, rounds=2),
-        Work("rows-remote-http", "a shuffled epoch over HTTP, 30 ms away", remote, 1_000, rounds=3, floors=far),
-        Work("rows-remote-s3", "a shuffled epoch over S3, 30 ms away", remote, 1_000, rounds=3, floors=far),
+        Work(
+            "rows-remote-http",
+            "a shuffled epoch over HTTP, 30 ms away, 60 MB/s a connection",
+            remote,
+            1_000,
+            rounds=3,
+            floors=far,
+        ),
+        Work(
+            "rows-remote-s3",
+            "a shuffled epoch over S3, 30 ms away, 60 MB/s a connection",
+            remote,
+            1_000,
+            rounds=3,
+            floors=far,
+        ),
         *scale_works(),
     ]
 

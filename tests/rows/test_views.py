@@ -48,7 +48,7 @@ from tests.support.collections import (
     assert_same_rows,
     write_collection,
 )
-from tests.support.stores import Bucket, emptied_bucket
+from tests.support.stores import Bucket, Request, emptied_bucket
 
 Int64s = npt.NDArray[np.int64]
 Step = tuple[Callable[[EmbeddingReader], EmbeddingReader], Callable[[Int64s], Int64s]]
@@ -584,6 +584,31 @@ def test_resuming_reads_one_window(remote: EmbeddingReader, bucket: Bucket, monk
     assert next(batches)[0][:, 0].tolist() == expected[50]
     batches.close()
     assert bucket.nbytes <= 2 * 1_280 * 8_000
+
+
+def test_the_window_after_the_next_is_asked_for_while_that_one_comes(remote: EmbeddingReader, bucket: Bucket) -> None:
+    """Also where a batch has rows of two windows."""
+    epoch = remote.shuffle(1, buffer_rows=1_280)
+    first, second, third = np.split(np.asarray(epoch.rows), epoch.rows.windows(0, len(epoch)))[:3]
+    asked = threading.Event()
+    were_asked: list[bool] = []
+
+    def wait_for_third(request: Request) -> None:
+        row = int(request.path[-5]) * 2_500 + max(0, request.start - 128) // 8_000
+        if row in third and row not in second:
+            asked.set()
+        elif row in second and row not in first:
+            were_asked.append(asked.wait(10))
+            asked.set()  # so that the others need not wait, either
+
+    bucket.before_read = wait_for_third
+    batches = read(epoch, 100)
+    for _ in range(-(-(len(first) + len(second)) // 100)):
+        next(batches)
+    bucket.before_read = None
+    batches.close()
+    assert were_asked
+    assert all(were_asked)
 
 
 @pytest.fixture(scope="module")
