@@ -110,8 +110,9 @@ def candidates(
     error = queries.error_bound(longest, products.dtype) + np.finfo(np.float32).tiny  # below it, scores are equal
     offset = queries.norms**2 if queries.metric == "l2" else np.zeros(len(worst))
     is_near = marks[: products.size].reshape(products.shape)
-    found = np.flatnonzero(np.greater(products, _rounded_down(worst - error, offset, products.dtype), out=is_near))
-    if len(found) > 2 * queries.k * len(worst) and len(products) > queries.k:
+    np.greater(products, _rounded_down(worst - error, offset, products.dtype), out=is_near)
+    # Counted first: the numbers of all products of a block would take twice the memory that these take.
+    if np.count_nonzero(is_near) > 2 * queries.k * len(worst) and len(products) > queries.k:
         # The first rows of all. The best k of a block, wherever they round to, are no worse than this: the k-th of the
         # best of groups of rows, which are fewer to order than all rows (1 ms, not 11).
         size = max(1, len(products) // (8 * queries.k))
@@ -119,7 +120,8 @@ def candidates(
         tops = products[: groups * size].reshape(groups, size, -1).max(axis=1)
         best_here = np.partition(tops, groups - queries.k, axis=0)[groups - queries.k]
         np.maximum(worst, _surely_above(best_here - offset, error), out=worst)
-        found = np.flatnonzero(np.greater(products, _rounded_down(worst - error, offset, products.dtype), out=is_near))
+        np.greater(products, _rounded_down(worst - error, offset, products.dtype), out=is_near)
+    found = np.flatnonzero(is_near)
     if not len(found):
         return None
     places, asking = np.divmod(found, max(1, len(worst)))

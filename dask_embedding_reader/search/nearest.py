@@ -67,7 +67,8 @@ def nearest(
         The cosine of the angle, the inner product (both: the larger the nearer), or the squared Euclidean distance
         (the smaller the nearer).
     max_ram_usage_in_bytes : int or str, default 4 GiB
-        The memory that reading may hold, as in ``reader(batch_size)``. On a cluster, that of its workers counts.
+        The memory that reading may hold, as in ``reader(batch_size)``; see below for the rest. On a cluster, that of
+        its workers counts.
     show_progress : bool, default False
         Whether to show a progress bar, in a terminal or notebook; not on a cluster, whose dashboard does.
 
@@ -99,6 +100,10 @@ def nearest(
     block. BLAS has one thread for each of these meanwhile, also where others use it in this process. Products are made
     in blocks that stay in the processor's cache; what can be among the best, by the bound of [1]_ for the rounding of
     products, is scored again in float64.
+
+    Beside what reading holds, memory grows by 12 bytes for each item of the queries, by ``12 * k`` bytes for each
+    query, once in each thread and twice for the result, and in each thread by up to 20 MB for two blocks and for what
+    may be near; by up to 70 MB where ``k`` times the queries is more than 65,000.
 
     References
     ----------

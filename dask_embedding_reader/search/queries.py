@@ -72,7 +72,7 @@ def prepare(queries: Floats, metric: Metric, k: int) -> Queries:
     exact = queries.astype(np.float64)
     if metric == "cosine":
         # The largest item first: squares of very small or large ones would be 0 or infinite.
-        exact /= np.abs(exact).max(axis=1, keepdims=True)
+        exact /= np.maximum(exact.max(axis=1, keepdims=True), -exact.min(axis=1, keepdims=True))
         exact /= np.sqrt(dots(exact, exact))[:, None]
     factors = (exact * 2 if metric == "l2" else exact).astype(queries.dtype)
     return Queries(metric, exact, factors.T, np.sqrt(dots(exact, exact)).astype(np.float64), k)

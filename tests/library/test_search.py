@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 import warnings
@@ -55,6 +57,36 @@ def random_vectors(rows: int, dimension: int, dtype: str = "float32", seed: int 
     vectors[rows // 2 :] = vectors[: rows - rows // 2]
     vectors[~vectors.any(axis=1)] = 1
     return vectors
+
+
+PEAK_PROGRAM = """
+import sys
+import numpy as np
+from dask_embedding_reader import nearest
+
+def status(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name + ":"))
+
+wanted, k = map(int, sys.argv[1:])
+vectors = np.random.default_rng(0).standard_normal((20_000, 64), dtype=np.float32)
+queries = np.random.default_rng(1).standard_normal((wanted, 64), dtype=np.float32)
+nearest(vectors[:200], queries[:5], k=3)  # imports, threads, and the buffers of BLAS
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
+nearest(vectors, queries, k=k)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="resident memory is measured the Linux way")
+@pytest.mark.parametrize(
+    ("queries", "k", "each_thread"), [(1_000, 10, 18e6), (10_000, 100, 70e6)]
+)  # 20 with longer vectors
+def test_memory_grows_by_no_more_than_the_docstring_says(queries: int, k: int, each_thread: float) -> None:
+    program = [sys.executable, "-c", PEAK_PROGRAM, str(queries), str(k)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=True)
+    threads = os.cpu_count() or 1
+    assert int(done.stdout) < 12 * queries * (64 + k * (threads + 2)) + each_thread * threads
 
 
 @pytest.mark.parametrize("metric", METRICS)
