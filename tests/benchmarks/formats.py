@@ -14,7 +14,7 @@ from .works import Work
 
 def _pass(work: Work, data: Data, name: str, file_format: str) -> Job:
     reader = import_module(OURS).EmbeddingReader(str(data.folder(name)), file_format)
-    return lambda: consume(reader(work.batch_size, **options(work)))
+    return lambda: [consume(reader(work.batch_size, **options(work))) for _ in range(work.repeats)][-1]
 
 
 @contends(OURS, "format-*")
