@@ -96,7 +96,7 @@ def main() -> None:
     result(f"{train}")
     result(f"{test}")
 
-    centroids = show("Stream batches in bounded memory: learn from the first part ...", learn, train, names)
+    centroids = show("Stream batches in bounded memory: learn from the one part ...", learn, train, names)
     result(f"the mean vectors of {len(centroids)} categories")
 
     score = show("... and test on the other", evaluate, test, names, centroids)

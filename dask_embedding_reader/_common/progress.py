@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -15,7 +16,8 @@ _DELAY_SECONDS = 1.0
 _LOG_SECONDS = 10.0
 """Between two lines of a log at least; and a twentieth of the time that has passed, so that long work has few lines."""
 
-_NOTEBOOK_COLUMNS = 110
+_COLUMNS = 110
+"""How wide a bar is in a notebook, and in a terminal that does not say how wide it is, as those of containers."""
 
 
 class Progress(Protocol):
@@ -73,6 +75,7 @@ def _make_bar(total: int, description: str, unit: str, unit_nbytes: int) -> Prog
             speed = f", {human_size(_round(rate * unit_nbytes))}/s" if unit_nbytes else ""
             return {**shown, "speed": speed, "memory": human_size(_round(used_memory()))}
 
+    has_width = _has_width()
     bar: Progress = Bar(
         total=total or None,
         desc=description,
@@ -80,8 +83,9 @@ def _make_bar(total: int, description: str, unit: str, unit_nbytes: int) -> Prog
         unit_scale=True,
         delay=_DELAY_SECONDS,
         # In a notebook text, not a widget: it is still there when the notebook is saved, and it needs no extension.
-        ncols=None if sys.stderr.isatty() else _NOTEBOOK_COLUMNS,
-        dynamic_ncols=sys.stderr.isatty(),
+        ncols=None if has_width else _COLUMNS,
+        nrows=None if has_width else 1_000,
+        dynamic_ncols=has_width,
         bar_format=(
             "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} " if total else "{desc}: {n_fmt}{unit} "
         )
@@ -89,6 +93,14 @@ def _make_bar(total: int, description: str, unit: str, unit_nbytes: int) -> Prog
         + ", {rate_fmt}{speed}, memory {memory}]",
     )
     return bar
+
+
+def _has_width() -> bool:
+    """Tell whether this is a terminal that says how wide it is: in a bar of 0 columns tqdm shows nothing."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):  # a notebook, or what has no file descriptor
+        return False
 
 
 class _Log:

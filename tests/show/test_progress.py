@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 import sys
 import threading
 from types import SimpleNamespace
@@ -104,6 +105,31 @@ def test_a_bar_shows_rows_bytes_time_and_memory(monkeypatch: pytest.MonkeyPatch,
     assert " embeddings/s, " in last
     assert "B/s, memory 1.23 GB]" in last
     assert threading.active_count() == threads, "tqdm's monitor must not stay"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo terminals are those of Unix")
+@pytest.mark.parametrize("columns", [0, 60, 130])
+def test_a_bar_is_seen_in_terminals_of_any_width(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40 if columns else 0, columns, 0, 0))
+    monkeypatch.setattr(progress, "_DELAY_SECONDS", 0)
+    with open(theirs, "w", encoding="utf-8") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with progress_bar(True, 4_000, "reading", " embeddings", unit_nbytes=2_000) as bar:
+            bar.update(4_000)
+        print("END", file=stderr, flush=True)
+        seen = b""
+        while b"END" not in seen:
+            seen += os.read(ours, 10_000)
+    shown = seen.decode().partition("END")[0].rstrip().split("\r")[-1]
+    os.close(ours)
+    assert shown.startswith("reading: 100%|")
+    assert len(shown) <= (columns or 110)
 
 
 def test_no_bar_where_none_is_wanted_or_nothing_can_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
