@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dask_embedding_reader.cli.facts import plain, read_head
+from dask_embedding_reader.cli.opening import load_npy
 from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.reader import EmbeddingReader
 from dask_embedding_reader.search.nearest import nearest
@@ -28,24 +29,13 @@ def find_nearest(
         raise ArgumentError("name what to search for: rows of the collection (--row), or a file of vectors (--queries)")
     if beyond := [row for row in rows if row >= reader.count]:
         raise ArgumentError(f"--row {beyond[0]:,} is out of range: the collection has {reader.count:,} rows, from 0 on")
-    wanted = _load(queries) if queries is not None else _vectors(reader, rows)
+    wanted = np.atleast_2d(load_npy(queries, "--queries")) if queries is not None else _vectors(reader, rows)
     scores, found = nearest(reader, wanted, k, metric=metric, show_progress=show_progress)
     numbers = list(rows) or list(range(len(wanted)))
     return [
         {"query": number, "nearest": _hits(reader, hits, best)}
         for number, best, hits in zip(numbers, scores.tolist(), found.tolist(), strict=True)
     ]
-
-
-def _load(path: str) -> npt.NDArray[Any]:
-    try:
-        vectors = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"--queries {path}: not a readable npy file ({error})") from error
-    if not isinstance(vectors, np.ndarray):
-        vectors.close()
-        raise ArgumentError(f"--queries {path}: an npz archive; save one of its arrays as an npy file")
-    return np.atleast_2d(vectors)
 
 
 def _vectors(reader: EmbeddingReader, rows: Sequence[int]) -> npt.NDArray[Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from dask_embedding_reader._common.arguments import likest_first
@@ -173,14 +174,37 @@ def _take(reader: EmbeddingReader, row_range: str) -> EmbeddingReader:
         raise ArgumentError(
             f"--rows {row_range!r}: expected are START:STOP, such as 10:20, or an .npy file of row numbers"
         )
+    rows = load_npy(row_range, "--rows")
     try:
-        rows = np.load(row_range, allow_pickle=False)
         found = reader.take(rows)
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise ArgumentError(f"--rows {row_range}: {describe(error)}") from error
     if not len(found):
         raise ArgumentError(f"--rows {row_range} holds no row number")
     return found
+
+
+def load_npy(path: str, option: str) -> npt.NDArray[Any]:
+    """Read the npy file that an option names.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none. Of any other file numpy says that it holds pickled data.
+    """
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(6)
+        if begin.startswith(b"PK"):
+            raise ArgumentError(f"{option} {path}: an npz archive; save one of its arrays as an npy file")
+        if begin != b"\x93NUMPY":
+            raise ArgumentError(f"{option} {path}: not an npy file, as it begins with {begin!r}; numpy.save writes one")
+        loaded: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+    except ArgumentError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{option} {path}: {describe(error)}") from error
+    return loaded
 
 
 def _filter(reader: EmbeddingReader, condition: Condition) -> EmbeddingReader:

@@ -149,6 +149,11 @@ def _check_source(source: Any) -> Any:
         shape, dtype = (source.count, source.dimension), source.dtype
     elif isinstance(source, np.ndarray):
         shape, dtype = source.shape, source.dtype
+    elif isinstance(source, str | os.PathLike):
+        raise ArgumentTypeError(
+            "source must be an EmbeddingReader, a Dask array or a numpy array, not a path; "
+            f"EmbeddingReader({os.fspath(source)!r}) opens what it names"
+        )
     else:
         try:
             shape, dtype = checked_array(source).shape, source.dtype

@@ -344,6 +344,7 @@ def test_nothing_is_ranked_by_how_a_block_rounds() -> None:
         (np.ones(3), [1, 1], {}, ArgumentError, "two axes"),
         (np.ones((3, 2), complex), [1, 1], {}, ArgumentError, "source holds complex128"),
         ([[1, 2]], [1, 1], {}, ArgumentTypeError, "source must be an EmbeddingReader"),
+        ("some/folder", [1, 1], {}, ArgumentTypeError, r"EmbeddingReader\('some/folder'\) opens what it names"),
         (da.ones((3, 2))[da.ones(3) > 0], [1, 1], {}, ArgumentError, "compute_chunk_sizes"),
     ],
 )

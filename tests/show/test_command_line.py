@@ -353,7 +353,8 @@ def test_nearest(run: Run, shards: Path, tmp_path: Path) -> None:
         ([], "name what to search for"),
         (["--row", 20], "--row 20 is out of range: the collection has 20 rows"),
         (["--row", 1, "-k", 0], "0 is not in the range"),
-        (["--queries", __file__], "not a readable npy file"),
+        (["--queries", __file__], 'not an npy file, as it begins with b\'"""The\''),
+        (["--queries", "cut.npy"], "cut.npy: "),
         (["--queries", "queries.npz"], "an npz archive; save one of its arrays as an npy file"),
     ],
 )
@@ -362,6 +363,8 @@ def test_nearest_says_what_is_wrong(
 ) -> None:
     monkeypatch.chdir(shards.parent)
     np.savez("queries.npz", np.ones((1, 4)))
+    np.save("cut.npy", np.ones((1, 4)))
+    os.truncate("cut.npy", 140)
     code, _, err = run("nearest", shards, *arguments)
     assert code == 2
     assert message in err
