@@ -59,9 +59,6 @@ from dask_embedding_reader.rows.selection import Rows
 AnyPlan = ReadPlan | SelectionPlan
 """Consecutive rows, or selected ones."""
 
-_WORTH_SKIPPING_NBYTES = 2**16
-"""Rows wanted from one piece are read apart where more than this lies between them: about what a request costs."""
-
 
 def make_array(manifest: Manifest, start: int, stop: int, max_rows: int, dtype: np.dtype[Any]) -> da.Array:
     """Return the vectors of the rows ``[start, stop)`` as a lazy array, a chunk for each piece."""
@@ -277,16 +274,21 @@ class LazyPiece:
         return vectors[:, items].copy()
 
     def _take(self, wanted: Int64s) -> Array:
-        """Read rows in any order, in as few reads as are worth it."""
+        """Read rows in any order, these alone where they lie apart."""
         if len(wanted) and (np.diff(wanted) == 1).all():
             return self._read(int(wanted[0]), int(wanted[-1]) + 1)
-        rows, positions = np.unique(wanted, return_inverse=True)
-        header = self.parts[0].header
-        row_nbytes = header.dimension * header.dtype.itemsize
-        gap = len(header.group_rows) * header.rows or max(1, _WORTH_SKIPPING_NBYTES // row_nbytes)
-        runs = np.split(rows, np.flatnonzero(np.diff(rows) > gap) + 1)
-        parts = [self._read(int(run[0]), int(run[-1]) + 1)[run - run[0]] for run in runs if len(run)]
-        return np.concatenate([np.empty((0, header.dimension), self.dtype), *parts])[positions]
+        out = new_array((len(wanted), self.parts[0].header.dimension), self.dtype)
+        starts = np.cumsum([0, *(part.rows for part in self.parts[:-1])])
+
+        def read(number: int, rows: Int64s, places: Int64s | None) -> None:
+            part = self.parts[number]
+            read_picked(self.vectors, self.columns, part.header, rows + part.start, [out], places)
+
+        with _as_worker(self.version):
+            if picked := list(split_by_file(starts, wanted, ascending=False)):
+                headers = [self.parts[number].header for number, _, _ in picked]
+                for_each_file(read, headers, *zip(*picked, strict=True))
+        return out
 
     def _read(self, start: int, stop: int) -> Array:
         parts = tuple(cut_parts(self.parts, start, stop)) or self.parts[:1]
