@@ -9,7 +9,14 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
-from dask_embedding_reader._common.arguments import Source, check_dtype, check_options, check_positive, check_text
+from dask_embedding_reader._common.arguments import (
+    Source,
+    check_dtype,
+    check_nbytes,
+    check_options,
+    check_positive,
+    check_text,
+)
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
 from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.reader import EmbeddingReader
@@ -39,7 +46,7 @@ def write_embeddings(
     overwrite: bool = False,
     compute: bool = True,
     show_progress: bool = False,
-    max_ram_usage_in_bytes: int = 2**32,
+    max_ram_usage_in_bytes: int | str = 2**32,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Delayed | None:
     """Write embeddings to a folder, in files that ``EmbeddingReader`` opens to exactly the same rows.
@@ -86,8 +93,8 @@ def write_embeddings(
         Dask arrays: False returns a lazy object that writes when it is computed.
     show_progress : bool, default False
         Whether to show a progress bar, in a terminal or notebook.
-    max_ram_usage_in_bytes : int, default 4 GiB
-        The memory that writing may hold.
+    max_ram_usage_in_bytes : int or str, default 4 GiB
+        The memory that writing may hold, as a number or as text (``"1GiB"``).
     storage_options : dict, optional
         Passed to fsspec: credentials, endpoints.
 
@@ -146,7 +153,7 @@ def write_embeddings(
         scale=None if scale is None else float(scale),
         overwrite=bool(overwrite),
         show_progress=bool(show_progress),
-        limit_nbytes=check_positive("max_ram_usage_in_bytes", max_ram_usage_in_bytes),
+        limit_nbytes=check_nbytes("max_ram_usage_in_bytes", max_ram_usage_in_bytes),
     )
     if isinstance(array, da.Array):
         return write_array(array, meta, request, compute=bool(compute))

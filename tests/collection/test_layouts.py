@@ -28,6 +28,8 @@ from dask_embedding_reader import (
     FormatError,
     MismatchError,
     NoFilesError,
+    iter_batches,
+    nearest,
     write_embeddings,
 )
 from dask_embedding_reader._common.arguments import check_nbytes
@@ -638,6 +640,29 @@ def test_chunks_are_pieces_in_rows_or_bytes(tmp_path: Path) -> None:
             reader.to_dask_array(chunks=wrong)
     with pytest.raises(ArgumentTypeError, match=r"max_ram_usage_in_bytes must be .* not '4 gigabytes'"):
         reader(7, max_ram_usage_in_bytes="4 gigabytes")
+
+
+TAKERS: dict[str, Callable[[EmbeddingReader, Path, Any], Any]] = {
+    "batches": lambda reader, _, limit: list(reader(7, max_ram_usage_in_bytes=limit)),
+    "lazy batches": lambda reader, _, limit: list(
+        iter_batches(reader.to_dask_array(), batch_size=7, max_ram_usage_in_bytes=limit)
+    ),
+    "search": lambda reader, _, limit: nearest(reader, np.ones((1, 4)), max_ram_usage_in_bytes=limit),
+    "writing": lambda reader, out, limit: write_embeddings(reader, out, max_ram_usage_in_bytes=limit),
+    "writing of an array": lambda reader, out, limit: write_embeddings(
+        reader.to_dask_array(), out, max_ram_usage_in_bytes=limit
+    ),
+}
+
+
+@pytest.mark.parametrize("taker", list(TAKERS))
+def test_all_that_has_a_limit_takes_it_as_text(tmp_path: Path, taker: str) -> None:
+    (tmp_path / "emb").mkdir()
+    np.save(tmp_path / "emb" / "0.npy", np.ones((30, 4), np.float32))
+    reader = EmbeddingReader(tmp_path / "emb")
+    TAKERS[taker](reader, tmp_path / "out", "64MiB")
+    with pytest.raises(ArgumentTypeError, match=r"max_ram_usage_in_bytes must be .* not '4 gigabytes'"):
+        TAKERS[taker](reader, tmp_path / "other", "4 gigabytes")
 
 
 # --------------------------------------------------------------------------------------------------------------------
