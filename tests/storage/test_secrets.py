@@ -10,12 +10,14 @@ import json
 import logging
 import pickle
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from dask.base import tokenize
@@ -218,3 +220,68 @@ def test_wrong_options_do_not_tell_the_secret(
 ) -> None:
     monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
     assert SECRET not in text_of_failure(lambda: EmbeddingReader(url, storage_options=options))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Messages that name what the user has named
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server of folders, with the password in it."""
+    root = tmp_path_factory.mktemp("tree")
+    for name in ("alone", "text", "empty", "meta", "both", "kinds"):
+        (root / name).mkdir()
+    table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(ROWS.reshape(-1), 8), "caption": ["a"] * 60})
+    for name in ("alone", "both"):
+        np.save(root / name / "0.npy", ROWS)
+    pq.write_table(table, root / "both" / "0.parquet")
+    np.savez(root / "kinds" / "0.npz", ROWS)
+    (root / "kinds" / "0.fbin").write_bytes(np.array([60, 8], "<u4").tobytes() + ROWS.tobytes())
+    pq.write_table(table.select(["caption"]), root / "meta" / "0.parquet")
+    (root / "text" / "notes.txt").write_text("nothing to read")
+    with servers.ftp_files(root) as server:
+        assert servers.FTP_PASSWORD in server.url
+        yield server.url
+
+
+NAMING: dict[str, tuple[str, Callable[[str, Path], Any]]] = {
+    "no such folder": ("does not exist", lambda url, _: EmbeddingReader(f"{url}/alon")),
+    "no such file": ("does not exist", lambda url, _: EmbeddingReader(f"{url}/alone/1.npy")),
+    "no files": ("holds no files", lambda url, _: EmbeddingReader(f"{url}/empty")),
+    "files of another kind": ("found instead 1 file", lambda url, _: EmbeddingReader(f"{url}/text")),
+    "no file matches": ("", lambda url, _: EmbeddingReader(f"{url}/alone/*.parquet")),
+    "several formats": ("files of several kinds", lambda url, _: EmbeddingReader(f"{url}/kinds")),
+    "no metadata": (
+        "is it metadata_folder='ftp://127.0.0.1",
+        lambda url, _: EmbeddingReader(f"{url}/alone", "parquet_npy", meta_columns=["caption"]),
+    ),
+    "one source is empty": ("is passed over", lambda url, _: EmbeddingReader([f"{url}/alone", f"{url}/text"], "npy")),
+    "no such column": ("caption", lambda url, _: EmbeddingReader(f"{url}/both", "parquet", meta_columns=["captions"])),
+    "a chain is written to": (
+        "only read",
+        lambda url, _: write_embeddings(EmbeddingReader(f"{url}/alone"), f"simplecache::{url}/out"),
+    ),
+    "nothing may be written": ("", lambda url, _: write_embeddings(EmbeddingReader(f"{url}/alone"), f"{url}/out")),
+    "no manifest": ("", lambda url, _: EmbeddingReader.from_manifest(f"{url}/text")),
+    "no such client": ("cannot open", lambda url, _: EmbeddingReader(url.replace("ftp", "ftq", 1))),
+}
+
+
+@pytest.mark.parametrize("case", list(NAMING))
+def test_no_message_tells_the_password_of_what_the_user_named(
+    tree: str, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
+    expected, work = NAMING[case]
+    text = ""
+    with warnings.catch_warnings(record=True) as warned, caplog.at_level(logging.DEBUG, "dask_embedding_reader"):
+        warnings.simplefilter("always")
+        try:
+            work(tree, tmp_path)
+        except EmbeddingReaderError as error:
+            text = "".join(traceback.format_exception(error)) + "".join(map(repr, chain_of(error)))
+    text += " ".join(str(each.message) for each in warned)
+    assert expected in text
+    assert "127.0.0.1" in text
+    assert servers.FTP_PASSWORD not in text + caplog.text
