@@ -55,7 +55,7 @@ def plot_plan(manifest: Manifest, rows: Rows, start: int, stop: int, piece_rows:
     if batch_rows is not None:
         bounds = np.append(np.arange(start, stop, batch_rows), stop)
         lanes.append(_Lane("batches", bounds, ("#d08a2e", "#e9bd82")))
-    _, panels = _subplots(1, (10, 0.9 + 0.75 * len(lanes)))
+    _, panels = _subplots(1, (7.5, 0.9 + 0.75 * len(lanes)))  # wider, its letters are too small on phones
     axes: Axes = panels[0]
     for height, lane in enumerate(reversed(lanes)):
         _draw_lane(axes, height, lane, manifest.byte_per_item)
@@ -63,6 +63,7 @@ def plot_plan(manifest: Manifest, rows: Rows, start: int, stop: int, piece_rows:
     axes.set_ylim(-0.55, len(lanes) - 0.45 + 0.15)
     axes.set_xlim(start, stop)
     axes.tick_params(length=0, colors=_INK)
+    axes.locator_params(axis="x", integer=True)  # there is no row 2.5
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("row" if is_all else "row of the selection", color=_INK)
     for side in axes.spines.values():

@@ -35,6 +35,7 @@ def test_a_page_prints_what_it_says(page: Path, monkeypatch: pytest.MonkeyPatch,
     if lacking := [name for name in needed if importlib.util.find_spec(name) is None]:
         pytest.skip(f"needs {lacking}")
     monkeypatch.chdir(tmp_path)  # pages write beside them
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("warnings.showwarning", None)  # put back afterwards
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # else commands show their progress
@@ -49,6 +50,9 @@ def test_a_page_prints_what_it_says(page: Path, monkeypatch: pytest.MonkeyPatch,
                 run(code)
         if language == "python" or expected:
             assert printed.getvalue().replace(f"{tmp_path}/", "") == expected
+    for picture in re.findall(r"!\[.*?\]\((\w+\.png)\)", text):
+        assert (tmp_path / picture).is_file(), f"no code of the page draws {picture}"
+        assert (page.parent / picture).is_file(), "python .docs/pictures.py draws it"
 
 
 def run(code: str) -> None:
@@ -57,6 +61,11 @@ def run(code: str) -> None:
         assert program == "dask-embedding-reader"
         with pytest.raises(SystemExit, match=r"^0$"):
             main(arguments)
+
+
+def test_every_picture_beside_a_page_is_shown() -> None:
+    for picture in FOLDER.rglob("*.png"):
+        assert any(f"]({picture.name})" in page.read_text(encoding="utf-8") for page in picture.parent.glob("*.md"))
 
 
 def test_every_page_is_in_the_menu_of_the_site() -> None:

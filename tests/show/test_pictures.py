@@ -199,5 +199,6 @@ def test_the_plan_of_a_view_is_drawn_over_its_rows(tmp_path: Path) -> None:
     assert axes.get_xlabel() == "row of the selection"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["batches", "pieces", "files"]
     assert "2 files of 5 to 15 rows, up to 120 bytes" in lane_texts(axes)
+    assert all(tick == int(tick) for tick in axes.get_xticks()), "ticks of half rows would be called by other rows"
     shuffled = reader.shuffle().plot_plan()
     assert [label.get_text() for label in shuffled.get_yticklabels()] == ["pieces"]
