@@ -460,7 +460,13 @@ def test_ranks_that_nobody_told_of_are_noticed(pair: Collection, monkeypatch: py
     assert len(EmbeddingBatches(pair.open(), 5, rank=3, world_size=4)) == -(-384 // 4 // 5)
 
 
-def test_its_examples_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_its_examples_run() -> None:
     assert doctest.testmod(module).failed == 0
-    [page] = [page for page in test_pages.PAGES if page.stem == "pytorch"]
+
+
+@pytest.mark.parametrize("name", ["pytorch", "jax"])
+def test_pages_that_need_an_environment_of_their_own_run(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    [page] = [page for page in test_pages.PAGES if page.stem == name]
     test_pages.test_a_page_prints_what_it_says(page, monkeypatch, tmp_path)

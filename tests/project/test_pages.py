@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".docs" / "pages"
 PAGES = sorted(FOLDER.rglob("*.md"))
 RUN = [page for page in PAGES if page.parent.name in ("guide", "recipes")]
-NEEDED = ("faiss", "sklearn", "torch")
+NEEDED = ("faiss", "jax", "sklearn", "torch")
 """What recipes import that the tests do not install; `make notebooks` or `make test-torch` does."""
 
 
