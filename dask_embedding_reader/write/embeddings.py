@@ -66,8 +66,10 @@ def write_embeddings(
         scheduler, one task a file.
     folder : str or os.PathLike
         Where to: a path, or an fsspec URL of a storage that can be written to.
-    file_format : {"npy", "parquet", "parquet_npy"}, default "npy"
-        Files of vectors alone, parquet files with vectors and metadata, or npy files with parquet metadata beside them.
+    file_format : {"npy", "parquet", "parquet_npy", …}, default "npy"
+        Files of vectors alone (``"npy"``, ``"npz"``, ``"fbin"``, ``"fvecs"``, ``"safetensors"``), with metadata in them
+        (``"parquet"``, ``"arrow"``), or the former with parquet metadata beside them (``"parquet_npy"``, …). What a
+        format cannot hold is refused before anything is written.
     meta : pandas.DataFrame or dask.dataframe.DataFrame, optional
         Metadata of an array, row for row. A Dask frame needs a Dask array, and partitions that match its chunks, or
         divisions that number the rows. Row numbers (an index or a column named ``i``) must be those of the array, as
@@ -85,7 +87,8 @@ def write_embeddings(
         For an integer ``dtype`` of floating-point vectors: what a step of one stands for. ``round(value / scale)`` is
         stored, so that ``stored * scale`` is nearly the value. The manifest keeps it.
     embedding_column : str, default "embedding"
-        parquet: the name of the column of vectors.
+        What the column of vectors is called in parquet and arrow files, the array in npz files, the tensor in
+        safetensors files.
     overwrite : bool, default False
         Whether data that the folder holds may be replaced. That is done when the new ones are complete. Also what the
         same call has finished before is written anew.

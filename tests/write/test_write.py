@@ -225,6 +225,7 @@ def test_files_are_about_200_mb_or_whole_chunks_near_that(tmp_path: Path) -> Non
 
     assert rows_of(60, max_ram_usage_in_bytes=2**28) == [60] * 11 + [40]
     assert rows_of((7, 350, 343), max_ram_usage_in_bytes=2**28) == [83] * 8 + [36]
+    assert rows_of(60, max_ram_usage_in_bytes="256MiB") == [60] * 11 + [40]
 
 
 # --------------------------------------------------------------------------------------------------------------------
