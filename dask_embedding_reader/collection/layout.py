@@ -196,8 +196,13 @@ class Folder(NamedTuple):
     """Their rows."""
 
 
-_SPLITS = frozenset({"train", "test", "val", "valid", "validation", "dev", "query", "queries", "neighbors"})
-_KINDS = re.compile("emb|img|image|text|txt|caption|title|body|quer|doc|audio|video|clip|vec", re.IGNORECASE)
+_SPLITS = frozenset(
+    {"train", "test", "val", "valid", "validation", "dev", "query", "queries", "neighbors"}
+    | {"base", "learn", "groundtruth", "gt"}  # as in the collections for approximate search
+)
+_KINDS = re.compile(
+    "emb|img|image|text|txt|caption|title|body|quer|question|answer|passage|doc|audio|video|clip|vec", re.IGNORECASE
+)
 
 
 def folders_within(root: str, paths: Sequence[str], rows: Sequence[int]) -> dict[str, Folder]:
