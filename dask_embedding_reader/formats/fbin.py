@@ -45,11 +45,13 @@ class _Fbin(RawVectors):
         """Read the rows and the dimension; the size of the file has to agree."""
         dtype = dtype_by_name(file, _DTYPES, columns)
         if 0 <= file.size < _HEADER_NBYTES:
-            raise FormatError(f"{file.url}: not an fbin file: it has {file.size} bytes, less than its header of 8")
+            raise FormatError(
+                f"{file.url}: not an fbin file: it has {file.size} bytes, less than its header of 8; write it again"
+            )
         rows, dimension = np.frombuffer(head[:_HEADER_NBYTES] or read_range(file, 0, _HEADER_NBYTES), "<u4").tolist()
         needed = _HEADER_NBYTES + rows * dimension * dtype.itemsize
         if rows and not dimension:
-            raise FormatError(f"{file.url}: its header claims {rows:,} vectors of no items")
+            raise FormatError(f"{file.url}: its header claims {rows:,} vectors of no items; write it again")
         if file.size not in (-1, needed):
             raise FormatError(f"{file.url}: {_explain(file, rows, dimension, dtype, needed)}")
         return FileHeader(file, rows, dimension, dtype, (_HEADER_NBYTES,))
@@ -86,6 +88,12 @@ def _explain(file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any], 
             f"{promised} {file.size:,}: that is the size of a file of true neighbours, which holds numbers of rows and "
             "then distances, and no vectors; leave it out, or move it"
         )
-    whole, rest = divmod(file.size - _HEADER_NBYTES, max(1, dimension * dtype.itemsize))
+    items_nbytes = file.size - _HEADER_NBYTES
+    named = [suffix for suffix, other in _DTYPES.items() if items_nbytes == rows * dimension * other.itemsize]
+    if named:
+        return f"{promised} {file.size:,}, as one of {' or '.join(named)} has: rename it"
+    if file.size > needed:
+        return f"{promised} {file.size:,}: it is none, or something was written behind it; write the file again"
+    whole, rest = divmod(items_nbytes, dimension * dtype.itemsize)
     cropped = f", {whole:,} rows exactly: it was cropped, correct its header or" if not rest else "; it was cut short:"
     return f"{promised} {file.size:,}{cropped} write the file again"

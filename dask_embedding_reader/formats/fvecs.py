@@ -67,7 +67,10 @@ class _Fvecs(RawVectors):
         [dimension] = np.frombuffer(head[:_PREFIX_NBYTES] or read_range(file, 0, _PREFIX_NBYTES), "<i4").tolist()
         row_nbytes = _PREFIX_NBYTES + dimension * dtype.itemsize
         if dimension < 1 or row_nbytes > file.size:
-            _fail(file, f"its first row claims {dimension:,} items of {dtype} in a file of {file.size:,} bytes")
+            _fail(
+                file,
+                f"its first row claims {dimension:,} items of {dtype} in a file of {file.size:,} bytes; write it again",
+            )
         rows, rest = divmod(file.size, row_nbytes)
         if rest:
             _fail(

@@ -32,6 +32,9 @@ _TAIL_NBYTES = 2**16
 _STREAM_NBYTES = 2**13
 """What is read at first of each message of a stream."""
 
+_END_NBYTES = 64
+"""Behind the last batch is the mark of the end, of eight bytes, and before the footer perhaps some padding."""
+
 _MARK = b"\xff\xff\xff\xff"
 """Before the length of a message; releases before 0.15 had none."""
 
@@ -87,7 +90,7 @@ def read_index(file: StoredFile) -> Index:
         If that cannot be right.
     """
     if 0 <= file.size < 12:
-        fail(file, f"it has only {file.size} bytes")
+        fail(file, f"it has {file.size} bytes, fewer than any; write it again")
     if file.size < 0:
         fail(file, "the storage does not tell its size, and its footer is at its end")
     try:
@@ -128,6 +131,12 @@ def _read_file(file: StoredFile, tail: bytes) -> Index:
         if not (reached <= first < head_end <= end <= file.size - nbytes):
             fail(file, "its footer names batches that lie over each other or beyond the end; write it again")
         reached = end
+    if reached > 8 and file.size - nbytes - reached > _END_NBYTES:
+        fail(
+            file,
+            f"between its batches and its footer are {file.size - nbytes - reached:,} bytes that nobody reads: are "
+            "these two files in one? write them as two",
+        )
     ranges = [(first, head_end) for first, head_end, _ in places[0] + places[1]]
     known = {span: tail[span[0] - start : span[1] - start] for span in ranges if span[0] >= start}
     unknown = [span for span in ranges if span not in known]
@@ -148,7 +157,7 @@ def _read_stream(file: StoredFile) -> Index:
     """Walk through the messages of a stream, which has no footer."""
     head = read_range(file, 0, min(file.size, _TAIL_NBYTES))
     if head[:4] == MAGIC[:4]:
-        fail(file, f"it ends with {head[-6:]!r}, not with {MAGIC!r}; was it cut short?")
+        fail(file, f"it ends with {head[-6:]!r}, not with {MAGIC!r}: it was cut short; write it again")
     schema, fields = None, None
     batches: list[tuple[Batch, Dictionaries]] = []
     dictionaries: Dictionaries = {}
@@ -163,9 +172,19 @@ def _read_stream(file: StoredFile) -> Index:
         prefix = 8 if near[:4] == _MARK else 4
         nbytes = int.from_bytes(near[prefix - 4 : prefix], "little")
         if not nbytes:
+            if file.size > position + prefix:
+                fail(
+                    file,
+                    f"behind its end are {file.size - position - prefix:,} bytes that nobody reads: are these two "
+                    "streams in one? write them as two",
+                )
             break
         if position + prefix + nbytes > file.size or (position == 0 and prefix == 4 and nbytes > 2**20):
-            fail(file, f"at byte {position:,} is no message of a stream, nor has it a footer; was it cut short?")
+            fail(
+                file,
+                f"at byte {position:,} is no message of a stream, nor has it a footer: it is none, or cut short; write "
+                "it again",
+            )
         if len(near) < prefix + nbytes:
             near += read_range(file, position + len(near), position + prefix + nbytes)
         end_of_head = position + prefix + nbytes
@@ -207,7 +226,10 @@ def _message(file: StoredFile, data: bytes, body: int, end: int) -> tuple[int, i
     message = _root(data[prefix:])
     kind, body_nbytes = message.number(1, "<B"), message.number(3, "<q")
     if not 0 <= body_nbytes <= end - body:
-        fail(file, f"a message claims {body_nbytes:,} bytes, beyond the end of the file; was it cut short?")
+        fail(
+            file,
+            f"a message claims {body_nbytes:,} bytes, beyond the end of the file: it was cut short; write it again",
+        )
     if kind == _BATCH:
         return kind, body_nbytes, _batch(file, message.table(2), body, body_nbytes)
     if kind == _DICTIONARY:

@@ -51,6 +51,12 @@ _HEAD_NBYTES = 1024
 _BLOCK_NBYTES = 2**20
 """What is inflated at once."""
 
+_MOST_DIRECTORY_NBYTES = 2**22
+"""The largest directory that is read, of some 60,000 arrays; as Python's objects it takes 60 MB."""
+
+_MOST_LOOKED_AT = 100
+"""Of more arrays it has to be told which one holds the vectors: to look at one is to read it."""
+
 
 class _Member(NamedTuple):
     data_offset: int
@@ -76,7 +82,7 @@ class _Npz:
         names = _array_names(archive)
         if DEFAULT_COLUMN in names:
             return [DEFAULT_COLUMN], head
-        if len(names) > 1:
+        if 1 < len(names) <= _MOST_LOOKED_AT:
             names = [name for name in names if _is_vectors(file, archive, name)]
         return names, head
 
@@ -212,6 +218,12 @@ class _Tail(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         stop = self._file.size if size is None or size < 0 else min(self._file.size, self._position + size)
+        if stop - self._position > _MOST_DIRECTORY_NBYTES:
+            _fail(
+                self._file,
+                f"its directory takes {stop - self._position:,} bytes, more than the {_MOST_DIRECTORY_NBYTES:,} that "
+                "are read; save the vectors as one array",
+            )
         start, self._position = self._position, max(self._position, stop)
         if start >= stop:
             return b""
@@ -240,7 +252,7 @@ class _Inflating:
                 part = self._inflate.decompress(self._rest, nbytes)
             except zlib.error as error:
                 raise FormatError(
-                    f"{self._file.url}: not a readable npz file: its array is damaged ({error})"
+                    f"{self._file.url}: not a readable npz file: its array is damaged ({error}); write it again"
                 ) from error
             if not part and not self._inflate.unconsumed_tail and self._position >= self._stop:
                 _fail(self._file, "its array ends before its last row; write it again")
@@ -267,7 +279,9 @@ def _open(file: StoredFile, tail: bytes) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(_Tail(file, tail))
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError) as error:
-        raise FormatError(f"{file.url}: not a readable npz file: {error}; is it one at all, and whole?") from error
+        raise FormatError(
+            f"{file.url}: not a readable npz file: {error}; it is none, or cut short: write it again"
+        ) from error
 
 
 def _is_array(info: zipfile.ZipInfo) -> bool:
@@ -302,9 +316,13 @@ def _member(file: StoredFile, archive: zipfile.ZipFile, name: str) -> _Member:
         )
     info = archive.getinfo(f"{name}.npy")
     if info.flag_bits & 1:
-        _fail(file, f"its array {name!r} is encrypted")
+        _fail(file, f"its array {name!r} is encrypted; write it again with np.savez")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        _fail(file, f"its array {name!r} is compressed by method {info.compress_type}; stored and deflated can be read")
+        _fail(
+            file,
+            f"its array {name!r} is compressed by method {info.compress_type}; stored and deflated can be read: write "
+            "it again with np.savez or np.savez_compressed",
+        )
     if not 0 <= info.header_offset < file.size:
         _fail(file, f"its directory says that the array {name!r} is beyond its end: it was cut short; write it again")
     head = read_range(file, info.header_offset, min(file.size, info.header_offset + _HEAD_NBYTES))
@@ -317,7 +335,9 @@ def _member(file: StoredFile, archive: zipfile.ZipFile, name: str) -> _Member:
     is_deflated = info.compress_type == zipfile.ZIP_DEFLATED
     if not is_deflated and info.compress_size != info.file_size:
         _fail(
-            file, f"its array {name!r} is stored, with two sizes: {info.compress_size:,} and {info.file_size:,} bytes"
+            file,
+            f"its array {name!r} is stored, with two sizes: {info.compress_size:,} and {info.file_size:,} bytes; write "
+            "it again",
         )
 
     def read(start: int, stop: int) -> bytes:

@@ -11,6 +11,7 @@ References
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -33,8 +34,9 @@ from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import StoredFile, Write
 
 _LENGTH_NBYTES = 8
-_MOST_NBYTES = 100_000_000
-"""The largest header that safetensors itself reads."""
+_MOST_NBYTES = 2**22
+"""The largest header that is read, of some 50,000 tensors; as Python's objects it takes up to 100 MB. Safetensors
+itself reads 25 times as much."""
 
 _BF16 = "BF16"
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -93,9 +95,12 @@ class _Safetensors(RawVectors):
             )
         tensor = tensors[name]
         if tensor.dtype not in _DTYPES:
-            _fail(file, f"its tensor {name!r} holds {tensor.dtype}; {', '.join(_DTYPES)} can be read")
+            _fail(file, f"its tensor {name!r} holds {tensor.dtype}; {', '.join(_DTYPES)} can be read: save it as F16")
         if not tensor.is_vectors:
-            _fail(file, f"its tensor {name!r} has the shape {tensor.shape}; a collection holds (rows, dimension)")
+            _fail(
+                file,
+                f"its tensor {name!r} has the shape {tensor.shape}; a collection holds (rows, dimension): reshape it",
+            )
         rows, dimension = tensor.shape
         return FileHeader(
             file, rows, dimension, _DTYPES[tensor.dtype], (data_offset + tensor.start, tensor.dtype == _BF16)
@@ -170,8 +175,17 @@ def _read_head(file: StoredFile, head: bytes) -> bytes:
     head = head or read_range(file, 0, min(first, file.size) if file.size >= 0 else first)
     nbytes = int.from_bytes(head[:_LENGTH_NBYTES], "little")
     data_offset = _LENGTH_NBYTES + nbytes
-    if nbytes > _MOST_NBYTES or 0 <= file.size < data_offset:
-        _fail(file, f"its header claims {nbytes:,} of the file's {file.size:,} bytes; is it one at all, and whole?")
+    if 0 <= file.size < data_offset or data_offset > 2**62:
+        _fail(
+            file,
+            f"its header claims {nbytes:,} of the file's {file.size:,} bytes; it is none, or cut short: write it again",
+        )
+    if nbytes > _MOST_NBYTES:
+        _fail(
+            file,
+            f"its header takes {nbytes:,} bytes, more than the {_MOST_NBYTES:,} that are read; save the vectors as one "
+            "tensor",
+        )
     if data_offset > len(head):
         head += read_range(file, len(head), data_offset)
     return head[:data_offset]
@@ -184,19 +198,26 @@ def _parse_tensors(file: StoredFile, head: bytes) -> tuple[dict[str, _Tensor], i
         facts = json.loads(head[_LENGTH_NBYTES:data_offset])
         tensors = {name: _parse(tensor) for name, tensor in facts.items() if name != "__metadata__"}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{file.url}: not a readable safetensors file: its header is malformed ({error})") from error
+        raise FormatError(
+            f"{file.url}: not a readable safetensors file: its header is malformed ({error}); write it again"
+        ) from error
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if tensor.start < end or 0 <= file.size < data_offset + tensor.stop:
             _fail(file, f"its tensor {name!r} lies over another, or beyond the end of the file; write it again")
+        if tensor.start > end:
+            _fail(file, f"before its tensor {name!r} are {tensor.start - end:,} bytes of no tensor; write it again")
         end = tensor.stop
-        if tensor.is_vectors:
+        if tensor.dtype in _DTYPES:
             itemsize = 2 if tensor.dtype == _BF16 else _DTYPES[tensor.dtype].itemsize
-            if tensor.stop - tensor.start != tensor.shape[0] * tensor.shape[1] * itemsize:
+            if tensor.stop - tensor.start != math.prod(tensor.shape) * itemsize:
                 _fail(
                     file,
-                    f"its tensor {name!r} of {tensor.shape} {tensor.dtype} has {tensor.stop - tensor.start:,} bytes",
+                    f"its tensor {name!r} of {tensor.shape} {tensor.dtype} has {tensor.stop - tensor.start:,} bytes; "
+                    "write it again",
                 )
+    if file.size > data_offset + end:
+        _fail(file, f"behind its tensors are {file.size - data_offset - end:,} bytes more; write it again")
     return tensors, data_offset
 
 

@@ -126,6 +126,10 @@ def cut(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
+def twice(data: bytes) -> bytes:
+    return data + data
+
+
 def without_end(data: bytes) -> bytes:
     return data[:-8]
 
@@ -133,8 +137,10 @@ def without_end(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("columns", "options", "change", "told"),
     [
-        ({"embedding": vectors()}, {}, cut, "it ends with .*was it cut short"),
-        ({"embedding": vectors()}, {"stream": True}, cut, "was it cut short|it was cut short"),
+        ({"embedding": vectors()}, {}, cut, "it ends with .*: it was cut short; write it again"),
+        ({"embedding": vectors()}, {"stream": True}, cut, "cut short; write it again"),
+        ({"embedding": vectors()}, {"stream": True}, twice, "behind its end are [0-9,]+ bytes .* two streams in one"),
+        ({"embedding": vectors()}, {}, twice, "between its batches and its footer are [0-9,]+ .* two files in one"),
         ({"embedding": vectors()}, {"stream": True}, without_end, "without the mark of its end"),
         ({"embedding": vectors()}, {}, lambda data: b"ARROW1" * 9, "its footer claims"),
         ({"embedding": vectors()}, {}, lambda data: b"nothing of the kind", "no message of a stream"),

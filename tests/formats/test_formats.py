@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from dask_embedding_reader.cli import main, options
 from dask_embedding_reader.formats.registry import all_suffixes, format_names, get_format
 from dask_embedding_reader.storage.read import read_blocks_into
 from tests.support.collections import as_others_read
+from tests.support.stores import emptied_bucket
 
 Array = npt.NDArray[Any]
 ROWS: Array = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -162,6 +164,8 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "fbin of no header": ("0.fbin", FBIN[:7], "7 bytes, less than its header"),
     "fbin of no items": ("0.fbin", struct.pack("<II", 4, 0), "4 vectors of no items"),
     "true neighbours": ("0.ibin", struct.pack("<II", 4, 3) + bytes(4 * 3 * 8), "true neighbours"),
+    "fbin of other items": ("0.u8bin", FBIN, r"as one of \.fbin or \.ibin has: rename it$"),
+    "fbin with more": ("0.fbin", FBIN + b"x", "has 57: it is none, or something was written behind it"),
     "fvecs cut short": ("0.fvecs", FVECS[:-1], "63 bytes are 3 such rows and 15 bytes more"),
     "fvecs of other dimension": ("0.fvecs", struct.pack("<i", 2**30) + FVECS[4:], "claims 1,073,741,824 items"),
     "fvecs of dimension 0": ("0.fvecs", struct.pack("<i", 0) * 4, "claims 0 items"),
@@ -173,6 +177,29 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "safetensors that is no JSON": ("0.safetensors", (4).to_bytes(8, "little") + b"{{{{", "header is malformed"),
     "safetensors of a list": ("0.safetensors", (4).to_bytes(8, "little") + b"[1] ", "header is malformed"),
     "tensor beyond the end": ("0.safetensors", header(embedding=TENSOR) + bytes(47), "beyond the end"),
+    "tensor behind bytes of none": (
+        "0.safetensors",
+        header(embedding=TENSOR | {"data_offsets": [8, 56]}) + bytes(56),
+        "before its tensor 'embedding' are 8 bytes of no tensor",
+    ),
+    "bytes behind tensors": (
+        "0.safetensors",
+        header(embedding=TENSOR) + bytes(49),
+        "behind its tensors are 1 bytes more",
+    ),
+    "another tensor of another size": (
+        "0.safetensors",
+        header(
+            bias={"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}, embedding=TENSOR | {"data_offsets": [8, 56]}
+        )
+        + bytes(56),
+        r"'bias' of \(3,\) F32 has 8 bytes",
+    ),
+    "header of many tensors": (
+        "0.safetensors",
+        header(embedding=TENSOR, notes=" " * 2**22) + bytes(48),
+        "header takes 4,194,[0-9]+ bytes, more than the 4,194,304 .*as one tensor",
+    ),
     "tensors over each other": (
         "0.safetensors",
         header(embedding=TENSOR, other=TENSOR | {"data_offsets": [40, 88]}) + bytes(88),
@@ -193,7 +220,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_damaged_files_name_what_is_wrong(tmp_path: Path, name: str) -> None:
     file_name, content, message = BAD[name]
-    file_format = {"ibin": "fbin"}.get(file_name[2:], file_name[2:])
+    file_format = {"ibin": "fbin", "u8bin": "fbin"}.get(file_name[2:], file_name[2:])
     path = write(tmp_path / file_name, content)
     with pytest.raises(FormatError, match=message) as refused:
         EmbeddingReader(path, file_format)
@@ -277,6 +304,33 @@ def test_damaged_archives(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="damaged"):
         EmbeddingReader(deflated, "npz").to_dask_array().compute()
     del reader
+
+
+def test_archives_of_many_arrays_are_not_looked_through(tmp_path: Path) -> None:
+    """One array a word, as some save them: to look at each took hours."""
+    with zipfile.ZipFile(tmp_path / "0.npz", "w") as archive:
+        for number in range(2_000):
+            archive.writestr(f"word {number}.npy", b"")
+    with emptied_bucket() as bucket:
+        bucket.put("emb/0.npz", (tmp_path / "0.npz").read_bytes())
+        with pytest.raises(ColumnError, match=r"no array 'embedding'; its arrays are 'word 0', .*name one with"):
+            EmbeddingReader("bucket://emb")
+        assert len(bucket.reads) <= 4
+
+
+def test_a_directory_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "0.npz")
+    data = path.read_bytes()
+    start, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
+    entries = data[start:end] * 80_000
+    last = bytearray(data[end:])
+    struct.pack_into("<HHI", last, 8, 2**16 - 1, 2**16 - 1, len(entries))
+    path.write_bytes(data[:start] + entries + last)
+    tracemalloc.start()
+    with pytest.raises(FormatError, match=r"0\.npz: .*directory takes 4,[0-9,]* bytes, more than .*as one array"):
+        EmbeddingReader(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**21
+    tracemalloc.stop()
 
 
 def test_other_compression_and_no_such_array(tmp_path: Path) -> None:
