@@ -33,7 +33,6 @@ from dask_embedding_reader.storage.ranges import ByteRange
 from dask_embedding_reader.storage.requests import ask_info, request
 from dask_embedding_reader.storage.retries import (
     describe,
-    hide_secrets,
     http_status,
     is_secret,
     shown_cause,
@@ -161,7 +160,7 @@ class FsspecStore:
         if any_client.walks(self.filesystem):
             entries = glob_walking(self, pattern, self.list_entries)
         else:
-            what = f"listing {hide_secrets(pattern)}"
+            what = f"listing {shown_url(self, pattern)}"
             found = self.ask(lambda connection: connection.glob(pattern, detail=True), what)
             entries = [{**entry, "name": path} for path, entry in found.items()]
         return [told_info(entry, entry["name"]) for entry in entries]

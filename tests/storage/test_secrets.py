@@ -26,6 +26,7 @@ from dask_embedding_reader import EmbeddingReader, write_embeddings
 from dask_embedding_reader.cli.commands import main
 from dask_embedding_reader.errors import EmbeddingReaderError
 from dask_embedding_reader.storage import retries
+from dask_embedding_reader.storage.find import INCOMPLETE_NAME
 from tests.support import servers
 from tests.support.faults import FAULTS, REFUSALS, Proxy, faulty
 
@@ -230,7 +231,7 @@ def test_wrong_options_do_not_tell_the_secret(
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server of folders, with the password in it."""
     root = tmp_path_factory.mktemp("tree")
-    for name in ("alone", "text", "empty", "meta", "both", "kinds"):
+    for name in ("alone", "text", "empty", "meta", "both", "kinds", "begun"):
         (root / name).mkdir()
     table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(ROWS.reshape(-1), 8), "caption": ["a"] * 60})
     for name in ("alone", "both"):
@@ -239,6 +240,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     np.savez(root / "kinds" / "0.npz", ROWS)
     (root / "kinds" / "0.fbin").write_bytes(np.array([60, 8], "<u4").tobytes() + ROWS.tobytes())
     pq.write_table(table.select(["caption"]), root / "meta" / "0.parquet")
+    (root / "begun" / INCOMPLETE_NAME).touch()
     (root / "text" / "notes.txt").write_text("nothing to read")
     with servers.ftp_files(root) as server:
         assert servers.FTP_PASSWORD in server.url
@@ -249,6 +251,7 @@ NAMING: dict[str, tuple[str, Callable[[str, Path], Any]]] = {
     "no such folder": ("does not exist", lambda url, _: EmbeddingReader(f"{url}/alon")),
     "no such file": ("does not exist", lambda url, _: EmbeddingReader(f"{url}/alone/1.npy")),
     "no files": ("holds no files", lambda url, _: EmbeddingReader(f"{url}/empty")),
+    "files being written": ("is being written", lambda url, _: EmbeddingReader(f"{url}/begun")),
     "files of another kind": ("found instead 1 file", lambda url, _: EmbeddingReader(f"{url}/text")),
     "no file matches": ("", lambda url, _: EmbeddingReader(f"{url}/alone/*.parquet")),
     "several formats": ("files of several kinds", lambda url, _: EmbeddingReader(f"{url}/kinds")),
