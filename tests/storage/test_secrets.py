@@ -240,6 +240,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     np.savez(root / "kinds" / "0.npz", ROWS)
     (root / "kinds" / "0.fbin").write_bytes(np.array([60, 8], "<u4").tobytes() + ROWS.tobytes())
     pq.write_table(table.select(["caption"]), root / "meta" / "0.parquet")
+    (root / "begun" / INCOMPLETE_NAME).parent.mkdir()
     (root / "begun" / INCOMPLETE_NAME).touch()
     (root / "text" / "notes.txt").write_text("nothing to read")
     with servers.ftp_files(root) as server:
