@@ -252,7 +252,7 @@ NAMING: dict[str, tuple[str, Callable[[str, Path], Any]]] = {
     "no such folder": ("does not exist", lambda url, _: EmbeddingReader(f"{url}/alon")),
     "no such file": ("does not exist", lambda url, _: EmbeddingReader(f"{url}/alone/1.npy")),
     "no files": ("holds no files", lambda url, _: EmbeddingReader(f"{url}/empty")),
-    "files being written": ("is being written", lambda url, _: EmbeddingReader(f"{url}/begun")),
+    "files being written": ("is being written", lambda url, _: EmbeddingReader(f"{url}/begun", "npy")),
     "files of another kind": ("found instead 1 file", lambda url, _: EmbeddingReader(f"{url}/text")),
     "no file matches": ("", lambda url, _: EmbeddingReader(f"{url}/alone/*.parquet")),
     "several formats": ("files of several kinds", lambda url, _: EmbeddingReader(f"{url}/kinds")),
