@@ -94,8 +94,8 @@ def make_folder(store: Store, folder: str) -> None:
         store.make_folder(folder)
 
 
-def is_file(store: Store, path: str) -> bool:
-    """Tell whether a local file is where a folder was expected; elsewhere there may be both."""
+def is_local_file(store: Store, path: str) -> bool:
+    """Tell whether a path is that of a local file; elsewhere there may be a folder of the same name."""
     return store.is_local and os.path.exists(path) and not os.path.isdir(path)
 
 

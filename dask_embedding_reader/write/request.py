@@ -14,7 +14,7 @@ from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, Desti
 from dask_embedding_reader.formats.base import default_piece_rows
 from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.formats.vectors import plan_casting
-from dask_embedding_reader.storage.put import is_file, most_writers, put_nbytes
+from dask_embedding_reader.storage.put import is_local_file, most_writers, put_nbytes
 from dask_embedding_reader.storage.retries import hide_secrets
 from dask_embedding_reader.storage.urls import resolve
 from dask_embedding_reader.write.folder import Folder
@@ -57,7 +57,7 @@ def check_folder(folder: Any, options: Mapping[str, Any] | None) -> Folder:
     if "::" in text and not os.path.lexists(text):
         raise ArgumentError(f"{hide_secrets(text)!r} is a chain of storages, which is only read; name the last one")
     store, path = resolve(text, options)
-    if is_file(store, path):
+    if is_local_file(store, path):
         raise DestinationError(f"{path}: is a file where a folder was expected; name another path")
     return Folder(store, path, store.url(path), options)
 
