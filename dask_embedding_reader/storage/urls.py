@@ -50,7 +50,7 @@ def make_store(filesystem: AbstractFileSystem) -> Store:
 def shown_from_here(store: Store, path: str) -> str:
     """Return a path for messages, of local ones below the working directory as people write them."""
     if isinstance(store, LocalStore) and not (relative := os.path.relpath(path)).startswith(".."):
-        return hide_secrets(relative)
+        return relative
     return shown_url(store, path)
 
 
