@@ -102,7 +102,7 @@ class EmbeddingReader:
         Passed to fsspec for ``embeddings_folder``: credentials, endpoints.
     metadata_storage_options : dict, optional
         The same for ``metadata_folder``; by default ``storage_options``.
-    embedding_dtype : dtype-like, optional
+    embedding_dtype : str or dtype, optional
         The type of the items where files do not tell it: a binary column of parquet, fbin and fvecs files of other
         names.
     show_progress : bool, default False
@@ -739,7 +739,7 @@ class EmbeddingReader:
             about 32 MB as stored. Chunks end where files end; of many small files, consecutive ones share a chunk, up
             to 64 of them and as long as 16 chunks are left. ``chunks`` is what Dask calls it, where ``-1`` is a chunk a
             file, always; give one of them.
-        dtype : dtype-like, optional
+        dtype : str or dtype, optional
             The dtype wanted; by default the stored one. Integers that a narrower dtype cannot hold are a ``CastError``
             when they are read; floats that it cannot hold become infinite, with a warning that names the file.
 
@@ -849,7 +849,7 @@ class EmbeddingReader:
         max_ram_usage_in_bytes : int or str, default 4 GiB
             The memory that reading may hold, together with the batch that the loop is working on; as a number or as
             text (``"1GiB"``). Two batches that are larger are still read, with a warning.
-        dtype : dtype-like, default float32
+        dtype : str or dtype, default float32
             Type of the vectors; None keeps the stored one.
 
         Returns

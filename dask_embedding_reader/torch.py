@@ -69,7 +69,7 @@ class EmbeddingBatches(IterableDataset):
         Rows of a batch of one rank.
     columns : str or list of str, optional
         Which of the ``meta_columns`` of the reader each batch has; ``"i"`` is the row number, ``"*"`` all of them.
-    dtype : dtype-like or torch.dtype, default "float32"
+    dtype : str, dtype or torch.dtype, default "float32"
         Type of the vectors; None keeps the stored one.
     rank, world_size : int, optional
         By default those of ``torch.distributed`` if it is initialised, else one rank.

@@ -58,7 +58,7 @@ def nearest(
     ----------
     source : EmbeddingReader, dask.array.Array or numpy.ndarray
         The vectors, of shape ``(rows, dimension)``: a collection or a view of one, or any array.
-    queries : array-like
+    queries : array_like
         One vector of shape ``(dimension,)``, or several of shape ``(queries, dimension)``. They are compared in
         float32; in float64 where float32 cannot hold the values of ``source``.
     k : int, default 10

@@ -81,7 +81,7 @@ def write_embeddings(
     rows_per_file : int, optional
         Rows in each file; the last one may have fewer. By default as many as are about 200 MB, or some number of whole
         chunks near that.
-    dtype : dtype-like, optional
+    dtype : str or dtype, optional
         What is stored; by default the dtype of the vectors.
     scale : float, optional
         For an integer ``dtype`` of floating-point vectors: what a step of one stands for. ``round(value / scale)`` is
