@@ -207,6 +207,19 @@ def test_a_replaced_file_does_not_tell_the_secret(place: Place) -> None:
     assert place.secret not in text_of_failure(lambda: reader.to_dask_array(0, 5).compute())
 
 
+@pytest.mark.parametrize("fault", ["404", "403", "503"])
+def test_looking_a_file_up_after_it_was_read_does_not_tell_the_secret(place: Place, fault: str) -> None:
+    """As is done where answers do not tell which version they are of."""
+    reader = place.open()
+    place.proxy.requests.clear()
+    place.proxy.silent_about = frozenset({"etag", "last-modified"})
+    place.proxy.before = lambda asked: setattr(place.proxy, "every", fault)
+    text = text_of_failure(lambda: reader.to_dask_array(0, 5).compute())
+    assert len(place.proxy.reads) == 1
+    assert "0.npy" in text
+    assert place.secret not in text
+
+
 WRONG: list[tuple[str, dict[str, Any]]] = [
     (f"nonsense://user:{SECRET}@host/emb", {}),
     (f"s3://bucket/emb?versionId={SECRET}", {"key": SECRET, "username": SECRET}),
