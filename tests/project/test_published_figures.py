@@ -41,7 +41,7 @@ def test_the_site_has_a_group_for_each_published_figure() -> None:
     groups = hooks.split("GROUPS = {")[1].split("\n}")[0]
     begins = tuple(re.findall(r'"([a-z-]+)"', groups))
     published = json.loads((ROOT / "notebooks" / "bench.json").read_text(encoding="utf-8"))
-    assert len(published["works"]) > 80
+    assert len(published["works"]) >= 77
     for work in published["works"]:
         assert work["name"].startswith(begins), work["name"]
     assert set(published["shown"]) <= {work["name"] for work in published["works"]}
