@@ -63,6 +63,7 @@ class _Member(NamedTuple):
     nbytes: int
     stored_nbytes: int
     is_deflated: bool
+    crc: int
     parsed: Parsed
     header_nbytes: int
 
@@ -105,13 +106,13 @@ class _Npz:
             )
         if member.parsed.fortran_order and rows > 1 and dimension > 1:
             _fail(file, "its array is deflated and in Fortran order: no row can be read alone; save it in C order")
-        layout = (member.data_offset, member.header_nbytes, member.stored_nbytes)
+        layout = (member.data_offset, member.header_nbytes, member.stored_nbytes, member.crc)
         return FileHeader(file, rows, dimension, dtype, layout, group_rows=(rows,) if rows else ())
 
     def check_header(self, header: FileHeader) -> bool:
         """Tell whether the array lies within the file."""
         numbers = header.layout[:1] if len(header.layout) == 2 else header.layout
-        if len(header.layout) not in (2, 3) or any(type(number) is not int or number < 0 for number in numbers):
+        if not 2 <= len(header.layout) <= 4 or any(type(number) is not int or number < 0 for number in numbers):
             return False
         if len(header.layout) == 2:
             end = header.layout[0] + header.rows * header.dimension * header.dtype.itemsize
@@ -131,9 +132,10 @@ class _Npz:
         """Return a function that reads stretches of rows; what is deflated is inflated once, all before them, too."""
         if len(header.layout) == 2:
             return NPY.open_stretches(header, columns, start, stop)
-        data_offset, header_nbytes, compressed_nbytes = header.layout
+        data_offset, header_nbytes, compressed_nbytes, *crc = header.layout  # earlier manifests have no CRC
         row_nbytes = header.dimension * header.dtype.itemsize
-        inflating = _Inflating(header.file, data_offset, compressed_nbytes)
+        whole = (header_nbytes + header.rows * row_nbytes, crc[0]) if crc else None
+        inflating = _Inflating(header.file, data_offset, compressed_nbytes, whole)
         position = 0
 
         def inflate(rows: int) -> Iterator[Array]:
@@ -165,7 +167,7 @@ class _Npz:
 
     def drawback(self, header: FileHeader) -> str:
         """Say whether an array is deflated, or in Fortran order."""
-        if len(header.layout) == 3:
+        if len(header.layout) > 2:
             return "deflated: whoever reads a row has to inflate all before it"
         return NPY.drawback(header)
 
@@ -233,10 +235,14 @@ class _Tail(io.RawIOBase):
 
 
 class _Inflating:
-    """The bytes of a deflated member, from its beginning on."""
+    """The bytes of a deflated member, from its beginning on.
 
-    def __init__(self, file: StoredFile, start: int, nbytes: int) -> None:
+    A damaged one is mostly inflated to other numbers without a complaint: who comes to its end compares its CRC.
+    """
+
+    def __init__(self, file: StoredFile, start: int, nbytes: int, whole: tuple[int, int] | None = None) -> None:
         self._file, self._position, self._stop = file, start, start + nbytes
+        self._whole, self._done, self._crc = whole, 0, 0
         self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         self._rest = b""
 
@@ -254,11 +260,21 @@ class _Inflating:
                 raise FormatError(
                     f"{self._file.url}: not a readable npz file: its array is damaged ({error}); write it again"
                 ) from error
-            if not part and not self._inflate.unconsumed_tail and self._position >= self._stop:
+            # Behind the end of a stream there may be more: it is never consumed.
+            is_over = self._inflate.eof or (not self._inflate.unconsumed_tail and self._position >= self._stop)
+            if not part and is_over:
                 _fail(self._file, "its array ends before its last row; write it again")
             self._rest = self._inflate.unconsumed_tail
             parts.append(part)
             nbytes -= len(part)
+            self._done += len(part)
+            self._crc = zlib.crc32(part, self._crc)
+        if self._whole is not None and self._done == self._whole[0] and self._crc != self._whole[1]:
+            _fail(
+                self._file,
+                f"its array is damaged: its CRC is {self._crc:08x}, where its directory says {self._whole[1]:08x}; "
+                "write it again",
+            )
         return b"".join(parts)
 
     def skip(self, nbytes: int) -> None:
@@ -346,7 +362,7 @@ def _member(file: StoredFile, archive: zipfile.ZipFile, name: str) -> _Member:
         return read_range(file, data_offset + start, data_offset + stop)
 
     parsed, header_nbytes = parse_npy(file, info.file_size, read)
-    return _Member(data_offset, info.file_size, info.compress_size, is_deflated, parsed, header_nbytes)
+    return _Member(data_offset, info.file_size, info.compress_size, is_deflated, info.CRC, parsed, header_nbytes)
 
 
 def _fail(file: StoredFile, what: str) -> NoReturn:

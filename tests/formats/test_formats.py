@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,12 @@ def test_metadata_beside_any_format(tmp_path: Path, file_format: str) -> None:
 def write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
+
+
+def npy_bytes(rows: Array) -> bytes:
+    sink = io.BytesIO()
+    np.save(sink, rows)
+    return sink.getvalue()
 
 
 FBIN = struct.pack("<II", 4, 3) + ROWS.tobytes()
@@ -304,6 +312,45 @@ def test_damaged_archives(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="damaged"):
         EmbeddingReader(deflated, "npz").to_dask_array().compute()
     del reader
+
+
+MANY: Array = np.arange(2_000, dtype=np.float32).reshape(-1, 4)
+"""More than is looked at when a file is opened."""
+
+
+def deflated(end: int | None = None) -> bytes:
+    """An archive of an array that is deflated as it is; the stream may end early, and other bytes follow."""
+    archived = io.BytesIO()
+    with zipfile.ZipFile(archived, "w", zipfile.ZIP_DEFLATED, compresslevel=0) as archive:
+        archive.writestr("embedding.npy", npy := npy_bytes(MANY))
+    data = archived.getvalue()
+    if end is None:
+        return data
+    packer = zlib.compressobj(0, zlib.DEFLATED, -zlib.MAX_WBITS)
+    shorter = packer.compress(npy[:end]) + packer.flush()
+    start, stop = data.index(npy) - 5, data.index(npy) + len(npy)  # with the head of the one block
+    return data[:start] + shorter + b"x" * (stop - start - len(shorter)) + data[stop:]
+
+
+@pytest.mark.parametrize("end", [1_000, 5_000, 8_100])
+def test_a_deflated_array_that_ends_early_is_no_endless_one(tmp_path: Path, end: int) -> None:
+    reader = EmbeddingReader(write(tmp_path / "0.npz", deflated(end)))
+    with pytest.raises(FormatError, match=r"0\.npz: .*ends before its last row; write it again"):
+        reader.to_dask_array().compute()
+    with pytest.raises(FormatError, match="ends before its last row"):
+        list(reader(30, max_piece_size=20, show_progress=False))
+
+
+def test_the_checksum_of_a_deflated_array_is_compared_at_its_end(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read(write(tmp_path / "0.npz", deflated()), "npz"), MANY)
+    damaged = deflated().replace(MANY.tobytes(), (MANY * 2).tobytes())
+    reader = EmbeddingReader(write(tmp_path / "0.npz", damaged))
+    with pytest.raises(FormatError, match=r"0\.npz: .*its CRC is [0-9a-f]{8}, where its directory says [0-9a-f]{8}"):
+        reader.to_dask_array().compute()
+    for rows in (30, 500):
+        with pytest.raises(FormatError, match="its CRC is"):
+            list(reader(rows, show_progress=False))
+    np.testing.assert_array_equal(reader.take([1]).to_dask_array().compute(), 2 * MANY[1:2])  # far from its end
 
 
 def test_archives_of_many_arrays_are_not_looked_through(tmp_path: Path) -> None:
