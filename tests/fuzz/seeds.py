@@ -131,10 +131,13 @@ def arrow_bytes(storage: str, *, stream: bool = False, codec: Any = None, **colu
 def other_seeds() -> dict[str, list[bytes]]:
     """Files of other formats: of each format those of one suffix."""
     rows = random_rows(np.random.default_rng(1), ROWS, DIMENSION, np.float32)
-    archives = [io.BytesIO() for _ in range(3)]
+    archives = [io.BytesIO() for _ in range(4)]
     np.savez(archives[0], embedding=rows)
     np.savez_compressed(archives[1], notes=np.arange(3), embedding=rows)
     np.savez(archives[2], embedding=np.asfortranarray(rows))
+    # More than is looked at when it is opened.
+    np.savez_compressed(archives[3], embedding=random_rows(np.random.default_rng(1), 300, DIMENSION, np.float32))
+    bfloat16 = b'{"embedding":{"dtype":"BF16","shape":[20,3],"data_offsets":[0,120]}}'
     prefix = np.array([DIMENSION], "<i4").tobytes()
     return {
         "arrow": [
@@ -149,6 +152,7 @@ def other_seeds() -> dict[str, list[bytes]]:
         "safetensors": [
             safetensors.numpy.save({"embedding": rows}),
             safetensors.numpy.save({"bias": rows[0], "embedding": rows.astype(np.float16)}, {"a": "b"}),
+            len(bfloat16).to_bytes(8, "little") + bfloat16 + rows.tobytes()[:120],
         ],
     }
 

@@ -191,9 +191,9 @@ def make_other(rng: Random, name: str) -> bytes:
         return seed[: rng.randrange(len(seed))]
     if chance < 0.5:
         return mutate.damage(rng, seed, 0, 300)
-    if chance < 0.85:
+    if chance < 0.8:
         return mutate.damage(rng, seed, max(0, len(seed) - 400), None)
-    return mutate.damage(rng, seed)
+    return mutate.damage(rng, seed, keep_length=chance > 0.85)
 
 
 def read_other(data: bytes, name: str) -> bool:
