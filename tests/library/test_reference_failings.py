@@ -200,7 +200,7 @@ PAIRED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.* joins the files of folders")  # train and test
+@pytest.mark.filterwarnings("ignore:.* joins the files of (folders|splits)")  # train and test
 @pytest.mark.parametrize("case", PAIRED)
 def test_files_are_paired_by_what_their_names_say(case: str, tmp_path: Path) -> None:
     vectors, metadata = (dict.fromkeys(names.split(), 3) for names in PAIRED[case])
