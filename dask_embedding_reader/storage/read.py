@@ -220,7 +220,7 @@ def _read(file: StoredFile, ranges: Sequence[Span]) -> bool:
     try:
         answers = file.store.read(file.path, ranges)
     except FileNotFoundError as error:
-        raise _gone(file) from error
+        raise _gone(file) from shown_cause(error)
     except EmbeddingReaderError:
         raise
     except Exception as error:  # noqa: BLE001 - raised again

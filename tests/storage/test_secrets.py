@@ -6,6 +6,7 @@ library hands out, prints, logs or raises, tracebacks with all their causes incl
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import pickle
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from dask.base import tokenize
 
+import dask_embedding_reader
 from dask_embedding_reader import EmbeddingReader, write_embeddings
 from dask_embedding_reader.cli.commands import main
 from dask_embedding_reader.errors import EmbeddingReaderError
@@ -234,6 +236,30 @@ def test_wrong_options_do_not_tell_the_secret(
 ) -> None:
     monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
     assert SECRET not in text_of_failure(lambda: EmbeddingReader(url, storage_options=options))
+
+
+LOCAL = {"local.py", "local_input"}
+"""Modules and functions in whose errors no address can be."""
+
+
+def test_what_tells_a_secret_is_no_cause() -> None:
+    """Errors of other libraries name addresses, and tracebacks show causes: each is looked at before it becomes one.
+
+    Most of these places are reached by a few of all clients only: so the code is read.
+    """
+    storage = Path(dask_embedding_reader.__file__).parent / "storage"
+    causes = 0
+    for path in sorted(storage.rglob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) or {path.name, function.name} & LOCAL:
+                continue
+            for node in ast.walk(function):
+                # What clients raise is caught by those who ask them.
+                if isinstance(node, ast.Raise) and node.cause is not None and path.parent.name != "clients":
+                    told = ast.unparse(node.cause)
+                    assert told == "None" or told.startswith("shown_cause("), f"{path.name}:{node.lineno}: {told}"
+                    causes += told != "None"
+    assert causes >= 10
 
 
 # --------------------------------------------------------------------------------------------------------------------
