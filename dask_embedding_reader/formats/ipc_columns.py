@@ -164,23 +164,70 @@ def _join_dictionary(file: StoredFile, field: pa.Field, known: Sequence[Batch]) 
 
 
 class _Buffer:
-    """A buffer in the file: parts of it are read, or all of it once if it is compressed."""
+    """A buffer in the file: parts of it are read, or all of it once if it is compressed and not large."""
 
     def __init__(self, file: StoredFile, start: int, nbytes: int, codec: str, stored: bytes | None) -> None:
         self._file, self._start, self._nbytes, self._codec = file, start, nbytes, codec
         self._stored = stored
         self._whole: pa.Buffer | None = None
+        self._inflating: _Inflating | None = None
 
-    def read(self, start: int, stop: int, most_nbytes: int) -> pa.Buffer:
-        """Return some of its bytes, as far as it has them; it has so many at most."""
-        if self._whole is None and self._stored is not None:
-            self._whole = inflate(self._file, self._stored, self._codec, most_nbytes=most_nbytes)
+    def read(self, start: int, stop: int, most_nbytes: int, *, ascending: bool = False) -> pa.Buffer:
+        """Return some of its bytes, as far as it has them; it has so many at most.
+
+        If what is wanted ascends from one call to the next, much of it need not be held.
+        """
+        if self._stored is not None:
+            claimed = claimed_nbytes(self._file, self._stored, self._codec, most_nbytes)
+            if ascending and claimed > _HELD_NBYTES:
+                self._inflating = _Inflating(self._file, self._stored, self._codec, claimed)
+            else:
+                self._whole = inflate(self._file, self._stored, self._codec, most_nbytes=most_nbytes)
             self._stored = None
+        if self._inflating is not None:
+            return self._inflating.read(start, stop)
         size = self._nbytes if self._whole is None else self._whole.size
         start, stop = min(start, size), min(stop, size)
         if self._whole is not None:
             return self._whole.slice(start, stop - start)
         return pa.py_buffer(read_range(self._file, self._start + start, self._start + stop))
+
+
+class _Inflating:
+    """The bytes of a large compressed buffer, of which those are held that were wanted last: what is wanted ascends."""
+
+    def __init__(self, file: StoredFile, data: bytes, codec: str, nbytes: int) -> None:
+        self._file, self._data, self._codec, self._nbytes = file, data, codec, nbytes
+        self._restart()
+
+    def _restart(self) -> None:
+        self._stream = pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(self._data).slice(8)), self._codec)
+        self._last, self._last_start = b"", 0
+
+    def read(self, start: int, stop: int) -> pa.Buffer:
+        """Return some of the bytes, as far as there are so many."""
+        start, stop = min(start, self._nbytes), min(stop, self._nbytes)
+        reached = self._last_start + len(self._last)
+        if self._last_start <= start and stop <= reached:
+            return pa.py_buffer(self._last).slice(start - self._last_start, stop - start)
+        if start < self._last_start:
+            self._restart()
+            reached = 0
+        kept = self._last[start - self._last_start :] if start < reached else b""
+        self._last = b""
+        while reached < start:
+            reached += len(self._take(min(_BLOCK_NBYTES, start - reached)))
+        self._last, self._last_start = kept + self._take(stop - reached), start
+        return pa.py_buffer(self._last)
+
+    def _take(self, nbytes: int) -> bytes:
+        try:
+            found: bytes = self._stream.read(nbytes)
+        except (pa.ArrowException, OSError) as error:
+            fail(self._file, f"compressed bytes are damaged ({describe(error)}); write it again")
+        if len(found) < nbytes:
+            fail(self._file, f"compressed bytes claim to be {self._nbytes:,}, but end before; write it again")
+        return found
 
 
 class _Building:
@@ -194,6 +241,8 @@ class _Building:
         self._nodes = iter(column.nodes.tolist())
         self._buffers = iter(buffers)
         self._views = iter(column.views)
+        self._ascending = True
+        """Whether rows are taken of each buffer that ascend; of what is within some types all are taken each time."""
 
     def build(self, kind: pa.DataType, low: int, high: int | None) -> pa.Array:
         """Return rows of a column; all from the first on if nothing tells how many."""
@@ -209,9 +258,11 @@ class _Building:
         if pa.types.is_null(kind):
             return pa.nulls(high - low)
         if str(kind).startswith("run_end_encoded<"):
+            self._ascending = False
             children = [self.build(child, 0, None) for child in children_of(kind)]
             return pa.Array.from_buffers(kind, count, [None], 0, 0, children).slice(low, high - low)
         if pa.types.is_union(kind):
+            self._ascending = False
             own, children = self._union(kind, rows)
             return pa.Array.from_buffers(kind, high - low, [None, *own], 0, 0, children)
         valid = self._read(1, rows)
@@ -233,7 +284,7 @@ class _Building:
         if str(kind) in ("string", "binary", "large_string", "large_binary"):
             offsets, room = self._offsets(str(kind).startswith("large"), rows)
             first, last = int(offsets[0]), int(offsets[-1])
-            text = next(self._buffers).read(first, last, room)
+            text = next(self._buffers).read(first, last, room, ascending=self._ascending)
             if text.size < last - first:
                 fail(self._file, "a column of text has offsets beyond its end; write it again")
             return [pa.py_buffer(offsets - first), text], []
@@ -254,7 +305,8 @@ class _Building:
     def _read(self, bits: int, rows: _Rows) -> pa.Buffer:
         """Return what the next buffer has of rows of so many bits each."""
         low, high, count = rows
-        return next(self._buffers).read(low * bits // 8, -(-high * bits // 8), count * bits // 8 + 1)
+        start, stop = low * bits // 8, -(-high * bits // 8)
+        return next(self._buffers).read(start, stop, count * bits // 8 + 1, ascending=self._ascending)
 
     def _numbers(self, dtype: npt.DTypeLike, rows: _Rows) -> npt.NDArray[Any]:
         """Return what the next buffer has of rows, as numbers of a memory of their own."""
@@ -303,9 +355,11 @@ class _Building:
         for place in range(next(self._views)):
             buffer = next(self._buffers)
             here = (views["length"] > _INLINE_NBYTES) & (views["buffer"] == place)
+            if not here.any():  # the text of other rows
+                texts.append(pa.py_buffer(b""))
+                continue
             starts = views["start"][here].astype(np.int64)
-            first = int(starts.min(initial=2**31))
-            last = int((starts + views["length"][here]).max(initial=first))
+            first, last = int(starts.min()), int((starts + views["length"][here]).max())
             if first < 0:
                 fail(self._file, "a column has text at places that are negative; write it again")
             texts.append(buffer.read(first, last, _MOST_NBYTES))
@@ -353,6 +407,9 @@ _MOST_NBYTES = 2**31
 _LITTLE_NBYTES = 2**25
 """So much may be inflated in any case. More only where rows need half of it: some writers leave more in buffers."""
 
+_HELD_NBYTES = 2**25
+"""A buffer that is no larger is held as a whole when it is inflated; of a larger one as much as rows need."""
+
 _BLOCK_NBYTES = 2**20
 
 
@@ -368,16 +425,9 @@ def inflate(file: StoredFile, data: bytes, codec: str, *, most_nbytes: int = _MO
     """
     if not codec or not data:
         return pa.py_buffer(data)
-    claimed = int.from_bytes(data[:8], "little", signed=True)
+    claimed = claimed_nbytes(file, data, codec, most_nbytes)
     if claimed == -1:
         return pa.py_buffer(data[8:])
-    most_nbytes = min(_MOST_NBYTES, _MOST_RATIO * len(data), max(_LITTLE_NBYTES, 2 * most_nbytes))
-    if not 0 <= claimed <= most_nbytes:
-        fail(
-            file,
-            f"{len(data):,} compressed bytes claim to be {claimed:,}, where {most_nbytes:,} are the most that its rows "
-            "need; write it again, in smaller batches",
-        )
     try:
         stream = pa.CompressedInputStream(pa.BufferReader(data[8:]), codec)
         if claimed <= _LITTLE_NBYTES:
@@ -392,6 +442,25 @@ def inflate(file: StoredFile, data: bytes, codec: str, *, most_nbytes: int = _MO
     if len(found) != claimed:
         fail(file, f"{len(data):,} compressed bytes claim to be {claimed:,}, but are {len(found):,}; write it again")
     return found
+
+
+def claimed_nbytes(file: StoredFile, data: bytes, codec: str, most_nbytes: int) -> int:
+    """Return how many bytes a compressed buffer claims to have been, of which rows need so many; -1 if it is as it was.
+
+    Raises
+    ------
+    FormatError
+        If it claims more than it can hold, or rows need.
+    """
+    claimed = int.from_bytes(data[:8], "little", signed=True) if codec and data else -1
+    most_nbytes = min(_MOST_NBYTES, _MOST_RATIO * len(data), max(_LITTLE_NBYTES, 2 * most_nbytes))
+    if not -1 <= claimed <= most_nbytes:
+        fail(
+            file,
+            f"{len(data):,} compressed bytes claim to be {claimed:,}, where {most_nbytes:,} are the most that its rows "
+            "need; write it again, in smaller batches",
+        )
+    return claimed
 
 
 def inflated_nbytes(file: StoredFile, column: Column) -> int:

@@ -294,6 +294,8 @@ def _open(file: StoredFile, tail: bytes) -> zipfile.ZipFile:
     """Read the directory of an archive whose end has been read."""
     try:
         return zipfile.ZipFile(_Tail(file, tail))
+    except FormatError:
+        raise
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError) as error:
         raise FormatError(
             f"{file.url}: not a readable npz file: {error}; it is none, or cut short: write it again"

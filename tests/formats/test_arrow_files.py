@@ -16,6 +16,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.feather
+import pyarrow.parquet as pq
 import pytest
 
 from dask_embedding_reader import ColumnError, EmbeddingReader, FormatError, write_embeddings
@@ -70,6 +71,26 @@ def test_files_of_polars_and_pyarrow(tmp_path: Path, codec: Any) -> None:
     assert read["kind"].tolist() == [f"k{row % 3}" for row in range(50)] * 2
     assert len(reader.filter([("kind", "==", "k1")])) == 34
     assert len(EmbeddingReader(tmp_path).filter([("kind", "==", "k1")])) == 34  # whose batches are not looked at
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+def test_rows_of_text_of_polars_are_taken(tmp_path: Path, suffix: str) -> None:
+    """Its text comes as views, here in two buffers, of which rows need but one."""
+    frames = [
+        pl.DataFrame({"n": range(first, first + 25), "word": WORDS[first : first + 25], "v": ROWS[first : first + 25]})
+        for first in (0, 25)
+    ]
+    pl.concat(frames).rechunk().write_ipc(tmp_path / "0.arrow")
+    if suffix == "parquet":
+        pq.write_table(pa.ipc.open_file(tmp_path / "0.arrow").read_all(), tmp_path / "0.parquet", 20)
+        (tmp_path / "0.arrow").unlink()
+    reader = EmbeddingReader(tmp_path, meta_columns="*")
+    for rows in ([45, 3, 20, 19], [1, 2], [49]):
+        taken = reader.take(rows).to_dask_dataframe().compute()
+        assert taken["n"].tolist() == rows
+        assert [None if pd.isna(word) else word for word in taken["word"]] == [WORDS[row] for row in rows]
+    for _, frame in reader.shuffle(1)(7, show_progress=False):
+        assert frame["word"].tolist() == [WORDS[row] for row in frame["n"]]
 
 
 def test_files_for_pyarrow_and_polars(tmp_path: Path) -> None:
@@ -249,6 +270,14 @@ def test_metadata_that_claims_the_world_reserves_nothing(tmp_path: Path) -> None
     assert reserved < 2**26
 
 
+def test_long_texts_that_are_compressed_to_nothing_are_not_inflated_as_a_whole(tmp_path: Path) -> None:
+    texts = pa.array(["x" * 10**6] * 400, pa.large_string())
+    path = put(tmp_path / "0.arrow", 400, codec="zstd", embedding=vectors(np.ones((400, 2), np.float32)), text=texts)
+    told, reserved = read_in_a_process(path)
+    assert told == " ".join(["1000000"] * 10)
+    assert reserved < 2**27
+
+
 def test_a_long_value_of_a_dictionary_is_repeated_for_few_rows(tmp_path: Path) -> None:
     rows, value = 5_000, "x" * 10**6
     text = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), pa.array([value]))
@@ -281,6 +310,9 @@ def columns_of_all_kinds() -> dict[str, pa.Array]:
         "large": pa.array(some_null(words), pa.large_string()),
         "bytes": pa.array([word.encode() for word in words], pa.large_binary()),
         "view": pa.array(some_null([word[row % 30 :] for row, word in enumerate(words)]), pa.string_view()),
+        "views": pa.concat_arrays(
+            [pa.array(part, pa.string_view()) for part in (words[:13], words[13:30], words[30:])]
+        ),
         "fixed": pa.array(some_null([bytes([row] * 3) for row in range(50)]), pa.binary(3)),
         "decimal": pa.array(some_null([None if row == 4 else row for row in range(50)]), pa.decimal128(9, 2)),
         "list": pa.array(some_null(few), pa.list_(pa.string())),
@@ -299,12 +331,13 @@ def columns_of_all_kinds() -> dict[str, pa.Array]:
     }
 
 
-@pytest.mark.parametrize("codec", [None, "zstd"])
+@pytest.mark.parametrize(("codec", "held_nbytes"), [(None, 2**25), ("zstd", 2**25), ("zstd", 1), ("lz4", 1)])
 @pytest.mark.parametrize("window_nbytes", [1, 500, 2**23])
 def test_any_rows_of_any_column_are_decoded(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, window_nbytes: int, codec: Any
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, window_nbytes: int, codec: Any, held_nbytes: int
 ) -> None:
     monkeypatch.setattr(ipc_columns, "WINDOW_NBYTES", window_nbytes)
+    monkeypatch.setattr(ipc_columns, "_HELD_NBYTES", held_nbytes)
     columns = columns_of_all_kinds()
     path = put(tmp_path / "0.arrow", 37, codec=codec, embedding=vectors(), **columns)
     header = EmbeddingReader(path, meta_columns="all").manifest.vectors.header(0)
