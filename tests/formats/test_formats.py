@@ -111,6 +111,20 @@ def test_bfloat16_becomes_float32_exactly(tmp_path: Path) -> None:
     np.testing.assert_array_equal(got.view(np.uint32), bits.astype(np.uint32) << 16)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what faiss is made with
+def test_files_of_faiss_and_for_it(tmp_path: Path) -> None:
+    vecs_io: Any = pytest.importorskip("faiss.contrib.vecs_io")
+    vecs_io.fvecs_write(str(tmp_path / "0.fvecs"), ROWS)
+    vecs_io.ivecs_write(str(tmp_path / "0.ivecs"), ROWS.astype("int32"))
+    for name, dtype in (("0.fvecs", "float32"), ("0.ivecs", "int32")):
+        np.testing.assert_array_equal(read(tmp_path / name, "auto"), ROWS.astype(dtype), strict=True)
+    load = {"float32": vecs_io.fvecs_read, "int32": vecs_io.ivecs_read, "uint8": vecs_io.bvecs_mmap}
+    for dtype, theirs in load.items():
+        write_embeddings(ROWS.astype(dtype), tmp_path / dtype, "fvecs")
+        [path] = (tmp_path / dtype).glob("*.?vecs")
+        np.testing.assert_array_equal(theirs(str(path)), ROWS.astype(dtype), strict=True)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "uint8", "int32"])
 @pytest.mark.parametrize("file_format", ["fbin", "fvecs", "npz", "safetensors"])
 def test_written_files_are_those_of_the_format(tmp_path: Path, file_format: str, dtype: str) -> None:
