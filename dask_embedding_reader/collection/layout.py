@@ -12,6 +12,7 @@ import pyarrow as pa
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.collection.saved import SavedManifest
 from dask_embedding_reader.errors import ArgumentError, FormatError
+from dask_embedding_reader.formats.arrow_types import can_be_framed
 from dask_embedding_reader.formats.base import DEFAULT_COLUMN, Columns, FileFormat, Format
 from dask_embedding_reader.formats.columns import expand_glob, first_schema
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
@@ -173,12 +174,16 @@ def choose_metadata(layout: Format, files: Sequence[StoredFile], columns: Column
 
 
 def metadata_types(layout: Format, files: Sequence[StoredFile], vectors: Sequence[str]) -> dict[str, pa.DataType]:
-    """Return the metadata columns of the first of some files that has any."""
+    """Return the metadata columns of the first of some files that has rows, but for types that no frame holds."""
     in_same_file = layout.metadata == "same"
     schema = first_schema(layout.vectors if in_same_file else PARQUET, files)
     others = {*(vectors if in_same_file else ()), ROW_NUMBER}
     names = Counter(schema.names)
-    stored = {field.name: field.type for field in schema if names[field.name] == 1 and field.name not in others}
+    stored = {
+        field.name: field.type
+        for field in schema
+        if names[field.name] == 1 and field.name not in others and can_be_framed(field.type)
+    }
     told = shared_partitions([file.path for file in files])
     return stored | {name: kind for name, kind in told.items() if name not in names and name not in others}
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 import pyarrow as pa
 
 from dask_embedding_reader.errors import EmbeddingReaderError, FormatError, ReadError
+from dask_embedding_reader.formats.arrow_types import can_be_framed
 from dask_embedding_reader.formats.base import FileHeader, MetaColumn
 from dask_embedding_reader.formats.column_names import find_field, no_column, no_column_of_vectors, number_columns
 from dask_embedding_reader.formats.ipc import Index, read_index
@@ -80,6 +81,11 @@ def meta_column(file: StoredFile, index: Index, name: str) -> MetaColumn:
         return TOLD_BY_FOLDERS
     path = column_path(file, index, name)
     field = index.schema.field(path[0])
+    if not can_be_framed(field.type):
+        raise FormatError(
+            f"{file.url}: column {name!r} is {field.type}, which no frame holds; write its values themselves, or leave it "
+            "out of meta_columns"
+        )
     has_nulls = is_masked(field) or any(
         find_column(file, index, batch, path).has_nulls for batch in index.batches if batch.rows
     )

@@ -6,6 +6,7 @@ nor dictionaries nor extension types, and pyarrow's own casts do not reach into 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -26,6 +27,17 @@ Change = Callable[[pa.DataType], pa.DataType]
 def decoded_type(kind: pa.DataType) -> pa.DataType:
     """Return a type without dictionaries, and without views, which pandas cannot take rows of nor pyarrow slice."""
     return _change_inside(kind, _decoded)
+
+
+def can_be_framed(kind: pa.DataType) -> bool:
+    """Tell whether pandas can hold a column of a type, and pyarrow take rows of it: not of unions and of runs.
+
+    Examples
+    --------
+    >>> can_be_framed(pa.list_(pa.int8())), can_be_framed(pa.list_(pa.run_end_encoded(pa.int32(), pa.int8())))
+    (True, False)
+    """
+    return re.search("(union|run_end_encoded)<", str(kind)) is None
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

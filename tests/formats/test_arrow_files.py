@@ -349,6 +349,20 @@ def test_any_rows_of_any_column_are_decoded(
             assert read[name].to_pylist() == plain.slice(start, stop - start).to_pylist(), name
 
 
+def test_columns_that_no_frame_holds_are_refused_and_left_out_of_all(tmp_path: Path) -> None:
+    odd = ("sparse", "dense", "runs")
+    columns = {name: column for name, column in columns_of_all_kinds().items() if name in (*odd, "text")}
+    put(tmp_path / "0.arrow", embedding=vectors(), **columns)
+    reader = EmbeddingReader(tmp_path, meta_columns="*")
+    assert list(reader.columns) == ["text"]
+    assert reader.take([3, 2]).to_dask_dataframe().compute()["text"].notna().tolist() == [False, True]
+    for name in odd:
+        with pytest.raises(
+            FormatError, match=rf"0\.arrow: .*column '{name}' is .*, which no frame holds; write its values"
+        ):
+            EmbeddingReader(tmp_path, meta_columns=name)
+
+
 def test_little_is_read_of_a_large_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ipc_columns, "WINDOW_NBYTES", 2**14)
     words = [f"{row:06}" * 100 for row in range(2_000)]
