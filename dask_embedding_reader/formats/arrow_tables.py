@@ -83,8 +83,8 @@ def meta_column(file: StoredFile, index: Index, name: str) -> MetaColumn:
     field = index.schema.field(path[0])
     if not can_be_framed(field.type):
         raise FormatError(
-            f"{file.url}: column {name!r} is {field.type}, which no frame holds; write its values themselves, or leave it "
-            "out of meta_columns"
+            f"{file.url}: column {name!r} is {field.type}, which no frame holds; write its values themselves, or leave "
+            "it out of meta_columns"
         )
     has_nulls = is_masked(field) or any(
         find_column(file, index, batch, path).has_nulls for batch in index.batches if batch.rows
