@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader._common.budget import cached_nbytes
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, MismatchError, ReadError
-from dask_embedding_reader.lazy import window
+from dask_embedding_reader.lazy import engines, window
 from dask_embedding_reader.lazy.iter_batches import iter_batches
 from tests.support.collections import FORMATS, assert_batches, finishes, wait_until, write_collection
 
@@ -296,6 +296,16 @@ def test_what_is_used_far_apart_is_computed_again_only_where_it_does_not_fit() -
     assert source.most_alive <= 50
 
 
+def test_a_quarter_of_the_limit_is_for_what_is_used_again() -> None:
+    source = Source(600, 3)
+    lazy = source.array + source.array[::-1]
+    source.computed.clear()
+    # Of 200 chunks of 72 bytes, with twice that to compute each: 100 chunks ahead.
+    rows_of(lazy, max_ram_usage_in_bytes=4 * 100 * 3 * 72)
+    again = Counter(source.computed.values())[2]
+    assert 90 <= again <= 110  # those whose uses lie further apart
+
+
 def test_a_small_array_is_computed_once_for_all() -> None:
     computed: list[int] = []
 
@@ -333,8 +343,18 @@ def test_a_chunk_beyond_the_limit_is_computed_alone_with_one_warning() -> None:
     assert len(caught) == 1
     assert caught[0].filename == __file__
     next(batches)
+    idle_stream(batches)
     assert sum(source.computed.values()) == 1
     np.testing.assert_array_equal(np.concatenate([rows for rows, _ in batches]), source.data[4:])
+
+
+def test_what_a_chunk_is_computed_from_counts_twice() -> None:
+    """As what goes in, and as what is made on the way."""
+    source = Source(60, 10)
+    with pytest.warns(
+        UserWarning, match=r"960 bytes: 80 for the largest chunk, 480 for what it is computed from, 400 "
+    ):
+        iter_batches(source.array.sum(axis=1), batch_size=25, max_ram_usage_in_bytes=100)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -669,11 +689,58 @@ def test_what_all_rows_use_counts_and_what_few_use_as_long_as_they_do() -> None:
     source = Source(600, 30, columns=50)
     lazy = source.array[1:] - source.array[:-1] + source.array.mean(axis=0)
     batches = iter_batches(lazy, batch_size=30)
-    held = [idle_stream(batches)._engine._held_nbytes for _ in batches]
+    held = []
+    for _ in batches:
+        stream = idle_stream(batches)
+        engine = stream._engine
+        held.append(engine._held_nbytes)
+        parts = stream._batches_nbytes(), stream._units_nbytes(), engine._held_nbytes, engine._buffers.free_nbytes
+        assert counted_nbytes(stream) == sum(parts)
     mean = source.data[0].nbytes
     assert min(held) >= mean
     assert max(held) > mean
     assert held[-1] == mean
+
+
+def test_memory_that_pieces_are_read_into_again_counts_and_is_an_eighth_of_the_limit(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.ones((600, 1_000), np.float32))
+    x = EmbeddingReader(tmp_path).to_dask_array(max_piece_size=20)
+    batches = iter_batches(x, batch_size=50, max_ram_usage_in_bytes=1_600_000)
+    most = 0
+    for _ in batches:
+        stream = idle_stream(batches)
+        free = stream._engine._buffers.free_nbytes
+        most = max(most, free)
+        assert stream._engine.held_nbytes == free
+    assert 80_000 <= most <= 200_000
+
+
+@pytest.mark.parametrize(("batch_size", "limit"), [(3, 3_000), (300, 16_560)])
+def test_no_more_chunks_are_under_way_than_fit(batch_size: int, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ahead of need, and where one batch needs many: there would be threads for 40."""
+    started: list[int] = []
+
+    def start(self: Any, units: Any, plain: Any = engines.Threads.start) -> Any:
+        started.append(len(units))
+        return plain(self, units)
+
+    monkeypatch.setattr(engines.Threads, "start", start)
+    source = Source(1_200, 3)
+    with dask.config.set(num_workers=20):
+        rows_of(source.array, None, batch_size, max_ram_usage_in_bytes=limit)
+    # Later ones depend on how many are done by then.
+    assert started[0] == (limit - 2 * batch_size * 24) // (3 * 72)
+
+
+def test_of_batches_that_were_kept_and_let_go_of_the_memory_of_two_is_kept() -> None:
+    source = Source(600, 30)
+    batches = iter_batches(source.array, batch_size=50)  # of several chunks, so that they are copied
+    held = [rows for rows, _ in itertools.islice(batches, 6)]
+    stream = idle_stream(batches)
+    assert stream._buffers.lent_nbytes >= 6 * held[0].nbytes
+    nbytes = held[0].nbytes
+    held.clear()
+    assert 0 < stream._buffers.free_nbytes <= 2 * (nbytes + 64)
 
 
 @pytest.mark.parametrize("name", ["sums", "centred"])
@@ -694,6 +761,17 @@ def test_few_wide_intermediates_are_held_at_once(name: str) -> None:
         for _ in iter_batches(lazy, batch_size=3, max_ram_usage_in_bytes=200_000):
             pass
     assert source.most_alive <= 200_000 // 24_000
+
+
+def test_rows_of_a_frame_count_until_their_partition_is_handed_out() -> None:
+    frame = dd.from_pandas(pd.DataFrame({"text": ["x" * 2_000] * 600}, dtype=object), npartitions=2)
+    batches = iter_batches(da.zeros((600, 2), chunks=(300, 2)), frame, batch_size=10)
+    for _ in range(29):
+        next(batches)
+        assert counted_nbytes(idle_stream(batches)) >= 300 * 2_000
+    for _ in range(31):
+        next(batches)
+    assert counted_nbytes(idle_stream(batches)) < 100_000
 
 
 def test_wide_texts_hold_back_what_is_computed_ahead() -> None:
