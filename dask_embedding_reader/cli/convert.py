@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from dask_embedding_reader.cli.opening import open_collection
 from dask_embedding_reader.collection.layout import ALL_COLUMNS
+from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError
 from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.reader import EmbeddingReader
 from dask_embedding_reader.write.embeddings import write_embeddings
@@ -33,15 +36,20 @@ def convert_collection(
 ) -> dict[str, Any]:
     """Write a collection to another folder, by default in the same format; return plain facts of what was written.
 
-    Without ``meta_columns`` all columns are written. Which rows, :func:`open_collection` says; how, is passed to
-    :func:`write_embeddings`.
+    Without ``meta_columns`` all columns are written, or left out where the format holds none. Which rows,
+    :func:`open_collection` says; how, is passed to :func:`write_embeddings`.
     """
     holds_metadata = target_format is None or get_format(target_format).metadata != "none"
-    reader = open_collection(
+    if meta_columns and not holds_metadata:
+        raise ArgumentError(
+            f"{target_format} files hold no metadata, which is asked for ({', '.join(meta_columns)}): --to "
+            f"parquet_{target_format} keeps it, in parquet files beside them; without -m vectors alone are converted"
+        )
+    open_with = partial(
+        open_collection,
         sources,
         file_format=file_format,
         embedding_column=embedding_column,
-        meta_columns=(meta_columns or ALL_COLUMNS) if holds_metadata else (),
         metadata_folders=metadata_folders,
         storage_options=storage_options,
         embedding_dtype=embedding_dtype,
@@ -50,8 +58,13 @@ def convert_collection(
         sample=sample,
         seed=seed,
     )
-    written = target_format or reader.manifest.format.name
+    reader = open_with(meta_columns=(meta_columns or ALL_COLUMNS) if holds_metadata else ())
     kept = [field.name for field in reader.manifest.fields]
+    left_out: list[str] = []
+    if not holds_metadata:
+        with suppress(EmbeddingReaderError):  # metadata that cannot be read is not missed
+            left_out = [field.name for field in open_with(meta_columns=ALL_COLUMNS).manifest.fields]
+    written = target_format or reader.manifest.format.name
     write_embeddings(
         reader, target, written, show_progress=show_progress, storage_options=target_storage_options, **how
     )
@@ -64,5 +77,5 @@ def convert_collection(
         "file_format": written,
         "files": result.nb_files,
         "metadata": kept,
-        "left_out": [name for name in (meta_columns or reader.columns) if name not in kept],
+        "left_out": left_out,
     }

@@ -626,10 +626,14 @@ def test_choices_that_make_no_sense_are_refused(
 
 
 def test_convert_says_what_npy_files_cannot_hold(run: Run, shards: Path, tmp_path: Path) -> None:
-    code, out, err = run("convert", shards, tmp_path / "out", "-m", "word", "--to", "npy", "--dtype", "float16")
+    code, out, err = run("convert", shards, tmp_path / "out", "-m", "word", "--to", "npy")
+    assert (code, out) == (2, "")
+    assert "npy files hold no metadata, which is asked for (word): --to parquet_npy keeps it" in " ".join(err.split())
+    assert not (tmp_path / "out").exists()
+    code, out, err = run("convert", shards, tmp_path / "out", "--to", "npy", "--dtype", "float16")
     assert code == 0
     assert "files     1 npy\n" in out
-    assert err.startswith("Not converted, since npy files hold no metadata: word.")
+    assert err.startswith("Not converted, since npy files hold no metadata: word, n.")
     code, _, err = run("convert", shards, tmp_path / "out", "--to", "npy")
     assert code == 1
     assert "holds 1 file of other data already" in err
