@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader._common.budget import cached_nbytes
+from dask_embedding_reader.batches import windows
 from tests.support.collections import Collection, assert_batches, finishes, wait_until, write_collection
+from tests.support.stores import emptied_bucket
 
 BATCH = {"batch_size": 64, "max_piece_size": 8, "show_progress": False}
 
@@ -87,6 +91,69 @@ def test_metadata_that_weigh_more_than_their_footer_tells_are_weighed(tmp_path: 
     batches = written.open(meta_columns=["caption"])(100, show_progress=False)
     next(batches)
     assert batches.gi_frame.f_locals["reading"]._metadata_row_nbytes >= 4_000
+
+
+def test_many_short_texts_are_weighed_as_they_come(tmp_path: Path) -> None:
+    """In 20 columns: each text takes one byte in the file, and 60 as an object of Python's."""
+    texts = pa.table({f"c{k}": [f"{row % 10}" for row in range(3_000)] for k in range(20)})
+    written = write_collection(
+        tmp_path, "parquet_npy", file_rows=[3_000], dimension=2, tables=[texts], row_group_rows=1_000
+    )
+    batches = written.open(meta_columns="*")(100, show_progress=False)
+    next(batches)
+    assert batches.gi_frame.f_locals["reading"]._metadata_row_nbytes >= 20 * 50
+
+
+@pytest.mark.filterwarnings("ignore:batches of 1,024 rows are mixed from")
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_the_memory_of_batches_that_were_kept_is_not_all_kept(tmp_path: Path, shuffled: bool) -> None:
+    """But half of the limit; or what two windows and two batches take."""
+    # 64 batches of 1 MB.
+    np.save(tmp_path / "0.npy", np.zeros((64 * 1024, 256), np.float32))
+    reader = EmbeddingReader(tmp_path)
+    limit = 16 * 2**20 + cached_nbytes()
+    if shuffled:
+        reader = reader.shuffle(1, buffer_rows=2 * 1024)
+    batches: Any = reader(1024, show_progress=False, max_ram_usage_in_bytes=limit)
+    kept = [next(batches)[0] for _ in range(30)]
+    buffers = batches.gi_frame.f_locals["reading"]._buffers
+    assert buffers.lent_nbytes >= 30 * 2**20
+    kept.clear()
+    assert 0 < buffers.free_nbytes <= 9 * 2**20
+    batches.close()
+
+
+def test_a_window_of_remote_rows_is_read_by_as_many_threads_as_the_limit_allows() -> None:
+    """Each may need 4 MB to pick rows from, and eight times that should fit."""
+    options: dict[str, Any] = {"max_piece_size": None, "show_progress": False, "dtype": None}
+    with emptied_bucket() as bucket:
+        with io.BytesIO() as file:
+            np.save(file, np.zeros((100, 4), np.float32))
+            bucket.put("emb/0.npy", file.getvalue())
+        reader = EmbeddingReader("bucket://emb").shuffle(1)
+        threads = {
+            (limit, given): windows._count_threads(
+                reader.manifest,
+                reader._request(10, 0, None, max_ram_usage_in_bytes=limit, parallel_pieces=given, **options),
+            )
+            for limit, given in ((2**32, None), (2**30, None), (2**28, None), (2**32, 3))
+        }
+    assert threads == {(2**32, None): 64, (2**30, None): 32, (2**28, None): 16, (2**32, 3): 3}
+
+
+def test_metadata_of_a_window_is_projected(tmp_path: Path) -> None:
+    table = pa.table({"n": np.arange(1_000)})
+    written = write_collection(tmp_path, "parquet_npy", file_rows=[1_000], dimension=2, tables=[table])
+    options: dict[str, Any] = {"max_piece_size": None, "show_progress": False, "dtype": None, "parallel_pieces": None}
+    needed = []
+    for names in ([], ["n"]):
+        reader = written.open(meta_columns=names).shuffle(1, buffer_rows=500)
+        request = reader._request(10, 0, None, max_ram_usage_in_bytes=2**32, **options)
+        projected = windows.project_windows(reader.manifest, request)
+        needed.append((projected.ahead, projected.batches))
+    window_rows = reader.rows.windows(0, 1_000)[0]
+    assert needed[1][0] - needed[0][0] == window_rows * 256
+    assert needed[1][1] - needed[0][1] == (window_rows + 2 * 10) * 256
 
 
 def test_batches_let_go_of_count_as_long_as_their_memory_is_kept(tmp_path: Path) -> None:
