@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from dask_embedding_reader.cli.opening import open_collection
 from dask_embedding_reader.collection.layout import ALL_COLUMNS
-from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError
+from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.reader import EmbeddingReader
 from dask_embedding_reader.write.embeddings import write_embeddings
@@ -45,11 +43,11 @@ def convert_collection(
             f"{target_format} files hold no metadata, which is asked for ({', '.join(meta_columns)}): --to "
             f"parquet_{target_format} keeps it, in parquet files beside them; without -m vectors alone are converted"
         )
-    open_with = partial(
-        open_collection,
+    reader = open_collection(
         sources,
         file_format=file_format,
         embedding_column=embedding_column,
+        meta_columns=(meta_columns or ALL_COLUMNS) if holds_metadata else (),
         metadata_folders=metadata_folders,
         storage_options=storage_options,
         embedding_dtype=embedding_dtype,
@@ -58,13 +56,8 @@ def convert_collection(
         sample=sample,
         seed=seed,
     )
-    reader = open_with(meta_columns=(meta_columns or ALL_COLUMNS) if holds_metadata else ())
-    kept = [field.name for field in reader.manifest.fields]
-    left_out: list[str] = []
-    if not holds_metadata:
-        with suppress(EmbeddingReaderError):  # metadata that cannot be read is not missed
-            left_out = [field.name for field in open_with(meta_columns=ALL_COLUMNS).manifest.fields]
     written = target_format or reader.manifest.format.name
+    kept = [field.name for field in reader.manifest.fields]
     write_embeddings(
         reader, target, written, show_progress=show_progress, storage_options=target_storage_options, **how
     )
@@ -77,5 +70,5 @@ def convert_collection(
         "file_format": written,
         "files": result.nb_files,
         "metadata": kept,
-        "left_out": left_out,
+        "left_out": [name for name in reader.columns if name not in kept] if not meta_columns else [],
     }

@@ -633,7 +633,10 @@ def test_convert_says_what_npy_files_cannot_hold(run: Run, shards: Path, tmp_pat
     code, out, err = run("convert", shards, tmp_path / "out", "--to", "npy", "--dtype", "float16")
     assert code == 0
     assert "files     1 npy\n" in out
-    assert err.startswith("Not converted, since npy files hold no metadata: word, n.")
+    assert run("convert", shards, tmp_path / "both", "-m", "word", "--to", "parquet")[0] == 0
+    code, _, err = run("convert", tmp_path / "both", tmp_path / "alone", "--to", "npy")
+    assert code == 0
+    assert err.startswith("Not converted, since npy files hold no metadata: word. --to parquet_npy keeps it.")
     code, _, err = run("convert", shards, tmp_path / "out", "--to", "npy")
     assert code == 1
     assert "holds 1 file of other data already" in err
