@@ -35,6 +35,7 @@ _WINDOW_NBYTES = 128_000_000
 """Rows in any other order than a shuffled one are sorted and read so many at a time, unless the limit is narrower."""
 
 _TIMES_THREADS = 4
+"""So many times as many threads read the parts of a window of files elsewhere, which are smaller than pieces."""
 
 _LARGE_NBYTES = 2**20
 """Batches of so many bytes are made in memory that is used again: new memory takes longer than what is put into it."""

@@ -70,5 +70,5 @@ def convert_collection(
         "file_format": written,
         "files": result.nb_files,
         "metadata": kept,
-        "left_out": [name for name in reader.columns if name not in kept] if not meta_columns else [],
+        "left_out": [] if holds_metadata else list(reader.columns),
     }

@@ -1,7 +1,7 @@
 """The offset index of a column chunk: where its pages are, and which rows begin in each.
 
-Few writers leave it out any more: parquet-mr (Spark), arrow-rs, and pyarrow on demand, as Hugging Face does. With it
-few rows of a remote row group cost their pages; without it all headers before them have to be seen.
+Spark and arrow-rs write it, pyarrow where ``write_page_index=True`` asks for it, as Hugging Face does; many files have
+none. With it few rows of a remote row group cost their pages; without it all headers before them have to be seen.
 """
 
 from __future__ import annotations
