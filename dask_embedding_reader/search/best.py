@@ -9,11 +9,13 @@ import numpy.typing as npt
 
 from dask_embedding_reader.search.queries import Int64s, Queries, dots
 
+Int32s = npt.NDArray[np.int32]
+
 _PAIRS_AT_ONCE = 2**15
 """Items of vectors that are scored in float64 at once: 256 kB of each side. 4 MB are new memory each time, and took
 twice as long (25 ms for 14,000 pairs of 512 items, not 11)."""
 
-_PLACES_AT_ONCE = 2**17
+_PLACES_AT_ONCE = 2**15
 """Places of queries that are filled at once: what sorting takes, some 60 bytes each, is held beside what is found."""
 
 LARGEST = np.finfo(np.float32).max
@@ -44,11 +46,11 @@ def nothing(queries: Queries) -> Best:
 
 def set_apart(rows: Int64s, queries: Queries, best: Best) -> Best:
     """Note rows that cannot be ranked."""
-    unranked = np.concatenate([best.unranked, rows])[: queries.k]
+    unranked = np.sort(np.concatenate([best.unranked, rows]))[: queries.k]
     return best._replace(unranked=unranked, unranked_count=best.unranked_count + len(rows))
 
 
-def score(all_rows: npt.NDArray[Any], places: Int64s, asking: Int64s, queries: Queries) -> npt.NDArray[np.float32]:
+def score(all_rows: npt.NDArray[Any], places: Int64s, asking: Int32s, queries: Queries) -> npt.NDArray[np.float32]:
     """Return how near rows are to queries, pair by pair, in float64: the larger the nearer."""
     keys = np.empty(len(places), np.float32)
     step = max(1, _PAIRS_AT_ONCE // max(1, all_rows.shape[1]))
@@ -65,19 +67,20 @@ def score(all_rows: npt.NDArray[Any], places: Int64s, asking: Int64s, queries: Q
     return np.clip(keys, -LARGEST, LARGEST)
 
 
-def keep(best: Best, rows: Int64s, asking: Int64s, keys: npt.NDArray[np.float32]) -> None:
+def keep(best: Best, rows: Int64s, asking: Int32s, keys: npt.NDArray[np.float32]) -> None:
     """Put those of the rows among the best that belong there."""
-    better = keys > best.keys[asking, -1]  # equal ones come later in the collection
-    rows, asking, keys = rows[better], asking[better], keys[better]
-    concerned = np.unique(asking)
+    # Small integers are sorted by their digits: a quarter of the time of ``lexsort`` (2 ms for 40,000 pairs, not 9).
+    order = np.argsort(asking.astype(np.uint16) if len(best.keys) <= 2**16 else asking, kind="stable")
+    counts = np.bincount(asking, minlength=len(best.keys))
+    concerned, ends = np.flatnonzero(counts), np.cumsum(counts)
     step = max(1, _PLACES_AT_ONCE // best.keys.shape[1])
-    for start in range(0, len(concerned), step):
-        some = concerned[start : start + step]
-        theirs = (asking >= some[0]) & (asking <= some[-1])
+    for first in range(0, len(concerned), step):
+        some = concerned[first : first + step]
+        theirs = order[ends[some[0]] - counts[some[0]] : ends[some[-1]]]
         _keep_for(some, best, rows[theirs], asking[theirs], keys[theirs])
 
 
-def _keep_for(concerned: Int64s, best: Best, rows: Int64s, asking: Int64s, keys: npt.NDArray[np.float32]) -> None:
+def _keep_for(concerned: Int64s, best: Best, rows: Int64s, asking: Int32s, keys: npt.NDArray[np.float32]) -> None:
     """Do so for some queries."""
     k = best.keys.shape[1]
     all_asking = np.concatenate([np.repeat(concerned, k), asking])
@@ -107,10 +110,13 @@ def merge(left: Best, right: Best) -> Best:
 
 
 def finish(best: Best, queries: Queries) -> tuple[npt.NDArray[np.float32], Int64s]:
-    """Return scores and rows; those that cannot be ranked come last."""
-    scores, rows = (-best.keys if queries.metric == "l2" else best.keys), best.rows
+    """Return scores and rows, in the memory of the best; those that cannot be ranked come last."""
+    scores, rows = best.keys, best.rows
+    if queries.metric == "l2":
+        np.negative(scores, out=scores)
     missing = int((rows[:1] == _NOBODY).sum())  # of each query as many
     if missing:
         rows[:, -missing:] = best.unranked[:missing]
         scores[:, -missing:] = np.nan
-    return scores + np.float32(0), rows  # no -0
+    scores += np.float32(0)  # no -0
+    return scores, rows

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dask_embedding_reader.search.best import LARGEST
-from dask_embedding_reader.search.queries import Floats, Int64s, Queries
+from dask_embedding_reader.search.queries import Floats, Queries
 
 FEW_QUERIES = 2
 """Up to so many are multiplied with row by row."""
@@ -24,25 +25,20 @@ the cache."""
 _LEAST_BLOCK_ROWS = 64
 """Below that, BLAS is slow however many queries there are. Blocks have a multiple of it."""
 
+PAIRS_FOUND = 2**15
+"""Pairs of rows and queries of which those that are near are found at once: some 60 bytes for each of these."""
+
 QUERIES_AT_ONCE = 1_024
 """Queries of one product: more make its block of results larger, not the product faster."""
 
+PAIR = np.dtype([("place", np.int64), ("asking", np.int32), ("low", np.float32), ("high", np.float32)])
+"""A row that may be among the best of a query, not yet scored: the row, counted in what is searched; the query; where
+its key is no more than ``low`` another one scores less, rounded to float32 too; and its own key is no more than
+``high``."""
 
-class Pairs(NamedTuple):
-    """Rows that may be among the best of a query, not yet scored."""
+Pairs = npt.NDArray[np.void]
 
-    places: Int64s
-    """The rows, counted in what is searched; in rising order for each query."""
-    asking: Int64s
-    """Their queries."""
-    low: npt.NDArray[np.float64]
-    """A pair whose key is no more than this scores less, rounded to float32 too."""
-    high: npt.NDArray[np.float64]
-    """The key is no more than this."""
-
-    def where(self, some: npt.NDArray[np.bool_]) -> Pairs:
-        """Return some of the pairs."""
-        return Pairs(self.places[some], self.asking[some], self.low[some], self.high[some])
+_INFINITY = np.float32(np.inf)
 
 
 def block_rows(dimension: int, queries: Queries, dtype: np.dtype[Any]) -> int:
@@ -105,8 +101,8 @@ def _multiply_each(left: Floats, right: Floats) -> Floats:
 
 def candidates(
     products: Floats, queries: Queries, longest: float, worst: npt.NDArray[np.float64], marks: npt.NDArray[np.bool_]
-) -> Pairs | None:
-    """Return which rows may be better than the worst that is kept, for which query; raise that by a first block."""
+) -> Iterator[Pairs]:
+    """Yield which rows may be better than the worst that is kept, for which query; raise that by a first block."""
     error = queries.error_bound(longest, products.dtype) + np.finfo(np.float32).tiny  # below it, scores are equal
     offset = queries.norms**2 if queries.metric == "l2" else np.zeros(len(worst))
     is_near = marks[: products.size].reshape(products.shape)
@@ -118,15 +114,24 @@ def candidates(
         size = max(1, len(products) // (8 * queries.k))
         groups = len(products) // size
         tops = products[: groups * size].reshape(groups, size, -1).max(axis=1)
-        best_here = np.partition(tops, groups - queries.k, axis=0)[groups - queries.k]
-        np.maximum(worst, _surely_above(best_here - offset, error), out=worst)
+        tops.partition(groups - queries.k, axis=0)
+        np.maximum(worst, _surely_above(tops[groups - queries.k] - offset, error), out=worst)
+        del tops
         np.greater(products, _rounded_down(worst - error, offset, products.dtype), out=is_near)
-    found = np.flatnonzero(is_near)
-    if not len(found):
-        return None
-    places, asking = np.divmod(found, max(1, len(worst)))
-    keys = products.ravel()[found].astype(np.float64) - offset[asking]
-    return Pairs(places, asking, _surely_above(keys, error[asking]), keys + error[asking])
+    step = max(1, PAIRS_FOUND // max(1, len(worst)))
+    for start in range(0, len(products), step):
+        here = slice(start, start + step)
+        found = np.flatnonzero(is_near[here])
+        if not len(found):
+            continue
+        places, asking = np.divmod(found, len(worst))
+        keys = products[here].ravel()[found].astype(np.float64) - offset[asking]
+        pairs = np.empty(len(found), PAIR)
+        pairs["place"], pairs["asking"] = places + start, asking
+        # Rounded outwards.
+        pairs["low"] = np.nextafter(_surely_above(keys, error[asking]).astype(np.float32), -_INFINITY)
+        pairs["high"] = np.nextafter(np.maximum(keys + error[asking], -LARGEST).astype(np.float32), _INFINITY)
+        yield pairs
 
 
 def raise_to(keys: npt.NDArray[np.float32], worst: npt.NDArray[np.float64]) -> None:
@@ -148,22 +153,3 @@ def _rounded_down(keys: npt.NDArray[Any], offset: Any, dtype: np.dtype[Any]) -> 
 def _held(keys: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return no more than the keys: what float32 cannot hold is equal to what it just can."""
     return np.where(keys > -LARGEST, np.minimum(keys, LARGEST * (1 - 1e-6)), -np.inf)
-
-
-def join(waiting: list[Pairs]) -> Pairs:
-    """Return all pairs."""
-    return Pairs(*map(np.concatenate, zip(*waiting, strict=True)))
-
-
-def prune(waiting: Pairs, worst: npt.NDArray[np.float64], k: int) -> Pairs:
-    """Return the pairs that may still be among the best; raise the worst of each query to what k of them reach."""
-    waiting = waiting.where(waiting.high > worst[waiting.asking])
-    counts = np.bincount(waiting.asking, minlength=len(worst))
-    full = np.flatnonzero(counts >= k)
-    order = np.argsort(-waiting.low)
-    # Small integers are sorted by their digits, and the sort is stable: a quarter of the time of ``lexsort`` (2 ms
-    # for 40,000 pairs, not 9).
-    kind = np.uint16 if len(worst) <= 2**16 else np.int64
-    order = order[np.argsort(waiting.asking[order].astype(kind), kind="stable")]
-    worst[full] = np.maximum(worst[full], waiting.low[order[(np.cumsum(counts) - counts)[full] + k - 1]])
-    return waiting.where(waiting.high > worst[waiting.asking])

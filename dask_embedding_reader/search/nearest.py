@@ -13,7 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial, reduce
+from functools import reduce
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -31,7 +31,7 @@ from dask_embedding_reader.search.best import Best, finish, merge
 from dask_embedding_reader.search.blas import SINGLE_THREADED
 from dask_embedding_reader.search.blocks import FEW_QUERIES, block_rows
 from dask_embedding_reader.search.queries import Int64s, Metric, Queries, check_queries, prepare
-from dask_embedding_reader.search.searcher import Searcher, no_worst
+from dask_embedding_reader.search.searcher import Searcher
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -101,9 +101,9 @@ def nearest(
     in blocks that stay in the processor's cache; what can be among the best, by the bound of [1]_ for the rounding of
     products, is scored again in float64.
 
-    Beside what reading holds, memory grows by 12 bytes for each item of the queries, by ``12 * k`` bytes for each
-    query, once in each thread and twice for the result, and in each thread by up to 20 MB for two blocks and for what
-    may be near; by up to 70 MB where ``k`` times the queries is more than 65,000.
+    Beside what reading holds, memory grows by 12 bytes for each item of the queries and for each place of the result,
+    and in each thread by up to 20 MB for two blocks, of vectors and of products, and what may be near; by up to 35 MB
+    where ``k`` times the queries is more than 10,000.
 
     References
     ----------
@@ -187,8 +187,7 @@ def _search_batches(
     batches: Iterator[npt.NDArray[Any]], step: int, queries: Queries, dtype: np.dtype[Any], progress: Progress
 ) -> Best:
     """Search each batch in threads, which take a block of so many rows after the other."""
-    counting, worst, row = threading.Lock(), no_worst(queries), 0
-    searchers = [Searcher(queries, dtype, worst) for _ in range(_THREADS)]
+    counting, searcher, row = threading.Lock(), Searcher(queries, dtype), 0
 
     def count(rows: int) -> None:
         with counting:
@@ -197,11 +196,14 @@ def _search_batches(
     with threads_at_once(_THREADS) as pool:
         for rows in batches:
             starts = deque(range(0, len(rows), step))
-            search = partial(Searcher.search, rows=rows, first_row=row, starts=starts, count=count)
-            map_each = map if len(starts) == 1 else pool.map
-            list(map_each(search, searchers[: len(starts)]))
+            if len(starts) == 1:
+                searcher.search(rows, row, starts, count)
+            else:
+                threads = [pool.submit(searcher.search, rows, row, starts, count) for _ in range(_THREADS)]
+                for thread in threads:
+                    thread.result()
             row += len(rows)
-    return reduce(merge, [searcher.best for searcher in searchers])
+    return searcher.best
 
 
 def _blas_of(queries: Queries) -> AbstractContextManager[None]:
@@ -215,14 +217,13 @@ def _search_pieces(
     """Search in the threads that read, which takes less than to hand over what was read."""
     wanted = _read_as(reader.dtype, dtype)
     piece_rows = max(1, _PIECE_NBYTES // max(1, reader.dimension * wanted.itemsize))
-    step, worst = block_rows(reader.dimension, queries, dtype), no_worst(queries)
+    step, searcher = block_rows(reader.dimension, queries, dtype), Searcher(queries, dtype)
 
-    def search(searcher: Searcher, first: int, rows: npt.NDArray[Any]) -> Searcher:
-        return searcher.search(rows, first - start, deque(range(0, len(rows), step)))
+    def search(_: None, first: int, rows: npt.NDArray[Any]) -> None:
+        searcher.search(rows, first - start, deque(range(0, len(rows), step)))
 
-    begin = partial(Searcher, queries, dtype, worst)
-    found = fold_pieces(reader.manifest, start, stop, piece_rows, wanted, begin, search, progress)
-    return reduce(merge, [searcher.best for searcher in found])
+    fold_pieces(reader.manifest, start, stop, piece_rows, wanted, lambda: None, search, progress)
+    return searcher.best
 
 
 def _batches(source: Any, dtype: np.dtype[Any], rows: int, limit_nbytes: int) -> Iterator[npt.NDArray[Any]]:

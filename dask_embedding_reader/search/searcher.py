@@ -1,10 +1,12 @@
-"""What one thread does in a search: a block after the other."""
+"""A search in one process: threads that search blocks of rows, and what they have found so far."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,28 +15,26 @@ from dask_embedding_reader._common.threads import is_stopped
 from dask_embedding_reader.search.best import keep, nothing, score, set_apart
 from dask_embedding_reader.search.blocks import (
     QUERIES_AT_ONCE,
-    Pairs,
     block_rows,
     candidates,
-    join,
     measure,
     multiply,
-    prune,
     raise_to,
 )
-from dask_embedding_reader.search.queries import Queries
-
-_PAIRS_WAITING = 2**18
-"""Pairs of rows and queries that wait to be scored, at most, before the next block: 8 MB."""
+from dask_embedding_reader.search.queries import Floats, Queries
+from dask_embedding_reader.search.waiting import Waiting
 
 
-def no_worst(queries: Queries) -> npt.NDArray[np.float64]:
-    """Return what is not wanted of each query, before the first row."""
-    return np.full(len(queries.exact), -np.inf)
+class _Scratch(NamedTuple):
+    """What a thread computes in: memory that is new each time takes longer to be had than to be compared."""
+
+    products: Floats
+    marks: npt.NDArray[np.bool_]
+    waiting: Waiting
 
 
 class Searcher:
-    """Searches rows, in one thread.
+    """Searches rows, in any number of threads.
 
     Parameters
     ----------
@@ -42,19 +42,17 @@ class Searcher:
         What is looked for.
     dtype
         Of the products.
-    worst
-        Keys of rows that are not wanted any more, for each query. Threads that search together share it, and raise it
-        without waiting for each other: where one puts back what another has just raised, it is still no more than what
-        k rows reach.
     """
 
-    def __init__(self, queries: Queries, dtype: np.dtype[Any], worst: npt.NDArray[np.float64] | None = None) -> None:
+    def __init__(self, queries: Queries, dtype: np.dtype[Any]) -> None:
         self.best = nothing(queries)
         """What has been found so far."""
         self._queries, self._dtype = queries, dtype
-        self._worst = no_worst(queries) if worst is None else worst
-        # Used for every block: memory that is new each time takes longer to be had than to be compared (0.8 ms, 0.2).
-        self._products, self._marks = np.empty(0, dtype), np.empty(0, bool)
+        self._changing_best = threading.Lock()
+        # Keys of rows that are not wanted any more, for each query. Threads raise them without waiting for each other:
+        # where one puts back what another has just raised, it is still no more than what k rows reach.
+        self._worst = np.full(len(queries.exact), -np.inf)
+        self._idle: deque[_Scratch] = deque()
 
     def search(
         self,
@@ -63,18 +61,14 @@ class Searcher:
         starts: deque[int],
         count: Callable[[int], object] = lambda _: None,
     ) -> Searcher:
-        """Search blocks of rows that come later than those before; return this.
+        """Search blocks of rows; return this.
 
         Blocks begin at ``starts``, from which threads that search the same rows take one at a time.
         """
         queries, worst = self._queries, self._worst
         asking = len(queries.exact)
         step = block_rows(rows.shape[1], queries, self._dtype)
-        self._reserve(min(step, len(rows)) * min(QUERIES_AT_ONCE, asking))
-        # Most of what is near at first is not in the end: waiting, 14,000 pairs are scored instead of 62,000 for the
-        # best 10 of 100,000 rows for 1,000 queries.
-        waiting: list[Pairs] = []
-        waiting_count, most_waiting = 0, min(4 * queries.k * asking, _PAIRS_WAITING)
+        scratch = self._scratch(min(step, len(rows)) * min(QUERIES_AT_ONCE, asking))
         with np.errstate(all="ignore"):
             while starts and not is_stopped():
                 try:
@@ -84,36 +78,38 @@ class Searcher:
                 given = np.ascontiguousarray(rows[start : start + step], self._dtype)
                 block, squares, ranked, longest = measure(given, queries)
                 if ranked is not None:
-                    self.best = set_apart(first_row + start + np.flatnonzero(~ranked), queries, self.best)
+                    with self._changing_best:
+                        self.best = set_apart(first_row + start + np.flatnonzero(~ranked), queries, self.best)
                 for first in range(0, asking, QUERIES_AT_ONCE):
                     some = slice(first, first + QUERIES_AT_ONCE)
-                    products = multiply(block, squares, ranked, queries, some, self._products)
-                    found = candidates(products, queries.select(some), longest, worst[some], self._marks)
-                    if found is None:
-                        continue
-                    waiting.append(found._replace(places=found.places + start, asking=found.asking + first))
-                    waiting_count += len(found.places)
-                    if waiting_count > most_waiting:
-                        pairs = join(waiting)
-                        if len(found.places) <= most_waiting:  # else the bounds cannot tell rows apart
-                            pairs = prune(pairs, worst, queries.k)
-                        if len(pairs.places) > most_waiting // 2:  # equal ones, or too many queries
-                            self._rank(rows, first_row, pairs)
-                            waiting, waiting_count = [], 0
-                        else:
-                            waiting, waiting_count = [pairs], len(pairs.places)
+                    products = multiply(block, squares, ranked, queries, some, scratch.products)
+                    for found in candidates(products, queries.select(some), longest, worst[some], scratch.marks):
+                        found["place"] += start
+                        found["asking"] += first
+                        if scratch.waiting.add(found, worst):
+                            self._rank(rows, first_row, scratch.waiting)
                 count(len(block))
-            if waiting_count:
-                self._rank(rows, first_row, prune(join(waiting), worst, queries.k))
+            scratch.waiting.prune(worst)
+            self._rank(rows, first_row, scratch.waiting)
+        self._idle.append(scratch)
         return self
 
-    def _reserve(self, products: int) -> None:
-        if len(self._products) < products:
-            self._products, self._marks = np.empty(products, self._dtype), np.empty(products, bool)
+    def _scratch(self, products: int) -> _Scratch:
+        """Return memory that no thread computes in."""
+        with suppress(IndexError):  # none is idle
+            scratch = self._idle.pop()
+            if len(scratch.products) >= products:
+                return scratch
+        queries = self._queries
+        waiting = Waiting(len(queries.exact), queries.k)
+        return _Scratch(np.empty(products, self._dtype), np.empty(products, np.bool_), waiting)
 
-    def _rank(self, rows: npt.NDArray[Any], first_row: int, waiting: Pairs) -> None:
+    def _rank(self, rows: npt.NDArray[Any], first_row: int, waiting: Waiting) -> None:
         """Score the pairs, and put those among the best that belong there."""
-        if len(waiting.places):
-            keys = score(rows, waiting.places, waiting.asking, self._queries)
-            keep(self.best, first_row + waiting.places, waiting.asking, keys)
-            raise_to(self.best.keys[:, -1], self._worst)
+        places, asking = waiting.pairs["place"], waiting.pairs["asking"]
+        if len(places):
+            keys = score(rows, places, asking, self._queries)
+            with self._changing_best:
+                keep(self.best, first_row + places, asking, keys)
+                raise_to(self.best.keys[:, -1], self._worst)
+        waiting.clear()
