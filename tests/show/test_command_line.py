@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -18,8 +20,13 @@ import pandas as pd
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, errors, write_embeddings
+from dask_embedding_reader._common import progress
+from dask_embedding_reader.cli import bench as cli_bench
+from dask_embedding_reader.cli import facts as cli_facts
+from dask_embedding_reader.cli import output as cli_output
 from dask_embedding_reader.cli import stats as cli_stats
 from dask_embedding_reader.cli.commands import main
+from dask_embedding_reader.cli.opening import parse_condition
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
 from tests.support.collections import wait_until
 
@@ -314,7 +321,7 @@ def test_norms_neither_overflow_nor_vanish(run: Run, tmp_path: Path) -> None:
     np.save(tmp_path / "0.npy", np.array([[3e200, 4e200], [3e-200, 4e-200]]))
     norms = json.loads(run("stats", tmp_path, "--json")[1])["norms"]
     assert norms["max"] == pytest.approx(5e200, rel=1e-12)
-    assert norms["min"] == pytest.approx(5e-200, rel=1e-12)
+    assert norms["min"] == pytest.approx(5e-200, rel=1e-12, abs=0)
     assert norms["std"] is None, "the squares of these do overflow"
 
 
@@ -380,6 +387,286 @@ def test_bench_reads_for_a_while_and_recommends(run: Run, shards: Path) -> None:
     code, out, err = run("bench", shards, "--seconds", 0.2)
     assert out.count("suits it") == 1
     assert "read more than once" in err
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A file of vectors of each kind, and a parquet file of three row groups: 4, 4 and 2 rows."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    vectors = np.arange(1, 53, dtype=np.float32).reshape(13, 4)
+    vectors[3], vectors[7], vectors[[4, 5]], vectors[[6, 8]] = np.nan, np.inf, 0, vectors[0]
+    np.save(folder / "0.npy", vectors)
+    np.save(folder / "one.npy", vectors[:1])
+    frame = pd.DataFrame({"word": [f"w{k}" for k in range(10)], "embedding": [np.float32([k, 0.5]) for k in range(10)]})
+    frame.to_parquet(folder / "groups.parquet", row_group_size=4)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "printed"),
+    [
+        (
+            "info groups.parquet -m word",
+            """
+            rows        10
+            dimension   2
+            dtype       float32
+            size        80 bytes, 8 bytes a row
+            files       1 parquet, of 10 rows
+            vectors     embedding
+            row groups  3, of 2 to 4 rows
+            metadata    word (string)
+            columns     word
+            problems    none
+            """,
+        ),
+        (
+            "info one.npy",
+            """
+            rows        1
+            dimension   4
+            dtype       float32
+            size        16 bytes, 16 bytes a row
+            files       1 npy, of 1 row
+            row groups  none
+            metadata    none read
+            problems    none
+            """,
+        ),
+        (
+            "head groups.parquet -n 2 --start 8 -m word",
+            """
+            row  word  embedding
+            8    w8    8 0.5
+            9    w9    9 0.5
+            """,
+        ),
+        (
+            "plan groups.parquet",
+            """
+            files       1
+            pieces      1, of 10 rows, up to 80 bytes
+            row groups  3, of 2 to 4 rows; none is cut
+            """,
+        ),
+        (
+            "plan groups.parquet --max-piece-size 4",
+            """
+            files       1
+            pieces      3, of 2 to 4 rows, up to 32 bytes
+            row groups  3, of 2 to 4 rows; none is cut
+            """,
+        ),
+        (
+            "plan groups.parquet --max-piece-size 3 --batch-size 4",
+            """
+            files       1
+            pieces      5, of 2 rows, up to 16 bytes
+            row groups  3, of 2 to 4 rows; the largest is cut into several pieces, after it was decoded once
+            batches     3, of 2 to 4 rows, 32 bytes as float32
+            """,
+        ),
+        (
+            "stats 0.npy",
+            """
+            rows          13
+            norms         0 to 101.025, mean 36.9868, deviation 40.1
+            NaN           1 (row 3)
+            infinite      1 (row 7)
+            zero vectors  2 (rows 4, 5)
+            duplicates    3 (rows 0 = 6 = 8, 4 = 5)
+            """,
+        ),
+        (
+            "stats 0.npy --start 3 --end 4",
+            """
+            rows          1
+            norms         none is finite
+            NaN           1 (row 3)
+            infinite      0
+            zero vectors  0
+            duplicates    0
+            """,
+        ),
+        (
+            "nearest groups.parquet --row 2 -k 2",
+            """
+            score   row  embedding
+            1       2    2 0.5
+            0.9968  3    3 0.5
+            """,
+        ),
+        (
+            "nearest groups.parquet -r 2 -r 3 -k 2 -m word --metric l2",
+            """
+            nearest to row 2
+            score  row  word  embedding
+            0      2    w2    2 0.5
+            1      1    w1    1 0.5
+            nearest to row 3
+            score  row  word  embedding
+            0      3    w3    3 0.5
+            1      2    w2    2 0.5
+            """,
+        ),
+        (
+            "convert groups.parquet out",
+            """
+            rows      10
+            dtype     float32
+            files     1 parquet
+            metadata  word
+            """,
+        ),
+    ],
+)
+def test_what_people_read(run: Run, odd: Path, monkeypatch: pytest.MonkeyPatch, command: str, printed: str) -> None:
+    monkeypatch.chdir(odd)
+    assert run(*command.split()) == (0, textwrap.dedent(printed).lstrip(), "")
+
+
+def test_long_lists_are_cut_where_they_say_so() -> None:
+    assert [cli_output.shown_groups([[1, 2]] * count) for count in (0, 1, 5, 6)] == [
+        "",
+        " (rows 1 = 2)",
+        " (rows 1 = 2, 1 = 2, 1 = 2, 1 = 2, 1 = 2)",
+        " (rows 1 = 2, 1 = 2, 1 = 2, 1 = 2, 1 = 2, …)",
+    ]
+    assert cli_output.shown_groups([[1, 2, 3, 4], [5, 6, 7, 8, 9]]) == " (rows 1 = 2 = 3 = 4, 5 = 6 = 7 = 8 = …)"
+    folders = {f"f{k}": {"rows": 1_000 + k} for k in range(9)}
+    eight = ", ".join(f"f{k} (1,00{k} rows)" for k in range(8))
+    assert cli_output.shown_folders(dict(list(folders.items())[:8])) == eight
+    assert cli_output.shown_folders(folders) == f"{eight} and more"
+    assert cli_output.shown_folders({}) is None
+    assert cli_facts.shown_vector([1.0, 2, 3.00009, 4]) == "1 2 3 4"
+    assert cli_facts.shown_vector([1.0, 2, 3.00009, 4, 5]) == "1 2 3 4 …"
+    assert (cli_output.short(None), cli_output.short(0.123456)) == ("none", "0.1235")
+
+
+def test_a_cell_of_a_table_is_no_longer_than_48_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_output.print_table([])
+    cli_output.print_table([{"a": "x" * 48, "b": 1}, {"a": "x" * 49, "b": 2}, {"a": " y  z\n", "b": None}])
+    blanks = " " * 45
+    table = ["a" + " " * 47 + "  b", "x" * 48 + "  1", "x" * 47 + "…  2", f"y z{blanks}  None", ""]
+    assert capsys.readouterr().out.split("\n") == table
+
+
+def test_as_many_rows_of_a_kind_are_named_as_there_is_room_for(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_stats, "_BATCH_NBYTES", 3 * 8)
+    np.save(tmp_path / "0.npy", np.zeros((5, 2), np.float32))
+    assert "zero vectors  5 (rows 0, 1, 2, 3, 4)\n" in run("stats", tmp_path)[1]
+    np.save(tmp_path / "0.npy", np.zeros((6, 2), np.float32))
+    assert "zero vectors  6 (rows 0, 1, 2, 3, 4, …)\n" in run("stats", tmp_path)[1]
+
+
+def test_how_many_groups_of_duplicates_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_stats, "_MOST_GROUPS", 2)
+    monkeypatch.setattr(cli_stats, "_MOST_OF_GROUP", 3)
+    np.save(tmp_path / "0.npy", np.repeat([[1], [2], [3]], [5, 2, 3], axis=0))
+    facts = cli_stats.row_statistics(EmbeddingReader(tmp_path))["duplicates"]
+    assert facts == {"rows": 7, "exact": True, "groups": [[0, 1, 2], [5, 6]]}
+
+
+def test_duplicates_are_counted_exactly_as_long_as_all_rows_are_remembered(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.arange(100).reshape(50, 2))
+    exact, estimated = (
+        cli_stats.row_statistics(EmbeddingReader(tmp_path), most_hashes=most)["duplicates"] for most in (50, 49)
+    )
+    assert exact == {"rows": 0, "exact": True, "groups": []}
+    assert estimated == {"rows": 0, "exact": False, "groups": []}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 12, 13, 14, 26])
+def test_the_batches_of_a_plan_are_those_that_come(odd: Path, batch_size: int) -> None:
+    reader = EmbeddingReader(odd / "0.npy")
+    rows = [len(vectors) for vectors, _ in reader(batch_size, show_progress=False)]
+    assert cli_facts.plan_facts(reader, None, batch_size)["batches"] == {
+        "count": len(rows),
+        "min_rows": min(rows),
+        "max_rows": max(rows),
+        "max_nbytes": max(rows) * 16,
+    }
+
+
+@pytest.mark.parametrize(
+    ("limits", "problems"),
+    [
+        ({"_MANY_FILES": 3, "_SMALL_FILE_NBYTES": 107}, ["3 files of 106 bytes on average: opening each"]),
+        ({"_MANY_FILES": 4, "_SMALL_FILE_NBYTES": 107}, []),
+        ({"_MANY_FILES": 3, "_SMALL_FILE_NBYTES": 106}, []),
+    ],
+)
+def test_many_small_files_are_a_problem(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], problems: list[str]
+) -> None:
+    for name, limit in limits.items():
+        monkeypatch.setattr(cli_facts, name, limit)
+    found = cli_facts.collection_facts(EmbeddingReader(shards))["problems"]
+    assert [problem.partition(" costs")[0] for problem in found] == problems
+
+
+def test_large_row_groups_are_a_problem(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = EmbeddingReader(odd / "groups.parquet", "parquet")
+    monkeypatch.setattr(cli_facts, "_LARGE_GROUP_NBYTES", 32)
+    assert cli_facts.collection_facts(reader)["problems"] == []
+    monkeypatch.setattr(cli_facts, "_LARGE_GROUP_NBYTES", 31)
+    [problem] = cli_facts.collection_facts(reader)["problems"]
+    assert problem.startswith("row groups of up to 4 rows, 32 bytes: each can only be decoded whole")
+
+
+def test_bench_reads_on_where_it_stopped_and_takes_the_fewest_pieces_that_are_as_fast(
+    odd: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a clock that moves when somebody looks at it, by so much for each number of pieces."""
+    ticks = {1: 2.0, 2: 1.25, 4: 1.125, 8: 1.5}
+    calls, now = list[tuple[int, int]](), [0.0]
+    read = EmbeddingReader.__call__
+
+    def recorded(reader: EmbeddingReader, batch_rows: int, row: int = 0, **options: Any) -> Any:
+        calls.append((options["parallel_pieces"], row))
+        return read(reader, batch_rows, row, **options)
+
+    def look() -> float:
+        now[0] += ticks[calls[-1][0]] if calls else 0.0
+        return now[0]
+
+    monkeypatch.setattr(EmbeddingReader, "__call__", recorded)
+    monkeypatch.setattr(cli_bench, "_BATCH_NBYTES", 3 * 16)
+    monkeypatch.setattr(cli_bench, "time", SimpleNamespace(perf_counter=look))
+    monkeypatch.setattr(progress, "_LOG_SECONDS", 0)  # a line for each step
+    facts = cli_bench.measure_reading(EmbeddingReader(odd / "0.npy"), 16.0, show_progress=True)
+    wanted = [(1, 6, 4.0), (2, 10, 5.0), (4, 10, 4.5), (8, 9, 4.5)]
+    assert facts == {
+        "runs": [
+            {
+                "parallel_pieces": pieces,
+                "seconds": seconds,
+                "rows": rows,
+                "nbytes": rows * 16,
+                "rows_per_second": rows / seconds,
+                "nbytes_per_second": rows * 16 / seconds,
+            }
+            for pieces, rows, seconds in wanted
+        ],
+        "suits": 2,  # nine tenths of the best
+        "read_again": True,
+    }
+    assert calls == [(1, 0), (2, 6), (2, 0), (4, 3), (8, 0)]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[0] for line in lines] == [
+        f"measuring: {k} of 4 settings ({k / 4:.0%})" for k in (1, 2, 3, 4)
+    ]
+    calls.clear()
+    assert not cli_bench.measure_reading(EmbeddingReader(odd / "0.npy"), 0.1)["read_again"], "twelve of thirteen rows"
+    assert calls == [(1, 0), (2, 3), (4, 6), (8, 9)]
+    monkeypatch.setattr(cli_bench, "_BATCH_NBYTES", 1)
+    calls.clear()
+    facts = cli_bench.measure_reading(EmbeddingReader(odd / "one.npy"), 0.1)
+    assert [run["rows"] for run in facts["runs"]] == [1, 1, 1, 1], "a row is larger than what is read at once"
+    assert calls == [(1, 0), (2, 0), (4, 0), (8, 0)]
 
 
 @pytest.mark.parametrize(
@@ -545,6 +832,9 @@ def typed(tmp_path: Path) -> Path:
         (["--where", '"full name" in [7, 5]'], [5, 7]),
         (["--where", "full name == 7"], [7]),
         (["--rows", "10:20"], [10, 11]),
+        (["--rows", "11:12"], [11]),
+        (["--rows", "2:5", "--sample", "3"], [2, 3, 4]),
+        (["--rows", "7:", "--where", "n > 9", "--sample", "1"], [10]),
         (["--rows", "rows.npy"], [7, 7, 0]),
         (["--rows", "mask.npy", "--where", "n > 1"], [2, 4, 7, 9]),
     ],
@@ -591,6 +881,26 @@ def test_every_command_chooses_rows(run: Run, typed: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("word == '", ("'",)),
+        ("word == ''", ("",)),
+        ("word == 'a", ("'a",)),
+        ("word == 'a\"", ("'a\"",)),
+        ("word == 'a'", ("a",)),
+        ("word == \"'a'\"", ("'a'",)),
+        ("word == level-l", ("level-l",)),
+        ("word in []", ()),
+        ("word in [a]", ("a",)),
+        ("word not  in ['a, b' , \"c'\",d e]", ("a, b", "c'", "d e")),
+        ("word in [#a, b\\c]", ("#a", "b\\c")),
+    ],
+)
+def test_quotes_are_taken_off_values_that_stand_in_them(text: str, values: tuple[str, ...]) -> None:
+    assert parse_condition(text).values == values
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--where", "n"], "--where 'n' is no condition: a condition is COLUMN OPERATOR VALUE with ==, !=,"),
@@ -609,6 +919,7 @@ def test_every_command_chooses_rows(run: Run, typed: Path, tmp_path: Path) -> No
         (["--rows", "5:2"], "--rows 5:2 is no row"),
         (["--rows", "some"], "expected are START:STOP, such as 10:20, or an .npy file of row numbers"),
         (["--rows", "gone.npy"], "--rows gone.npy: "),
+        (["--rows", "none.npy"], "--rows none.npy holds no row number"),
         (["--rows", "{typed}/0.npy"], "must be a slice, a list of row numbers or a mask"),
         (["--sample", "13"], "--sample 13 draws no row twice, and there are 12 rows"),
         (["--sample", "0"], "0 is not in the range x>=1"),
@@ -616,8 +927,10 @@ def test_every_command_chooses_rows(run: Run, typed: Path, tmp_path: Path) -> No
     ],
 )
 def test_choices_that_make_no_sense_are_refused(
-    run: Run, typed: Path, tmp_path: Path, options: list[str], message: str
+    run: Run, typed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("none.npy", np.empty(0, int))
     code, out, err = run("convert", typed, tmp_path / "out", *(option.format(typed=typed) for option in options))
     assert (code, out) == (2, "")
     assert message in err
