@@ -262,6 +262,18 @@ def test_json_has_null_for_what_is_no_number(run: Run, tmp_path: Path) -> None:
     assert row["d"][0] == 1
 
 
+def test_json_that_others_cannot_read_is_not_printed() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        cli_output.print_json([float("nan")])
+
+
+def test_opening_many_files_shows_how_far_it_is(run: Run, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_LOG_SECONDS", 0)  # a line for each step
+    code, _, err = run("info", shards)
+    assert code == 0
+    assert "3 of 3 files (100%)" in err
+
+
 def test_plan(run: Run, shards: Path, tmp_path: Path) -> None:
     code, out, _ = run("plan", shards, "--max-piece-size", 4, "--batch-size", 6, "--json")
     facts = json.loads(out)
@@ -398,7 +410,9 @@ def odd(tmp_path: Path) -> Path:
     vectors[3], vectors[7], vectors[[4, 5]], vectors[[6, 8]] = np.nan, np.inf, 0, vectors[0]
     np.save(folder / "0.npy", vectors)
     np.save(folder / "one.npy", vectors[:1])
-    frame = pd.DataFrame({"word": [f"w{k}" for k in range(10)], "embedding": [np.float32([k, 0.5]) for k in range(10)]})
+    frame = pd.DataFrame(
+        {"word": [f"w{k}" for k in range(10)], "embedding": [np.array([k, 0.5], np.float32) for k in range(10)]}
+    )
     frame.to_parquet(folder / "groups.parquet", row_group_size=4)
     return folder
 
@@ -596,11 +610,11 @@ def test_the_batches_of_a_plan_are_those_that_come(odd: Path, batch_size: int) -
     [
         ({"_MANY_FILES": 3, "_SMALL_FILE_NBYTES": 107}, ["3 files of 106 bytes on average: opening each"]),
         ({"_MANY_FILES": 4, "_SMALL_FILE_NBYTES": 107}, []),
-        ({"_MANY_FILES": 3, "_SMALL_FILE_NBYTES": 106}, []),
+        ({"_MANY_FILES": 3, "_SMALL_FILE_NBYTES": 320 / 3}, []),
     ],
 )
 def test_many_small_files_are_a_problem(
-    shards: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], problems: list[str]
+    shards: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float], problems: list[str]
 ) -> None:
     for name, limit in limits.items():
         monkeypatch.setattr(cli_facts, name, limit)

@@ -156,12 +156,15 @@ def test_options_of_a_request_are_kept(s3: servers.S3Server, url: str) -> None:
         ({"config_kwargs": {"signature_version": "s3"}}, "signs in another way"),
         ({"config_kwargs": {"proxies": {"http": "http://127.0.0.1:9"}}}, "uses a proxy"),
         ({"s3_additional_kwargs": {"SSECustomerKey": "0" * 32}}, "uses SSECustomerKey"),
+        ({"config_kwargs": {"client_cert": "a.pem"}}, "shows a certificate"),
+        ({"client_kwargs": {"endpoint_url": "https://127.0.0.1:1", "verify": False}}, "does not check certificates"),
     ],
 )
 def test_what_is_out_of_the_ordinary_is_left_to_s3fs(
     s3: servers.S3Server, url: str, options: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    filesystem = connected(fsspec.filesystem("s3", **s3.storage_options, **options, skip_instance_cache=True))
+    options = {**s3.storage_options, **options, "skip_instance_cache": True}
+    filesystem = connected(fsspec.filesystem("s3", **options))
     with caplog.at_level(logging.INFO, "dask_embedding_reader"):
         for _ in range(2):
             assert direct.find_place(filesystem, url.removeprefix("s3://")) is None

@@ -17,9 +17,11 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from dask_embedding_reader.errors import FileChangedError, ReadError
 from dask_embedding_reader.storage import retries
+from dask_embedding_reader.storage.fsspec import FsspecStore
 from dask_embedding_reader.storage.read import read_range, read_ranges
 from dask_embedding_reader.storage.store import (
     Answer,
@@ -30,6 +32,7 @@ from dask_embedding_reader.storage.store import (
     StoredFile,
     Write,
     is_same,
+    most_requests,
 )
 from dask_embedding_reader.storage.urls import resolve
 from tests.support import servers
@@ -160,6 +163,11 @@ def writable(place: Place) -> Place:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Facts
+
+
+def test_as_many_small_reads_are_waited_for_as_the_store_that_takes_most_answers_at_once() -> None:
+    local, remote = (resolve(url)[0] for url in ("/", "memory://"))
+    assert [most_requests(stores) for stores in ([], [local], [remote], [local, remote])] == [1, 1, 16, 16]
 
 
 def test_a_store_is_a_value(place: Place) -> None:
@@ -420,3 +428,22 @@ def test_a_file_is_removed(writable: Place) -> None:
     assert writable.names() == {}
     with suppress(FileNotFoundError):  # some do not say that it was not there
         store.remove(path)
+
+
+class EarlierClient(MemoryFileSystem):  # type: ignore[misc]  # fsspec is not typed
+    """Removes single files by the general way alone, as adlfs did."""
+
+    cachable = False
+
+    def rm_file(self, path: str) -> None:
+        raise NotImplementedError
+
+    def rm(self, path: str, *_: Any, **__: Any) -> None:
+        super().rm_file(path)
+
+
+def test_a_client_is_asked_in_the_way_that_it_knows_to_remove_a_file() -> None:
+    store, path = FsspecStore(EarlierClient()), f"/{uuid.uuid4().hex}"
+    store.put(path, lambda write: write(DATA))
+    store.remove(path)
+    assert not store.exists(path)
