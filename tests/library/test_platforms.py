@@ -19,6 +19,8 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, NoFilesError, verify_embeddings, write_embeddings
 from dask_embedding_reader.storage import local as storage
+from dask_embedding_reader.storage.store import ObjectInfo
+from dask_embedding_reader.storage.urls import resolve
 from tests.support.collections import assert_batches, assert_same_frame, assert_same_rows, write_collection
 
 
@@ -116,6 +118,40 @@ def test_no_call_asks_for_more_than_macos_gives(monkeypatch: pytest.MonkeyPatch,
     collection = write_collection(tmp_path, "npy")
     assert_same_rows(collection.open().to_dask_array().compute(), collection.rows)
     assert_batches(collection.open()(6), collection, 6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "calls"),
+    [
+        ([3, 3, 3, 3, 3], [[3, 3, 3, 1], [2, 3]]),
+        ([1] * 9, [[1] * 4, [1] * 4, [1]]),
+        ([12, 5], [[10], [2, 5]]),
+        ([5, 5, 5], [[5, 5], [5]]),
+        ([4, 0, 3, 3], [[4, 3, 3]]),
+        ([10], [[10]]),
+        ([11], [[10], [1]]),
+    ],
+)
+def test_as_few_calls_fill_memory_as_their_limits_allow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sizes: list[int], calls: list[list[int]]
+) -> None:
+    asked: list[list[int]] = []
+    preadv = os.preadv
+
+    def noting(descriptor: int, buffers: Sequence[Any], offset: int) -> int:
+        asked.append([len(buffer) for buffer in buffers])
+        return preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", noting)
+    monkeypatch.setattr(storage, "_CALL_NBYTES", 10)
+    monkeypatch.setattr(storage, "IOV_MAX", 4)
+    path, places = tmp_path / "0.bin", [bytearray(size) for size in sizes]
+    path.write_bytes(bytes(range(100)))
+    store, name = resolve(path)
+    [answer] = store.read(name, [(7, [memoryview(place) for place in places])])
+    assert isinstance(answer, ObjectInfo)
+    assert b"".join(places) == bytes(range(7, 7 + sum(sizes)))
+    assert asked == calls
 
 
 def test_the_most_in_one_call_is_less_than_any_system_refuses() -> None:

@@ -41,7 +41,10 @@ ROOMS = {
     "formats": ("formats", "formats"),
     "batches": ("batches _common/memory.py", "batches rows library/test_properties.py"),
     "lazy": ("lazy", "batches/test_streaming.py lazy"),
-    "storage": ("storage", "storage collection/test_finding_files.py library/test_platforms.py"),
+    "storage": (
+        "storage",
+        "storage collection/test_finding_files.py formats/test_picking.py library/test_platforms.py",
+    ),
     "collection": ("collection", "collection library/test_bad_input.py rows/test_views.py"),
     "write": ("write", "write"),
     "cli": ("cli", "show/test_command_line.py"),

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -281,8 +282,11 @@ def test_plan(run: Run, shards: Path, tmp_path: Path) -> None:
     assert facts["pieces"] == {"count": 6, "min_rows": 2, "max_rows": 4, "max_nbytes": 64}
     assert facts["batches"] == {"count": 4, "min_rows": 2, "max_rows": 6, "max_nbytes": 96}
     picture = tmp_path / "plan.png"
+    plt.close("all")  # what others left; the lowest matplotlib warns of them when it changes its backend
+    plt.switch_backend("svg")
     code, out, _ = run("plan", shards, "--plot", picture)
     assert (code, picture.read_bytes()[:4]) == (0, b"\x89PNG")
+    assert plt.get_backend().lower() == "agg", "no window is opened"
     assert f"drawn in {picture}" in out
 
 

@@ -28,6 +28,7 @@ from dask_embedding_reader import EmbeddingReader, write_embeddings
 from dask_embedding_reader.cli.commands import main
 from dask_embedding_reader.errors import EmbeddingReaderError
 from dask_embedding_reader.storage import retries
+from dask_embedding_reader.storage.connections import headers_for
 from dask_embedding_reader.storage.find import INCOMPLETE_NAME
 from tests.support import servers
 from tests.support.faults import FAULTS, REFUSALS, Proxy, faulty
@@ -240,6 +241,30 @@ def test_wrong_options_do_not_tell_the_secret(
 
 LOCAL = {"local.py", "local_input"}
 """Modules and functions in whose errors no address can be."""
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "is_same"),
+    [
+        ("http://a/x", "http://a/y", True),
+        ("http://a/x", "http://A:80/y", True),
+        ("http://a:80/x", "https://a/y", True),
+        ("http://a/x", "https://a:443/y", True),
+        ("https://a/x", "https://a:443/y", True),
+        ("https://a/x", "http://a/y", False),
+        ("http://a/x", "http://a:81/y", False),
+        ("http://a:81/x", "https://a/y", False),
+        ("http://a/x", "https://a:444/y", False),
+        ("http://a:8080/x", "https://a:8080/y", False),
+        ("https://a/x", "https://b/y", False),
+        ("https://a/x", "https://b.a/y", False),
+        ("http://a/x", "ftp://a:80/y", False),
+    ],
+)
+def test_headers_go_to_the_server_that_they_are_for_and_to_no_other(asked: str, there: str, is_same: bool) -> None:
+    headers = {"Authorization": "Bearer x", "X-Own": "1", "Cookie": "c=1", "range": "bytes=0-9", "User-Agent": "x"}
+    kept = {"range", "User-Agent"} if not is_same else {*headers}
+    assert set(headers_for(there, asked, headers)) == kept
 
 
 def test_what_tells_a_secret_is_no_cause() -> None:
