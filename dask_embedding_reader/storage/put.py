@@ -252,6 +252,8 @@ def _explained(
 
 def _remedy(error: Exception) -> str:
     kept = "what is finished is kept, and running the same again goes on from there"
+    if isinstance(error, ReadError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what it failed with each time
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"make room, or name a folder on another storage; {kept}"
     if isinstance(error, FileNotFoundError):

@@ -458,6 +458,17 @@ def test_a_folder_in_memory_may_have_any_name(memory: str, name: str) -> None:
     assert numbers(f"{memory}/{name}/0.npy") == [1]
 
 
+@pytest.mark.parametrize("count", [3, 4])
+def test_three_places_without_files_are_named_and_more_are_told_to_be(tmp_path: Path, count: int) -> None:
+    folders = [tmp_path / f"empty{k}" for k in range(count)]
+    for folder in folders:
+        folder.mkdir()
+    with pytest.raises(NoFilesError) as caught:
+        EmbeddingReader(folders, "npy")
+    assert [f"empty{k}" in str(caught.value) for k in range(count)] == [True, True, True, False][:count]
+    assert str(caught.value).endswith("; …") is (count > 3)
+
+
 def test_a_path_that_exists_wins_over_its_reading_as_a_glob(tmp_path: Path) -> None:
     plant(tmp_path, {"a1/0.npy": 1})
     assert numbers(f"{tmp_path}/a[1]") == [1]  # nothing has that name, so it is a pattern

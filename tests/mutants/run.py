@@ -43,7 +43,10 @@ ROOMS = {
     "lazy": ("lazy", "batches/test_streaming.py lazy"),
     "storage": (
         "storage",
-        "storage collection/test_finding_files.py formats/test_picking.py library/test_platforms.py",
+        (
+            "storage collection/test_finding_files.py formats/test_picking.py library/test_platforms.py "
+            "write/test_write.py"
+        ),
     ),
     "collection": ("collection", "collection library/test_bad_input.py rows/test_views.py"),
     "write": ("write", "write"),
@@ -87,7 +90,8 @@ class Reach(NamedTuple):
 
 def find_reach(room: str, paths: Sequence[Path]) -> Reach:
     """Return which tests reach which lines, from what is kept of an earlier run if there is one."""
-    tests = [f"tests/{path}" for path in ROOMS[room][1].split()]
+    code, of_room = ROOMS[room]
+    tests = [f"tests/{path}" for path in of_room.split()] + [f"{PACKAGE}/{path}" for path in code.split()]  # examples
     kept, data = KEPT / f"{room}.json", KEPT / f"{room}.coverage"
     files = [file for path in map(Path, tests) for file in ([path] if path.is_file() else path.rglob("*.py"))]
     if not kept.exists() or kept.stat().st_mtime < max(path.stat().st_mtime for path in [*paths, *files]):

@@ -142,6 +142,13 @@ def test_what_is_not_there_is_named(served: Hub, path: str) -> None:
         open_hub(served, path)
 
 
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_hub_that_does_not_tell_the_commit_is_named(served: Hub, status: int) -> None:
+    served.faults = [("/api/datasets", status, {})] * 20
+    with pytest.raises(ReadError, match=f"looking up {HOME}/emb: .*{status}"):
+        open_hub(served)
+
+
 def test_a_private_data_set_needs_the_token_and_nobody_sees_it(
     served: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,6 +5,7 @@ A place is an empty folder, and a way to put files there as others would, past t
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import pickle
@@ -19,8 +20,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from dask_embedding_reader.errors import FileChangedError, ReadError
-from dask_embedding_reader.storage import retries
+from dask_embedding_reader.errors import FileChangedError, ReadError, WriteError
+from dask_embedding_reader.storage import put, retries
 from dask_embedding_reader.storage.fsspec import FsspecStore
 from dask_embedding_reader.storage.read import read_range, read_ranges
 from dask_embedding_reader.storage.store import (
@@ -270,6 +271,18 @@ def test_nothing_comes_from_beyond_the_end(place: Place) -> None:
             read_range(file, start, stop)
 
 
+def test_what_comes_tells_its_version_though_nothing_was_asked_before(place: Place) -> None:
+    place.put("0.bin", DATA)
+    place.found("0.bin")  # what has been asked by now, and a client of its own that has not
+    fresh, _ = resolve(place.url, {**place.options, "skip_instance_cache": True})
+    answers = []
+    for store in (place.store, fresh):
+        [answer] = store.read(place.at("0.bin"), [(0, [memoryview(bytearray(10))])])
+        assert answer is None or isinstance(answer, ObjectInfo)
+        answers.append(answer)
+    assert answers[0] == answers[1]
+
+
 def test_a_whole_small_file_is_read(place: Place) -> None:
     place.put("0.bin", DATA)
     assert place.store.read_whole(place.at("0.bin")) == DATA
@@ -447,3 +460,150 @@ def test_a_client_is_asked_in_the_way_that_it_knows_to_remove_a_file() -> None:
     store.put(path, lambda write: write(DATA))
     store.remove(path)
     assert not store.exists(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What writers do with any of them (``put``)
+
+
+def test_folders_are_looked_for_and_removed_where_there_are_folders(writable: Place) -> None:
+    store, top = writable.store, writable.at("top")
+    assert put.list_files(store, top) == {}
+    for name in ("a-1", "a-2", "b-1"):
+        put.make_folder(store, f"{top}/{name}")
+    put.put_file(store, f"{top}/a-1/0.bin", b"0")
+    put.put_file(store, f"{top}/a-3", b"a file")
+    found = {"a-1", "a-2"} if store.is_local else set()
+    assert {path.removeprefix(f"{top}/") for path in put.find_folders(store, top, "a-")} == found
+    assert put.has_folder(store, f"{top}/a-2")
+    assert put.has_folder(store, f"{top}/c") is not store.is_local
+    assert put.is_local_file(store, f"{top}/a-3") is store.is_local
+    assert not put.is_local_file(store, f"{top}/a-1")
+    assert not put.is_local_file(store, f"{top}/c")
+    for name in ("a-1", "a-2"):
+        put.remove_empty_folder(store, f"{top}/{name}")
+    assert put.list_files(store, top) == {"a-1/0.bin": 1, "a-3": 6}
+    assert put.has_folder(store, f"{top}/a-1")
+    assert put.has_folder(store, f"{top}/a-2") is not store.is_local
+    put.remove_folder(store, f"{top}/a-1")
+    assert put.list_files(store, top) == {"a-3": 6}
+    put.remove_folder(store, f"{top}/a-1")  # there is none any more
+    assert put.get_file(store, f"{top}/a-3") == b"a file"
+    put.remove_files(store, [f"{top}/a-3", f"{top}/a-3", f"{top}/c"])
+    assert put.get_file(store, f"{top}/a-3") is None
+
+
+def test_what_is_removed_by_way_of_a_folder_stays_once_that_has_gone(writable: Place) -> None:
+    store, path, trash = writable.store, writable.at("a/0.bin"), writable.at("trash")
+    put.put_file(store, path, b"0")
+    if store.is_local:
+        with pytest.raises(FileNotFoundError):
+            store.remove(path, trash)
+        put.remove_files(store, [path], trash)
+        put.remove_folder(store, writable.at("a"), trash)
+        assert put.get_file(store, path) == b"0"
+    put.make_folder(store, trash)
+    put.put_file(store, writable.at("a/b/1.bin"), b"1")
+    put.remove_files(store, [path], trash)
+    assert put.list_files(store, writable.at("a")) == {"b/1.bin": 1}
+    put.remove_folder(store, writable.at("a"), trash)
+    assert writable.names() == {}
+    assert not put.has_folder(store, writable.at("a")) or not store.is_local
+
+
+def test_links_are_found_wherever_they_are(tmp_path: Path) -> None:
+    store, top = resolve(tmp_path)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert put.find_links(store, top) == []
+    (tmp_path / "a" / "b" / "file").symlink_to(tmp_path / "gone")
+    (tmp_path / "a" / "folder").symlink_to(tmp_path / "a", target_is_directory=True)
+    assert set(put.find_links(store, top)) == {f"{top}/a/b/file", f"{top}/a/folder"}
+    assert put.find_links(store, f"{top}/a/folder")[0] == f"{top}/a/folder"
+    assert put.real_path(store, f"{top}/a/folder/b") == os.path.realpath(tmp_path / "a" / "b")
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError(errno.ENOSPC, "full"), "make room, or name a folder on another storage; what is finished is kept"),
+        (OSError(errno.EDQUOT, "full"), "make room, or name a folder on another storage; what is finished is kept"),
+        (FileNotFoundError("no bucket"), "make the bucket first, or check the spelling; what is finished is kept"),
+        (PermissionError("no"), "get the permission to write there, or name another folder; what is finished is kept"),
+        (OSError(errno.EROFS, "ro"), "get the permission to write there, or name another folder; what is finished is"),
+        (NotImplementedError("no"), "this kind of storage cannot be written to in this way; name a folder on another"),
+        (ValueError("no"), "this kind of storage cannot be written to in this way; name a folder on another one"),
+        (TypeError("no"), "this kind of storage cannot be written to in this way; name a folder on another one"),
+        (ConnectionError("away"), "check the storage and the connection; what is finished is kept, and running the"),
+    ],
+    ids=repr,
+)
+def test_what_keeps_a_file_from_being_written_has_its_remedy(
+    error: Exception, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FailingClient(MemoryFileSystem):  # type: ignore[misc]  # fsspec is not typed
+        cachable = False
+
+        def pipe_file(self, *_: Any, **__: Any) -> None:
+            raise error
+
+        def cat_file(self, *_: Any, **__: Any) -> bytes:
+            raise error
+
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
+    store = FsspecStore(FailingClient())
+    with pytest.raises(WriteError, match=f"memory:///0.bin: cannot be written: .*; {remedy}"):
+        put.put_file(store, "/0.bin", b"0")
+    if isinstance(error, FileNotFoundError):
+        assert put.get_file(store, "/0.bin") is None
+        return
+    for kind, told in ((WriteError, remedy), (ReadError, "check the storage, the connection and your permissions")):
+        with pytest.raises(kind, match=f"memory:///0.bin: cannot be read: .*; {told}"):
+            put.get_file(store, "/0.bin", kind)
+
+
+class RefusingClient(MemoryFileSystem):  # type: ignore[misc]  # fsspec is not typed
+    """Answers to who stores a file only if it is new with one status after the other, as servers of S3 do."""
+
+    protocol = ("s3",)
+    cachable = False
+
+    def __init__(self, *statuses: int) -> None:
+        super().__init__()
+        self.statuses = [*statuses]
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        if mode == "create" and self.statuses:
+            error: Any = OSError("refused")
+            error.status = self.statuses.pop(0)
+            raise error
+        super().pipe_file(path, value)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "is_stored"),
+    [
+        ([412], False),  # there is one
+        ([409, 409], True),  # another one was being stored, in vain
+        ([409, 412], False),
+        ([400], True),  # the server does not know of it
+        ([501], True),
+        ([503, 503], True),
+        ([403], None),
+        ([404], None),
+        ([503] * 5, None),
+    ],
+)
+def test_what_a_server_says_to_a_file_that_has_to_be_new(
+    statuses: list[int], is_stored: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
+    client, path = RefusingClient(*statuses), f"/{uuid.uuid4().hex}"
+    store = FsspecStore(client)
+    if is_stored is None:
+        with pytest.raises(OSError if len(statuses) == 1 else ReadError):
+            store.create(path, DATA)
+    else:
+        assert store.create(path, DATA) is is_stored
+    assert client.statuses == []
+    assert client.exists(path) is bool(is_stored)
+    client.store.pop(path, None)

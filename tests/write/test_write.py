@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -48,7 +49,10 @@ from dask_embedding_reader.errors import (
 from dask_embedding_reader.formats import vectors as casting_module
 from dask_embedding_reader.formats.parquet import encode as encoding
 from dask_embedding_reader.formats.vectors import Vectors, check_casting, plan_casting
-from dask_embedding_reader.write import threads
+from dask_embedding_reader.storage.urls import resolve
+from dask_embedding_reader.write import sources, tasks, threads
+from dask_embedding_reader.write.folder import Folder
+from dask_embedding_reader.write.request import Request, choose_rows_per_file, count_writers, estimate_nbytes
 from tests.support import servers
 from tests.support.collections import FORMATS, Collection, assert_batches, assert_same_frame, write_collection
 
@@ -226,6 +230,123 @@ def test_files_are_about_200_mb_or_whole_chunks_near_that(tmp_path: Path) -> Non
     assert rows_of(60, max_ram_usage_in_bytes=2**28) == [60] * 11 + [40]
     assert rows_of((7, 350, 343), max_ram_usage_in_bytes=2**28) == [83] * 8 + [36]
     assert rows_of(60, max_ram_usage_in_bytes="256MiB") == [60] * 11 + [40]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What follows from the arguments
+
+
+def asked_for(
+    *, store: str = "/", rows_per_file: int | None = None, dtype: str | None = None, limit_nbytes: int = 2**32
+) -> Request:
+    opened, path = resolve(store)
+    return Request(
+        folder=Folder(opened, path, store, None),
+        file_format="npy",
+        embedding_column="embedding",
+        rows_per_file=rows_per_file,
+        dtype=None if dtype is None else np.dtype(dtype),
+        scale=None,
+        overwrite=False,
+        show_progress=False,
+        limit_nbytes=limit_nbytes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "rows", "chosen"),
+    [
+        (asked_for(rows_per_file=7), None, 7),
+        (asked_for(rows_per_file=7), 20, 7),
+        (asked_for(rows_per_file=7), 6, 6),
+        (asked_for(rows_per_file=7), 0, 1),
+        (asked_for(), None, 5_000_000),  # of 40 bytes
+        (asked_for(), 20, 20),
+        (asked_for(), 0, 1),
+        (asked_for(dtype="f8"), None, 2_500_000),
+        (asked_for(dtype="f2"), None, 5_000_000),  # they are in memory as they are
+        (asked_for(limit_nbytes=8_000), None, 25),
+        (asked_for(limit_nbytes=8 * 39), None, 1),
+    ],
+)
+def test_how_many_rows_a_file_has(request_: Request, rows: int | None, chosen: int) -> None:
+    assert choose_rows_per_file(request_, rows, 10, np.dtype("f4")) == chosen
+
+
+def test_what_a_file_holds_in_memory() -> None:
+    def estimate(rows: int, **given: Any) -> int:
+        return estimate_nbytes(asked_for(**given), rows, 10, np.dtype("f4"))
+
+    assert estimate(5) == 200
+    assert estimate(5, dtype="f2") == 200
+    assert estimate(5, store="memory://x") == 200 + 200, "it is put as a whole"
+    assert estimate(5, store="memory://x", dtype="f2") == 200 + 100
+    assert estimate(2, limit_nbytes=160) == 80
+    with pytest.raises(ArgumentError, match=r"files of 2 rows takes about 160 bytes .*80 for a file.* limit is 159"):
+        estimate(2, limit_nbytes=159)
+    assert estimate(1, limit_nbytes=1) == 40, "smaller ones there are not"
+
+
+@pytest.mark.parametrize(
+    ("store", "limit", "nbytes", "writers"),
+    [
+        ("/", 1_000, 100, 5),
+        ("/", 1_000, 101, 4),
+        ("/", 1_000, 1, 6),
+        ("/", 1_000, 501, 1),
+        ("/", 1_000, 0, 6),
+        ("memory://x", 10_000, 1, 16),
+    ],
+)
+def test_half_of_the_memory_is_for_files_that_are_written(
+    monkeypatch: pytest.MonkeyPatch, store: str, limit: int, nbytes: int, writers: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert count_writers(asked_for(store=store, limit_nbytes=limit), nbytes) == writers
+
+
+@pytest.mark.parametrize(
+    ("step", "chunks", "rows"),
+    [
+        (10, (5, 5, 5, 3), 10),
+        (10, (4, 4, 4), 8),
+        (10, (4, 4, 5), 10),  # not alike
+        (10, (4, 3, 4), 10),
+        (10, (10, 10), 10),
+        (10, (11, 5), 6),
+        (10, (25, 25), 9),
+        (10, (7,), 7),
+        (10, (0,), 10),
+        (10, (0, 4), 10),
+    ],
+)
+def test_files_are_whole_chunks_or_whole_parts_of_them(step: int, chunks: tuple[int, ...], rows: int) -> None:
+    assert tasks._align(step, chunks, asked_for()) == rows
+    assert tasks._align(step, chunks, asked_for(rows_per_file=step)) == step
+
+
+@given(rows=st.lists(st.integers(0, 4), min_size=1, max_size=8).filter(any), data=st.data())
+def test_a_file_needs_the_chunks_that_hold_its_rows_and_no_others(rows: list[int], data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, sum(rows) - 1))
+    stop = data.draw(st.integers(start + 1, sum(rows)))
+    starts = list(accumulate(rows, initial=0))
+    found = tasks._Pieces(range(len(rows)), rows).overlapping(starts, start, stop)
+    held = [
+        (key, max(start - first, 0), min(stop - first, count), count)
+        for key, (first, count) in enumerate(zip(starts, rows, strict=False))
+        if first < stop and first + count > start
+    ]
+    assert found == held
+    assert sum(b - a for _, a, b, _ in found) == stop - start
+
+
+@given(st.integers(0, 6).flatmap(lambda count: st.tuples(st.just(count), st.sets(st.integers(0, count)))))
+def test_what_is_missing_is_written_in_runs(case: tuple[int, set[int]]) -> None:
+    count, known = case
+    known = {number for number in known if number < count}
+    runs = list(sources._missing_runs(known, count))
+    assert [number for run in runs for number in range(*run)] == sorted(set(range(count)) - known)
+    assert all(a[1] < b[0] for a, b in pairwise(runs)), "neighbours are one run"
 
 
 # --------------------------------------------------------------------------------------------------------------------
