@@ -133,17 +133,18 @@ def open_picker(vectors: FileFormat, columns: Columns, header: FileHeader, start
             each = zip(rows.tolist(), range(len(rows)) if places is None else places.tolist(), strict=True)
             read([(row, target.view(place, 1)) for row, place in each])
             return
+        # Only where neighbours end is looked at: of most of all rows there are few such places.
         steps = rows[1:] - rows[:-1]
-        near = steps[steps <= gap_rows]
-        gaps = near[near != 1]
+        jumps = steps[steps != 1]
+        gaps = jumps[jumps <= gap_rows]
+        runs = len(jumps) + 1
         # What has to be decoded cannot go back to give a row twice.
         repeats = bool(header.group_rows) and bool((gaps == 0).any())
-        if local and not repeats and 4 * len(gaps) <= len(rows) - (len(near) - len(gaps)):
+        if local and not repeats and 4 * len(gaps) <= runs:
             _pick_runs(read, header, rows, target, places, most_rows)
-        elif local and 2 * int(near.sum()) >= int(rows[-1] - rows[0]):
-            runs = len(rows) - (len(near) - len(gaps))
+        elif local and 2 * (len(rows) - runs + int(gaps.sum())) >= int(rows[-1] - rows[0]):
             offset = vectors.raw_offset(header)
-            straight = places is None and runs * _RUN_NBYTES <= len(rows) * row_nbytes and bool((steps > 0).all())
+            straight = places is None and runs * _RUN_NBYTES <= len(rows) * row_nbytes and bool((gaps > 0).all())
             if offset is None or not straight or not target.try_fill(header, offset, rows):
                 _pick_dense(read, header, rows, target, places, most_rows)
         else:
