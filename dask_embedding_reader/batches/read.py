@@ -144,9 +144,9 @@ class _Reading:
         self._frames: deque[tuple[int, Any]] = deque()
         self._numbered: deque[pd.DataFrame] = deque()
         self._batch_nbytes = request.batch_rows * manifest.dimension * request.dtype.itemsize
-        # What the pieces of all threads fill, half floats widened: so much is let go of before the next one is begun.
-        # Given back to the system's allocator, it would not be found by other threads, and 95 MB held under 64.
-        self._buffers = Buffers(max(2 * self._batch_nbytes, request.limit_nbytes // 2))
+        # All that is let go of is kept, and counted: given back to the allocator of C, it would not be found by other
+        # threads, and 95 MB held under 64.
+        self._buffers = Buffers(max(2 * self._batch_nbytes, request.limit_nbytes))
         self._most_batches = pace.most_batches
         self._metadata_row_nbytes = pace.metadata_row_nbytes
         self._metadata_start = self._metadata_stop = request.start
