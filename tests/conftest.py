@@ -16,6 +16,8 @@ import s3fs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dask_embedding_reader.formats import ipc
+from dask_embedding_reader.formats.parquet import page_index
 from dask_embedding_reader.formats.parquet.footers import FOOTERS
 from tests.support import clouds, hadoop, servers
 
@@ -41,9 +43,10 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_footers_of_other_tests() -> None:
-    """They count against the memory limit of a pass, and limits of tests are small."""
-    FOOTERS.clear()
+def _nothing_kept_of_other_tests() -> None:
+    """What is kept counts against the memory limit of a pass, and limits of tests are small."""
+    for kept in (FOOTERS, ipc.INDICES, page_index.INDICES):
+        kept.clear()
 
 
 class _DoctestFolders:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dask_embedding_reader._common.cache import CountedCache
 from dask_embedding_reader.errors import EmbeddingReaderError, FormatError
 from dask_embedding_reader.storage.read import read_range, read_ranges
 from dask_embedding_reader.storage.retries import describe
@@ -57,6 +57,11 @@ class Batch(NamedTuple):
     views: tuple[int, ...]
     """How many buffers of text each column of views has."""
 
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes, with the message that its numbers lie in, and the objects that hold them."""
+        return 1_000 + 3 * (self.nodes.nbytes + self.buffers.nbytes)
+
 
 Dictionaries = dict[int, tuple[Batch, ...]]
 """Dictionaries by their numbers, each in parts."""
@@ -79,8 +84,18 @@ class Index(NamedTuple):
         """The rows of each record batch."""
         return tuple(batch.rows for batch in self.batches)
 
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes; parts of dictionaries that several batches know are there once."""
+        known = {id(each): each for each in self.dictionaries}.values()
+        parts = {id(part): part for each in known for some in each.values() for part in some}.values()
+        return sum(batch.nbytes for batch in (*self.batches, *parts))
 
-@lru_cache(maxsize=64)
+
+INDICES: CountedCache[StoredFile, Index] = CountedCache(32 * 2**20)
+"""Those of the files that were read last."""
+
+
 def read_index(file: StoredFile) -> Index:
     """Read where the record batches of a file are; kept for the next rows of it.
 
@@ -89,6 +104,8 @@ def read_index(file: StoredFile) -> Index:
     FormatError
         If that cannot be right.
     """
+    if known := INDICES.get(file):
+        return known
     if 0 <= file.size < 12:
         fail(file, f"it has {file.size} bytes, fewer than any; write it again")
     if file.size < 0:
@@ -97,6 +114,7 @@ def read_index(file: StoredFile) -> Index:
         tail = read_range(file, max(0, file.size - _TAIL_NBYTES), file.size)
         index = _read_file(file, tail) if tail[-6:] == MAGIC else _read_stream(file)
         _ = index.schema.names  # which are found to be no text only when they are looked at
+        INDICES.put(file, index)
         return index
     except EmbeddingReaderError:
         raise

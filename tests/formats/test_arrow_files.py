@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,15 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader import ColumnError, EmbeddingReader, FormatError, write_embeddings
-from dask_embedding_reader.formats import ipc_columns
+from dask_embedding_reader._common.budget import cached_nbytes
+from dask_embedding_reader.formats import ipc, ipc_columns
 from dask_embedding_reader.formats.arrow_tables import iter_arrow_tables
+from dask_embedding_reader.formats.ipc import read_index
+from dask_embedding_reader.storage.local import LocalStore, file_info
+from dask_embedding_reader.storage.store import StoredFile
 from tests.support.collections import as_others_read
 from tests.support.stores import Bucket, emptied_bucket
 
@@ -39,6 +45,26 @@ def put(path: Path, batch_rows: int = 20, *, stream: bool = False, codec: Any = 
     with make(path, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
         writer.write_table(table, batch_rows)
     return path
+
+
+@pytest.mark.parametrize("columns", [1, 50])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_kept_of_files_takes_no_more_than_is_counted(tmp_path: Path, stream: bool, columns: int) -> None:
+    made: dict[str, Any] = {f"n{n}": pa.array(range(4_000)) for n in range(columns)}
+    made["kind"] = pa.array(["a", "b"] * 2_000).dictionary_encode()
+    path = put(tmp_path / "0.arrow", 2, stream=stream, **made)
+    file = StoredFile(LocalStore(LocalFileSystem()), str(path), file_info(str(path)).version)
+    read_index(file)  # imports
+    ipc.INDICES.clear()
+    before = cached_nbytes()
+    tracemalloc.start()
+    index = read_index(file)
+    took, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(index.batches) == 2_000
+    assert took <= 1.2 * index.nbytes
+    assert cached_nbytes() - before == index.nbytes  # it counts in every budget
+    assert read_index(file) is index
 
 
 def same(reader: EmbeddingReader, rows: npt.NDArray[Any] = ROWS) -> None:

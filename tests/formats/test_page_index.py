@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import product
@@ -11,13 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader._common.budget import cached_nbytes
 from dask_embedding_reader.formats.parquet import page_index
 from dask_embedding_reader.formats.parquet.footer import parse_footer
 from dask_embedding_reader.formats.parquet.footers import FOOTERS
+from dask_embedding_reader.formats.parquet.page_index import PageIndex
+from dask_embedding_reader.storage.local import LocalStore
+from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.support.stores import Bucket, emptied_bucket
 
 ROWS, DIMENSION, PAGE_ROWS = 12_000, 128, 128
@@ -70,7 +76,7 @@ def bucket() -> Iterator[Bucket]:
 
 def opened(kind: str) -> EmbeddingReader:
     FOOTERS.clear()
-    page_index.read_page_index.cache_clear()
+    page_index.INDICES.clear()
     return EmbeddingReader(URL, embedding_dtype="float32" if kind == "binary" else None)
 
 
@@ -197,3 +203,18 @@ def test_an_index_that_is_wrong_is_not_believed(bucket: Bucket, writer: str, wro
     np.testing.assert_array_equal(batches(reader.take(FAR_APART)), VECTORS[FAR_APART])
     for asked in bucket.reads:
         assert start <= asked.start <= asked.stop <= stop or (asked.start, asked.stop) == (first, last)
+
+
+def test_what_is_kept_takes_no_more_than_is_counted() -> None:
+    page_index.INDICES.clear()
+    before, pages = cached_nbytes(), range(2**20, 2**20 + 4_000)
+    tracemalloc.start()
+    index = PageIndex(*(tuple(page + 2**30 * n for page in pages) for n in range(3)))
+    took, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert took <= 1.2 * index.nbytes
+    file = StoredFile(LocalStore(LocalFileSystem()), "0.parquet", Version(1))
+    page_index.INDICES.put((file, 0), index)
+    assert cached_nbytes() - before == index.nbytes  # it counts in every budget
+    page_index.INDICES.clear()
+    assert cached_nbytes() == before

@@ -24,11 +24,11 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader._common.cache import CountedCache
 from dask_embedding_reader.errors import ColumnError, FormatError
 from dask_embedding_reader.formats.parquet import column_chunks, footers
 from dask_embedding_reader.formats.parquet import header as parquet
 from dask_embedding_reader.formats.parquet.footer import Footer, parse_footer
-from dask_embedding_reader.formats.parquet.footers import FooterCache
 from dask_embedding_reader.storage.local import LocalStore
 from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.fuzz import mutate
@@ -286,7 +286,7 @@ def test_a_wrong_null_count_of_vectors_is_looked_into(tmp_path: Path) -> None:
 def test_footers_are_kept_in_so_many_bytes() -> None:
     footer = parse(written({}), ["embedding"])
     files = [StoredFile(LocalStore(LocalFileSystem()), f"{n}", Version(1)) for n in range(9)]
-    cache = FooterCache(3 * footer.nbytes)
+    cache: CountedCache[StoredFile, Footer] = CountedCache(3 * footer.nbytes)
     for file in files:
         cache.put(file, footer)
         cache.get(files[0])  # used again and again

@@ -24,7 +24,7 @@ CHANGING = frozenset(
 
 ALLOWED = {
     ("Buffers", "_ended"): ({"wait_while"}, "a queue, which is locked itself"),
-    ("FooterCache", "_nbytes"): ({"nbytes"}, "read as one number"),
+    ("CountedCache", "_nbytes"): ({"nbytes"}, "read as one number"),
     ("Threads", "_held_nbytes"): ({"held_nbytes", "compute_globals"}, "read as one number; counted before all units"),
     ("Threads", "_loans"): ({"start", "_compute", "_run"}, "a loan is there until the last who uses it gives it back"),
 }

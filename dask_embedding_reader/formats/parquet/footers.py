@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from dask_embedding_reader._common.budget import count_cache
+from dask_embedding_reader._common.cache import CountedCache
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats.base import FileHeader
@@ -34,54 +32,8 @@ _SMALL_NBYTES = 2**12
 """Texts of a row group that are no longer than this together are not looked at."""
 
 
-class FooterCache:
-    """The footers that were used last.
-
-    Threads share it: each step holds the lock.
-    """
-
-    def __init__(self, most_nbytes: int) -> None:
-        self._most_nbytes = most_nbytes
-        self._nbytes = 0
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[StoredFile, Footer] = OrderedDict()
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that they take."""
-        return self._nbytes
-
-    def get(self, file: StoredFile) -> Footer | None:
-        """Return the footer of a file, if it is known."""
-        with self._lock:
-            if file in self._kept:
-                self._kept.move_to_end(file)
-            return self._kept.get(file)
-
-    def put(self, file: StoredFile, footer: Footer) -> None:
-        """Keep a footer in place of those that were used the longest time ago. The last one is kept, large or not."""
-        with self._lock:
-            self._forget(file)
-            self._kept[file] = footer
-            self._nbytes += footer.nbytes
-            while self._nbytes > self._most_nbytes and len(self._kept) > 1:
-                self._forget(next(iter(self._kept)))
-
-    def clear(self) -> None:
-        """Forget them all."""
-        with self._lock:
-            self._kept.clear()
-            self._nbytes = 0
-
-    def _forget(self, file: StoredFile) -> None:
-        if known := self._kept.pop(file, None):
-            self._nbytes -= known.nbytes
-
-
-FOOTERS = FooterCache(32 * 2**20)
+FOOTERS: CountedCache[StoredFile, Footer] = CountedCache(32 * 2**20)
 """A pass opens each file once a row group; and a footer may take as long to fetch as the data."""
-
-count_cache(lambda: FOOTERS.nbytes)
 
 
 def read_footer(file: StoredFile, names: Sequence[str]) -> Footer:

@@ -7,12 +7,12 @@ none. With it few rows of a remote row group cost their pages; without it all he
 from __future__ import annotations
 
 from bisect import bisect_right
-from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
+from dask_embedding_reader._common.cache import CountedCache
 from dask_embedding_reader.errors import EmbeddingReaderError
 from dask_embedding_reader.formats.parquet.column_chunks import Chunk
 from dask_embedding_reader.formats.parquet.thrift import Wanted, read_struct
@@ -36,6 +36,11 @@ class PageIndex(NamedTuple):
     rows: tuple[int, ...]
     """The first row of each, and the rows of all."""
 
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes: three numbers and their places a page."""
+        return 120 * len(self.rows)
+
     def page_of(self, row: int) -> int:
         """Return which page a row is in."""
         return bisect_right(self.rows, row) - 1
@@ -45,12 +50,17 @@ class PageIndex(NamedTuple):
         return self.starts[self.page_of(start)], self.stops[self.page_of(stop - 1)]
 
 
-@lru_cache(maxsize=64)
+INDICES: CountedCache[tuple[StoredFile, int], PageIndex] = CountedCache(8 * 2**20)
+"""Those that were used last."""
+
+
 def read_page_index(file: StoredFile, place: tuple[int, int], chunk: Chunk, rows: int) -> PageIndex | None:
     """Read the index at a place of a file, of a chunk with so many rows; None where there is none, or it is wrong."""
     start, stop = place
     if not 0 < stop - start <= _MOST_NBYTES:
         return None
+    if known := INDICES.get((file, start)):
+        return known
     try:
         found, _ = read_struct(read_range(file, start, stop), 0, _INDEX, 0)
         pages = [(page[1], page[1] + page[2], page[3]) for page in found[1]]
@@ -60,7 +70,10 @@ def read_page_index(file: StoredFile, place: tuple[int, int], chunk: Chunk, rows
         return None
     starts, stops, firsts = zip(*pages, strict=True) if pages else ((), (), ())
     index = PageIndex(starts, stops, (*firsts, rows))
-    return index if pages and _is_right(index, chunk) else None
+    if not pages or not _is_right(index, chunk):
+        return None
+    INDICES.put((file, start), index)
+    return index
 
 
 def _is_right(index: PageIndex, chunk: Chunk) -> bool:
