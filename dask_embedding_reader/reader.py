@@ -423,15 +423,20 @@ class EmbeddingReader:
         of = f"{self.count:,} of {self.manifest.count:,}" if self._noun == "selection" else f"{self.count:,}"
         name = self.manifest.vectors_name
         column = "" if name in (None, DEFAULT_COLUMN) else f" (column {name!r})"
+        order = self._order and f", {self._order},"
         return (
-            f"<EmbeddingReader: {of} x {self.dimension} {self.dtype} in "
+            f"<EmbeddingReader: {of} x {self.dimension} {self.dtype}{order} in "
             f"{counted(self.nb_files, f'{self.manifest.format.name} file')}{column}, {human_size(self.total_size)}>"
         )
 
     def _repr_html_(self) -> str:
+        return card(self.manifest, self.count, self._order, self._file_rows())
+
+    @property
+    def _order(self) -> str:
+        """In which order the rows are; empty for that of the collection."""
         shuffled = isinstance(self.rows, Shuffled) or self.rows.window_rows
-        order = "shuffled" if shuffled else "" if self.rows.is_ascending else "as picked"
-        return card(self.manifest, self.count, order, self._file_rows())
+        return "shuffled" if shuffled else "" if self.rows.is_ascending else "as picked"
 
     def _view(self, rows: Rows) -> EmbeddingReader:
         view = copy.copy(self)

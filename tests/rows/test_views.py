@@ -405,6 +405,8 @@ def test_views_show_what_they_are(pair: Collection) -> None:
     assert "3 of 396" not in reader._repr_html_()
     shuffled = reader.shuffle().shard(2, 0)
     assert (shuffled.nb_files, shuffled.max_file_size) == (reader.nb_files, reader.max_file_size)
+    assert repr(shuffled).startswith(f"<EmbeddingReader: {len(shuffled)} of 396 x 4 float32, shuffled, in ")
+    assert repr(reader.take([80, 1])).startswith("<EmbeddingReader: 2 of 396 x 4 float32, as picked, in 2 parquet_npy")
 
 
 def test_views_are_equal_by_what_they_read(pair: Collection) -> None:
