@@ -720,6 +720,15 @@ def test_a_named_file_on_a_web_server_is_read_whatever_its_suffix(tmp_path: Path
         assert numbers([f"{server.url}/{name}?signature=x"], file_format="parquet") == [7]
 
 
+def test_nothing_is_found_in_an_empty_file_on_a_web_server(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    with (
+        servers.http_files(tmp_path) as server,
+        pytest.raises(NoFilesError, match="/empty' holds no files; check the path"),
+    ):
+        EmbeddingReader(f"{server.url}/empty", "npy")
+
+
 def test_a_glob_takes_what_is_called_otherwise_only_beside_no_other(folder: Path) -> None:
     plant(folder, {"d": 4, "e.NPY": 5, "f.txt": 6})
     assert numbers(f"{folder}/*") == [1, 2, 3]  # as the folder itself
