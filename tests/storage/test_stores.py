@@ -522,6 +522,18 @@ def test_links_are_found_wherever_they_are(tmp_path: Path) -> None:
     assert put.real_path(store, f"{top}/a/folder/b") == os.path.realpath(tmp_path / "a" / "b")
 
 
+def test_what_is_below_a_link_is_neither_listed_nor_removed_with_a_folder(tmp_path: Path) -> None:
+    store, top = resolve(tmp_path / "top")
+    for name in ("top/own", "outside/other"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("1")
+    (tmp_path / "top" / "link").symlink_to(tmp_path / "outside", target_is_directory=True)
+    assert put.list_files(store, top).keys() == {"own"}
+    put.remove_folder(store, top)
+    assert not (tmp_path / "top").exists()
+    assert (tmp_path / "outside" / "other").read_text() == "1"
+
+
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
