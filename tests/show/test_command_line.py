@@ -18,6 +18,8 @@ import click
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, errors, write_embeddings
@@ -263,7 +265,9 @@ def test_json_has_null_for_what_is_no_number(run: Run, tmp_path: Path) -> None:
     assert row["d"][0] == 1
 
 
-def test_json_that_others_cannot_read_is_not_printed() -> None:
+def test_json_is_printed_for_people_too_unless_others_cannot_read_it(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_output.print_json({"a": ["\u00e9"]})
+    assert capsys.readouterr().out == '{\n  "a": [\n    "\u00e9"\n  ]\n}\n'
     with pytest.raises(ValueError, match="not JSON compliant"):
         cli_output.print_json([float("nan")])
 
@@ -580,6 +584,24 @@ def test_as_many_rows_of_a_kind_are_named_as_there_is_room_for(
     assert "zero vectors  6 (rows 0, 1, 2, 3, 4, …)\n" in run("stats", tmp_path)[1]
 
 
+@pytest.mark.parametrize(("nbytes", "batches"), [(1, [1] * 5), (15, [1] * 5), (16, [2, 2, 1]), (10**6, [5])])
+def test_as_many_rows_are_looked_at_together_as_make_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nbytes: int, batches: list[int]
+) -> None:
+    seen: list[int] = []
+    norms = cli_stats._norms
+
+    def noting(rows: Any) -> Any:
+        seen.append(len(rows))
+        return norms(rows)
+
+    monkeypatch.setattr(cli_stats, "_BATCH_NBYTES", nbytes)
+    monkeypatch.setattr(cli_stats, "_norms", noting)
+    np.save(tmp_path / "0.npy", np.ones((5, 2), np.float32))
+    assert cli_stats.row_statistics(EmbeddingReader(tmp_path))["rows"] == 5
+    assert seen == batches
+
+
 def test_how_many_groups_of_duplicates_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_stats, "_MOST_GROUPS", 2)
     monkeypatch.setattr(cli_stats, "_MOST_OF_GROUP", 3)
@@ -624,6 +646,15 @@ def test_many_small_files_are_a_problem(
         monkeypatch.setattr(cli_facts, name, limit)
     found = cli_facts.collection_facts(EmbeddingReader(shards))["problems"]
     assert [problem.partition(" costs")[0] for problem in found] == problems
+
+
+def test_row_groups_without_rows_are_not_counted(tmp_path: Path) -> None:
+    table = pa.table({"embedding": pa.array([[1.0, 2.0]] * 3, pa.list_(pa.float32(), 2))})
+    with pq.ParquetWriter(tmp_path / "0.parquet", table.schema) as writer:
+        for rows in (0, 2, 0, 1):
+            writer.write_table(table.slice(0, rows))
+    facts = cli_facts.collection_facts(EmbeddingReader(tmp_path, "parquet"))
+    assert facts["row_groups"] == {"count": 2, "min_rows": 1, "max_rows": 2}
 
 
 def test_large_row_groups_are_a_problem(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
