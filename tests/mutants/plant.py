@@ -80,6 +80,14 @@ class Fault(NamedTuple):
         assert found is not None
         return found
 
+    def is_python(self, source: str) -> bool:
+        """Tell whether the file can still be read: a ``*`` between arguments is no product."""
+        try:
+            ast.parse(self.planted(source))
+        except SyntaxError:
+            return False
+        return True
+
 
 def faults(path: str, source: str) -> Iterator[Fault]:
     """Yield all faults of a file, but for those that say nothing of its tests.

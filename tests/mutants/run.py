@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -171,7 +172,8 @@ def main() -> int:
     paths = [file for path in found for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
     reach = find_reach(given.room, paths)
     every = [fault for path in paths if given.only in str(path) for fault in faults(str(path), path.read_text())]
-    drawn = random.Random(given.seed).sample(every, min(given.sample, len(every)))
+    shuffled = random.Random(given.seed).sample(every, len(every))
+    drawn = list(islice((fault for fault in shuffled if fault.is_python(Path(fault.path).read_text())), given.sample))
     trees: SimpleQueue[Path] = SimpleQueue()
     for tree in map(_make_tree, range(given.processes)):
         trees.put(tree)
