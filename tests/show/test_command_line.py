@@ -987,6 +987,17 @@ def test_choices_that_make_no_sense_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_column_that_is_not_there_is_told_of_the_option_that_names_it(run: Run, typed: Path) -> None:
+    missing = "has no column 'nn'"
+    for options in (["--where", "nn == 3"], ["-m", "n", "--where", "n == 3", "--where", "nn == 3"]):
+        code, _, err = run("head", typed, *options)
+        assert (code, missing in err) == (2, True)
+        assert err.startswith("Error: --where 'nn == 3': ")
+    code, _, err = run("head", typed, "-m", "nn", "--where", "nn == 3")
+    assert (code, missing in err) == (1, True)
+    assert "--where" not in err
+
+
 def test_convert_says_what_npy_files_cannot_hold(run: Run, shards: Path, tmp_path: Path) -> None:
     code, out, err = run("convert", shards, tmp_path / "out", "-m", "word", "--to", "npy")
     assert (code, out) == (2, "")

@@ -7,19 +7,24 @@ import os
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import dask.array as da
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
-from dask_embedding_reader.errors import CastError, DestinationError, NoFilesError, ReadError
+from dask_embedding_reader.errors import CastError, DestinationError, NoFilesError, ReadError, WriteError
 from dask_embedding_reader.storage.find import Finder
+from dask_embedding_reader.storage.put import get_file
+from dask_embedding_reader.write import destination
+from dask_embedding_reader.write.notes import Job
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="killing a writer takes fork()")
 ROWS = np.arange(60, dtype=np.float32).reshape(20, 3)
@@ -87,6 +92,73 @@ def test_only_what_is_missing_is_written(tmp_path: Path) -> None:
     write_embeddings(whole(), folder, rows_per_file=5)
     assert {name for name, time in written_at(folder).items() if time != after[name]} == {"00000002.npy"}
     np.testing.assert_array_equal(EmbeddingReader(folder).to_dask_array().compute(), ROWS)
+
+
+@pytest.mark.parametrize("damage", ["cut", "of another job", "gone since it was listed", "gone"])
+def test_a_part_whose_record_is_of_no_use_is_the_only_one_that_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(interrupted(4), tmp_path, rows_per_file=5)
+    before, record = written_at(tmp_path), tmp_path / "_writing" / "done" / "00000001.json"
+    content = record.read_bytes()
+    if damage == "cut":
+        record.write_bytes(content[:-5])
+    elif damage == "of another job":
+        record.write_text(json.dumps({**json.loads(content), "job": "f" * 32}))
+    elif damage == "gone":
+        record.unlink()
+    else:
+        monkeypatch.setattr(
+            destination, "get_file", lambda store, path: None if path == str(record) else get_file(store, path)
+        )
+    write_embeddings(whole(), tmp_path, rows_per_file=5)
+    after = written_at(tmp_path)
+    assert {name for name in after if after[name] != before[name]} == {"00000001.npy"}
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), ROWS)
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_file_on_an_object_store_that_no_record_tells_of_is_written_again(existing: bool) -> None:
+    """There nothing is put in the place of another file, which might be that of who took over."""
+    memory, root = fsspec.filesystem("memory"), f"/{uuid.uuid4().hex}"
+    if existing:
+        write_embeddings(ROWS[:3], f"memory:/{root}")
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(interrupted(3), f"memory:/{root}", rows_per_file=5, overwrite=existing)
+    for number in (0, 1):
+        memory.rm_file(f"{root}/_writing/done/0000000{number}.json")
+    write_embeddings(whole(), f"memory:/{root}", rows_per_file=5, overwrite=existing)
+    np.testing.assert_array_equal(EmbeddingReader(f"memory:/{root}").to_dask_array().compute(), ROWS)
+    memory.rm(root, recursive=True)
+
+
+def test_a_name_that_something_else_writes_to_all_the_time_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def put(_: Any, path: str, *__: Any, **___: Any) -> Any:
+        tried.append(path)
+        raise FileExistsError(path)
+
+    monkeypatch.setattr(destination, "stream_file", put)
+    with pytest.raises(DestinationError, match=r"00000000\.npy: something else writes files of this name; stop it"):
+        write_embeddings(ROWS, tmp_path)
+    assert tried == [str(tmp_path / "00000000.npy")] * 4
+
+
+def test_who_finishes_while_another_writer_begins_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_note = destination._put_note
+
+    def put_and_be_replaced(there: Any, name: str, note: Any) -> None:
+        put_note(there, name, note)
+        if name == destination._COMMIT:
+            put_note(there, destination._JOB, Job(note.settings, (), note.job, "f" * 32))
+
+    monkeypatch.setattr(destination, "_put_note", put_and_be_replaced)
+    with pytest.raises(WriteError, match=r"_writing/job\.json: is of another writer now; look what it has written"):
+        write_embeddings(ROWS, tmp_path, rows_per_file=5)
 
 
 def test_finished_files_are_not_even_computed(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,9 +29,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
-from dask_embedding_reader.errors import DestinationError, EmbeddingReaderError
+from dask_embedding_reader.errors import DestinationError, EmbeddingReaderError, WriteError
 from dask_embedding_reader.storage import fsspec as remote
 from dask_embedding_reader.storage import put as writing
+from dask_embedding_reader.storage.put import list_files
+from dask_embedding_reader.storage.urls import resolve
 from dask_embedding_reader.write import claim
 from tests.support import servers
 
@@ -241,6 +244,49 @@ def test_a_process_that_is_stopped_and_goes_on_later(place: dict[str, Any], monk
         finally:
             first.kill()
     assert_of_one(place, SECOND)
+
+
+@pytest.mark.parametrize("url", ["{tmp_path}", "memory://{name}"])
+@pytest.mark.parametrize("how", ["the claim is gone", "the claim is of another", "its folder is gone"])
+def test_what_only_the_holder_of_a_claim_may_do(tmp_path: Path, url: str, how: str) -> None:
+    store, folder = resolve(url.format(tmp_path=tmp_path, name=uuid.uuid4().hex))
+    done: list[str] = []
+
+    def lose(held: claim.Claim) -> None:
+        if how == "the claim is gone":
+            store.remove(held.path)
+        elif how == "the claim is of another":
+            store.put(held.path, lambda write: write(claim._content("f" * 32)))
+        elif store.is_local:
+            store.remove_folder(held.scratch)
+        else:
+            pytest.skip("there are no folders")
+
+    def work(held: claim.Claim, *, loses: bool, fails: bool) -> str:
+        done.append("work")
+        if loses:
+            lose(held)
+        if fails:
+            raise WriteError("no room")
+        return "result"
+
+    with claim.claimed(store, folder) as held:
+        assert held.keep(partial(work, held, loses=False, fails=False)) == "result"
+        with pytest.raises(WriteError, match="no room"):
+            held.keep(partial(work, held, loses=False, fails=True))
+        assert held.is_held()
+    for fails in (False, True):
+        with claim.claimed(store, folder) as held, pytest.raises(DestinationError, match="took over"):
+            held.keep(partial(work, held, loses=True, fails=fails))
+        assert not held.is_held()
+    assert len(done) == 4
+    with claim.claimed(store, folder) as held:
+        lose(held)
+        with pytest.raises(DestinationError, match="took over"):
+            held.keep(partial(work, held, loses=False, fails=False))
+    assert len(done) == 4, "it is not even begun"
+    for path in list_files(store, folder):
+        store.remove(f"{folder}/{path}")
 
 
 def test_two_beats_may_fail_before_a_writer_counts_as_dead(tmp_path: Path) -> None:

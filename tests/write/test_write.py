@@ -34,6 +34,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
+from dask_embedding_reader.batches.read import read_table_batches
 from dask_embedding_reader.cli.commands import main
 from dask_embedding_reader.errors import (
     ArgumentError,
@@ -50,7 +51,7 @@ from dask_embedding_reader.formats import vectors as casting_module
 from dask_embedding_reader.formats.parquet import encode as encoding
 from dask_embedding_reader.formats.vectors import Vectors, check_casting, plan_casting
 from dask_embedding_reader.storage.urls import resolve
-from dask_embedding_reader.write import sources, tasks, threads
+from dask_embedding_reader.write import request, sources, tasks, threads, verify
 from dask_embedding_reader.write.folder import Folder
 from dask_embedding_reader.write.request import Request, choose_rows_per_file, count_writers, estimate_nbytes
 from tests.support import servers
@@ -347,6 +348,78 @@ def test_what_is_missing_is_written_in_runs(case: tuple[int, set[int]]) -> None:
     runs = list(sources._missing_runs(known, count))
     assert [number for run in runs for number in range(*run)] == sorted(set(range(count)) - known)
     assert all(a[1] < b[0] for a, b in pairwise(runs)), "neighbours are one run"
+
+
+@pytest.mark.parametrize("source", ["reader", "numpy", "dask", "dask in columns", "batches"])
+def test_every_source_has_files_of_the_same_size_and_counts_their_memory_alike(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
+) -> None:
+    rows = np.ones((40, 6), np.float32)
+    np.save(tmp_path / "0.npy", rows)
+    reader = EmbeddingReader(tmp_path / "0.npy")
+    arrays: dict[str, Callable[[], Any]] = {
+        "reader": lambda: reader,
+        "numpy": lambda: rows,
+        "dask": lambda: da.from_array(rows, chunks=(4, 6)),
+        "dask in columns": lambda: da.from_array(rows, chunks=(40, 3)),
+        "batches": lambda: iter([(rows[:7], None), (rows[7:], None)]),
+    }
+    with pytest.raises(ArgumentError, match=r"files of 20 rows takes about 960 bytes of memory \(480 for a file"):
+        write_embeddings(arrays[source](), tmp_path / "a", rows_per_file=20, max_ram_usage_in_bytes=959)
+    write_embeddings(arrays[source](), tmp_path / "a", rows_per_file=20, max_ram_usage_in_bytes=960)
+    assert EmbeddingReader(tmp_path / "a").manifest.vectors.rows.tolist() == [20, 20]
+    monkeypatch.setattr(request, "_FILE_NBYTES", 12 * 24)
+    write_embeddings(arrays[source](), tmp_path / "b")
+    lengths = {"dask in columns": [10] * 4}.get(source, [12, 12, 12, 4])
+    assert EmbeddingReader(tmp_path / "b").manifest.vectors.rows.tolist() == lengths
+
+
+class Bar:
+    """What is told of progress."""
+
+    def __init__(self, *given: Any) -> None:
+        self.total, self.done, self.ends = given[1], 0, 0
+
+    def update(self, n: int) -> None:
+        self.done += n
+
+    def close(self) -> None:
+        self.ends += 1
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@pytest.mark.parametrize("source", ["reader", "numpy", "dask", "batches", "verify"])
+def test_progress_comes_to_its_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str) -> None:
+    bars: list[Bar] = []
+
+    def bar(*given: Any) -> Bar:
+        bars.append(Bar(*given))
+        return bars[-1]
+
+    for module in (threads, tasks, verify):
+        monkeypatch.setattr(module, "progress_bar", bar)
+    monkeypatch.setattr(tasks, "_LOOK_SECONDS", 0.001)
+    write_embeddings(ROWS, tmp_path / "0", rows_per_file=5)
+    bars.clear()
+    total = 20
+    if source == "verify":
+        assert verify_embeddings(tmp_path / "0", show_progress=True).empty
+        total = sum(path.stat().st_size for path in (tmp_path / "0").glob("*.npy"))
+    else:
+        array: Any = {
+            "reader": EmbeddingReader(tmp_path / "0"),
+            "numpy": ROWS,
+            "dask": da.from_array(ROWS, chunks=(2, 3)),
+            "batches": iter([(ROWS[:7], None), (ROWS[7:], None)]),
+        }[source]
+        write_embeddings(array, tmp_path / "1", rows_per_file=3, show_progress=True)
+    [told] = bars
+    assert (told.total, told.done, told.ends) == (0 if source == "batches" else total, total, 1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -963,6 +1036,26 @@ def test_a_file_where_the_folder_should_be_and_storages_that_are_only_read(tmp_p
         write_embeddings(ROWS, f"zip://x::{tmp_path}/x.zip")
     with servers.http_files(tmp_path) as server, pytest.raises(WriteError, match="cannot be written"):
         write_embeddings(ROWS, f"{server.url}/out")
+
+
+def test_reading_ends_where_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[bool] = []
+
+    def noting(*given: Any) -> Iterator[Any]:
+        try:
+            yield from read_table_batches(*given)
+        finally:
+            ended.append(True)
+
+    def fail(*_: Any) -> Any:
+        raise WriteError("no room")
+
+    write_embeddings(ROWS, tmp_path / "0")
+    monkeypatch.setattr(sources, "read_table_batches", noting)
+    monkeypatch.setattr(threads, "write_part", fail)
+    with pytest.raises(WriteError, match="no room") as caught:
+        write_embeddings(EmbeddingReader(tmp_path / "0"), tmp_path / "1", rows_per_file=1)
+    assert ended == [True], f"while somebody holds {caught.tb}, which holds all that there was"
 
 
 def test_a_batch_that_fails_loses_nothing_that_was_read(tmp_path: Path) -> None:

@@ -206,6 +206,33 @@ def test_damaged_notes_are_errors_that_name_them_or_passed_over(data: st.DataObj
     memory.rm(place.removesuffix("/out"), recursive=True)
 
 
+@pytest.mark.parametrize(
+    ("changed", "is_damaged"),
+    [
+        ({"pid": 2**31 - 1}, False),
+        ({"pid": 2**31}, True),
+        ({"pid": 1, "machine": "other"}, False),
+        ({"pid": 0}, True),
+        ({"alive_at": 0}, False),
+        ({"alive_at": -0.5}, True),
+        ({"alive_at": 2**40 - 1, "machine": "here", "pid": 2}, None),
+        ({"alive_at": 2**40}, True),
+    ],
+)
+def test_a_claim_of_no_process_or_no_time_is_damaged(
+    tmp_path: Path, changed: dict[str, Any], is_damaged: bool | None
+) -> None:
+    (tmp_path / "_writing").mkdir()
+    sign = {**SIGN, "pid": 2**31 - 1, "alive_at": 1, **changed}
+    (tmp_path / "_writing" / "writer-00000001.json").write_text(json.dumps(sign))
+    if is_damaged is False:
+        write_embeddings(ROWS, tmp_path)
+        return
+    said = "cannot be read: .*; run this again" if is_damaged else "is writing to this folder"
+    with pytest.raises(DestinationError, match=said):
+        write_embeddings(ROWS, tmp_path)
+
+
 def test_a_commit_of_columns_that_no_file_of_its_kind_has_is_damaged(place: str) -> None:
     notes = {"job.json": JOB, "commit.json": {**COMMIT, "columns": ["a"]}}
     put(place, {name: json.dumps(note).encode() for name, note in notes.items()})
