@@ -284,6 +284,26 @@ def test_a_local_folder_that_vanishes_while_it_is_listed(folder: Path, monkeypat
     assert numbers(folder) == [1, 2]
 
 
+def test_links_that_lead_back_up_hide_no_folders(tmp_path: Path) -> None:
+    plant(tmp_path, {f"{k}/a.npy": k for k in range(5)})
+    for k in range(5):
+        (tmp_path / str(k) / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert numbers(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def test_temporary_folders_that_vanish_hide_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path, {f"{k}/{name}.npy": k for k in range(5) for name in ("a", "_temporary/b")})
+    stat = os.stat
+
+    def gone(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("_temporary"):
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", gone)
+    assert numbers(tmp_path) == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("pattern", ["", "/*.npy", "/**/*.npy"])
 def test_a_local_file_that_vanishes_while_it_is_listed(
     pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import aiohttp
 import fsspec
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from fsspec.asyn import sync
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import ReadError
 from dask_embedding_reader.storage import requests as clients
+from dask_embedding_reader.storage import retries
 from dask_embedding_reader.storage.connections import Asked, connected
 from dask_embedding_reader.storage.direct import http as http_requests
 from dask_embedding_reader.storage.direct import read as direct
@@ -288,6 +290,26 @@ def test_signed_addresses_are_asked_for_as_they_are(server: servers.HttpServer) 
 def test_other_options_are_left_to_aiohttp(server: servers.HttpServer) -> None:
     check(f"{server.url}/0.npy", client_kwargs={"max_line_size": 2**14})
     check(server.url.replace("://", "://user:password@") + "/0.npy")
+
+
+@pytest.mark.parametrize(
+    ("given", "waits"),
+    [
+        ({}, (retries.STALL_SECONDS, retries.STALL_SECONDS, None)),
+        ({"total": 7.0}, (7.0, 7.0, 7.0)),
+        ({"total": None, "sock_connect": 2.0, "sock_read": 3.0}, (2.0, 3.0, None)),
+        ({"total": 7.0, "sock_connect": 2.0}, (2.0, 7.0, 7.0)),
+        ({"total": 7.0, "connect": 2.0}, None),  # for a pool, which there is not
+    ],
+)
+def test_as_long_is_waited_as_the_options_of_aiohttp_say(
+    server: servers.HttpServer, given: dict[str, Any], waits: tuple[float | None, ...] | None
+) -> None:
+    options = {"timeout": aiohttp.ClientTimeout(**given)} if given else {}
+    for where in (options, {"client_kwargs": options}):
+        live = connected(fsspec.filesystem("http", **where, skip_instance_cache=True))
+        place = direct.find_place(live, f"{server.url}/0.npy")
+        assert (None if place is None else tuple(place.site.connections.timeouts)) == waits
 
 
 def test_a_server_that_is_busy_is_not_asked_twice_at_once(server: servers.HttpServer) -> None:

@@ -31,6 +31,7 @@ from dask_embedding_reader.storage.store import (
     Span,
     Store,
     StoredFile,
+    Version,
     Write,
     is_same,
     most_requests,
@@ -281,6 +282,12 @@ def test_what_comes_tells_its_version_though_nothing_was_asked_before(place: Pla
         assert answer is None or isinstance(answer, ObjectInfo)
         answers.append(answer)
     assert answers[0] == answers[1]
+
+
+def test_nothing_is_asked_for_no_bytes(place: Place) -> None:
+    if not place.store.is_local:  # there it costs nothing to look whether the file is the same
+        gone = StoredFile(place.store, place.at("gone.bin"), Version(10, "etag", "x"))
+        assert read_ranges(gone, [(3, 3), (7, 7)]) == [b"", b""]
 
 
 def test_a_whole_small_file_is_read(place: Place) -> None:

@@ -25,6 +25,7 @@ import dask
 import dask.array as da
 import fsspec
 import numpy as np
+import psutil
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -287,6 +288,36 @@ def test_what_only_the_holder_of_a_claim_may_do(tmp_path: Path, url: str, how: s
     assert len(done) == 4, "it is not even begun"
     for path in list_files(store, folder):
         store.remove(f"{folder}/{path}")
+
+
+@pytest.mark.parametrize("others", [1, 2])
+def test_a_shared_claim_ends_with_the_last_process_that_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    monkeypatch.setattr(claim, "_HANDOVER_SECONDS", 0)
+    store, folder = resolve(tmp_path / "_writing")
+    held = claim.Claim(store, folder, claim.new_job(), 1)
+    own = json.loads(claim._content(held.job))  # of who has made it, and holds it no more
+    writing.make_folder(store, held.scratch)
+    writing.put_file(store, held.path, json.dumps(own).encode())
+    living = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) for _ in range(others)]
+    try:
+        for number, process in enumerate(living):
+            sign = {**own, "pid": process.pid, "process_started": psutil.Process(process.pid).create_time()}
+            path = f"{folder}/alive-{held.job}-{number}.json"
+            writing.put_file(store, path, json.dumps(sign).encode(), held.scratch)
+        while living:
+            claim._end(held, [], is_done=False, is_shared=True)
+            assert held.is_held()
+            living[-1].kill()
+            living.pop().wait()
+    finally:
+        for process in living:
+            process.kill()
+            process.wait()
+    claim._end(held, [], is_done=False, is_shared=True)
+    assert not held.is_held()
+    claim._end(held, [], is_done=True, is_shared=True)  # nothing is amiss if another one has done it
 
 
 def test_two_beats_may_fail_before_a_writer_counts_as_dead(tmp_path: Path) -> None:
