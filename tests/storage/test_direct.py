@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -310,6 +311,18 @@ def test_as_long_is_waited_as_the_options_of_aiohttp_say(
         live = connected(fsspec.filesystem("http", **where, skip_instance_cache=True))
         place = direct.find_place(live, f"{server.url}/0.npy")
         assert (None if place is None else tuple(place.site.connections.timeouts)) == waits
+
+
+@pytest.mark.usefixtures("only_direct")
+def test_an_answer_that_comes_in_time_is_taken(server: servers.HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"timeout": aiohttp.ClientTimeout(total=60)}
+    check(f"{server.url}/0.npy", client_kwargs=options)
+    place = direct.find_place(connected(fsspec.filesystem("http", client_kwargs=options)), f"{server.url}/0.npy")
+    assert place is not None
+    now = iter([0.0, 60.0, 60.5])
+    monkeypatch.setattr(direct, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    with pytest.raises(TimeoutError, match=r"the answer did not come in 60 s"):  # more than a block is asked for
+        direct.get(place, ByteRange(0, [memoryview(bytearray(10)), memoryview(bytearray(10))]), Asked())
 
 
 def test_a_server_that_is_busy_is_not_asked_twice_at_once(server: servers.HttpServer) -> None:
