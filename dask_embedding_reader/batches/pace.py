@@ -21,6 +21,10 @@ _LOCAL_PIECE_NBYTES = 8 * 2**20
 
 _MIN_PIECE_NBYTES = 2**18
 
+_SPARE_NBYTES = 2**25
+"""Of batches of up to so many bytes one more is had: threads that are done need not wait until the caller lets go of
+one. 1 GB in batches of 16 MB took 0.068 instead of 0.083 s, in batches of 50 MB the same time."""
+
 MOST_FILES = 64
 """Of small files so many are read by one job, which takes ten times as long as to read a row."""
 
@@ -81,13 +85,14 @@ def make_pace(manifest: Manifest, request: BatchRequest, *, decodes_groups: bool
     # Remote pieces end with their files. A batch and a piece for each connection keep all busy: more takes memory.
     ahead = threads * (4 * rows if local else min(rows, int(vectors.rows.max())))
     row_nbytes = metadata_row_nbytes(manifest)
+    spare = int(request.batch_rows * manifest.dimension * request.dtype.itemsize <= _SPARE_NBYTES)
     return Pace(
         threads,
         rows,
         is_large,
         ahead_rows=max(request.batch_rows, ahead, parallel_rows if vectors.has_groups else 0),
-        # Those being filled, and the one that the caller works on.
-        most_batches=1 + -(-parallel_rows // request.batch_rows) if is_large else None,
+        # Those being filled, the one that the caller works on, and a spare one unless they are large.
+        most_batches=-(-parallel_rows // request.batch_rows) + 1 + spare if is_large else None,
         metadata_rows=max(_LEAST_METADATA_ROWS, min(METADATA_ROWS, limit // (16 * max(1, row_nbytes)))),
         metadata_row_nbytes=row_nbytes,
         reading_nbytes=reading_nbytes(manifest, request, rows, threads),

@@ -13,7 +13,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader._common.budget import cached_nbytes
-from dask_embedding_reader.batches import windows
+from dask_embedding_reader.batches import pace, windows
 from tests.support.collections import Collection, assert_batches, finishes, wait_until, write_collection
 from tests.support.stores import emptied_bucket
 
@@ -28,10 +28,15 @@ def collection(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     )
 
 
-def test_a_loop_needs_the_memory_of_its_batch_and_of_those_being_filled(collection: Collection) -> None:
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_loop_needs_the_memory_of_its_batch_and_of_those_being_filled(
+    collection: Collection, spare: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a spare one where batches are not large."""
+    monkeypatch.setattr(pace, "_SPARE_NBYTES", spare * 64 * 4 * collection.rows.shape[1])
     addresses = {batch.ctypes.data for batch, _ in collection.open()(**BATCH) if len(batch) == 64}
     # Three where row groups are decoded in parallel; the last batch is shorter and has memory of its own.
-    assert len(addresses) <= (3 if collection.format_name == "parquet-list" else 2)
+    assert len(addresses) <= (3 if collection.format_name == "parquet-list" else 2) + spare
 
 
 def test_batches_that_are_kept_are_never_filled_again(collection: Collection) -> None:
@@ -174,8 +179,9 @@ def test_a_view_of_a_batch_keeps_its_memory(collection: Collection) -> None:
     np.testing.assert_array_equal(rows, collection.rows[[stop - 1 for stop in stops]].astype(np.float32))
 
 
-def test_reading_goes_on_while_the_loop_works(tmp_path: Path) -> None:
-    """The next batch is read without being asked for: into memory that the loop has just let go of."""
+def test_reading_goes_on_while_the_loop_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next large batch is read without being asked for: into memory that the loop has just let go of."""
+    monkeypatch.setattr(pace, "_SPARE_NBYTES", 0)
     written = write_collection(tmp_path, "npy", file_rows=[640])
     batches = written.open()(**BATCH)
     seen = [next(batches)[0] for _ in range(2)]
