@@ -109,11 +109,10 @@ class Buffers:
                 self.changed.notify_all()
 
     def wake(self) -> None:
-        """Have those who wait look again."""
+        """Have those who wait look again: there are none where nobody watches, who tells the others."""
         with self.changed:
             if self._is_watched:
                 self._ended.put(None)
-            self.changed.notify_all()
 
     def close(self) -> None:
         """Let go of all memory, and keep none from now on."""
@@ -140,8 +139,6 @@ class Buffers:
                     ended.append(self._ended.get_nowait())
         for lease in ended:
             self._keep(lease)
-        if ended:
-            self.wake()
 
     def _keep(self, ended: weakref.ref[_Lease] | None) -> None:
         """Keep memory for the next array, rather than what has not been used for long."""

@@ -118,7 +118,7 @@ def project_batches(manifest: Manifest, request: BatchRequest) -> Projection:
     piece_rows = 0 if pace.is_large else pace.piece_rows
     held = 2 * batch_rows + -(-(pace.ahead_rows + pace.piece_rows) // batch_rows) * batch_rows
     if pace.most_batches is not None:
-        held = min(held, max(2, pace.most_batches) * batch_rows)
+        held = min(held, pace.most_batches * batch_rows)
     # The last batch is shorter, and made in memory of its own.
     reading = (min(rows, 2 * batch_rows + piece_rows) + rows % batch_rows) * row_nbytes - batches
     reading += pace.metadata_rows * pace.metadata_row_nbytes + pace.reading_nbytes
@@ -131,7 +131,7 @@ def metadata_row_nbytes(manifest: Manifest) -> int:
     if files is None:
         return 0
     names = [field.name for field in manifest.fields]
-    told = next(filter(None, (columns.row_nbytes(files.header(place), names) for place in {len(files) - 1, 0})), 0)
+    told = next(filter(None, (columns.row_nbytes(files.header(place), names) for place in (len(files) - 1, 0))), 0)
     return max(METADATA_ROW_NBYTES, _FRAME_TIMES * told)
 
 

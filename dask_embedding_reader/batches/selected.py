@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -113,17 +114,12 @@ def _in_order(
     """Yield reads of rows that ascend. Where a row group has several pieces, one reader decodes it, once."""
     cuts = span[0] + selection_cuts(files, rows[span[0] : span[1]], piece_rows)
     for start, stop in pairwise(cuts.tolist()):
-        inner = bounds[_first_beyond(bounds, start) : _first_beyond(bounds, stop - 1)]
+        inner = bounds[bisect_right(bounds, start) : bisect_left(bounds, stop)]
         pieces = sorted({*range(start, stop, piece_rows), *inner, stop})
         whole = _bind(open_rows, start, stop, at_once=False)
         for a, b in pairwise(pieces):
             shared = files.has_groups and len(pieces) > 2
             yield SelectedRead(a, b, whole if shared else _bind(open_rows, a, b, at_once=True))
-
-
-def _first_beyond(bounds: range, value: int) -> int:
-    """Return which of the bounds is the first that is greater."""
-    return min(len(bounds), max(0, (value - bounds.start) // bounds.step + 1)) if bounds else 0
 
 
 def _bind(function: Callable[..., Reader], *args: Any, **options: Any) -> Callable[[], Reader]:

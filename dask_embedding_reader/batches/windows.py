@@ -244,8 +244,8 @@ def _sort(numbers: Int64s) -> tuple[Int64s, Int64s]:
 def _windows(rows: Rows, start: int, stop: int, most_rows: int) -> Iterator[tuple[int, int]]:
     """Yield the positions that are read in one go."""
     for first, last in pairwise([start, *rows.windows(start, stop).tolist(), stop]):
-        count = max(1, -(-(last - first) // most_rows))
-        step = max(1, -(-(last - first) // count))
+        count = -(-(last - first) // most_rows)
+        step = -(-(last - first) // count)
         for position in range(first, last, step):
             yield position, min(position + step, last)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,22 @@ import pytest
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader._common.budget import cached_nbytes
 from dask_embedding_reader.batches import pace, windows
+from dask_embedding_reader.batches.pace import (
+    count_threads,
+    largest_header,
+    make_pace,
+    metadata_row_nbytes,
+    project_batches,
+    reading_nbytes,
+)
+from dask_embedding_reader.batches.request import BatchRequest
+from dask_embedding_reader.formats.parquet.decode import DECODER_NBYTES
+from dask_embedding_reader.formats.parquet.footers import FOOTERS, read_footer
+from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
+from dask_embedding_reader.rows.shuffled import shuffle
+from dask_embedding_reader.rows.stretch import Stretch
 from tests.support.collections import Collection, assert_batches, finishes, wait_until, write_collection
-from tests.support.stores import emptied_bucket
+from tests.support.stores import Bucket, emptied_bucket
 
 BATCH = {"batch_size": 64, "max_piece_size": 8, "show_progress": False}
 
@@ -124,8 +139,213 @@ def test_the_memory_of_batches_that_were_kept_is_not_all_kept(tmp_path: Path, sh
     buffers = batches.gi_frame.f_locals["reading"]._buffers
     assert buffers.lent_nbytes >= 30 * 2**20
     kept.clear()
-    assert 0 < buffers.free_nbytes <= (9 * 2**20 if shuffled else limit)
+    most = (2 * 2 + 2) * 2**20 if shuffled else limit
+    assert most - 2 * 2**20 < buffers.free_nbytes <= most
     batches.close()
+
+
+@pytest.mark.parametrize("most", [1, 7, 64, 65, 500, 10_000])
+def test_windows_are_read_in_equal_parts_that_the_limit_has_room_for(most: int) -> None:
+    rows = shuffle(Stretch(range(1_000)), 0, 0, 1, 256)
+    for start, stop in ((0, 1_000), (5, 999), (256, 512)):
+        spans = list(windows._windows(rows, start, stop, most))
+        assert [first for first, _ in spans] == [start, *(last for _, last in spans[:-1])]
+        for first, last in pairwise([start, *rows.windows(start, stop).tolist(), stop]):
+            parts = [b - a for a, b in spans if first <= a < last]
+            assert sum(parts) == last - first
+            assert max(parts) == -(-(last - first) // -(-(last - first) // most)) <= most
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How much is read at once: arithmetic, of 3 files of 100,000 rows of 1,024 bytes
+
+
+def request_of(
+    reader: EmbeddingReader, batch_size: int, limit: int, threads: int | None = None, piece: int | None = None
+) -> BatchRequest:
+    """What batches are asked for."""
+    options: dict[str, Any] = {"show_progress": False, "dtype": None, "max_piece_size": piece}
+    return reader._request(batch_size, 0, None, max_ram_usage_in_bytes=limit, parallel_pieces=threads, **options)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingReader:
+    """Files that take no disk."""
+    root = tmp_path_factory.mktemp("large")
+    for number in range(3):
+        np.lib.format.open_memmap(root / f"{number}.npy", "w+", np.float32, (100_000, 256)).flush()
+    return EmbeddingReader(root)
+
+
+SCRATCH = 3 * 2**17
+"""Each thread casts by way of so many bytes at most."""
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "limit", "piece", "piece_rows", "ahead_rows", "most_batches"),
+    [
+        # 8 MB for each thread, and four pieces of each ahead; as far as a quarter of the limit has room for them.
+        (1, 2**30, None, 8_192, 16 * 8_192, None),
+        (1_000, 2**30, None, 8_192, 16 * 8_192, None),
+        (1_000, 2**26, None, 4_096, 16 * 4_096, None),
+        (8_192, 2**30, None, 8_192, 16 * 8_192, None),
+        # Never less than 256 kB; more than a piece are batches of four equal ones.
+        (1_000, 2**20, None, 250, 16 * 250, 3),
+        # Of large batches the pieces are equal, as many for each thread: 4, and 8.
+        # Up to 32 MB there is a spare one beside that in use and that being filled.
+        (20_000, 2**30, None, 5_000, 16 * 5_000, 3),
+        (32_768, 2**30, None, 8_192, 16 * 8_192, 3),
+        (32_769, 2**30, None, 4_097, 16 * 4_097, 2),
+        (40_000, 2**30, None, 5_000, 16 * 5_000, 2),
+        (70_000, 2**30, None, 5_834, 16 * 5_834, 2),
+        (200_000, 2**30, None, 7_143, 200_000, 2),
+        # Pieces that the caller chose are left as they are: four of them fill up to three batches.
+        (1_000, 2**30, 100, 100, 1_600, 3),
+        (150, 2**30, 100, 100, 1_600, 5),
+    ],
+)
+def test_pieces_suit_batches_threads_and_the_limit(
+    large: EmbeddingReader,
+    batch_size: int,
+    limit: int,
+    piece: int | None,
+    piece_rows: int,
+    ahead_rows: int,
+    most_batches: int | None,
+) -> None:
+    request = request_of(large, batch_size, limit, 4, piece)
+    pace = make_pace(large.manifest, request, decodes_groups=False)
+    assert (pace.threads, pace.piece_rows, pace.is_large) == (4, piece_rows, most_batches is not None)
+    assert (pace.ahead_rows, pace.most_batches) == (ahead_rows, most_batches)
+    assert (pace.metadata_rows, pace.metadata_row_nbytes) == (8_192, 0)
+    assert pace.reading_nbytes == 4 * min(SCRATCH, piece_rows * 1_024)
+    # What is held: two batches, the piece that does not end with them, what is read ahead, and a shorter last batch.
+    rest = 0 if pace.is_large else piece_rows
+    held = -(-(2 * batch_size + ahead_rows + piece_rows) // batch_size) * batch_size
+    held = min(held, 300_000, (most_batches or 10**9) * batch_size)
+    begun = min(300_000, 2 * batch_size + rest) - min(300_000, 2 * batch_size)
+    assert project_batches(large.manifest, request) == (
+        min(300_000, 2 * batch_size) * 1_024,
+        (begun + 300_000 % batch_size) * 1_024 + pace.reading_nbytes,
+        max(0, held - 2 * batch_size - rest) * 1_024,
+    )
+
+
+def test_a_few_rows_of_a_collection_take_no_more_than_they_are(large: EmbeddingReader) -> None:
+    request = request_of(large, 1_000, 2**30, 4)._replace(stop=1_500)
+    assert project_batches(large.manifest, request) == (1_500 * 1_024, 500 * 1_024 + 4 * SCRATCH, 0)
+    request = request._replace(stop=0)
+    assert project_batches(large.manifest, request) == (0, 4 * SCRATCH, 0)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "decodes_groups", "ahead_rows", "most_batches"),
+    [(50, False, 640, 6), (50, True, 800, 18), (700, True, 800, 4), (5_000, True, 5_000, 3)],
+)
+def test_as_many_row_groups_are_read_ahead_as_are_decoded_at_once(
+    tmp_path: Path, batch_size: int, decodes_groups: bool, ahead_rows: int, most_batches: int
+) -> None:
+    """Four threads with a piece of 40 rows each, or one of the largest row group, of 200 rows."""
+    written = write_collection(tmp_path, "parquet-list", file_rows=[500, 1_000], columns=[], row_group_rows=200)
+    reader = written.open()
+    pace = make_pace(reader.manifest, request_of(reader, batch_size, 2**30, 4, 40), decodes_groups=decodes_groups)
+    assert (pace.ahead_rows, pace.most_batches) == (ahead_rows, most_batches)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "ahead_rows"), [("parquet-list", 1, 640), ("parquet-list", 2, 800), ("arrow-zstd", 1, 800)]
+)
+def test_plain_row_groups_are_not_decoded_whole_but_where_rows_of_them_are_picked(
+    tmp_path: Path, name: str, step: int, ahead_rows: int
+) -> None:
+    """As above. Batches that are compressed are always decoded whole, which is seen when the first one is."""
+    written = write_collection(tmp_path, name, file_rows=[500, 1_000], columns=[], row_group_rows=200)
+    reader = written.open().take(slice(None, None, step))
+    batches = reader(50, max_piece_size=40, parallel_pieces=4, show_progress=False)
+    for _ in range(2):
+        next(batches)
+    assert batches.gi_frame.f_locals["reading"]._pace.ahead_rows == ahead_rows
+    batches.close()
+
+
+def put_npy(bucket: Bucket, number: int, rows: int) -> None:
+    with io.BytesIO() as file:
+        np.save(file, np.zeros((rows, 256), np.float32))
+        bucket.put(f"emb/{number}.npy", file.getvalue())
+
+
+def test_remote_pieces_end_with_their_files() -> None:
+    """A batch and a piece for each of 16 connections are read ahead; each is held as an answer, too."""
+    with emptied_bucket() as bucket:
+        for number, rows in enumerate((100, 300, 200)):
+            put_npy(bucket, number, rows)
+        reader = EmbeddingReader("bucket://emb")
+        for limit, threads, piece, expected in (
+            (2**30, 4, None, (4, 31_250, 4 * 300, 4 * 300)),
+            (2**30, None, None, (16, 16_384, 16 * 300, 16 * 300)),
+            (2**22, None, None, (16, 256, 16 * 256, 16 * 256)),
+            (2**30, 4, 50, (4, 50, 200, 200)),
+        ):
+            pace = make_pace(reader.manifest, request_of(reader, 10, limit, threads, piece), decodes_groups=False)
+            found = pace.threads, pace.piece_rows, pace.ahead_rows, pace.reading_nbytes // 1_024
+            assert found == expected
+            assert not pace.is_large
+            assert pace.most_batches is None
+        assert count_threads(reader.manifest, request_of(reader, 10, 2 * 3 * 1_024)) == 3
+
+
+def test_what_threads_hold_of_remote_row_groups_is_half_of_the_limit_at_most(tmp_path: Path) -> None:
+    """Whatever file has the largest one."""
+    written = write_collection(
+        tmp_path, "parquet-list", file_rows=[40, 5_000, 30], columns=[], dimension=512, row_group_rows=4_000
+    )
+    with emptied_bucket() as bucket:
+        for path in written.files:
+            bucket.put(f"emb/{path.name}", path.read_bytes())
+        reader = EmbeddingReader("bucket://emb", "parquet")
+        files, kind = reader.manifest.vectors, reader.manifest.format.vectors
+        assert largest_header(files).file.url.endswith(written.files[1].name)
+        one, two = (kind.held_nbytes(largest_header(files), reader.manifest.columns, 1, count) for count in (1, 2))
+        each = two - one
+        assert each >= 4_000 * 512 * 4
+        threads = {limit: count_threads(reader.manifest, request_of(reader, 10, limit)) for limit in (
+            1, 2 * each, 6 * each - 1, 6 * each, 2 * 16 * each, 2**50
+        )}  # fmt: skip
+        assert list(threads.values()) == [1, 1, 2, 3, 16, 16]
+        assert count_threads(reader.manifest, request_of(reader, 10, 1, 7)) == 7
+
+
+def test_a_row_of_metadata_weighs_what_a_footer_at_hand_tells(tmp_path: Path) -> None:
+    """The one that was read last, as others may have been forgotten; three times, as Python's strings."""
+    texts = [pa.table({"caption": [f"{row:0{1_000 * number}}" for row in range(20)]}) for number in (1, 2, 3)]
+    written = write_collection(tmp_path, "parquet_npy", file_rows=[20] * 3, dimension=2, tables=texts)
+    reader = written.open(meta_columns=["caption"])
+    assert reader.manifest.metadata is not None
+    headers = [reader.manifest.metadata.header(place) for place in range(3)]
+    footers = [read_footer(header.file, ["caption"]) for header in headers]
+    for kept, expected in (([], 256), ([1], 256), ([0], 3_000), ([2], 9_000), ([0, 1, 2], 9_000)):
+        FOOTERS.clear()
+        for place in kept:
+            FOOTERS.put(headers[place].file, footers[place])
+        nbytes = metadata_row_nbytes(reader.manifest)
+        assert expected <= nbytes < 1.2 * expected, kept
+        pace = make_pace(reader.manifest, request_of(reader, 10, 2**20, 1), decodes_groups=False)
+        assert pace.metadata_row_nbytes == nbytes
+        assert pace.metadata_rows == max(64, 2**16 // nbytes)
+    without = EmbeddingReader(written.folder).manifest
+    assert metadata_row_nbytes(without) == 0
+    request = request_of(reader, 10, 2**20, 1)
+    held = [reading_nbytes(manifest, request, 20, 1) for manifest in (reader.manifest, without)]
+    assert held[0] - held[1] == DECODER_NBYTES
+    picked = request._replace(rows=reader.take([1, 5, 3]).rows)
+    assert reading_nbytes(without, picked, 20, 3) == reading_nbytes(without, request, 20, 3) + 3 * SCRATCH_NBYTES
+    # 55 rows of 8 bytes and their metadata; all of them are one piece, 64 rows of metadata are decoded at once.
+    row_nbytes = 8 + nbytes
+    assert project_batches(reader.manifest, request._replace(start=5)) == (
+        20 * row_nbytes,
+        (35 + 5) * row_nbytes + 64 * nbytes + held[0],
+        0,
+    )
 
 
 def test_a_window_of_remote_rows_is_read_by_as_many_threads_as_the_limit_allows() -> None:

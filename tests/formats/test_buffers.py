@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,11 +31,13 @@ def buffers() -> Buffers:
     return Buffers(2 * LARGE)
 
 
-@pytest.mark.parametrize("rows", [1_000, 950])
+@pytest.mark.parametrize("rows", [1_125, 1_050, 1_000])
 def test_memory_of_what_is_gone_is_used_again(buffers: Buffers, rows: int) -> None:
-    first = buffers.take((1_000, 64), FLOAT32)
+    """As long as an eighth of it lies idle at most."""
+    first = buffers.take((1_125, 64), FLOAT32)
     place = address(first)
     del first
+    assert not buffers.has_free(999 * 64 * 4)
     assert address(buffers.take((rows, 64), FLOAT32)) == place
 
 
@@ -55,19 +58,28 @@ def test_a_part_keeps_memory_from_being_used_again(buffers: Buffers) -> None:
 
 
 def test_what_was_used_last_is_kept(buffers: Buffers) -> None:
-    old, new = [buffers.take((1_000, 64), FLOAT32) for _ in range(2)], buffers.take((700, 64), FLOAT32)
-    place = address(new)
+    older, old = [buffers.take((1_000, 64), FLOAT32) for _ in range(2)]
+    new = buffers.take((700, 64), FLOAT32)
+    places = address(new), address(old)
+    del older
+    assert buffers.free_nbytes == LARGE
     del old
+    assert buffers.free_nbytes == 2 * LARGE
     del new  # with it there is more than may be kept
     assert buffers.free_nbytes == LARGE + 700 * 64 * 4
-    assert address(buffers.take((700, 64), FLOAT32)) == place
+    assert (address(buffers.take((700, 64), FLOAT32)), address(buffers.take((1_000, 64), FLOAT32))) == places
 
 
 def test_closed_buffers_keep_nothing(buffers: Buffers) -> None:
-    array = buffers.take((1_000, 64), FLOAT32)
+    array, free = [buffers.take((1_000, 64), FLOAT32) for _ in range(2)]
+    del free
     buffers.close()
+    assert not buffers.has_free(LARGE)
     array[:] = 1
-    del array
+    late = buffers.take((1_000, 64), FLOAT32)  # of a thread that has not been told
+    assert not np.shares_memory(array, late)
+    assert (buffers.lent_nbytes, buffers.free_nbytes) == (0, 0)
+    del array, late
     assert (buffers.lent_nbytes, buffers.free_nbytes) == (0, 0)
 
 
@@ -98,6 +110,70 @@ def test_who_waits_for_memory_goes_on_when_it_is_there(buffers: Buffers, change:
     for thread in threads:
         thread.join(30)
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_batch_lacks_memory_where_others_hold_it_and_none_is_free(buffers: Buffers) -> None:
+    arrays = [buffers.take((1_000, 64), FLOAT32) for _ in range(2)]
+    shape = (1_000, 64)
+    unlimited, wide, narrow = (Slot(buffers, shape, FLOAT32, most) for most in (None, 3 * LARGE, 3 * LARGE - 1))
+    assert [slot.lacks_memory() for slot in (unlimited, wide, narrow)] == [False, False, True]
+    assert unlimited.wait() is not None
+    assert [slot.lacks_memory() for slot in (unlimited, wide, narrow)] == [False, True, True]
+    arrays.clear()
+    buffers.take(shape, FLOAT32)  # of one of two that are free: narrow has the other one
+    kept = [buffers.take(shape, FLOAT32), wide.wait(), wide.wait()]
+    assert kept[1] is kept[2] is wide.hand_over()
+    assert [slot.lacks_memory() for slot in (unlimited, wide, narrow)] == [False, True, True]
+    kept.pop(0)
+    place = address(narrow.make())
+    assert not narrow.lacks_memory()
+    assert place == address(narrow.hand_over())
+
+
+def test_all_who_wait_go_on_when_an_array_ends_each_time(buffers: Buffers) -> None:
+    """One of them sees it end, and tells the others; nobody else looks meanwhile."""
+    for _ in range(2):
+        arrays = [buffers.take((1_000, 64), FLOAT32)]
+        asked: list[bool] = []
+
+        def lacking(asked: list[bool] = asked) -> bool:
+            asked.append(True)
+            return True
+
+        threads = [threading.Thread(target=buffers.wait_while, args=(lacking, 60)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        assert wait_until(lambda asked=asked: len(asked) == 3)  # type: ignore[misc]
+        with buffers.changed:  # each of them waits by now
+            arrays.clear()
+        for thread in threads:
+            thread.join(30)
+        assert not any(thread.is_alive() for thread in threads)
+        assert (buffers.lent_nbytes, buffers.free_nbytes) == (0, LARGE)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_who_waits_for_memory_sleeps(buffers: Buffers, watched: bool) -> None:
+    """Whether or not somebody else waits, too: else threads that read would ask all the time."""
+    buffers._is_watched = watched
+    begun = time.monotonic()
+    buffers.wait_while(lambda: True, 0.1)
+    assert time.monotonic() - begun >= 0.09
+    buffers.wait_while(lambda: False, 1e9)
+    held = buffers.take((1_000, 64), FLOAT32)
+    begun = time.monotonic()
+    assert Slot(buffers, held.shape, FLOAT32, LARGE).wait() is None
+    assert time.monotonic() - begun >= 0.09
+
+
+@pytest.mark.parametrize("look", ["lent_nbytes", "free_nbytes", "has_free"])
+def test_what_has_ended_is_seen_by_whoever_looks_first(buffers: Buffers, look: str) -> None:
+    array = buffers.take((1_000, 64), FLOAT32)
+    del array
+    if look == "has_free":
+        assert buffers.has_free(LARGE)
+    else:
+        assert getattr(buffers, look) == (LARGE if look == "free_nbytes" else 0)
 
 
 def test_memory_is_there_before_the_thread_that_watches_has_said_so(buffers: Buffers) -> None:
@@ -209,7 +285,9 @@ def test_no_piece_waits_until_its_time_runs_out(tmp_path: Path, monkeypatch: pyt
 
 
 def test_large_arrays_begin_where_they_are_copied_to_fast(buffers: Buffers) -> None:
-    for array in (buffers.take((1_000, 64), FLOAT32), new_array((2**18, 3), FLOAT32)):
+    arrays = [buffers.take((1_000, 64), FLOAT32), *(new_array((2**18, columns), FLOAT32) for columns in (1, 1, 3))]
+    assert not np.shares_memory(arrays[1], arrays[2])  # each holds what it lies in
+    for array in arrays:
         assert address(array) % 64 == 0
         assert array.flags.writeable
         assert array.flags.c_contiguous

@@ -15,14 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pytest
 from dask.base import compute
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dask_embedding_reader.batches import few, windows
 from tests.support.collections import (
     COLUMNS,
     FORMATS,
     Collection,
+    as_batch,
     assert_batches,
     assert_same_frame,
     assert_same_rows,
@@ -170,6 +173,42 @@ def test_batches_equal_numpy_and_pandas(data: st.DataObject) -> None:
         assert_batches(
             collection.open()(batch_size, *part, **options, dtype=dtype), collection, batch_size, *part, dtype
         )
+
+
+@given(st.data())
+def test_batches_of_some_rows_equal_numpy_and_pandas(data: st.DataObject) -> None:
+    recipe = data.draw(recipes())
+    order = data.draw(st.sampled_from(["ascending", "any", "shuffled"]), label="order")
+    numbers = np.array(data.draw(st.lists(st.integers(0, recipe.total - 1), max_size=40), label="rows"), np.int64)
+    if order == "ascending":
+        numbers = np.unique(numbers)
+    batch_size = data.draw(st.integers(1, recipe.total + 3), label="batch_size")
+    dtype = data.draw(st.sampled_from(["float32", "float64", None]), label="dtype")
+    options = {
+        "max_piece_size": data.draw(piece_sizes, label="max_piece_size"),
+        "parallel_pieces": data.draw(st.none() | st.integers(1, 4), label="parallel_pieces"),
+        "max_ram_usage_in_bytes": data.draw(st.sampled_from([1, 2**8, 2**12, 2**32]), label="max_ram_usage_in_bytes"),
+    }
+    with written(recipe) as collection, warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.filterwarnings("ignore", category=UserWarning)
+        # So few rows would be read at once.
+        patch.setattr(few, "_MOST_ROWS", data.draw(st.sampled_from([0, 10, 1_000]), label="few"))
+        patch.setattr(windows, "_LARGE_NBYTES", data.draw(st.sampled_from([1, 2**20]), label="large"))
+        view = collection.open().take(numbers)
+        if order == "shuffled":
+            view = view.shuffle(1, buffer_rows=data.draw(st.integers(1, 40), label="buffer_rows"))
+            assert sorted(view.rows) == sorted(numbers.tolist())
+            numbers = np.asarray(view.rows)
+        start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(numbers))] * 2), label="range"))
+        batches = view(batch_size, start, end, **options, dtype=dtype)
+        for first in range(start, end, batch_size):
+            here = numbers[first : min(first + batch_size, end)]
+            rows, frame = next(batches)
+            assert_same_rows(rows, collection.rows[here].astype(dtype or collection.rows.dtype))
+            expected = collection.metadata.iloc[here].assign(i=here).reset_index(drop=True)
+            assert_same_frame(frame, as_batch(expected))
+            rows[:] = 0  # nothing of later batches
+        assert next(batches, None) is None
 
 
 @given(st.data())

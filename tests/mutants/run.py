@@ -40,7 +40,13 @@ ROOMS = {
         "collection/test_small_files.py rows/test_views.py lazy/test_lazy_use.py lazy/test_names.py",
     ),
     "formats": ("formats", "formats"),
-    "batches": ("batches _common/memory.py", "batches rows library/test_properties.py"),
+    "batches": (
+        "batches _common/memory.py",
+        (
+            "batches rows collection/test_small_files.py formats/test_buffers.py library/test_properties.py "
+            "library/test_search.py"
+        ),
+    ),
     "lazy": ("lazy", "batches/test_streaming.py lazy"),
     "storage": (
         "storage",

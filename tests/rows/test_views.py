@@ -706,22 +706,27 @@ def test_few_rows_are_read_without_another_thread(
 def test_few_wide_rows_keep_the_limit(tmp_path: Path) -> None:
     np.save(tmp_path / "0.npy", np.ones((10, 5_000), np.float32))
     view = EmbeddingReader(tmp_path).take([1, 3, 5, 6])
-    with pytest.warns(UserWarning, match="the limit is 50,000"):
+    with pytest.warns(UserWarning, match=r"take 80,\d\d\d bytes; the limit is 50,000") as told:
         assert [len(x) for x, _ in view(2, show_progress=False, max_ram_usage_in_bytes=50_000)] == [2, 2]
+    assert [warning.filename for warning in told] == [__file__]
 
 
 def test_memory_that_two_windows_do_not_fit_into_is_told(pair: Collection) -> None:
     epoch = pair.open().shuffle(1, buffer_rows=128)
     expected = np.asarray(epoch.rows)
-    with pytest.warns(UserWarning, match=r"two windows of 128 rows.*the limit is 4,000 \(max_ram_usage_in_bytes\)"):
+    with pytest.warns(
+        UserWarning, match=r"two windows of 128 rows.*the limit is 4,000 \(max_ram_usage_in_bytes\)"
+    ) as told:
         batches = epoch(10, show_progress=False, max_ram_usage_in_bytes=4_000)
+    assert [warning.filename for warning in told] == [__file__]
     assert np.concatenate([frame["i"] for _, frame in batches]).tolist() == expected.tolist()
 
 
 def test_what_is_left_of_chance_is_told(pair: Collection) -> None:
     epoch = pair.open().shuffle(1, buffer_rows=128)
-    with pytest.warns(UserWarning, match="256 rows are mixed from 64 blocks of 2 neighbouring rows.* 5 times"):
+    with pytest.warns(UserWarning, match="256 rows are mixed from 64 blocks of 2 neighbouring rows.* 5 times") as told:
         epoch(256, show_progress=False)
+    assert [warning.filename for warning in told] == [__file__]
     with pytest.warns(UserWarning, match=r"batches of 200 rows \(of all shards\)"):
         epoch.shard(4, 0)(50, show_progress=False)
     epoch(64, show_progress=False)
