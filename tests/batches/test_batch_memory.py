@@ -253,10 +253,11 @@ def test_as_many_row_groups_are_read_ahead_as_are_decoded_at_once(
 
 
 @pytest.mark.parametrize(
-    ("name", "step", "ahead_rows"), [("parquet-list", 1, 640), ("parquet-list", 2, 800), ("arrow-zstd", 1, 800)]
+    ("name", "step", "ahead_rows", "most_batches"),
+    [("parquet-list", 1, 640, 6), ("parquet-list", 2, 800, 18), ("arrow-zstd", 1, 800, 18)],
 )
 def test_plain_row_groups_are_not_decoded_whole_but_where_rows_of_them_are_picked(
-    tmp_path: Path, name: str, step: int, ahead_rows: int
+    tmp_path: Path, name: str, step: int, ahead_rows: int, most_batches: int
 ) -> None:
     """As above. Batches that are compressed are always decoded whole, which is seen when the first one is."""
     written = write_collection(tmp_path, name, file_rows=[500, 1_000], columns=[], row_group_rows=200)
@@ -264,7 +265,8 @@ def test_plain_row_groups_are_not_decoded_whole_but_where_rows_of_them_are_picke
     batches = reader(50, max_piece_size=40, parallel_pieces=4, show_progress=False)
     for _ in range(2):
         next(batches)
-    assert batches.gi_frame.f_locals["reading"]._pace.ahead_rows == ahead_rows
+    reading = batches.gi_frame.f_locals["reading"]
+    assert (reading._pace.ahead_rows, reading._most_batches) == (ahead_rows, most_batches)
     batches.close()
 
 

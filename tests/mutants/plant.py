@@ -15,6 +15,7 @@ from parso.python.tree import Keyword
 
 Position = tuple[int, int]
 
+
 _SETS_PART = re.compile(r"[\w.\[\]]+ [-+*/|&^]+= |\w+[.\[].* = ")
 
 
