@@ -11,6 +11,7 @@ import os
 import re
 import select
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -173,6 +174,27 @@ def test_what_is_out_of_the_ordinary_is_left_to_s3fs(
             assert direct.find_place(filesystem, url.removeprefix("s3://")) is None
     said = "s3://test-bucket is read by fsspec's client, which takes more processor time"
     assert [record.getMessage() for record in caplog.records] == [f"{said}: it {reason}"]
+
+
+@pytest.mark.parametrize("named", ["nowhere", "in the environment", "in the options"])
+def test_certificates_are_checked_unless_somebody_says_otherwise(
+    s3: servers.S3Server, url: str, named: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client = {**s3.client_options, "endpoint_url": "https://127.0.0.1:1"}
+    bundle = tmp_path / "trusted.pem"
+    trusted = ssl.create_default_context().get_ca_certs(binary_form=True)[:1]
+    bundle.write_text("".join(map(ssl.DER_cert_to_PEM_cert, trusted)))
+    if named == "in the environment":
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    elif named == "in the options":
+        client["verify"] = str(bundle)
+    options = {**s3.storage_options, "client_kwargs": client, "skip_instance_cache": True}
+    place = direct.find_place(connected(fsspec.filesystem("s3", **options)), url.removeprefix("s3://"))
+    assert place is not None
+    tls = place.site.connections._tls
+    assert tls is not None
+    assert tls.verify_mode is ssl.CERT_REQUIRED
+    assert (len(tls.get_ca_certs()) > 1) is (named == "nowhere")
 
 
 @pytest.mark.usefixtures("only_fsspec")

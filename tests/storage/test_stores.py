@@ -26,6 +26,7 @@ from dask_embedding_reader.storage.fsspec import FsspecStore
 from dask_embedding_reader.storage.read import read_range, read_ranges
 from dask_embedding_reader.storage.store import (
     Answer,
+    Here,
     ObjectInfo,
     ShortAnswerError,
     Span,
@@ -170,6 +171,65 @@ def writable(place: Place) -> Place:
 def test_as_many_small_reads_are_waited_for_as_the_store_that_takes_most_answers_at_once() -> None:
     local, remote = (resolve(url)[0] for url in ("/", "memory://"))
     assert [most_requests(stores) for stores in ([], [local], [remote], [local, remote])] == [1, 1, 16, 16]
+
+
+HERE = Here("host", 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("version", "info", "same"),
+    [
+        (Version(5, "etag", "a"), ObjectInfo("", 5, {"etag": "a"}), True),
+        (Version(5, "etag", "a"), ObjectInfo("", 5, {"etag": "b"}), False),
+        (Version(5, "etag", "a"), ObjectInfo("", 6, {"etag": "a"}), True),  # of an answer that is wrong about its size
+        (Version(5, "etag", "a"), ObjectInfo("", 5, {"mtime": "1"}), None),
+        (Version(5, "etag", "a"), ObjectInfo("", 6, {"mtime": "1"}), False),
+        (Version(5, "etag", "a"), ObjectInfo("", -1, {}), None),
+        (Version(5, "mtime", "1"), ObjectInfo("", 5, {"mtime": "1", "etag": "b"}), True),
+        (Version(5, "mtime", "1"), ObjectInfo("", 5, {"mtime": "2"}), False),
+        (Version(5, "mtime", "1"), ObjectInfo("", -1, {"mtime": "1"}), True),
+        (Version(5, "mtime", "1"), ObjectInfo("", -1, {"mtime": "2"}), False),
+        (Version(5), ObjectInfo("", 5), True),
+        (Version(5), ObjectInfo("", 6), False),
+        (Version(5), ObjectInfo("", -1), None),
+        (Version(0), ObjectInfo("", 0), True),
+        (Version(1), ObjectInfo("", 0), False),
+        (Version(-1), ObjectInfo("", -1), None),
+        (Version(-1), ObjectInfo("", 0), False),
+        (Version(5, "mtime", "1", HERE), ObjectInfo("", 5, {"mtime": "1"}, here=HERE), True),
+        (Version(5, "mtime", "1", HERE), ObjectInfo("", 5, {"mtime": "1"}, here=HERE._replace(ctime=11)), False),
+        (Version(5, "mtime", "1", HERE), ObjectInfo("", 5, {"mtime": "1"}, here=HERE._replace(inode=2)), False),
+        (Version(5, "mtime", "1", HERE), ObjectInfo("", 5, {"mtime": "1"}, here=Here("other", 2, 11)), True),
+        (Version(5, "mtime", "1", HERE), ObjectInfo("", 5, {"mtime": "1"}), True),
+        (Version(5, "mtime", "1"), ObjectInfo("", 5, {"mtime": "1"}, here=HERE), True),
+        # One time for both, as of mounted buckets, whose numbers do not last.
+        (Version(5, "mtime", "10", HERE), ObjectInfo("", 5, {"mtime": "10"}, here=HERE._replace(inode=2)), True),
+    ],
+)
+def test_what_a_storage_says_now_is_compared_with_what_was_found(
+    version: Version, info: ObjectInfo, same: bool | None
+) -> None:
+    assert is_same(version, info) is same
+
+
+@pytest.mark.parametrize(
+    ("version", "text"),
+    [
+        (Version(5, "etag", "a b"), "5 etag a b"),
+        (Version(0, "mtime", "1"), "0 mtime 1"),
+        (Version(-1, "etag", "a"), "None etag a"),
+        (Version(7), "7"),
+        (Version(-1), "None"),
+        (Version(10**18, "etag", "a"), f"{10**18} etag a"),
+    ],
+)
+def test_a_version_is_read_as_it_was_written(version: Version, text: str) -> None:
+    assert str(version) == text
+    assert Version.parse(text) == version
+    assert version.everywhere == text
+    assert version._replace(here=HERE).lasting == version
+    assert version._replace(here=HERE).everywhere == f"{text} inode 1 ctime 10"
+    assert str(version._replace(here=HERE)) == f"{text} on host inode 1 ctime 10"
 
 
 def test_a_store_is_a_value(place: Place) -> None:
