@@ -184,6 +184,7 @@ def test_certificates_are_checked_unless_somebody_says_otherwise(
     bundle = tmp_path / "trusted.pem"
     trusted = ssl.create_default_context().get_ca_certs(binary_form=True)[:1]
     bundle.write_text("".join(map(ssl.DER_cert_to_PEM_cert, trusted)))
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
     if named == "in the environment":
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
     elif named == "in the options":
