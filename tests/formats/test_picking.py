@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from dask_embedding_reader import EmbeddingReader, FileChangedError
 from dask_embedding_reader.formats import picking
 from dask_embedding_reader.storage.read import try_read_in_turn
+from dask_embedding_reader.storage.store import StoredFile
+from dask_embedding_reader.storage.urls import resolve
 from tests.support.collections import Collection, write_collection
 from tests.support.scattered import watch_scattered
 
@@ -192,6 +195,36 @@ def test_rows_of_a_file_that_changed_are_not_scattered(tmp_path: Path) -> None:
     np.save(tmp_path / "0.npy", np.ones((5_000, 256), np.float32))
     with pytest.raises(FileChangedError, match=r"0\.npy"):
         view.to_dask_array().compute(scheduler="sync")
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> StoredFile:
+    """A file of 4,000 bytes."""
+    store, path = resolve(tmp_path_factory.mktemp("noise") / "0.bin")
+    Path(path).write_bytes(np.random.default_rng(0).bytes(4_000))
+    return StoredFile(store, path, store.look_up(path).version)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), max_size=60),
+    start=st.integers(0, 3_990),
+    keeps_others=st.booleans(),
+)
+def test_runs_are_read_to_two_places_in_turn(
+    noise: StoredFile, lengths: list[int], start: int, keeps_others: bool
+) -> None:
+    data = Path(noise.path).read_bytes()
+    ends = np.cumsum([start, *lengths]).tolist()
+    runs = [data[a:b] for a, b in pairwise(ends)]
+    kept, others = bytearray(sum(lengths[::2])), bytearray(sum(lengths[1::2]))
+    places = memoryview(kept), np.array(lengths[::2], int), memoryview(others) if keeps_others else None
+    done = try_read_in_turn(noise, start, *places, np.array(lengths[1::2], int))
+    assert done is (not lengths or ends[-1] <= len(data))
+    if done:
+        assert kept == b"".join(runs[::2])
+        assert others == (b"".join(runs[1::2]) if keeps_others else bytes(len(others)))
+        changed = noise._replace(version=noise.version._replace(size=3_999))
+        assert not lengths or not try_read_in_turn(changed, start, *places, np.array(lengths[1::2], int))
 
 
 def test_runs_that_do_not_fill_the_memory_are_refused(tmp_path: Path) -> None:
