@@ -267,3 +267,52 @@ def test_rows_are_counted_by_file(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_of_a_million_tiny_files_few_pieces_are_left() -> None:
     bounds = np.arange(1_000_001) * 4
     assert len(plan._join_small(bounds, 16_000, 64)) == 1_000_000 // 64 + 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where pieces are cut
+
+BOUNDS = st.lists(st.integers(1, 9), max_size=12).map(lambda sizes: np.cumsum([0, *sizes]))
+
+
+@given(bounds=BOUNDS, chosen=st.sets(st.integers(0, 12)), max_rows=st.integers(1, 30))
+def test_row_groups_of_a_file_are_read_together_as_long_as_they_fit(
+    bounds: Any, chosen: set[int], max_rows: int
+) -> None:
+    files = {int(bound) for place, bound in enumerate(bounds) if place in {0, len(bounds) - 1, *chosen}}
+    kept = plan._merge_groups(bounds, np.array(sorted(files)), max_rows).tolist()
+    assert (kept[0], kept[-1]) == (0, bounds[-1])
+    assert files <= set(kept) <= set(bounds.tolist())
+    for start, stop in pairwise(kept):
+        assert stop - start <= max_rows or not ((start < bounds) & (bounds < stop)).any()
+        if stop not in files:
+            assert bounds[bounds > stop].min() - start > max_rows, "one more would have fitted"
+
+
+@given(cuts=BOUNDS, max_rows=st.integers(1, 30))
+def test_what_is_too_large_is_cut_into_as_few_pieces_as_can_be_of_the_same_size(cuts: Any, max_rows: int) -> None:
+    bounds = plan._cut_evenly(cuts * 3, max_rows)
+    assert set((cuts * 3).tolist()) <= set(bounds.tolist())
+    for start, stop in pairwise((cuts * 3).tolist()):
+        *sizes, last = np.diff(bounds[(start <= bounds) & (bounds <= stop)]).tolist()
+        assert len(sizes) + 1 == -(-(stop - start) // max_rows)
+        assert {*sizes} <= {-(-(stop - start) // (len(sizes) + 1))}
+        assert 0 < last <= max([*sizes, last]) <= max_rows
+
+
+@given(cuts=BOUNDS, max_rows=st.integers(1, 30), most=st.integers(1, 5))
+def test_neighbours_are_joined_as_long_as_they_fit_and_are_not_too_many(cuts: Any, max_rows: int, most: int) -> None:
+    joined = plan._join_small(cuts, max_rows, most).tolist()
+    assert (joined[0], joined[-1]) == (0, cuts[-1])
+    assert set(joined) <= set(cuts.tolist())
+    for start, stop in pairwise(joined):
+        count = ((start < cuts) & (cuts <= stop)).sum()
+        assert count == 1 or (stop - start <= max_rows and count <= most)
+        if stop != cuts[-1]:
+            assert count == most or cuts[cuts > stop].min() - start > max_rows, "one more would have fitted"
+
+
+@given(cuts=BOUNDS, start=st.integers(0, 100), stop=st.integers(0, 100))
+def test_cuts_of_a_range_are_those_within_it_and_its_ends(cuts: Any, start: int, stop: int) -> None:
+    inside = [cut for cut in cuts.tolist() if start < cut < stop]
+    assert plan._clip(cuts, start, stop).tolist() == ([start, *inside, stop] if start < stop else [start])

@@ -55,7 +55,10 @@ ROOMS = {
             "write/test_write.py"
         ),
     ),
-    "collection": ("collection", "collection library/test_bad_input.py rows/test_views.py"),
+    "collection": (
+        "collection",
+        "collection library/test_bad_input.py library/test_reference_failings.py rows/test_views.py",
+    ),
     "write": ("write", "write"),
     "cli": ("cli", "show/test_command_line.py"),
 }

@@ -28,6 +28,7 @@ import aiohttp
 import fsspec
 import numpy as np
 import pytest
+from aiobotocore.credentials import AioCredentials
 from fsspec.asyn import sync
 
 from dask_embedding_reader import EmbeddingReader
@@ -37,6 +38,7 @@ from dask_embedding_reader.storage import retries
 from dask_embedding_reader.storage.connections import Asked, connected
 from dask_embedding_reader.storage.direct import http as http_requests
 from dask_embedding_reader.storage.direct import read as direct
+from dask_embedding_reader.storage.direct import s3 as direct_s3
 from dask_embedding_reader.storage.ranges import ByteRange
 from tests.support import clouds, servers
 
@@ -174,6 +176,19 @@ def test_what_is_out_of_the_ordinary_is_left_to_s3fs(
             assert direct.find_place(filesystem, url.removeprefix("s3://")) is None
     said = "s3://test-bucket is read by fsspec's client, which takes more processor time"
     assert [record.getMessage() for record in caplog.records] == [f"{said}: it {reason}"]
+
+
+def test_a_client_that_signs_with_other_keys_than_its_session_tells_is_left_to_s3fs(
+    s3: servers.S3Server, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def others(_: Any) -> Any:
+        return AioCredentials("other", "secret")
+
+    monkeypatch.setattr(direct_s3, "_credentials", others)
+    filesystem = connected(fsspec.filesystem("s3", **s3.storage_options, skip_instance_cache=True))
+    with caplog.at_level(logging.INFO, "dask_embedding_reader"):
+        assert direct.find_place(filesystem, url.removeprefix("s3://")) is None
+    assert caplog.text.count("it signs with keys of its own") == 1
 
 
 @pytest.mark.parametrize("named", ["nowhere", "in the environment", "in the options"])
