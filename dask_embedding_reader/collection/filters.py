@@ -172,10 +172,8 @@ def _compare(table: pa.Table, name: str, operator: str, value: Any) -> Any:
                 column = column.cast(pa.scalar(value).type)
             return _COMPARISONS[operator](column, pa.scalar(value, _type_of(column, [value])))
         items = [item for item in _items(value) if item is not None]
-        values = pa.array(items, _type_of(column, items))
         # A set of no values has no type of its own.
-        if not len(values) or values.type != column.type:
-            values = values.cast(column.type)
+        values = pa.array(items, _type_of(column, items)).cast(column.type)
         found = pc.is_in(column, value_set=values, skip_nulls=True)
         return pc.if_else(pc.is_null(column), None, found if operator == "in" else pc.invert(found))
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pytest
 
 from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader.collection import pairing
 from dask_embedding_reader.errors import (
     ArgumentError,
     ColumnError,
@@ -31,6 +32,8 @@ from dask_embedding_reader.errors import (
     MismatchError,
     NoFilesError,
 )
+from dask_embedding_reader.storage.store import StoredFile, Version
+from dask_embedding_reader.storage.urls import resolve
 from tests.support.collections import (
     Rows,
     assert_same_rows,
@@ -244,6 +247,29 @@ def test_position_pairs_nothing_where_a_name_or_number_says_otherwise(
     options = write_pairs(tmp_path, dict.fromkeys(vectors.split(), 3), dict.fromkeys(metadata.split(), 3))
     with pytest.raises(MismatchError, match=rf"(?s){re.escape(lonely)}.*{re.escape(spare)}"):
         EmbeddingReader(**options)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "told"),
+    [
+        ("0 1", "0", "; without metadata: v1.npy"),
+        ("0", "0 1", "; without vectors: m1.parquet"),
+        ("0 1", "0 2", "; without metadata: v1.npy; without vectors: m1.parquet"),
+        ("0 0 1", "0 0", "; without metadata: v2.npy"),  # who has a partner is not the fault
+        ("0 0", "0 0 1", "; without vectors: m2.parquet"),
+        ("0 0", "0", "; alike in name and number: v0.npy, v1.npy"),
+        ("0", "0 0", "; alike in name and number: v0.npy"),
+        ("0 1 2", "9", "; without metadata: v0.npy, v1.npy, v2.npy; without vectors: m0.parquet"),
+        ("0 1 2 3", "9", "; without metadata: v0.npy, v1.npy, v2.npy …; without vectors: m0.parquet"),
+    ],
+)
+def test_what_cannot_be_paired_is_named(left: str, right: str, told: str) -> None:
+    store, _ = resolve("/")
+    vectors = [StoredFile(store, f"v{k}.npy", Version(1)) for k in range(len(left.split()))]
+    metadata = [StoredFile(store, f"m{k}.parquet", Version(1)) for k in range(len(right.split()))]
+    keys, others = ([(int(number),) for number in names.split()] for names in (left, right))
+    said = pairing._unpaired(vectors, metadata, keys, others)
+    assert f"only where these say nothing{told}; each npy file needs" in said
 
 
 def test_the_two_files_that_are_named_themselves_are_a_pair(tmp_path: Path) -> None:

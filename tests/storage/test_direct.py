@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,6 @@ import aiohttp
 import fsspec
 import numpy as np
 import pytest
-from aiobotocore.credentials import AioCredentials
 from fsspec.asyn import sync
 
 from dask_embedding_reader import EmbeddingReader
@@ -182,7 +182,7 @@ def test_a_client_that_signs_with_other_keys_than_its_session_tells_is_left_to_s
     s3: servers.S3Server, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def others(_: Any) -> Any:
-        return AioCredentials("other", "secret")
+        return import_module("aiobotocore.credentials").AioCredentials("other", "secret")
 
     monkeypatch.setattr(direct_s3, "_credentials", others)
     filesystem = connected(fsspec.filesystem("s3", **s3.storage_options, skip_instance_cache=True))

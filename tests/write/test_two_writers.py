@@ -35,7 +35,7 @@ from dask_embedding_reader.storage import fsspec as remote
 from dask_embedding_reader.storage import put as writing
 from dask_embedding_reader.storage.put import list_files
 from dask_embedding_reader.storage.urls import resolve
-from dask_embedding_reader.write import claim
+from dask_embedding_reader.write import claim, destination
 from tests.support import servers
 
 OLD, FIRST, SECOND = (np.full((rows, 3), value, np.float32) for rows, value in ((35, 0), (40, 1), (30, 2)))
@@ -290,6 +290,30 @@ def test_what_only_the_holder_of_a_claim_may_do(tmp_path: Path, url: str, how: s
         store.remove(f"{folder}/{path}")
 
 
+@pytest.mark.parametrize("is_of_another", [False, True])
+def test_a_file_that_comes_late_is_removed_and_that_of_another_writer_is_not(
+    monkeypatch: pytest.MonkeyPatch, is_of_another: bool
+) -> None:
+    """On an object store, where nothing keeps it off."""
+    memory, root = fsspec.filesystem("memory"), f"/{uuid.uuid4().hex}"
+    stream = writing.stream_file
+
+    def come_late(store: Any, path: str, *given: Any, **options: Any) -> Any:
+        facts = stream(store, path, *given, **options)
+        if is_of_another:
+            memory.pipe_file(path, b"of another writer")
+        for name in memory.glob(f"{root}/_writing/writer-*"):
+            memory.rm_file(name)
+        return facts
+
+    monkeypatch.setattr(destination, "stream_file", come_late)
+    with pytest.raises(DestinationError, match="took over"):
+        write_embeddings(FIRST, f"memory:/{root}")
+    left = [memory.cat_file(name) for name in memory.glob(f"{root}/*.npy")]
+    assert left == ([b"of another writer"] if is_of_another else [])
+    memory.rm(root, recursive=True)
+
+
 @pytest.mark.parametrize("others", [1, 2])
 def test_a_shared_claim_ends_with_the_last_process_that_holds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int
@@ -297,7 +321,8 @@ def test_a_shared_claim_ends_with_the_last_process_that_holds_it(
     monkeypatch.setattr(claim, "_HANDOVER_SECONDS", 0)
     store, folder = resolve(tmp_path / "_writing")
     held = claim.Claim(store, folder, claim.new_job(), 1)
-    own = json.loads(claim._content(held.job))  # of who has made it, and holds it no more
+    maker = psutil.Process(os.getppid())  # it lives, but holds the claim no more
+    own = {**json.loads(claim._content(held.job)), "pid": maker.pid, "process_started": maker.create_time()}
     writing.make_folder(store, held.scratch)
     writing.put_file(store, held.path, json.dumps(own).encode())
     living = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) for _ in range(others)]
