@@ -779,3 +779,13 @@ def test_files_on_a_web_server_that_lists_nothing(tmp_path: Path) -> None:
         os.utime(tmp_path / "files" / "1.npy", (1, 1))
         with pytest.raises(FileChangedError, match=r"/1\.npy"):
             EmbeddingReader.from_manifest(tmp_path / "m.parquet", urls).to_dask_array().compute()
+
+
+def test_a_manifest_that_is_of_no_use_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    np.save(tmp_path / "0.npy", np.ones((3, 2), np.float32))
+    (tmp_path / ".manifest.embeddings").write_bytes(b"damaged")
+    with caplog.at_level("WARNING", "dask_embedding_reader"):
+        assert EmbeddingReader(tmp_path).count == 3
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"{tmp_path}/.manifest.embeddings")
+    assert record.getMessage().endswith("; it is not used")

@@ -316,3 +316,23 @@ def test_neighbours_are_joined_as_long_as_they_fit_and_are_not_too_many(cuts: An
 def test_cuts_of_a_range_are_those_within_it_and_its_ends(cuts: Any, start: int, stop: int) -> None:
     inside = [cut for cut in cuts.tolist() if start < cut < stop]
     assert plan._clip(cuts, start, stop).tolist() == ([start, *inside, stop] if start < stop else [start])
+
+
+@given(cuts=BOUNDS, first=st.integers(0, 99), max_rows=st.none() | st.integers(1, 30))
+def test_a_plan_is_a_sequence_of_pieces_of_equal_rows(cuts: Any, first: int, max_rows: int | None) -> None:
+    files: Any = None  # it is only handed on
+    made = plan._plan_of_segments(files, cuts + first, max_rows)
+    segments = np.diff(cuts).tolist()
+    assert made.whole_segments().chunks == tuple(segments or [0])
+    wanted = []
+    for rows in segments:
+        size = -(-rows // (1 if max_rows is None else -(-rows // max_rows)))
+        wanted += [min(size, rows - done) for done in range(0, rows, size)]
+    assert made.chunks == tuple(wanted or [0])
+    assert len(made) == len(wanted)
+    ends = [first, *(first + np.cumsum(wanted)).tolist()]
+    assert made.bounds.tolist() == ends
+    assert [made[k] for k in range(len(made))] == list(pairwise(ends))
+    for beyond in (-1, len(wanted)):
+        with pytest.raises(IndexError, match=f"piece {beyond} of a plan of {len(wanted)}"):
+            made[beyond]

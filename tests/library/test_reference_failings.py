@@ -272,6 +272,26 @@ def test_what_cannot_be_paired_is_named(left: str, right: str, told: str) -> Non
     assert f"only where these say nothing{told}; each npy file needs" in said
 
 
+@pytest.mark.parametrize(
+    ("left", "right", "is_hinted"),
+    [
+        ("a/0 b/0", "m/0", True),
+        ("a/0 b/0", "m/0 n/0", False),
+        ("a/0 b/1", "m/0", False),
+        ("a/0 b/0", "m/0 m/1", False),
+        ("a/0 a/0", "m/0", False),
+    ],
+)
+def test_files_that_are_alike_in_several_folders_may_be_several_collections(
+    left: str, right: str, is_hinted: bool
+) -> None:
+    store, _ = resolve("/")
+    vectors, metadata = ([StoredFile(store, name, Version(1)) for name in names.split()] for names in (left, right))
+    keys, others = ([(int(file.path[-1]),) for file in files] for files in (vectors, metadata))
+    said = pairing._unpaired(vectors, metadata, keys, others)
+    assert (" files are from 2 folders: open each by itself, as in 'a'" in said) is is_hinted
+
+
 def test_the_two_files_that_are_named_themselves_are_a_pair(tmp_path: Path) -> None:
     options = write_pairs(tmp_path, {"emb_2": 3}, {"meta_3": 3})
     vectors, metadata = f"{options['embeddings_folder']}/emb_2.npy", f"{options['metadata_folder']}/meta_3.parquet"

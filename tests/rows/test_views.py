@@ -259,6 +259,13 @@ def test_nothing_of_a_selection_is_nothing(pair: Collection) -> None:
         assert nothing.compute().shape == (0, x.shape[1])
 
 
+def test_rows_are_not_filtered_by_their_numbers(pair: Collection) -> None:
+    reader = pair.open()
+    for filters, names in (([("i", ">", 3)], None), (lambda frame: frame["i"] > 3, ["i"])):
+        with pytest.raises(ColumnError, match=r"'i' is the row number, not a column; take\(slice\(start, stop\)\)"):
+            reader.filter(filters, columns=names)
+
+
 def test_filters_may_name_columns_that_were_not_opened(pair: Collection) -> None:
     reader = pair.open(meta_columns=["id"])
     rank = pair.table["rank"].to_pandas()

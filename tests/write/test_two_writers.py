@@ -290,6 +290,18 @@ def test_what_only_the_holder_of_a_claim_may_do(tmp_path: Path, url: str, how: s
         store.remove(f"{folder}/{path}")
 
 
+def test_who_cannot_begin_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise WriteError("no room")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(claim, "make_folder", fail)
+        with pytest.raises(WriteError, match="no room"):
+            write_embeddings(FIRST, tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    write_embeddings(FIRST, tmp_path)
+
+
 @pytest.mark.parametrize("is_of_another", [False, True])
 def test_a_file_that_comes_late_is_removed_and_that_of_another_writer_is_not(
     monkeypatch: pytest.MonkeyPatch, is_of_another: bool

@@ -374,6 +374,12 @@ def test_every_source_has_files_of_the_same_size_and_counts_their_memory_alike(
     assert EmbeddingReader(tmp_path / "b").manifest.vectors.rows.tolist() == lengths
 
 
+def test_a_row_that_is_larger_than_the_limit_is_written_all_the_same(tmp_path: Path) -> None:
+    write_embeddings(ROWS, tmp_path / "0")
+    write_embeddings(EmbeddingReader(tmp_path / "0"), tmp_path / "1", rows_per_file=1, max_ram_usage_in_bytes=1)
+    assert EmbeddingReader(tmp_path / "1").manifest.vectors.rows.tolist() == [1] * 20
+
+
 class Bar:
     """What is told of progress."""
 

@@ -233,6 +233,20 @@ def test_a_claim_of_no_process_or_no_time_is_damaged(
         write_embeddings(ROWS, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        *((key, 0, "is 0, not an integer from 1 on") for key in ("rows", "rows_per_file", "dimension")),
+        ("scale", 10**400, r"is 10{59}\.\.\., not a finite number"),
+    ],
+)
+def test_a_commit_of_numbers_that_make_no_sense_is_damaged(place: str, key: str, value: int, told: str) -> None:
+    notes = {"job.json": JOB, "commit.json": {**COMMIT, "settings": {**SETTINGS, key: value}}}
+    put(place, {name: json.dumps(note).encode() for name, note in notes.items()})
+    with pytest.raises(DestinationError, match=rf"commit.json: is damaged: {key} {told}"):
+        write_embeddings(ROWS, place, overwrite=True)
+
+
 def test_a_commit_of_columns_that_no_file_of_its_kind_has_is_damaged(place: str) -> None:
     notes = {"job.json": JOB, "commit.json": {**COMMIT, "columns": ["a"]}}
     put(place, {name: json.dumps(note).encode() for name, note in notes.items()})
