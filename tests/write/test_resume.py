@@ -21,8 +21,8 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
 from dask_embedding_reader.errors import CastError, DestinationError, NoFilesError, ReadError, WriteError
-from dask_embedding_reader.storage.find import Finder
-from dask_embedding_reader.storage.put import get_file
+from dask_embedding_reader.storage.find import MANIFEST_NAME, Finder
+from dask_embedding_reader.storage.put import get_file, move_file
 from dask_embedding_reader.write import destination
 from dask_embedding_reader.write.notes import Job
 
@@ -146,6 +146,22 @@ def test_a_name_that_something_else_writes_to_all_the_time_is_told(
     with pytest.raises(DestinationError, match=r"00000000\.npy: something else writes files of this name; stop it"):
         write_embeddings(ROWS, tmp_path)
     assert tried == [str(tmp_path / "00000000.npy")] * 4
+
+
+def test_no_manifest_is_there_while_files_take_the_place_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_embeddings(ROWS[:7], tmp_path, rows_per_file=5)
+    assert (tmp_path / MANIFEST_NAME).exists()
+    is_there: list[bool] = []
+
+    def move(*given: Any) -> None:
+        is_there.append((tmp_path / MANIFEST_NAME).exists())
+        move_file(*given)
+
+    monkeypatch.setattr(destination, "move_file", move)
+    write_embeddings(whole(), tmp_path, rows_per_file=5, overwrite=True)
+    assert is_there == [False] * 4
 
 
 def test_who_finishes_while_another_writer_begins_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ from dask_embedding_reader.storage.put import list_files
 from dask_embedding_reader.storage.urls import resolve
 from dask_embedding_reader.write import claim, destination
 from tests.support import servers
+from tests.support.collections import wait_until
 
 OLD, FIRST, SECOND = (np.full((rows, 3), value, np.float32) for rows, value in ((35, 0), (40, 1), (30, 2)))
 PER_FILE = 5
@@ -288,6 +289,16 @@ def test_what_only_the_holder_of_a_claim_may_do(tmp_path: Path, url: str, how: s
     assert len(done) == 4, "it is not even begun"
     for path in list_files(store, folder):
         store.remove(f"{folder}/{path}")
+
+
+def test_a_process_that_shares_a_claim_says_so_at_once(tmp_path: Path) -> None:
+    store, folder = resolve(tmp_path / "_writing")
+    lease = claim.take(store, folder, claim.new_job(), is_shared=True)
+    try:
+        assert wait_until(lambda: any(name.startswith("alive-") for name in list_files(store, folder)), 20)
+    finally:
+        lease.give_back()
+    assert list_files(store, folder) == {}
 
 
 def test_who_cannot_begin_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

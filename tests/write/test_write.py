@@ -374,6 +374,12 @@ def test_every_source_has_files_of_the_same_size_and_counts_their_memory_alike(
     assert EmbeddingReader(tmp_path / "b").manifest.vectors.rows.tolist() == lengths
 
 
+@pytest.mark.parametrize("batch", [(ROWS,), (ROWS, None, None), (1, None), [[1], None], "ab", 7, ROWS[:2]], ids=type)
+def test_batches_that_are_no_pairs_are_refused(tmp_path: Path, batch: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"batch 1 \(from row 20 on\) must be a pair"):
+        write_embeddings(iter([(ROWS, None), batch]), tmp_path)
+
+
 def test_a_row_that_is_larger_than_the_limit_is_written_all_the_same(tmp_path: Path) -> None:
     write_embeddings(ROWS, tmp_path / "0")
     write_embeddings(EmbeddingReader(tmp_path / "0"), tmp_path / "1", rows_per_file=1, max_ram_usage_in_bytes=1)

@@ -108,6 +108,10 @@ def test_a_name_that_passes_stays_inside(name: str) -> None:
         assert not (name[0].isalpha() and name[1] == ":")
 
 
+def test_how_long_a_name_may_be() -> None:
+    assert [is_inside(f"{'x' * (length - 4)}.npy") for length in (5, 4096, 4097)] == [True, True, False]
+
+
 @pytest.mark.parametrize("link", ["_writing", "_writing/done", "_writing/files", "_writing/files/" + "0" * 32])
 def test_links_among_notes_are_refused(tmp_path: Path, link: str) -> None:
     outside = tmp_path / "outside"
