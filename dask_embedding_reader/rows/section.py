@@ -144,7 +144,8 @@ class Dealt(Rows):
 def deal(of: Rows, stretch_rows: int, hands: int, index: int, *, round_of: int = 1) -> Rows:
     """Return what one of several hands gets of a selection that is dealt to them in stretches.
 
-    The last stretches, of which ``round_of`` make a round, are shorter: they share equally what is left.
+    The last stretches, of which ``round_of`` make a round, are shorter: they share equally what is left. ``hands`` is a
+    multiple of ``round_of``, so that none gets two of these.
     """
     if hands == 1:
         return of

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dask_embedding_reader.rows.picked import pack, pick, pick_all
 from dask_embedding_reader.rows.section import Section, deal
 from dask_embedding_reader.rows.selection import Rows
-from dask_embedding_reader.rows.shuffled import LANES, Shuffled, sample, shard, shuffle
+from dask_embedding_reader.rows.shuffled import LANES, Shuffled, left_out, sample, shard, shuffle
 from dask_embedding_reader.rows.stretch import Stretch
 
 Int64s = npt.NDArray[np.int64]
@@ -119,9 +119,26 @@ def test_windows_end_between_what_is_asked_for() -> None:
         windows = rows.windows(0, len(rows)).tolist()
         assert windows
         for start in range(0, len(rows), 5):
-            for stop in (start, start + 1, *windows, len(rows)):
+            for stop in (start, start + 1, *windows, *(window + 1 for window in windows), len(rows)):
                 inside = [window for window in windows if start < window < stop]
                 assert rows.windows(start, stop).tolist() == inside
+
+
+@settings(deadline=None)
+@given(selections(), st.integers(1, 50), st.integers(1, 3), st.integers(1, 4))
+def test_hands_get_stretches_in_turn(rows: Rows, stretch: int, workers: int, round_of: int) -> None:
+    """Of which the last ones share what is left after all whole rounds."""
+    hands = round_of * workers
+    plain = list(rows)
+    full = len(plain) // (stretch * round_of) * round_of
+    rest = (len(plain) - full * stretch) // round_of
+    ends = np.cumsum([0, *[stretch] * full, *[rest] * round_of]).tolist()
+    stretches = [plain[start:stop] for start, stop in pairwise(ends)]
+    for index in range(hands):
+        expected = [row for some in stretches[index::hands] for row in some]
+        dealt = deal(rows, stretch, hands, index, round_of=round_of)
+        assert list(dealt) == expected
+        assert len(dealt) == len(expected)
 
 
 @settings(deadline=None)
@@ -163,6 +180,12 @@ def test_slices_of_nothing_hold_nothing() -> None:
         for nothing in (slice(-99, None, -1), slice(3, 3), slice(99, None), slice(0, 3, -2)):
             assert list(rows[nothing]) == list(rows)[nothing] == []
             assert list(rows[nothing][::-1]) == []
+
+
+def test_a_selection_of_a_selection_holds_some_numbers_more() -> None:
+    of = pick(np.array([5, 3, 4] * 50))
+    for rows in (of[1:], shuffle(of, 0, 0, 1, 64), deal(of, 7, 2, 1), shard(shuffle(of, 0, 0, 1, 64), 2, 1)):
+        assert of.nbytes < rows.nbytes <= of.nbytes + 64
 
 
 def test_rows_beyond_32_bits_are_kept() -> None:
@@ -217,7 +240,7 @@ def test_ranks_share_an_epoch(count: int, block: int, buffer: int, ranks: int) -
     together = np.stack([np.asarray(rows) for rows in shards], axis=1).reshape(-1)
     assert together.tolist() == list(epoch)[: len(together)]
     lost = count - len(together)
-    assert lost == 0 if ranks == 1 else lost < LANES if LANES % ranks == 0 else lost < ranks
+    assert lost == left_out(count, ranks) == count % (1 if ranks == 1 else LANES if LANES % ranks == 0 else ranks)
 
 
 def test_global_batches_are_the_same_on_any_number_of_ranks_changed_at_any_step() -> None:
@@ -392,3 +415,5 @@ def test_kinds_say_what_they_are() -> None:
     assert isinstance(epoch[1:], Section)
     assert repr(Stretch(range(5_000))) == "<5,000 rows: 0, 1, 2, …, 4,998, 4,999>"
     assert repr(Stretch(range(2))) == "<2 rows: 0, 1>"
+    assert repr(pick(np.array([3, 1_234, 2, 0, 9, 8]))) == "<6 rows: 3, 1,234, 2, 0, 9, 8>"
+    assert repr(pick(np.array([3, 1_234, 2, 0, 9, 8, 7]))) == "<7 rows: 3, 1,234, 2, …, 8, 7>"
