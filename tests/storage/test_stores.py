@@ -465,6 +465,16 @@ def test_of_a_file_that_could_not_be_made_nothing_is_left(writable: Place) -> No
     assert writable.names() == {"0.bin": len(DATA)}
 
 
+def test_of_a_file_that_cannot_get_its_name_nothing_is_left(writable: Place) -> None:
+    store = writable.store
+    store.put(writable.at("a.bin/inner.bin"), lambda write: write(DATA))
+    if store.is_object_store:  # folders are but parts of names
+        return
+    with pytest.raises(OSError):  # noqa: PT011 - each server has its own words for it
+        store.put(writable.at("a.bin"), lambda write: write(DATA))
+    assert writable.names() == {"a.bin/inner.bin": len(DATA)}
+
+
 def test_a_temporary_file_lies_in_the_folder_for_it(writable: Place) -> None:
     store, scratch = writable.store, writable.at("scratch")
     store.make_folder(scratch)
