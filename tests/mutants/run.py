@@ -108,7 +108,11 @@ def find_reach(room: str, paths: Sequence[Path]) -> Reach:
         KEPT.mkdir(exist_ok=True)
         run = [sys.executable, "-m", "pytest", "-q", "-m", SELECTED, "-p", "tests.mutants.seconds", *tests]
         run += ["--cov", "--cov-context=test", "--cov-report=", "--cov-fail-under=0"]
-        subprocess.run(run, check=True, env={**os.environ, "COVERAGE_FILE": str(data), "SECONDS_FILE": str(kept)})
+        try:
+            subprocess.run(run, check=True, env={**os.environ, "COVERAGE_FILE": str(data), "SECONDS_FILE": str(kept)})
+        except subprocess.CalledProcessError:
+            kept.unlink(missing_ok=True)  # of tests that fail nothing is known
+            raise
     measured = coverage.CoverageData(str(data))
     measured.read()
     reached = {}
