@@ -32,6 +32,7 @@ START = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from itertools import count
+from threading import Event
 import numpy as np
 from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
 
@@ -73,13 +74,26 @@ ACTIVITIES = {
     def batches():
         for number, (rows, _) in enumerate(EmbeddingReader(source)(1, show_progress=False)):
             number == 40 and ready()
+            number == 1_000 and Event().wait()  # for ever, until it is interrupted
             yield rows, None
     write_embeddings(batches(), target, rows_per_file=1)
 """,
     "converting": """
-    from threading import Thread, Event
+    import os
     from pathlib import Path
+    from threading import Thread
     from dask_embedding_reader.cli.commands import main
+    done, interrupted, replace = [], Event(), os.replace
+    def interrupt(*_):
+        interrupted.set()
+        raise KeyboardInterrupt
+    def replace_and_wait(temporary, path):
+        replace(temporary, path)
+        if path.endswith(".npy"):
+            done.append(path)
+            len(done) < 1_000 or interrupted.wait()
+    signal.signal(signal.SIGINT, interrupt)
+    os.replace = replace_and_wait
     def watch():
         while len(list(Path(target).glob("*.npy"))) < 20:
             Event().wait(0.005)
