@@ -22,7 +22,7 @@ import numpy.typing as npt
 from dask_embedding_reader._common.arguments import check_nbytes, check_positive
 from dask_embedding_reader._common.progress import Progress, progress_bar
 from dask_embedding_reader._common.threads import threads_at_once
-from dask_embedding_reader.batches.pieces import fold_pieces, reads_apart
+from dask_embedding_reader.batches.pieces import reads_apart, use_pieces
 from dask_embedding_reader.batches.request import span_of
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
 from dask_embedding_reader.lazy.iter_batches import active_client, checked_array, iter_batches
@@ -219,10 +219,10 @@ def _search_pieces(
     piece_rows = max(1, _PIECE_NBYTES // max(1, reader.dimension * wanted.itemsize))
     step, searcher = block_rows(reader.dimension, queries, dtype), Searcher(queries, dtype)
 
-    def search(_: None, first: int, rows: npt.NDArray[Any]) -> None:
+    def search(first: int, rows: npt.NDArray[Any]) -> None:
         searcher.search(rows, first - start, deque(range(0, len(rows), step)))
 
-    fold_pieces(reader.manifest, start, stop, piece_rows, wanted, lambda: None, search, progress)
+    use_pieces(reader.manifest, start, stop, piece_rows, wanted, search, progress)
     return searcher.best
 
 
