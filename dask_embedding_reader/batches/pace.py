@@ -31,8 +31,12 @@ MOST_FILES = 64
 MOST_REMOTE_FILES = 8
 """The same of metadata elsewhere: as many are asked for at the same time, by each of the threads that read."""
 
-METADATA_ROWS = 8_192
-"""Rows of metadata that are decoded and turned into a frame together, if they are not wide."""
+_METADATA_ROWS = 65_536
+"""Rows of metadata that are decoded and turned into a frame together, if they are not wide.
+
+In steps of 8,192 an integer and a text cost 0.034 s beside the vectors of 400 MB, and 0.019 in these: what pandas does
+for a frame, however few rows it has, keeps those waiting that decode vectors.
+"""
 
 _LEAST_METADATA_ROWS = 64
 
@@ -93,7 +97,8 @@ def make_pace(manifest: Manifest, request: BatchRequest, *, decodes_groups: bool
         ahead_rows=max(request.batch_rows, ahead, parallel_rows if vectors.has_groups else 0),
         # Those being filled, the one that the caller works on, and a spare one unless they are large.
         most_batches=-(-parallel_rows // request.batch_rows) + 1 + spare if is_large else None,
-        metadata_rows=max(_LEAST_METADATA_ROWS, min(METADATA_ROWS, limit // (16 * max(1, row_nbytes)))),
+        # Text that a dictionary holds once may be much wider than files tell.
+        metadata_rows=max(_LEAST_METADATA_ROWS, min(_METADATA_ROWS, limit // (64 * max(1, row_nbytes)))),
         metadata_row_nbytes=row_nbytes,
         reading_nbytes=reading_nbytes(manifest, request, rows, threads),
     )

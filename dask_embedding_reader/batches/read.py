@@ -25,13 +25,7 @@ from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.batches.few import FewReading, are_few
 from dask_embedding_reader.batches.jobs import Job, JobQueue, OpenReader, Pool, Wanted, jobs_of_plan, jobs_of_reads
 from dask_embedding_reader.batches.metadata import FRAMES, TABLES, Form, numbered
-from dask_embedding_reader.batches.pace import (
-    METADATA_ROWS,
-    MOST_FILES,
-    MOST_REMOTE_FILES,
-    make_pace,
-    project_batches,
-)
+from dask_embedding_reader.batches.pace import MOST_FILES, MOST_REMOTE_FILES, make_pace, project_batches
 from dask_embedding_reader.batches.request import Batch, BatchRequest, TableBatch
 from dask_embedding_reader.batches.selected import metadata_reads, vector_reads
 from dask_embedding_reader.batches.windows import WindowReading, project_windows, window_rows
@@ -46,6 +40,9 @@ from dask_embedding_reader.formats.base import (
 )
 from dask_embedding_reader.formats.columns import open_columns, read_columns
 from dask_embedding_reader.rows.selection import Rows
+
+_NUMBERED_ROWS = 8_192
+"""Frames that hold nothing but the numbers of so many rows are made together."""
 
 T = TypeVar("T")
 
@@ -226,7 +223,7 @@ class _Reading:
         Made one by one they take three times as long: what is read drives pandas out of the processor's cache.
         """
         rows = self._request.batch_rows
-        stop = min(self._request.stop, start + max(1, METADATA_ROWS // rows) * rows)
+        stop = min(self._request.stop, start + max(1, _NUMBERED_ROWS // rows) * rows)
         numbers = self._request.numbers(start, stop)
         return (numbered(numbers[first : first + rows]) for first in range(0, len(numbers), rows))
 

@@ -217,7 +217,7 @@ def test_pieces_suit_batches_threads_and_the_limit(
     pace = make_pace(large.manifest, request, decodes_groups=False)
     assert (pace.threads, pace.piece_rows, pace.is_large) == (4, piece_rows, most_batches is not None)
     assert (pace.ahead_rows, pace.most_batches) == (ahead_rows, most_batches)
-    assert (pace.metadata_rows, pace.metadata_row_nbytes) == (8_192, 0)
+    assert (pace.metadata_rows, pace.metadata_row_nbytes) == (min(65_536, limit // 64), 0)
     assert pace.reading_nbytes == 4 * min(SCRATCH, piece_rows * 1_024)
     # What is held: two batches, the piece that does not end with them, what is read ahead, and a shorter last batch.
     rest = 0 if pace.is_large else piece_rows
@@ -333,7 +333,7 @@ def test_a_row_of_metadata_weighs_what_a_footer_at_hand_tells(tmp_path: Path) ->
         assert expected <= nbytes < 1.2 * expected, kept
         pace = make_pace(reader.manifest, request_of(reader, 10, 2**20, 1), decodes_groups=False)
         assert pace.metadata_row_nbytes == nbytes
-        assert pace.metadata_rows == max(64, 2**16 // nbytes)
+        assert pace.metadata_rows == max(64, 2**14 // nbytes)
     without = EmbeddingReader(written.folder).manifest
     assert metadata_row_nbytes(without) == 0
     request = request_of(reader, 10, 2**20, 1)
