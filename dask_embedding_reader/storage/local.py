@@ -6,9 +6,10 @@ import errno
 import os
 import shutil
 import stat
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -118,7 +119,11 @@ class LocalStore:
     def read(self, path: str, ranges: Sequence[Span], *, again: bool = False) -> Sequence[Answer]:
         """Read byte ranges of a file, which is opened once, one after the other."""
         del again
-        descriptor = open_local(path)
+        descriptor = _kept.descriptor if path == _kept.path else -1
+        if descriptor < 0:
+            descriptor = open_local(path)
+        if path == _kept.path:
+            _kept.descriptor = descriptor
         counts: dict[int, int] = {}
         try:
             for number, (start, buffers) in enumerate(ranges):
@@ -128,7 +133,8 @@ class LocalStore:
                     counts[number] = _fill(descriptor, start, [buffer for buffer in buffers if buffer.nbytes])
             info = local_info(path, os.fstat(descriptor))
         finally:
-            os.close(descriptor)
+            if descriptor != _kept.descriptor:
+                os.close(descriptor)
         answers: list[Answer] = [info] * len(ranges)
         for number, count in counts.items():
             if count < (nbytes := sum(buffer.nbytes for buffer in ranges[number][1])):
@@ -302,6 +308,33 @@ def open_local(path: str) -> int:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "a folder, not a file", path)
     raise OSError(errno.EINVAL, "not a regular file, but a pipe or a device", path)
+
+
+class _Kept(threading.local):
+    """The file that a thread keeps open, and its descriptor: -1 until it is read."""
+
+    path = ""
+    descriptor = -1
+
+
+_kept = _Kept()
+
+
+@contextmanager
+def kept_open(path: str) -> Iterator[None]:
+    """Have this thread open a file once, however often it reads it.
+
+    To open and to close it takes longer than to read some hundred bytes, and each of these calls gives up the GIL.
+    """
+    before = _kept.path, _kept.descriptor
+    _kept.path, _kept.descriptor = path, -1
+    try:
+        yield
+    finally:
+        descriptor = _kept.descriptor
+        _kept.path, _kept.descriptor = before
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def read_open(descriptor: int, start: int, buffer: memoryview) -> int:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 
 import numpy as np
 import pyarrow as pa
 
 from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError, ReadError
 from dask_embedding_reader.storage.connections import remembers_files
-from dask_embedding_reader.storage.local import open_local, read_open
+from dask_embedding_reader.storage.local import kept_open, open_local, read_open
 from dask_embedding_reader.storage.retries import describe, http_status, shown_cause, with_retries
 from dask_embedding_reader.storage.scatter import Int64s, read_scattered
 from dask_embedding_reader.storage.store import (
@@ -85,6 +85,14 @@ def read_each_into(file: StoredFile, ranges: Sequence[Span]) -> None:
     if not _read(file, ranges):
         # The answers did not tell their version: old and new pieces might be mixed.
         _check(file)
+
+
+def reading_often(file: StoredFile) -> AbstractContextManager[None]:
+    """Have this thread open a file once for all that it reads of it within; there is nothing to open elsewhere.
+
+    Still each read tells of the version.
+    """
+    return kept_open(file.path) if file.store.is_local else nullcontext()
 
 
 def read_blocks_into(file: StoredFile, start: int, blocks: Iterable[memoryview]) -> Iterator[memoryview]:

@@ -28,6 +28,7 @@ from dask_embedding_reader.formats.parquet.place import Place
 from dask_embedding_reader.formats.parquet.plain_pages import Page, PlainChunk, take_rows
 from dask_embedding_reader.formats.raw import copy_rows, naming_rows
 from dask_embedding_reader.formats.vector_columns import as_vectors, is_binary, is_ml_vector, is_nested, join_items
+from dask_embedding_reader.storage.read import reading_often
 
 _DECODE_NBYTES = 2 * 2**20
 """Vectors are decoded in steps of this many bytes: as fast as whole row groups, in a tenth of the memory."""
@@ -142,6 +143,10 @@ class _Vectors:
 
     def read(self, row: int, outs: Sequence[Array]) -> None:
         """Fill arrays, one after the other, with the vectors from a row on."""
+        with reading_often(self._header.file):
+            self._read(row, outs)
+
+    def _read(self, row: int, outs: Sequence[Array]) -> None:
         rest, stop = deque(outs), row + sum(map(len, outs))
         for group in self._open([(row, stop)]):
             last = min(group.last, stop)
@@ -177,7 +182,7 @@ class _Vectors:
             if row < self._decoded_stop or group.place is None:
                 return None
             chunk, rows = self._plain_chunk(group), last - row
-            with naming_rows(row, last):
+            with naming_rows(row, last), reading_often(self._header.file):
                 pages = list(chunk.iter_pages(row - group.first, rows))
             if not pages or pages[-1].stop < (last - group.first) * group.place.row_values:
                 return None
@@ -190,7 +195,8 @@ class _Vectors:
     ) -> None:
         file, rest = self._header.file, deque(outs)
         for group, chunk, pages, row, last in found:
-            done = chunk.fill(iter(pages), row - group.first, last - row, row, rest)
+            with reading_often(file):
+                done = chunk.fill(iter(pages), row - group.first, last - row, row, rest)
             if done < last - row:
                 # Whoever looks up the next ones shall not have the same again.
                 self._decoded_stop = max(self._decoded_stop, group.last)
