@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from multiprocessing.connection import Connection
@@ -36,6 +37,7 @@ def measure(work_name: str, contender: str, data: Data) -> Run:
 
 def run(work: str, contender: str, data: Data, answers: Connection, environment: dict[str, str]) -> None:
     """Send the run, or why there is none; end the process."""
+    gc.freeze()  # what was imported before the fork is shared with it: a collection would copy it page by page
     os.environ.update(environment)  # a fork has that of when the first was made
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):

@@ -108,7 +108,12 @@ def consume(batches: Iterable[tuple[Vectors, Any]]) -> Answer:
 def whole_pass(module: str, work: Work, data: Data) -> Job:
     """Every batch of the collection."""
     reader = open_reader(module, work, data)
-    return lambda: consume(reader(work.batch_size, **options(work)))
+    return repeated(work, lambda: consume(reader(work.batch_size, **options(work))))
+
+
+def repeated(work: Work, job: Job) -> Job:
+    """Do it as often as one run does the work."""
+    return lambda: [job() for _ in range(work.repeats)][-1]
 
 
 def first_batch(module: str, work: Work, data: Data) -> Job:
@@ -258,7 +263,7 @@ def scan(work: Work, data: Data) -> Iterator[tuple[Vectors, Any]]:
 def pyarrow_pass(work: Work, data: Data) -> Job:
     """Every batch."""
     import_libraries(work)
-    return lambda: {"rows": consume(scan(work, data))["rows"]}
+    return repeated(work, lambda: {"rows": consume(scan(work, data))["rows"]})
 
 
 # What a user writes by hand

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import numpy as np
 
-from .contenders import Answer, Job, consume, contends, import_dask, import_libraries, options
+from .contenders import Answer, Job, consume, contends, import_dask, import_libraries, options, repeated
 from .data import Data
 from .floors import BY_HAND, NPY_SAME, OURS
 from .works import Work
@@ -14,7 +14,7 @@ from .works import Work
 
 def _pass(work: Work, data: Data, name: str, file_format: str) -> Job:
     reader = import_module(OURS).EmbeddingReader(str(data.folder(name)), file_format)
-    return lambda: [consume(reader(work.batch_size, **options(work))) for _ in range(work.repeats)][-1]
+    return repeated(work, lambda: consume(reader(work.batch_size, **options(work))))
 
 
 @contends(OURS, "format-*")

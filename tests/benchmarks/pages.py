@@ -10,7 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from .contenders import Answer, Job, Vectors, contends, import_dask, in_threads, open_reader, options, our_array, pages
+from .contenders import (
+    Answer,
+    Job,
+    Vectors,
+    contends,
+    import_dask,
+    in_threads,
+    open_reader,
+    options,
+    our_array,
+    pages,
+    repeated,
+)
 from .data import DIMENSION, PAGES_PROBES, Data
 from .floors import DASK_PARQUET, OURS, RAW, READ_TABLE
 from .remote import IN_FLIGHT, address
@@ -126,7 +138,7 @@ def raw_pass(work: Work, data: Data) -> Job:
                     codecs[name].decompress(memory[:size], plain)
         return data.rows
 
-    return lambda: {"rows": sum(in_threads(read, data, work.data))}
+    return repeated(work, lambda: {"rows": sum(in_threads(read, data, work.data))})
 
 
 # Remote files
