@@ -123,7 +123,7 @@ def test_memory_and_speed_are_the_same_after_an_hour(tmp_path: Path) -> None:
     assert max(m.resident for m in last) < max(m.resident for m in first) * 1.1
     assert max(m.threads for m in last) <= max(m.threads for m in first) + 2
     assert max(m.descriptors for m in last) <= max(m.descriptors for m in first) + 2
-    assert np.median([m.wait for m in last]) < 2 * np.median([m.wait for m in first])
+    assert min(m.wait for m in last) < 2 * min(m.wait for m in first)  # the quietest minutes: noise only slows
 
 
 # --------------------------------------------------------------------------------------------------------------------
