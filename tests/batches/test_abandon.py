@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import shutil
 import subprocess
@@ -183,6 +184,28 @@ def test_reading_stops_when_the_loop_is_left(nothing_left: Callable[[], None]) -
         assert 80 <= seen < 8_000, "the window, not the 16,000 bytes of the collection"
         gc.collect()
         assert bucket.nbytes == seen
+
+
+def test_of_the_next_window_no_more_is_read_when_the_loop_is_left(nothing_left: Callable[[], None]) -> None:
+    with emptied_bucket() as bucket:
+        reader = EmbeddingReader(fill(bucket)).shuffle(1, buffer_rows=640)
+        bucket.forget()
+        window = reader.rows.window_rows
+        asked, next_one, left = itertools.count(1), threading.Event(), threading.Event()
+
+        def hold(request: Request) -> None:
+            """Let the first window pass."""
+            if next(asked) > window:
+                next_one.set()
+                left.wait(60)
+
+        bucket.before_read = hold
+        for _ in reader(10, max_piece_size=1, parallel_pieces=2):
+            assert next_one.wait(60)
+            break
+        left.set()
+        nothing_left()
+        assert next(asked) - 1 <= window + 2, "what was under way"
 
 
 def test_an_error_of_the_storage_propagates_and_leaves_no_thread() -> None:

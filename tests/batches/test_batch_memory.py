@@ -15,6 +15,8 @@ import pytest
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader._common.budget import cached_nbytes
 from dask_embedding_reader.batches import pace, windows
+from dask_embedding_reader.batches.few import are_few
+from dask_embedding_reader.batches.metadata import FRAMES
 from dask_embedding_reader.batches.pace import (
     count_threads,
     largest_header,
@@ -23,6 +25,7 @@ from dask_embedding_reader.batches.pace import (
     project_batches,
     reading_nbytes,
 )
+from dask_embedding_reader.batches.read import _Reading
 from dask_embedding_reader.batches.request import BatchRequest
 from dask_embedding_reader.formats.parquet.decode import DECODER_NBYTES
 from dask_embedding_reader.formats.parquet.footers import FOOTERS, read_footer
@@ -102,6 +105,7 @@ def test_metadata_of_tiny_vectors_are_read_ahead_within_the_limit(tmp_path: Path
         most = max(most, rows)
         assert rows * 6_000 <= left, "as Arrow's columns, twice, and as Python's strings"
         assert reading._budget.left_nbytes <= left - rows * 6_000
+        assert reading._metadata_nbytes() == rows * reading._metadata_row_nbytes, "and no others"
     assert most > 1_000
 
 
@@ -368,19 +372,99 @@ def test_a_window_of_remote_rows_is_read_by_as_many_threads_as_the_limit_allows(
     assert threads == {(2**32, None): 64, (2**30, None): 32, (2**28, None): 16, (2**32, 3): 3}
 
 
-def test_metadata_of_a_window_is_projected(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "held", "made"), [(None, 4, 4), ("float64", 4, 8), ("float16", 2, 2)])
+@pytest.mark.parametrize(("start", "stop"), [(0, 1_000), (100, 500), (300, 305)])
+@pytest.mark.parametrize("piece", [None, 7])
+def test_windows_are_projected(
+    tmp_path: Path, dtype: str | None, held: int, made: int, start: int, stop: int, piece: int | None
+) -> None:
+    """One that is picked from and two batches, and the next window; vectors are held in the smaller dtype."""
     table = pa.table({"n": np.arange(1_000)})
     written = write_collection(tmp_path, "parquet_npy", file_rows=[1_000], dimension=2, tables=[table])
-    options: dict[str, Any] = {"max_piece_size": None, "show_progress": False, "dtype": None, "parallel_pieces": None}
-    needed = []
-    for names in ([], ["n"]):
+    for names, of_metadata in ([], 0), (["n"], 256):
         reader = written.open(meta_columns=names).shuffle(1, buffer_rows=500)
-        request = reader._request(10, 0, None, max_ram_usage_in_bytes=2**32, **options)
+        request = request_of(reader, 10, 2**32, 3, piece)._replace(
+            start=start, stop=stop, dtype=np.dtype(dtype or "f4")
+        )
+        window = min(reader.rows.window_rows, stop - start) * (2 * held + of_metadata)
+        batch = min(10, stop - start) * (2 * made + of_metadata)
+        part_rows = piece or 2 * SCRATCH_NBYTES // reader.manifest.byte_per_item
+        reading = reading_nbytes(reader.manifest, request, part_rows, 3)
+        assert windows.project_windows(reader.manifest, request) == (2 * batch + window, reading, window)
+
+
+@pytest.mark.parametrize("batch_rows", [64, 4])
+def test_batches_count_before_they_have_memory(tmp_path: Path, batch_rows: int) -> None:
+    """Those that are begun, and the one that the caller will work on; large ones share the memory of a few."""
+    reader = write_collection(tmp_path, file_rows=[640]).open()
+    reading = _Reading(reader.manifest, request_of(reader, batch_rows, 2**30, 2, 8), FRAMES)
+    for _ in range(2):
+        begun = len(reading._slots)
+        most = reading._most_batches or 1_000
+        assert reading._batches_nbytes() == min(begun + 1, most) * batch_rows * 16
+        reading._start_jobs(batch_rows)
+    assert begun > 1
+    assert most == (3 if batch_rows == 64 else 1_000)
+    reading.close()
+
+
+@pytest.mark.parametrize("room", [2, 3, 7, 100])
+def test_as_many_batches_are_begun_as_the_limit_has_room_for(tmp_path: Path, room: int) -> None:
+    """With the one that the caller will work on; those that are needed in any case, and none too far ahead."""
+    reader = write_collection(tmp_path, file_rows=[6_400]).open()
+    request = request_of(reader, 64, 2**30, 5, 64)
+    held = make_pace(reader.manifest, request, decodes_groups=False).reading_nbytes + cached_nbytes()
+    for short, begun in ((0, min(room - 1, 21)), (1, max(1, min(room - 2, 21)))):
+        exact = request._replace(limit_nbytes=held + room * 64 * 16 - short)
+        reading = _Reading(reader.manifest, exact, FRAMES)
+        reading._start_jobs(64)
+        assert [*reading._slots] == [*range(begun)]  # a batch, and 20 pieces
+        reading.close()
+
+
+@pytest.mark.parametrize("kind", ["all", "shuffled", "every other"])
+def test_a_limit_of_what_is_needed_is_enough(tmp_path: Path, kind: str) -> None:
+    reader = write_collection(tmp_path, file_rows=[6_400]).open()
+    if kind != "all":
+        reader = reader.shuffle(1, buffer_rows=640) if kind == "shuffled" else reader.take(slice(None, None, 2))
+    request = request_of(reader, 64, 2**30)
+    if kind == "shuffled":
         projected = windows.project_windows(reader.manifest, request)
-        needed.append((projected.ahead, projected.batches))
-    window_rows = reader.rows.windows(0, 1_000)[0]
-    assert needed[1][0] - needed[0][0] == window_rows * 256
-    assert needed[1][1] - needed[0][1] == (window_rows + 2 * 10) * 256
+        needed = projected.batches + projected.ahead
+    else:
+        needed = project_batches(reader.manifest, request).batches
+    with pytest.warns(UserWarning, match=rf"take (about )?{needed:,} bytes.*limit is {needed - 1:,} "):
+        reader(64, max_ram_usage_in_bytes=needed - 1)
+    reader(64, max_ram_usage_in_bytes=needed)  # warnings are errors
+
+
+def test_the_next_window_is_read_while_batches_are_picked_from_one(tmp_path: Path) -> None:
+    reader = write_collection(tmp_path, file_rows=[1_200]).open().shuffle(1, buffer_rows=192)
+    ends = [*reader.rows.windows(0, 1_200).tolist(), 1_200]
+    batches = reader(50, show_progress=False)
+    for number, _ in enumerate(batches, 1):
+        begun = [window.stop for window in batches.gi_frame.f_locals["reading"]._windows]
+        assert begun == [end for end in ends if end > 50 * number][:2]
+    assert number == 24
+
+
+def test_a_few_rows_are_read_at_once(tmp_path: Path) -> None:
+    """A thousand, of 1 MB or half of the limit, whichever dtype is the larger one; of local files without groups."""
+    reader = write_collection(tmp_path / "npy", file_rows=[2_000], dimension=512, dtype=np.float16).open()
+    every_other = reader.take(slice(None, None, 2))
+    for dtype, rows, limit, few in (
+        ("f2", 1_000, 2**30, True),
+        ("f2", 1_001, 2**30, False),
+        ("f4", 512, 2**30, True),
+        ("f4", 513, 2**30, False),
+        ("i1", 1_000, 2**30, True),
+        ("f2", 10, 2 * 10 * 1_024, True),
+        ("f2", 10, 2 * 10 * 1_024 - 1, False),
+    ):
+        request = request_of(every_other, 10, limit)._replace(start=7, stop=7 + rows, dtype=np.dtype(dtype))
+        assert are_few(reader.manifest, request) is few, (dtype, rows, limit)
+    grouped = write_collection(tmp_path / "parquet", "parquet-list", file_rows=[20], columns=[]).open()
+    assert not are_few(grouped.manifest, request_of(grouped.take([1, 3]), 10, 2**30))
 
 
 def test_batches_let_go_of_count_as_long_as_their_memory_is_kept(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader, FileChangedError, iter_batches, write_embeddings
 from dask_embedding_reader._common.arguments import ALL_ROWS
+from dask_embedding_reader.batches.jobs import Pool, jobs_of_plan
 from dask_embedding_reader.collection import plan
 from dask_embedding_reader.collection.files import FileTable, file_table
-from dask_embedding_reader.formats.base import FileHeader
+from dask_embedding_reader.formats.base import FileHeader, FilePart
 from dask_embedding_reader.rows.picked import pick
 from dask_embedding_reader.rows.shuffled import shuffle
 from dask_embedding_reader.storage.local import LocalStore
@@ -243,6 +244,47 @@ def test_pieces_have_all_rows_in_order_and_end_where_they_should(
         if max_rows == ALL_ROWS:
             assert len(pieces) == filled
     assert made.token == plan.make_plan(files, start, stop, max_rows).token
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=40).filter(sum),
+    st.integers(1, 30),
+    st.booleans(),
+    st.integers(0, 40),
+    st.data(),
+)
+def test_a_piece_of_batches_is_read_from_its_own_rows_or_with_those_of_its_row_group(
+    file_rows: list[int], max_rows: int, has_groups: bool, batch_rows: int, data: st.DataObject
+) -> None:
+    """It ends where a batch does, if it shall, and never before it must."""
+    files = table_of(file_rows, [[2] * (rows // 2) + [1] * (rows % 2) if has_groups else [] for rows in file_rows])
+    start = data.draw(st.integers(0, files.count), label="start")
+    stop = data.draw(st.integers(start, files.count), label="stop")
+    bounds = range(start, stop, batch_rows) if batch_rows else range(0)
+    made = plan.make_plan(files, start, stop, max_rows)
+    opened: list[Sequence[FilePart]] = []
+
+    def open_reader(parts: Sequence[FilePart]) -> Callable[[int], int]:
+        opened.append(parts)
+        return lambda number: number
+
+    pool = Pool(threads=1)
+    try:
+        jobs = list(jobs_of_plan(made, open_reader, pool, bounds))
+        lanes = {id(job.lane): job.lane for job in jobs}
+        for number, lane in enumerate(lanes.values()):
+            assert lane.submit(lambda number=number: number).result(60) == number  # type: ignore[misc]
+    finally:
+        pool.close()
+    segments = made.whole_segments().bounds.tolist()
+    ends = [start, *(job.stop for job in jobs)]
+    spans = [(job.start, job.stop) for job in jobs]
+    assert spans == list(pairwise(ends))
+    assert {*bounds, *segments} <= set(ends)
+    for a, b in spans:
+        most = int(made.piece_rows[np.searchsorted(made.starts, a, "right") - 1])
+        assert b - a == most or (b - a < most and b in {*bounds, *segments})
+    assert opened == [files.parts(a, b) for a, b in (pairwise(segments) if has_groups else spans)]
 
 
 def test_a_piece_beyond_the_last_one_is_none() -> None:
