@@ -162,6 +162,24 @@ def test_rows_are_shuffled(collection: Collection, buffer_rows: int | None, shar
     assert_reads(view, expected, collection)
 
 
+@pytest.mark.parametrize("name", ["parquet-list", "arrow-zstd"])
+@pytest.mark.parametrize("group_rows", [1, 2, 60])
+def test_batches_that_end_within_row_groups_read_together_have_all_rows(
+    tmp_path: Path, name: str, group_rows: int
+) -> None:
+    """One reader decodes them for all of these batches: from the first row that is picked to the last one."""
+    collection = write_collection(tmp_path, name, file_rows=(41, 60), columns=["id"], row_group_rows=group_rows)
+    for step in (1, 2):
+        view, numbers = collection.open().take(slice(0, None, step)), np.arange(0, 101, step)
+        for piece in (3, 8, 30):
+            for size in (5, 20):
+                starts = range(0, len(numbers), size)
+                for start, (rows, frame) in zip(starts, view(size, max_piece_size=piece), strict=True):
+                    here = numbers[start : start + size]
+                    assert_same_rows(rows, collection.rows[here])
+                    assert frame["id"].tolist() == collection.metadata["id"].iloc[here].tolist()
+
+
 CHAINS = st.lists(
     st.one_of(
         st.tuples(st.just("slice"), st.slices(300)),
