@@ -124,7 +124,7 @@ def encode_manifest(manifest: SavedManifest) -> bytes:
         "embedding_dtype": None if manifest.columns.embedding_dtype is None else manifest.columns.embedding_dtype.str,
         "sources": manifest.sources,
         "metadata_sources": manifest.metadata_sources,
-        "columns": [_spell(manifest.columns.meta, columns) for columns in names],
+        "columns": [_encode_columns(manifest.columns.meta, columns) for columns in names],
         "written": manifest.written,
     }
     columns = {
@@ -152,7 +152,7 @@ def _encode(path: str) -> bytes:
     return path.encode("utf-8", "surrogatepass")
 
 
-def _spell(names: Sequence[str], columns: Sequence[MetaColumn]) -> str:
+def _encode_columns(names: Sequence[str], columns: Sequence[MetaColumn]) -> str:
     """Write out the columns of a file; files of vectors alone have none, whatever the names."""
     fields = [pa.field(name, column.type, column.has_nulls) for name, column in zip(names, columns, strict=False)]
     return base64.b64encode(pa.schema(fields).serialize()).decode()

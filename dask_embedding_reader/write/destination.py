@@ -126,20 +126,20 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
         listing = list_files(folder.store, folder.path)
     data = [name for name in listing if name.endswith(all_suffixes()) and not is_litter(name)]
     job = _read_note(folder, _JOB, read_job) if _JOB in listing else None
-    if job is not None and job.settings == _spelled(settings):
+    if job is not None and job.settings == _as_json(settings):
         if job.replaces and not overwrite:
             raise DestinationError(_occupied(folder, data))
         destination = Destination(folder, settings, bool(job.replaces), overwrite, claim, job.job)
         return Prepared(destination, _records(destination, listing), job.replaces, unfinished=True)
     if job is not None:
         if not overwrite:
-            raise DestinationError(_other_job(folder, job.settings, _spelled(settings)))
+            raise DestinationError(_other_job(folder, job.settings, _as_json(settings)))
         claim.remove([folder.at(name) for name in listing if _is_of_job(name)])
     manifest = next((name for name in MANIFEST_NAMES if name in listing), None)
     saved = None if manifest is None else _saved(folder, manifest)
     # Without a token only the rows tell whether they are the same, and may not be written in the place of others.
     goes_on = not overwrite or (was_complete and settings.token is not None)
-    if saved is not None and saved.written == _spelled(settings) and goes_on:
+    if saved is not None and saved.written == _as_json(settings) and goes_on:
         known = _finished(folder, saved, settings, listing)
         return Prepared(Destination(folder, settings, False, overwrite, claim, claim.job), known)
     if data and not overwrite:
@@ -178,7 +178,7 @@ def _is_of_job(name: str) -> bool:
     return name.startswith((f"{_DONE}/", f"{_STAGED}/")) or name == _JOB
 
 
-def _spelled(settings: Settings) -> dict[str, Any]:
+def _as_json(settings: Settings) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings._asdict())))
 
 
@@ -268,7 +268,7 @@ def begin(prepared: Prepared) -> None:
     destination = prepared.destination
     if not destination.staged:
         _mark_incomplete(destination)
-    job = Job(_spelled(destination.settings), prepared.replaces, destination.job, destination.claim.job)
+    job = Job(_as_json(destination.settings), prepared.replaces, destination.job, destination.claim.job)
     _put_note(destination, _JOB, job)
 
 
@@ -405,7 +405,7 @@ def finish(destination: Destination, records: Mapping[int, Record]) -> None:
     move = tuple(files) if destination.staged else ()
     claim.check()
     _mark_incomplete(destination)
-    commit = Commit(_spelled(settings), columns, files, move, tuple(remove), rows, destination.job, claim.job)
+    commit = Commit(_as_json(settings), columns, files, move, tuple(remove), rows, destination.job, claim.job)
     _put_note(destination, _COMMIT, commit)
     if not complete(folder, claim, listing, Written(records, infos)):
         raise WriteError(f"{folder.at(_JOB)}: is of another writer now; look what it has written, and run this again")
@@ -443,7 +443,7 @@ def complete(folder: Folder, claim: Claim, listing: Mapping[str, int], written: 
         manifest = written and known_manifest(folder, settings, commit, written)
         manifest = manifest or open_written(folder, settings, commit)
         path = folder.at(MANIFEST_NAME)
-        claim.keep(lambda: save_manifest(manifest, store, path, _spelled(settings), claim.scratch))
+        claim.keep(lambda: save_manifest(manifest, store, path, _as_json(settings), claim.scratch))
     if is_due or job is None:  # all that is left is litter
         ours = {name for name in listing if name.startswith(f"{WRITING}/")}
         litter = {name for name in ours if not is_of_claims(name.removeprefix(f"{WRITING}/"))}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dask_embedding_reader.formats.parquet import levels as told_levels
 from dask_embedding_reader.formats.parquet.page_headers import PLAIN, PageHeader
 from dask_embedding_reader.formats.parquet.place import Place
-from dask_embedding_reader.formats.parquet.thrift import spell_length
+from dask_embedding_reader.formats.parquet.thrift import encode_varint
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The oracle
@@ -28,12 +28,12 @@ def spelled(levels: list[int], lengths: list[int]) -> bytes:
         if not run:
             break
         if len(set(run)) == 1:
-            found += spell_length(len(run) << 1) + bytes([run[0]])
+            found += encode_varint(len(run) << 1) + bytes([run[0]])
         else:
             run = levels[position : position + -(-len(run) // 8) * 8]
             groups = -(-len(run) // 8)
             padded = np.array(run + [0] * (8 * groups - len(run)), np.uint8)
-            found += spell_length(groups << 1 | 1) + np.packbits(padded, bitorder="little").tobytes()
+            found += encode_varint(groups << 1 | 1) + np.packbits(padded, bitorder="little").tobytes()
         position += len(run)
     return found
 
@@ -119,8 +119,8 @@ def test_levels_of_definition(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 300))
     head = data.draw(st.sampled_from([count, count - 1, count + 1, 2 * count]))
     level = data.draw(st.sampled_from([most, most, max(0, most - 1), most + 1]))
-    spell = data.draw(damaged(spell_length(head << 1) + bytes([level])))
-    expected = spell == spell_length(count << 1) + bytes([most]) if most else not spell
+    spell = data.draw(damaged(encode_varint(head << 1) + bytes([level])))
+    expected = spell == encode_varint(count << 1) + bytes([most]) if most else not spell
     assert told_levels._is_defined(spell, count, most) == expected
 
 
@@ -143,7 +143,7 @@ def test_levels_of_a_page(data: st.DataObject) -> None:
     if is_list:
         right[0] = spelled(begins(count, before % dimension, dimension), [])
     if definition:
-        right[1] = spell_length(count << 1) + bytes([definition])
+        right[1] = encode_varint(count << 1) + bytes([definition])
     parts = list(right)
     changed = data.draw(st.sampled_from([None, 0, 1]), label="changed")
     if changed is not None:

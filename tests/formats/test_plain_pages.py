@@ -19,7 +19,7 @@ from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet.decode import iter_tables
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.parquet.page_headers import page_header
-from dask_embedding_reader.formats.parquet.thrift import spell_length
+from dask_embedding_reader.formats.parquet.thrift import encode_varint
 from dask_embedding_reader.storage.local import LocalStore
 from dask_embedding_reader.storage.read import read_each_into
 
@@ -174,7 +174,7 @@ def test_a_page_that_lies_about_its_size_gives_nothing_of_other_memory(
     start = pq.read_metadata(path).row_group(0).column(1).data_page_offset
     found = page_header(bytes(data[start : start + 200]))
     assert found is not None
-    told, other = (spell_length(2 * nbytes) for nbytes in (found[0].plain_nbytes, found[0].plain_nbytes + change))
+    told, other = (encode_varint(2 * nbytes) for nbytes in (found[0].plain_nbytes, found[0].plain_nbytes + change))
     assert len(told) == len(other)
     place = data.index(b"\x15" + told, start) + 1
     data[place : place + len(told)] = other

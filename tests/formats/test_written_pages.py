@@ -18,7 +18,7 @@ from dask_embedding_reader.formats.parquet import encode as encoding
 from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet import write as pages
 from dask_embedding_reader.formats.parquet.page_headers import page_header
-from dask_embedding_reader.formats.parquet.thrift import spell_length
+from dask_embedding_reader.formats.parquet.thrift import encode_varint
 
 DTYPES = ["f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
 ROWS = 1_000
@@ -166,7 +166,7 @@ def test_the_page_index_tells_where_pages_are(tmp_path: Path) -> None:
             end = position + head + nbytes
             assert data[end - 32 * rows : end] == array[row : row + rows].tobytes()
             # A PageLocation of Thrift: three numbers, each after the kind of its field.
-            numbers = [spell_length(2 * number) for number in (position, head + nbytes, first)]
+            numbers = [encode_varint(2 * number) for number in (position, head + nbytes, first)]
             index += b"".join(b"%c%s" % pair for pair in zip(b"\x16\x15\x16", numbers, strict=True)) + b"\0"
             position, row = position + head + nbytes, row + rows
         assert position == stop

@@ -17,18 +17,18 @@ from dask_embedding_reader.formats.parquet.thrift import (
     DamagedError,
     Wanted,
     decode_integers,
+    encode_list_head,
+    encode_structs,
+    encode_varint,
     match_binaries,
     match_heads,
     match_lists,
     match_maybe,
     read_integer,
-    read_length,
     read_list_head,
     read_struct,
+    read_varint,
     skip_struct,
-    spell_length,
-    spell_list_head,
-    spell_structs,
 )
 
 
@@ -68,7 +68,7 @@ class RowGroups(NamedTuple):
     with_nulls: frozenset[int]
     """The leaves that hold nulls somewhere, or may, as the writer does not say."""
     odd: frozenset[int]
-    """The leaves of which nothing is known so far, as not all of their chunks are spelled as nearly all are."""
+    """The leaves of which nothing is known so far, as not all of their chunks are encoded as nearly all are."""
 
     @property
     def nbytes(self) -> int:
@@ -85,13 +85,13 @@ class RowGroups(NamedTuple):
         return (len(self.places) - 1) // len(self.rows)
 
     def select(self, data: bytes, groups: Sequence[int]) -> list[bytes]:
-        """Return some row groups of a footer as they are spelled."""
+        """Return some row groups of a footer as they are encoded."""
         return [data[self.places[group * self._step] : self.places[(group + 1) * self._step]] for group in groups]
 
     def read_chunks(self, data: bytes, leaf: int, groups: Sequence[int], data_nbytes: int) -> list[Chunk]:
         """Read what a footer says of the chunks of a leaf in some row groups of a file with so many bytes of data."""
-        spelled = [_read_facts(data, self.places[group * self._step + 1 + leaf], group) for group in groups]
-        numbers = iter(decode_integers(b"".join(spelled)))
+        encoded = [_read_facts(data, self.places[group * self._step + 1 + leaf], group) for group in groups]
+        numbers = iter(decode_integers(b"".join(encoded)))
         facts_of_all = zip(*[numbers] * _FACTS, strict=True)
         return [_chunk(facts, group, data_nbytes) for facts, group in zip(facts_of_all, groups, strict=True)]
 
@@ -119,12 +119,12 @@ def read_groups(data: bytes, pos: int, leaves: int) -> tuple[RowGroups, int]:
     odd: set[int] = set()
     place, match_chunk, match_rest = places.append, _patterns().chunk, _patterns().rest
     is_long = [False] * leaves  # what is tried first: the chunks of one column are mostly alike
-    begin = b"\x19" + spell_list_head(leaves)
+    begin = b"\x19" + encode_list_head(leaves)
     for index in range(count):
         place(pos)
         if data.startswith(begin, pos):
             pos += len(begin)
-        else:  # damaged, or a number that is not spelled as short as can be
+        else:  # damaged, or a number that is not encoded as short as can be
             columns, kind, after = read_list_head(data, pos + 1)
             if data[pos] != begin[0] or columns != leaves or (columns and kind != STRUCT):
                 raise DamagedError(f"row group {index} has {columns} column chunks where {leaves} were expected")
@@ -159,14 +159,14 @@ def read_groups(data: bytes, pos: int, leaves: int) -> tuple[RowGroups, int]:
 
 
 def keep_chunks(group: bytes, kept: Collection[int]) -> bytes:
-    """Spell a row group that was read already, with some of its column chunks."""
+    """Encode a row group that was read already, with some of its column chunks."""
     count, _, pos = read_list_head(group, 1)
     chunks = []
     for leaf in range(count):
         start, pos = pos, skip_struct(group, pos, 0)
         if leaf in kept:
             chunks.append(group[start:pos])
-    return b"\x19" + spell_structs(chunks) + group[pos:]
+    return b"\x19" + encode_structs(chunks) + group[pos:]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def keep_chunks(group: bytes, kept: Collection[int]) -> bytes:
 
 _FACTS = 7
 """Of a chunk: type, codec, number of values, size, place of its data pages and of its dictionary, number of nulls; each
-is an integer, as it is spelled, -1 for those that are not told."""
+is an integer, as it is encoded, -1 for those that are not told."""
 
 _NOT_TOLD = b"\x01"
 
@@ -196,13 +196,13 @@ def _read_facts(data: bytes, pos: int, index: int) -> bytes:
     said = column[3]
     statistics = said.get(12, {})
     numbers = said.get(1, -1), said.get(4, -1), said[5], said[7], said[9], said.get(11, -1), statistics.get(3, -1)
-    return b"".join(spell_length((number << 1) ^ (number >> 63)) for number in numbers)
+    return b"".join(encode_varint((number << 1) ^ (number >> 63)) for number in numbers)
 
 
 def _match_long(data: bytes, pos: int) -> tuple[re.Match[bytes], bytes | None, int] | None:
     """Match a chunk whose statistics hold long texts.
 
-    Return the match of what is before the first one, how the number of nulls is spelled, and the place after the chunk.
+    Return the match of what is before the first one, how the number of nulls is encoded, and the place after the chunk.
     """
     patterns = _patterns()
     match = before = patterns.to_texts(data, pos)
@@ -223,7 +223,7 @@ def _skip_text(data: bytes, pos: int) -> int:
         return pos + 1 + length
     if (more := data[pos + 1]) < 128:
         return pos + 2 + (length & 127 | more << 7)
-    length, pos = read_length(data, pos)
+    length, pos = read_varint(data, pos)
     return pos + length
 
 
@@ -243,7 +243,7 @@ def _chunk(facts: tuple[int, ...], index: int, data_nbytes: int) -> Chunk:
 
 
 class _Patterns(NamedTuple):
-    """What matches column chunks as nearly all writers spell them, each at a place in some bytes."""
+    """What matches column chunks as nearly all writers encode them, each at a place in some bytes."""
 
     chunk: Any
     """A whole column chunk."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from dask_embedding_reader.formats.parquet.thrift import read_length
+from dask_embedding_reader.formats.parquet.thrift import read_varint
 
 SNAPPY = 1
 
@@ -67,7 +67,7 @@ def decompressor(codec: int) -> Decompress:
 
 def _snappy_nbytes(data: memoryview) -> int:
     """Return how large snappy's data are, which it compares itself."""
-    return read_length(bytes(data[:10]), 0)[0]
+    return read_varint(bytes(data[:10]), 0)[0]
 
 
 def _zstd_nbytes(data: memoryview) -> int | None:
@@ -117,7 +117,7 @@ def _snappy_prefix(data: bytes, most: int) -> bytes:
     repeats itself.
     """
     plain = bytearray()
-    position = read_length(data, 0)[1]
+    position = read_varint(data, 0)[1]
     while len(plain) < most and position < len(data):
         tag = data[position]
         position += 1

@@ -24,18 +24,18 @@ from dask_embedding_reader.formats.parquet.column_chunks import (
 from dask_embedding_reader.formats.parquet.schema import (
     Schema,
     as_file,
+    encode_footer,
     partial_schema,
     schema_tree,
-    spell_footer,
     whole_schema,
 )
 from dask_embedding_reader.formats.parquet.thrift import (
     RAW,
     DamagedError,
     Wanted,
+    encode_structs,
     read_list_head,
     read_struct,
-    spell_structs,
 )
 from dask_embedding_reader.storage.retries import describe
 
@@ -125,16 +125,16 @@ class Footer(NamedTuple):
         return (start, stop) if 0 <= start <= stop <= self.data_nbytes else (0, 0)
 
     def select(self, groups: Sequence[int]) -> bytes:
-        """Spell a footer of some of the row groups, with what pyarrow expects around it.
+        """Encode a footer of some of the row groups, with what pyarrow expects around it.
 
         pyarrow takes 0.5 us and some 700 bytes for each column chunk in it, wanted or not.
         """
-        spelled = self.groups.select(self.data, groups)
+        encoded = self.groups.select(self.data, groups)
         if self.schema.asked is None:
-            return as_file(self.data[: self.groups.start] + spell_structs(spelled) + self.data[self.groups.stop : -8])
+            return as_file(self.data[: self.groups.start] + encode_structs(encoded) + self.data[self.groups.stop : -8])
         kept = [leaf for leaves in self.schema.leaves for leaf in leaves]
-        chunks = [keep_chunks(group, kept) for group in spelled]
-        return as_file(spell_footer(self.schema.elements, chunks, self.schema.key_values))
+        chunks = [keep_chunks(group, kept) for group in encoded]
+        return as_file(encode_footer(self.schema.elements, chunks, self.schema.key_values))
 
 
 def parse_footer(url: str, data: bytes, data_nbytes: int, columns: Collection[str] | None = None) -> Footer:
@@ -198,7 +198,7 @@ def _parse(url: str, data: bytes, data_nbytes: int, columns: Collection[str] | N
 
 
 class RawGroup(NamedTuple):
-    """A row group as it is spelled."""
+    """A row group as it is encoded."""
 
     columns: bytes
     """The list of its column chunks."""
@@ -208,13 +208,13 @@ class RawGroup(NamedTuple):
     """Their size."""
 
     def split_columns(self) -> tuple[int, bytes]:
-        """Return how many column chunks there are, and how they are spelled, one after the other."""
+        """Return how many column chunks there are, and how they are encoded, one after the other."""
         count, _, position = read_list_head(self.columns, 0)
         return count, self.columns[position:]
 
 
 class RawFooter(NamedTuple):
-    """A footer whose parts are left as they are spelled."""
+    """A footer whose parts are left as they are encoded."""
 
     start: int
     """Its first byte in the file."""

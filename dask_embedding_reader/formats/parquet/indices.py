@@ -7,23 +7,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dask_embedding_reader.formats.parquet.thrift import read_length
+from dask_embedding_reader.formats.parquet.thrift import read_varint
 
 Array = npt.NDArray[Any]
 
 
 def read_indices(data: Array, count: int) -> Array | None:
-    """Return so many numbers of a few bits each, which are spelled in runs as levels are; None if these are wrong."""
+    """Return so many numbers of a few bits each, which are encoded in runs as levels are; None if these are wrong."""
     if not len(data) or not 0 <= data[0] <= _MOST_BITS:
         return None
-    width, spelled = int(data[0]), data[1:]
+    width, encoded = int(data[0]), data[1:]
     # What is looked at as four bytes may begin at the last one.
-    padded = np.concatenate([spelled, np.zeros(8, np.uint8)])
+    padded = np.concatenate([encoded, np.zeros(8, np.uint8)])
     indices = np.empty(count, np.uint32)
     filled, position = 0, 0
     while filled < count:
         try:
-            head, after = read_length(spelled[position : position + 10].tobytes(), 0)
+            head, after = read_varint(encoded[position : position + 10].tobytes(), 0)
         except Exception:  # noqa: BLE001 - as above
             return None
         position += after
@@ -33,14 +33,14 @@ def read_indices(data: Array, count: int) -> Array | None:
                 return None
             # Runs of the same length follow each other; all of them are unpacked at once.
             step = groups * width + after
-            spell = padded[position - after : position]
+            head_bytes = padded[position - after : position]
             runs = 1
-            most = min((len(spelled) - position + after) // step, -(-(count - filled) // (8 * groups)))
+            most = min((len(encoded) - position + after) // step, -(-(count - filled) // (8 * groups)))
             if most > 1:
                 heads = np.ndarray((most, after), np.uint8, padded, position - after, (step, 1))
-                same = (heads == spell).all(axis=1)
+                same = (heads == head_bytes).all(axis=1)
                 runs = most if same.all() else int(np.argmin(same))
-            if position + (runs - 1) * step + groups * width > len(spelled):
+            if position + (runs - 1) * step + groups * width > len(encoded):
                 return None
             unpacked = _unpack(padded, position, runs, step, groups, width)
             length = min(len(unpacked), count - filled)
@@ -48,9 +48,9 @@ def read_indices(data: Array, count: int) -> Array | None:
             position += (runs - 1) * step + groups * width
         else:
             length, size = min(head >> 1, count - filled), (width + 7) // 8
-            if not length or position + size > len(spelled):
+            if not length or position + size > len(encoded):
                 return None
-            indices[filled : filled + length] = int.from_bytes(spelled[position : position + size].tobytes(), "little")
+            indices[filled : filled + length] = int.from_bytes(encoded[position : position + size].tobytes(), "little")
             position += size
         filled += length
     return indices

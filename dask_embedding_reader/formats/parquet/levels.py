@@ -1,6 +1,6 @@
 """Levels of repetition and definition: whether they say that all vectors are whole, and nothing is null.
 
-They are spelled in runs of one level, or of eight levels in each byte; no level is looked at by itself.
+They are encoded in runs of one level, or of eight levels in each byte; no level is looked at by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from dask_embedding_reader.formats.parquet.page_headers import PageHeader
 from dask_embedding_reader.formats.parquet.place import Place
-from dask_embedding_reader.formats.parquet.thrift import read_length
+from dask_embedding_reader.formats.parquet.thrift import read_varint
 
 Array = npt.NDArray[Any]
 
@@ -31,7 +31,7 @@ def count_level_nbytes(data: Array, place: Place) -> int:
 def first_level(levels: bytes) -> int | None:
     """Return the first level of some; None if there is none."""
     try:
-        head, position = read_length(levels[:10], 0)
+        head, position = read_varint(levels[:10], 0)
         return levels[position] & 1 if head & 1 else levels[position]
     except Exception:  # noqa: BLE001 - levels may be damaged in any way
         return None
@@ -41,20 +41,20 @@ def are_levels(data: Array | memoryview, page: PageHeader, place: Place, before:
     """Tell whether levels say of the values of a page that they are vectors after so many values, and not null."""
     if len(data) != nbytes or nbytes > MOST_LEVELS_NBYTES:
         return False
-    spelled = bytes(data)
+    encoded = bytes(data)
     if page.levels is not None:
-        repetition, definition = spelled[: page.levels[0]], spelled[page.levels[0] :]
+        repetition, definition = encoded[: page.levels[0]], encoded[page.levels[0] :]
     else:
         repetition = b""
         if place.is_list:
-            nbytes = 4 + int.from_bytes(spelled[:4], "little")
-            repetition, spelled = spelled[4:nbytes], spelled[nbytes:]
+            nbytes = 4 + int.from_bytes(encoded[:4], "little")
+            repetition, encoded = encoded[4:nbytes], encoded[nbytes:]
             if len(repetition) != nbytes - 4:
                 return False
-        definition = spelled[4:]
-        if place.definition and len(definition) != int.from_bytes(spelled[:4], "little"):
+        definition = encoded[4:]
+        if place.definition and len(definition) != int.from_bytes(encoded[:4], "little"):
             return False
-        if not place.definition and spelled:
+        if not place.definition and encoded:
             return False
     if not _is_defined(definition, page.values, place.definition):
         return False
@@ -68,7 +68,7 @@ def _is_defined(levels: bytes, values: int, most: int) -> bool:
     if not most:
         return not levels
     try:
-        head, position = read_length(levels, 0)
+        head, position = read_varint(levels, 0)
     except Exception:  # noqa: BLE001 - levels may be damaged in any way
         return False
     return head == values << 1 and levels[position:] == bytes([most])
@@ -78,14 +78,14 @@ def _is_defined(levels: bytes, values: int, most: int) -> bool:
 def _is_regular(levels: bytes, total: int, phase: int, dimension: int) -> bool:
     """Tell whether levels of repetition are those of vectors of one dimension: 0 where one begins, else 1.
 
-    So many values of the first vector are in the page before. Levels are spelled in runs: of one level, or of eight
+    So many values of the first vector are in the page before. Levels are encoded in runs: of one level, or of eight
     levels in each byte.
     """
     count, position = 0, 0
     begin = -phase % dimension  # where the next vector must begin
     try:
         while count < total:
-            head, position = read_length(levels, position)
+            head, position = read_varint(levels, position)
             if head & 1:
                 size = head >> 1
                 packed = levels[position : position + size]

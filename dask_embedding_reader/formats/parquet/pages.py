@@ -21,7 +21,7 @@ from dask_embedding_reader.formats.parquet.page_headers import (
     page_header,
 )
 from dask_embedding_reader.formats.parquet.place import Place
-from dask_embedding_reader.formats.parquet.thrift import read_length, spell_length
+from dask_embedding_reader.formats.parquet.thrift import encode_varint, read_varint
 from dask_embedding_reader.formats.parquet.values import (
     BLOCK_NBYTES,
     InFile,
@@ -198,8 +198,8 @@ def _find_literals(source: PageSource, place: Place, page: PageHeader, body: int
     def open_first(data: memoryview) -> Array | None:
         # Whoever reads has a codec of its own, here and below.
         try:
-            told, position = read_length(bytes(data[apart : apart + 10]), 0)
-            block = spell_length(BLOCK_NBYTES) + data[apart + position :]
+            told, position = read_varint(bytes(data[apart : apart + 10]), 0)
+            block = encode_varint(BLOCK_NBYTES) + data[apart + position :]
             first = np.frombuffer(decompressor(place.codec)(memoryview(block), BLOCK_NBYTES), np.uint8)
         except Exception:  # noqa: BLE001 - it is compressed in another way, or damaged
             return None

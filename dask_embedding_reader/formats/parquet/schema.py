@@ -14,11 +14,11 @@ from dask_embedding_reader.formats.parquet.thrift import (
     DEEPEST,
     DamagedError,
     Wanted,
+    encode_structs,
+    encode_varint,
     read_list,
     read_list_head,
     skip_struct,
-    spell_length,
-    spell_structs,
 )
 
 INT96_UNIT = "us"
@@ -41,7 +41,7 @@ class Schema(NamedTuple):
     asked: frozenset[str] | None = None
     """The columns that were asked for, where ``arrow`` has no others."""
     elements: bytes = b""
-    """How these are spelled."""
+    """How these are encoded."""
     key_values: bytes = b""
     """What the writer noted of them."""
 
@@ -54,9 +54,9 @@ _REPEATED = 2
 
 @lru_cache(maxsize=64)  # the files of a collection mostly have one schema
 def whole_schema(elements: bytes, key_values: bytes, writer: bytes) -> Schema:
-    """Read the lists of schema elements and of key-value pairs, as the footer spells them."""
+    """Read the lists of schema elements and of key-value pairs, as they are in the footer."""
     names, paths, leaves, flat = schema_tree(elements)
-    arrow = _read_arrow(spell_footer(elements, [], key_values, writer))
+    arrow = _read_arrow(encode_footer(elements, [], key_values, writer))
     if len(arrow.names) != len(leaves):
         raise DamagedError(f"its schema has {len(leaves)} columns, but {len(arrow.names)} as Arrow types")
     return Schema(names, paths, arrow, leaves, flat)
@@ -77,19 +77,19 @@ def partial_schema(elements: bytes, key_values: bytes, columns: frozenset[str]) 
     kept = [position for position, name in enumerate(names) if name in columns]
     if not kept:
         return Schema(names, paths, pa.schema([]), (), flat, columns)
-    root = b"\x48\x06schema\x15" + spell_length(2 * len(kept)) + b"\0"
-    spelled = [root]
+    root = b"\x48\x06schema\x15" + encode_varint(2 * len(kept)) + b"\0"
+    encoded = [root]
     for position in kept:
-        spelled += [elements[places[node] : places[node + 1]] for node in range(stops[position], stops[position + 1])]
-    elements = spell_structs(spelled)
+        encoded += [elements[places[node] : places[node + 1]] for node in range(stops[position], stops[position + 1])]
+    elements = encode_structs(encoded)
     key_values = _keep_noted(key_values, len(names), kept)
-    arrow = _read_arrow(spell_footer(elements, [], key_values))
+    arrow = _read_arrow(encode_footer(elements, [], key_values))
     kept_leaves = tuple(leaves[position] for position in kept)
     return Schema(names, paths, arrow, kept_leaves, flat, columns, elements, key_values)
 
 
 def _end_of_node(nodes: Sequence[Mapping[int, Any]], node: int) -> int:
-    """Return the node after one of a tree that is spelled node by node, and after all that is below it."""
+    """Return the node after one of a tree that is encoded node by node, and after all that is below it."""
     left = 1
     while left:
         left += nodes[node].get(5, 0) - 1
@@ -107,25 +107,25 @@ def _keep_noted(key_values: bytes, count: int, kept: Sequence[int]) -> bytes:
     if len(schema) != count:
         return b""
     value = base64.b64encode(pa.schema([schema.field(position) for position in kept]).serialize())
-    pair = b"\x18\x0cARROW:schema\x18" + spell_length(len(value)) + value + b"\0"
-    return spell_structs([pair])
+    pair = b"\x18\x0cARROW:schema\x18" + encode_varint(len(value)) + value + b"\0"
+    return encode_structs([pair])
 
 
 def _read_arrow(footer: bytes) -> pa.Schema:
     return arrow_schema(as_file(footer))
 
 
-def spell_footer(elements: bytes, groups: Sequence[bytes], key_values: bytes, writer: bytes = b"") -> bytes:
-    """Spell a footer: version 2, schema, 0 rows, row groups, and what the writer noted."""
-    footer = b"\x15\x04\x19" + elements + b"\x16\x00\x19" + spell_structs(groups)
+def encode_footer(elements: bytes, groups: Sequence[bytes], key_values: bytes, writer: bytes = b"") -> bytes:
+    """Encode a footer: version 2, schema, 0 rows, row groups, and what the writer noted."""
+    footer = b"\x15\x04\x19" + elements + b"\x16\x00\x19" + encode_structs(groups)
     footer += b"\x19" + key_values if key_values else b""
     if writer:
-        footer += (b"\x18" if key_values else b"\x28") + spell_length(len(writer)) + writer
+        footer += (b"\x18" if key_values else b"\x28") + encode_varint(len(writer)) + writer
     return footer + b"\0"
 
 
 def as_file(footer: bytes) -> bytes:
-    """Spell a file of a footer alone."""
+    """Encode a file of a footer alone."""
     return b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
@@ -156,7 +156,7 @@ def _in_seconds(kind: pa.DataType) -> pa.DataType | None:
 
 @lru_cache(maxsize=64)
 def schema_tree(elements: bytes) -> tuple[tuple[str, ...], tuple[str, ...], tuple[range, ...], frozenset[int]]:
-    """Return the columns of a tree that is spelled node by node, each leaf's path, and the leaves of each column.
+    """Return the columns of a tree that is encoded node by node, each leaf's path, and the leaves of each column.
 
     And which of these leaves have one value a row.
     """

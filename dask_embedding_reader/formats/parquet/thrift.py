@@ -1,4 +1,4 @@
-"""Thrift's compact protocol, in which parquet spells its footers and headers of pages: no byte of it is trusted.
+"""Thrift's compact protocol, in which parquet encodes its footers and headers of pages: no byte of it is trusted.
 
 What is wanted of a struct is said by the numbers of its fields; everything else is passed over.
 """
@@ -25,7 +25,7 @@ Wanted = Mapping[int, Any]
 such, or with what reads it; everything else is passed over."""
 
 RAW: Wanted = {-1: None}
-"""Stands for a list that is wanted as it is spelled."""
+"""Stands for a list that is wanted as it is encoded."""
 
 FLAG: Wanted = {-2: None}
 """Stands for a boolean."""
@@ -96,7 +96,7 @@ def read_struct(data: bytes, pos: int, wanted: Wanted, depth: int, number: int =
         elif kind in BOOLEANS and wanted[number] is FLAG:
             fields[number] = kind == BOOLEANS[0]
         elif kind == BINARY:
-            length, pos = read_length(data, pos)
+            length, pos = read_varint(data, pos)
             fields[number] = data[pos : pos + length]
             pos += length
         elif kind == STRUCT:
@@ -130,7 +130,7 @@ def read_list_head(data: bytes, pos: int) -> tuple[int, int, int]:
     count, kind = data[pos] >> 4, data[pos] & 15
     pos += 1
     if count == 15:
-        count, pos = read_length(data, pos)
+        count, pos = read_varint(data, pos)
     if count > len(data) - pos:  # each item takes a byte
         raise DamagedError(f"its footer claims a list of {count:,} items, more than it has bytes")
     return count, kind, pos
@@ -167,16 +167,16 @@ def _skip_list(data: bytes, pos: int, depth: int) -> int:
 
 
 def _skip_value(data: bytes, pos: int, kind: int, depth: int) -> int:
-    """Return the place after a value that is no boolean: lists spell these in another way than structs."""
+    """Return the place after a value that is no boolean: lists encode these in another way than structs."""
     if kind in LISTS:
         return _skip_list(data, pos, depth + 1)
     if kind == BINARY:
-        length, pos = read_length(data, pos)
+        length, pos = read_varint(data, pos)
         return pos + length
     if kind == STRUCT:
         return skip_struct(data, pos, depth + 1)
     if kind in INTEGERS:
-        return read_length(data, pos)[1]
+        return read_varint(data, pos)[1]
     if kind == BYTE:
         return pos + 1
     if kind == DOUBLE:
@@ -186,11 +186,11 @@ def _skip_value(data: bytes, pos: int, kind: int, depth: int) -> int:
 
 def read_integer(data: bytes, pos: int) -> tuple[int, int]:
     """Read an integer; return it and the place after it."""
-    value, pos = read_length(data, pos)
+    value, pos = read_varint(data, pos)
     return (value >> 1) ^ -(value & 1), pos
 
 
-def read_length(data: bytes, pos: int) -> tuple[int, int]:
+def read_varint(data: bytes, pos: int) -> tuple[int, int]:
     """Read a number that is not negative, seven bits a byte; return it and the place after it."""
     value, shift = 0, 0
     while (byte := data[pos]) > 127:
@@ -205,15 +205,15 @@ def read_length(data: bytes, pos: int) -> tuple[int, int]:
 _FEW_NBYTES = 2_000
 
 
-def decode_integers(spelled: bytes) -> list[int]:
-    """Return the numbers that some bytes spell, one after the other, each in at most 64 bits."""
-    if len(spelled) < _FEW_NBYTES:  # numpy takes 100 us for any
+def decode_integers(encoded: bytes) -> list[int]:
+    """Return the numbers that some bytes encode, one after the other, each in at most 64 bits."""
+    if len(encoded) < _FEW_NBYTES:  # numpy takes 100 us for any
         numbers, pos = [], 0
-        while pos < len(spelled):
-            number, pos = read_integer(spelled, pos)
+        while pos < len(encoded):
+            number, pos = read_integer(encoded, pos)
             numbers.append(number)
         return numbers
-    data = np.frombuffer(spelled, np.uint8)
+    data = np.frombuffer(encoded, np.uint8)
     lengths = np.diff(np.flatnonzero(data < 128), prepend=-1)
     firsts = np.cumsum(lengths) - lengths
     values = np.zeros(len(lengths), np.uint64)
@@ -224,20 +224,20 @@ def decode_integers(spelled: bytes) -> list[int]:
     return decoded
 
 
-def spell_structs(structs: Sequence[bytes]) -> bytes:
-    """Spell a list of structs that are spelled already."""
-    return spell_list_head(len(structs)) + b"".join(structs)
+def encode_structs(structs: Sequence[bytes]) -> bytes:
+    """Encode a list of structs that are encoded already."""
+    return encode_list_head(len(structs)) + b"".join(structs)
 
 
-def spell_list_head(count: int) -> bytes:
-    """Spell the beginning of a list of structs."""
-    return bytes([16 * count + STRUCT]) if count < 15 else bytes([0xF0 + STRUCT]) + spell_length(count)
+def encode_list_head(count: int) -> bytes:
+    """Encode the beginning of a list of structs."""
+    return bytes([16 * count + STRUCT]) if count < 15 else bytes([0xF0 + STRUCT]) + encode_varint(count)
 
 
-def spell_length(value: int) -> bytes:
-    """Spell a number that is not negative."""
-    spelled = bytearray()
+def encode_varint(value: int) -> bytes:
+    """Encode a number that is not negative."""
+    encoded = bytearray()
     while value > 127:
-        spelled.append(value & 127 | 128)
+        encoded.append(value & 127 | 128)
         value >>= 7
-    return bytes([*spelled, value])
+    return bytes([*encoded, value])

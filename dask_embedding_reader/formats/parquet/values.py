@@ -113,7 +113,7 @@ def find_literals(stored_nbytes: int, plain_nbytes: int) -> int | None:
 
 
 def _tag(nbytes: int) -> bytes:
-    """Spell what stands before so many literal bytes of a block."""
+    """Encode what stands before so many literal bytes of a block."""
     if nbytes <= 60:
         return bytes([(nbytes - 1) << 2])
     return bytes([60 << 2, nbytes - 1]) if nbytes <= 256 else bytes([61 << 2]) + (nbytes - 1).to_bytes(2, "little")
@@ -168,7 +168,7 @@ class Literals:
         return None if values is None else values.copy(start, stop)
 
     def kept(self) -> Values:
-        """Return the same: it holds no memory of others."""
+        """Return the same: it shares no memory."""
         return self
 
     def _read(self, start: int, outs: Sequence[memoryview]) -> bool:

@@ -2,7 +2,7 @@
 
 For each item pyarrow makes two levels of nesting, encodes them, and copies the item twice, in new memory each: for
 vectors of one dimension, none of them null, that is four times the work of writing them. Here the levels of a page,
-which are those of every page, are spelled once, and items go from the array to the file.
+which are those of every page, are encoded once, and items go from the array to the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from dask_embedding_reader.formats.parquet.footer import RawFooter, RawGroup, read_raw_footer
 from dask_embedding_reader.formats.parquet.page_headers import PLAIN, RLE
-from dask_embedding_reader.formats.parquet.thrift import spell_length
+from dask_embedding_reader.formats.parquet.thrift import encode_varint
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.store import Write
 
@@ -111,14 +111,14 @@ def _write_chunk(write: Write, vectors: Vectors, start: int, stop: int, position
 
 @lru_cache(maxsize=16)
 def _levels(rows: int, dimension: int) -> bytes:
-    """Spell the levels of a page: of repetition, 0 where a vector begins, else 1; of definition, 1 as none is null."""
+    """Encode the levels of a page: of repetition, 0 where a vector begins, else 1; of definition, 1 as none is null."""
     repetition = _run(rows, 0) if dimension == 1 else (_run(1, 0) + _run(dimension - 1, 1)) * rows
     definition = _run(rows * dimension, 1)
     return b"".join(len(levels).to_bytes(4, "little") + levels for levels in (repetition, definition))
 
 
 def _run(count: int, level: int) -> bytes:
-    return spell_length(count << 1) + bytes([level])
+    return encode_varint(count << 1) + bytes([level])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,26 +126,26 @@ def _run(count: int, level: int) -> bytes:
 
 
 def _integer(value: int) -> bytes:
-    return spell_length(value << 1)  # zigzag of what is not negative
+    return encode_varint(value << 1)  # zigzag of what is not negative
 
 
 def _binary(value: bytes) -> bytes:
-    return spell_length(len(value)) + value
+    return encode_varint(len(value)) + value
 
 
-def _list(kind: int, items: Sequence[bytes], spelled: bytes = b"", count: int = 0) -> bytes:
-    """Spell a list; its last items may be ``count`` that are spelled already."""
+def _list(kind: int, items: Sequence[bytes], encoded: bytes = b"", count: int = 0) -> bytes:
+    """Encode a list; its last items may be ``count`` that are encoded already."""
     count += len(items)
-    head = bytes([count << 4 | kind]) if count < 15 else bytes([0xF0 | kind]) + spell_length(count)
-    return head + b"".join(items) + spelled
+    head = bytes([count << 4 | kind]) if count < 15 else bytes([0xF0 | kind]) + encode_varint(count)
+    return head + b"".join(items) + encoded
 
 
 def _struct(fields: Mapping[int, tuple[int, bytes]]) -> bytes:
-    spelled, last = b"", 0
+    encoded, last = b"", 0
     for number, (kind, value) in fields.items():
-        spelled += bytes([(number - last) << 4 | kind]) + value
+        encoded += bytes([(number - last) << 4 | kind]) + value
         last = number
-    return spelled + b"\0"
+    return encoded + b"\0"
 
 
 def _page_header(nbytes: int, values: int) -> bytes:
@@ -160,7 +160,7 @@ def _page_header(nbytes: int, values: int) -> bytes:
 
 
 def _page_index(chunk: _Chunk) -> bytes:
-    """Spell where each page is: an OffsetIndex."""
+    """Encode where each page is: an OffsetIndex."""
     places = [
         _struct({1: (_I64, _integer(start)), 2: (_I32, _integer(nbytes)), 3: (_I64, _integer(row))})
         for start, nbytes, row in chunk.pages
@@ -171,7 +171,7 @@ def _page_index(chunk: _Chunk) -> bytes:
 def _group(
     others: RawGroup, chunk: _Chunk, vectors: Vectors, name: str, number: int, index_start: int, index_nbytes: int
 ) -> bytes:
-    """Spell a row group: the chunk of vectors, and those of metadata as pyarrow spelled them."""
+    """Encode a row group: the chunk of vectors, and those of metadata as pyarrow encoded them."""
     kind, _ = _stored(vectors.dtype)
     nbytes = chunk.stop - chunk.start
     path = [_binary(part.encode()) for part in (name, "list", "element")]
@@ -191,10 +191,10 @@ def _group(
         4: (_I64, _integer(index_start)),
         5: (_I32, _integer(index_nbytes)),
     }
-    count, spelled = others.split_columns()
+    count, encoded = others.split_columns()
     return _struct(
         {
-            1: (_LIST, _list(_STRUCT, [_struct(column)], spelled, count)),
+            1: (_LIST, _list(_STRUCT, [_struct(column)], encoded, count)),
             2: (_I64, _integer(others.nbytes + nbytes)),
             3: (_I64, _integer(chunk.rows)),
             5: (_I64, _integer(chunk.start)),
