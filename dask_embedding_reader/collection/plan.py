@@ -126,7 +126,7 @@ def plan_metadata(files: FileTable, bounds: Int64s) -> ReadPlan:
     then cut (the pieces may come from npy files, which know nothing of row groups).
     """
     if len(bounds) < 2:
-        return _plan_of_segments(files, bounds, 1)
+        return _plan_of_segments(files, bounds, None)
     groups = _clip(_group_bounds(files), int(bounds[0]), int(bounds[-1]))
     return _plan_of_segments(files, bounds if np.isin(bounds, groups).all() else groups, None)
 
@@ -192,9 +192,10 @@ def picked_files(files: FileTable, numbers: Int64s, *, ascending: bool) -> Itera
 
 
 def count_by_file(offsets: Int64s, rows: Rows) -> Int64s:
-    """Return how many of the selected rows each file has; of a shuffled selection, where its rows come from."""
-    while isinstance(rows, Shuffled | Section) and not rows.is_ascending:
-        rows = rows.of
+    """Return how many of the selected rows each file has; of an epoch and its shards, where its rows come from."""
+    whole = rows.of if isinstance(rows, Section) else rows
+    if isinstance(whole, Shuffled) and not rows.is_ascending:
+        rows = whole.of
     if rows.is_ascending:
         return np.diff(rows.search(offsets))
     found = np.zeros(len(offsets) - 1, np.int64)

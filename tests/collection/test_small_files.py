@@ -296,14 +296,18 @@ def test_a_piece_beyond_the_last_one_is_none() -> None:
 
 
 def test_rows_are_counted_by_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However they are ordered, in steps; of a shuffled selection those that it is made of."""
+    """However they are ordered, in steps; of a shuffled selection and its shards those that it is made of."""
     monkeypatch.setattr(plan, "_COUNTED_ROWS", 7)
     offsets = np.array([0, 10, 10, 25, 40])
     rng = np.random.default_rng(0)
     for numbers in (rng.permutation(40), rng.integers(0, 40, 23), np.arange(3, 30), np.array([12, 5])):
-        expected = np.histogram(numbers, [0, 10, 25, 40])[0]
-        for rows in (pick(numbers), shuffle(pick(numbers), 0, 0, 2, 8)):
-            assert plan.count_by_file(offsets, rows).tolist() == [expected[0], 0, expected[1], expected[2]]
+        for part in (slice(None), slice(2, None), slice(None, 3, -1), slice(1, 9, 3), slice(1, 2), slice(0, 0)):
+            chosen = pick(numbers)[part]
+            expected = np.histogram(numbers[part], [0, 10, 25, 40])[0]
+            for rows in (chosen, shuffle(chosen, 0, 0, 2, 8), shuffle(chosen, 0, 0, 2, 8)[1:-1]):
+                if rows is chosen or len(rows) > 1:
+                    found = plan.count_by_file(offsets, rows)
+                    assert found.tolist() == [expected[0], 0, expected[1], expected[2]]
 
 
 def test_of_a_million_tiny_files_few_pieces_are_left() -> None:
@@ -324,6 +328,7 @@ def test_row_groups_of_a_file_are_read_together_as_long_as_they_fit(
     files = {int(bound) for place, bound in enumerate(bounds) if place in {0, len(bounds) - 1, *chosen}}
     kept = plan._merge_groups(bounds, np.array(sorted(files)), max_rows).tolist()
     assert (kept[0], kept[-1]) == (0, bounds[-1])
+    assert kept == sorted({*kept})
     assert files <= set(kept) <= set(bounds.tolist())
     for start, stop in pairwise(kept):
         assert stop - start <= max_rows or not ((start < bounds) & (bounds < stop)).any()
