@@ -326,6 +326,9 @@ def kept_open(path: str) -> Iterator[None]:
 
     To open and to close it takes longer than to read some hundred bytes, and each of these calls gives up the GIL.
     """
+    if path == _kept.path:
+        yield
+        return
     before = _kept.path, _kept.descriptor
     _kept.path, _kept.descriptor = path, -1
     try:

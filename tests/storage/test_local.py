@@ -65,6 +65,8 @@ def test_a_file_is_opened_once_for_all_that_is_read_within(tmp_path: Path, opene
             assert pool.submit(read_range, file, 4, 6).result() == b"ef"
         with reading_often(other):
             assert read_range(other, 1, 2) + read_range(other, 2, 3) == b"hi"
+        with reading_often(file):
+            assert read_range(file, 3, 4) == b"d"
         assert read_range(file, 2, 4) == b"cd"
     assert opened.paths == [file.path, other.path, file.path, other.path]
     assert not opened.descriptors
@@ -129,3 +131,6 @@ def test_pages_of_a_piece_are_read_from_one_opened_file(tmp_path: Path, opened: 
     assert not rest
     np.testing.assert_array_equal(batch, vectors)
     assert len(opened.paths) <= 6  # to find the pages, and to read them
+    opened.paths.clear()
+    np.testing.assert_array_equal(next(reader.take(range(0, 5_000, 100))(50, show_progress=False))[0], vectors[::100])
+    assert len(opened.paths) <= 2

@@ -121,11 +121,12 @@ class _Vectors:
     def read_stretches(self, stretches: Sequence[Stretch]) -> None:
         """Fill arrays with stretches of rows."""
         rest = list(stretches)
-        while rest:
-            count = self._fetch_pages([(row, row + len(out)) for row, out in rest])
-            for row, out in rest[:count]:
-                self.read(row, [out])
-            del rest[:count]
+        with reading_often(self._header.file):
+            while rest:
+                count = self._fetch_pages([(row, row + len(out)) for row, out in rest])
+                for row, out in rest[:count]:
+                    self.read(row, [out])
+                del rest[:count]
 
     def _fetch_pages(self, spans: Sequence[Span]) -> int:
         """Fetch the pages of rows that lie apart, as many as may be held; return of how many spans these are."""
