@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,27 +87,52 @@ def _count_threads(manifest: Manifest, request: BatchRequest) -> int:
     return max(threads, min(_TIMES_THREADS * threads, request.limit_nbytes // (8 * SCRATCH_NBYTES)))
 
 
+class _Source(NamedTuple):
+    """What windows are read from, into what, and by which threads."""
+
+    manifest: Manifest
+    """The collection."""
+    rows: Rows
+    """Its rows in the order in which they are handed out."""
+    form: Form
+    """What metadata are handed out as."""
+    dtype: np.dtype[Any]
+    """What a window holds."""
+    part_rows: int
+    """So many rows are read by one thread at a time."""
+    preparing: Executor
+    """A thread that sorts rows, and waits for memory: another one than those that read the window before."""
+    pool: Executor
+    """The threads that read."""
+    buffers: Buffers
+    """The memory of windows and of large batches."""
+
+
 class WindowReading:
     """One pass over selected rows, window by window."""
 
     def __init__(self, manifest: Manifest, request: BatchRequest, form: Form) -> None:
         assert request.rows is not None
-        self._manifest, self._request, self._rows, self._form = manifest, request, request.rows, form
-        threads = _count_threads(manifest, request)
-        self._part_rows = _part_rows(manifest, request)
+        self._request = request
         projected = project_windows(manifest, request)
         self._ahead = projected.needed + projected.ahead <= Budget(request.limit_nbytes).left_nbytes
         row_nbytes = _row_nbytes(manifest, request)
         most = window_rows(manifest, request)
         if not self._ahead:
             most = max(1, min(most, request.limit_nbytes // (4 * (row_nbytes + metadata_row_nbytes(manifest)))))
-        self._spans = _windows(self._rows, request.start, request.stop, most)
+        self._spans = _windows(request.rows, request.start, request.stop, most)
         batch_nbytes = request.batch_rows * manifest.dimension * request.dtype.itemsize
-        self._buffers = Buffers(2 * most * row_nbytes + 2 * batch_nbytes)
         self._stopped = threading.Event()
-        self._pool = stoppable_pool(threads, self._stopped)
-        # A thread of its own: what waits for the others is of the window before.
-        self._preparing = stoppable_pool(1, self._stopped)
+        self._source = _Source(
+            manifest,
+            request.rows,
+            form,
+            _window_dtype(manifest, request),
+            _part_rows(manifest, request),
+            preparing=stoppable_pool(1, self._stopped),
+            pool=stoppable_pool(_count_threads(manifest, request), self._stopped),
+            buffers=Buffers(2 * most * row_nbytes + 2 * batch_nbytes),
+        )
         self._windows: deque[_Window] = deque()
 
     def finish(self, stop: int) -> None:
@@ -123,26 +148,14 @@ class WindowReading:
     def _start(self) -> None:
         span = next(self._spans, None)
         if span is not None:
-            dtype = _window_dtype(self._manifest, self._request)
-            self._windows.append(
-                _Window(
-                    self._manifest,
-                    self._rows,
-                    self._form,
-                    span,
-                    dtype,
-                    self._part_rows,
-                    self._preparing,
-                    self._pool,
-                    self._buffers,
-                )
-            )
+            self._windows.append(_Window(self._source, span))
 
     def take(self, start: int, stop: int) -> tuple[Array, Any]:
         """Hand out a finished batch."""
-        shape, dtype = (stop - start, self._manifest.dimension), self._request.dtype
+        manifest, form, dtype = self._source.manifest, self._source.form, self._request.dtype
+        shape = stop - start, manifest.dimension
         is_large = math.prod(shape) * dtype.itemsize >= _LARGE_NBYTES
-        out = self._buffers.take(shape, dtype) if is_large else np.empty(shape, dtype)
+        out = self._source.buffers.take(shape, dtype) if is_large else np.empty(shape, dtype)
         frames, first = [], start
         while first < stop:
             window = self._windows[0]
@@ -154,61 +167,49 @@ class WindowReading:
                 del window  # the one after the next is read into its memory
                 self._start()
             first = last
-        if len(frames) == 1 and self._manifest.metadata is None:  # made for this batch: nothing to be cut out or joined
+        if len(frames) == 1 and manifest.metadata is None:  # made for this batch: nothing to be cut out or joined
             return out, frames[0]
-        return out, self._form.join(frames) if frames[0] is not None else None
+        return out, form.join(frames) if frames[0] is not None else None
 
     def close(self) -> None:
         """Stop reading and let go of all memory."""
         self._stopped.set()
-        for pool in (self._preparing, self._pool):
+        for pool in (self._source.preparing, self._source.pool):
             pool.shutdown(wait=False, cancel_futures=True)
         self._windows.clear()
-        self._buffers.close()
+        self._source.buffers.close()
 
 
 class _Window:
     """The rows of some positions: read in the order of files, handed out in their own."""
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        rows: Rows,
-        form: Form,
-        span: tuple[int, int],
-        dtype: np.dtype[Any],
-        part_rows: int,
-        preparing: Executor,
-        pool: Executor,
-        buffers: Buffers,
-    ) -> None:
-        self._manifest, self._rows, self._form = manifest, rows, form
-        self._dtype, self._part_rows, self._buffers = dtype, part_rows, buffers
+    def __init__(self, source: _Source, span: tuple[int, int]) -> None:
+        self._source = source
         self.start, self.stop = span
         self._numbers = self._ranks = np.empty(0, np.int64)
         self._vectors: Array = np.empty((0, 0))
         self._frame: Any = None
-        self._pool = pool
         self._reads: list[Future[None]] = []
-        self._prepared = preparing.submit(self._prepare)
+        self._prepared = source.preparing.submit(self._prepare)
 
     def _prepare(self) -> None:
         """Sort the rows, and start to read them."""
-        manifest = self._manifest
-        numbers = self._rows.numbers(self.start, self.stop)
+        manifest, submit = self._source.manifest, self._source.pool.submit
+        numbers = self._source.rows.numbers(self.start, self.stop)
         ascending, ranks = _sort(numbers)
         self._numbers, self._ranks = numbers, ranks
-        self._vectors = self._buffers.take((len(numbers), manifest.dimension), self._dtype)
+        self._vectors = self._source.buffers.take((len(numbers), manifest.dimension), self._source.dtype)
         if manifest.metadata is not None:
-            self._reads.append(self._pool.submit(self._read_frame, manifest.metadata))
-        for first, picked in _parts(manifest.vectors, ascending, self._part_rows):
-            self._reads.append(self._pool.submit(self._read, picked, self._vectors[first : first + len(picked.rows)]))
+            self._reads.append(submit(self._read_frame, manifest.metadata))
+        for first, picked in _parts(manifest.vectors, ascending, self._source.part_rows):
+            self._reads.append(submit(self._read, picked, self._vectors[first : first + len(picked.rows)]))
 
     def _read(self, picked: PickedFile, out: Array) -> None:
-        read_picked(self._manifest.format.vectors, self._manifest.columns, picked.header, picked.rows, [out])
+        manifest = self._source.manifest
+        read_picked(manifest.format.vectors, manifest.columns, picked.header, picked.rows, [out])
 
     def _read_frame(self, files: FileTable) -> None:
-        self._frame = read_metadata(self._manifest, files, self._numbers, self._form)
+        self._frame = read_metadata(self._source.manifest, files, self._numbers, self._source.form)
 
     def wait(self) -> None:
         """Wait until all is read."""
@@ -226,7 +227,7 @@ class _Window:
         else:
             cast_into(out, self._vectors[ranks])
         if self._frame is None:
-            return self._form.of_none(self._numbers[here])
+            return self._source.form.of_none(self._numbers[here])
         return self._frame[here]
 
 

@@ -140,7 +140,8 @@ def test_the_memory_of_batches_that_were_kept_is_not_all_kept(tmp_path: Path, sh
         reader = reader.shuffle(1, buffer_rows=2 * 1024)
     batches: Any = reader(1024, show_progress=False, max_ram_usage_in_bytes=limit)
     kept = [next(batches)[0] for _ in range(30)]
-    buffers = batches.gi_frame.f_locals["reading"]._buffers
+    reading = batches.gi_frame.f_locals["reading"]
+    buffers = reading._source.buffers if shuffled else reading._buffers
     assert buffers.lent_nbytes >= 30 * 2**20
     kept.clear()
     most = (2 * 2 + 2) * 2**20 if shuffled else limit
