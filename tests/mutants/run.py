@@ -108,6 +108,7 @@ def find_reach(room: str, paths: Sequence[Path]) -> Reach:
         KEPT.mkdir(exist_ok=True)
         run = [sys.executable, "-m", "pytest", "-q", "-m", SELECTED, "-p", "tests.mutants.seconds", *tests]
         run += ["--cov", "--cov-context=test", "--cov-report=", "--cov-fail-under=0"]
+        run += ["--timeout=600"]  # counting takes long, and where one test fails all of them are run again
         try:
             subprocess.run(run, check=True, env={**os.environ, "COVERAGE_FILE": str(data), "SECONDS_FILE": str(kept)})
         except subprocess.CalledProcessError:

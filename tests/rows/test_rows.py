@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tracemalloc
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dask_embedding_reader.rows import picked
 from dask_embedding_reader.rows.picked import pack, pick, pick_all
 from dask_embedding_reader.rows.section import Section, deal
 from dask_embedding_reader.rows.selection import Rows
@@ -183,9 +184,57 @@ def test_slices_of_nothing_hold_nothing() -> None:
 
 
 def test_a_selection_of_a_selection_holds_some_numbers_more() -> None:
+    """Each of eight bytes, a range three of them."""
     of = pick(np.array([5, 3, 4] * 50))
-    for rows in (of[1:], shuffle(of, 0, 0, 1, 64), deal(of, 7, 2, 1), shard(shuffle(of, 0, 0, 1, 64), 2, 1)):
-        assert of.nbytes < rows.nbytes <= of.nbytes + 64
+    assert of.nbytes == sum(column.nbytes for column in vars(of).values() if isinstance(column, np.ndarray))
+    epoch = shuffle(of, 0, 0, 1, 64)
+    for rows, numbers in ((of[1:], 3), (epoch, 5), (deal(of, 7, 2, 1), 3 + 3), (shard(epoch, 2, 1), 5 + 3)):
+        assert rows.nbytes == of.nbytes + 8 * numbers
+    assert Stretch(range(9)).nbytes == 24
+
+
+@given(LISTS, MASKS, st.integers(0, 2**40))
+def test_rows_are_packed_in_the_form_that_takes_the_fewest_bytes(
+    numbers: list[int], mask: list[tuple[bool, int]], first: int
+) -> None:
+    for some in (np.array(numbers, np.int64), np.flatnonzero([keep for keep, count in mask for _ in range(count)])):
+        if not len(some):
+            assert pack(some).data.nbytes == 0
+            continue
+        lowest, last = int(some.min()), int(some.max())
+        ends = np.flatnonzero(np.diff(some) != 1).tolist()
+        bounds = [0, *(end + 1 for end in ends), len(some)]
+        runs = [(int(some[start]) - lowest, stop - start) for start, stop in pairwise(bounds)]
+        steps = np.diff(some, prepend=lowest)
+        forms = [np.array(runs), steps if (steps[1:] > 0).all() else some - lowest]
+        sizes = [form.astype(np.min_scalar_type(int(form.max()))).nbytes for form in forms]
+        if (steps[1:] > 0).all():
+            sizes.append(-(-(last - lowest + 1) // 8))
+        packed = pack(some + first)
+        assert packed.data.nbytes == min(sizes)
+        assert packed.numbers().tolist() == (some + first).tolist()
+
+
+def test_the_parts_that_were_used_last_are_kept_unpacked() -> None:
+    rows: Any = pick(np.array([3, 1, 2] * 200))
+    assert len(rows.ends) > picked._MOST_UNPACKED
+    for start in range(0, len(rows), 5):
+        assert rows.numbers(start, start + 1).tolist() == [(3, 1, 2)[start % 3]]
+        assert len(rows._unpacked) <= picked._MOST_UNPACKED
+        assert rows._part(start // 16) is rows._part(start // 16)
+    assert [*rows._unpacked] == [*range(len(rows.ends))][-picked._MOST_UNPACKED :]
+    assert len(pickle.dumps(rows)) == len(pickle.dumps(pick(np.array([3, 1, 2] * 200))))
+
+
+@pytest.mark.parametrize("window", [64, 128, 1_024])
+@pytest.mark.parametrize("step", [1, 2, 3, -3, 64, 1_000])
+def test_of_a_part_of_a_window_the_rows_are_read_in_one_go(window: int, step: int) -> None:
+    epoch = shuffle(Stretch(range(10_000)), 0, 0, 1, window)
+    assert epoch.window_rows == window
+    assert epoch[::step].window_rows == -(-window // abs(step))
+    if step > 0:
+        assert deal(epoch, window, step, 0).window_rows == -(-window // step)
+    assert Stretch(range(9)).window_rows == pick(np.array([3, 1]))[1:].window_rows == 0
 
 
 def test_rows_beyond_32_bits_are_kept() -> None:
@@ -316,6 +365,12 @@ def test_neighbours_are_parted(count: int) -> None:
     orders = [np.asarray(shuffle(Stretch(range(count)), seed, 0, 1, count)) for seed in range(2_000)]
     follow = np.mean([(np.diff(order) == 1).sum() for order in orders])
     assert abs(follow - (count - 1) / count) < 5 / np.sqrt(2_000)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_few_rows_come_in_every_order(count: int) -> None:
+    orders = {tuple(shuffle(Stretch(range(count)), seed, 0, 1, 10)) for seed in range(300)}
+    assert orders == {*permutations(range(count))}
 
 
 def test_every_place_is_as_likely_for_every_row() -> None:
