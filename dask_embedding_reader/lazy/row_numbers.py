@@ -37,7 +37,7 @@ from dask_embedding_reader.lazy._dask import (
     TaskRef,
     convert_legacy_graph,
 )
-from dask_embedding_reader.lazy.graph import LazyPiece, LazySelection
+from dask_embedding_reader.lazy.pieces import LazyPiece, LazySelection
 from dask_embedding_reader.lazy.schedule import Graph, Key, depth_first
 
 Rows = range | Int64s
