@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader, FileChangedError
 from dask_embedding_reader.formats import picking
+from dask_embedding_reader.formats.base import FileHeader, Stretch, StretchReader
 from dask_embedding_reader.storage.read import try_read_in_turn
 from dask_embedding_reader.storage.store import StoredFile
 from dask_embedding_reader.storage.urls import resolve
@@ -124,6 +125,96 @@ def test_rows_are_put_where_they_belong(
     expected = np.full((room, DIMENSION), 7, dtype)
     expected[slice(None) if places is None else places] = collection.rows[rows]
     np.testing.assert_array_equal(np.concatenate(outs), expected)
+
+
+class _Noting:
+    """A format that notes which rows it is asked for, call by call."""
+
+    def __init__(self, vectors: Any) -> None:
+        self._vectors = vectors
+        self.calls: list[list[tuple[int, int]]] = []
+
+    def raw_offset(self, header: FileHeader) -> None:
+        """Tell that rows cannot be scattered: that is no call of this format."""
+
+    def open_stretches(self, *args: Any) -> StretchReader:
+        read = self._vectors.open_stretches(*args)
+
+        def note(stretches: Sequence[Stretch]) -> None:
+            self.calls.append([(row, row + len(out)) for row, out in stretches])
+            read(stretches)
+
+        return note
+
+
+def _read_together(rows: Sequence[int], gap: int, most: int) -> list[tuple[int, int]]:
+    """Rows between which no more than a gap lies, cut into windows from the first of them on."""
+    together: list[list[int]] = []
+    for row in rows:
+        if not together or row - together[-1][-1] - 1 > gap:
+            together.append([])
+        together[-1].append(row)
+    found = []
+    for near in together:
+        for window in range(0, near[-1] - near[0] + 1, most):
+            here = [row for row in near if window <= row - near[0] < window + most]
+            found += [(here[0], here[-1] + 1)] if here else []
+    return found
+
+
+@pytest.mark.parametrize("collection", ["npy"], indirect=True)
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=selections().filter(len),
+    gap=st.sampled_from([0, 3, 30]),
+    worth=st.sampled_from([0, 1, 7, 8, 60]),
+    scratch=st.sampled_from([1, 50, 1000]),
+    requests=st.sampled_from([1, 5, 64]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_near_rows_are_read_together(
+    collection: Collection, rows: Int64s, gap: int, worth: int, scratch: int, requests: int, dtype: npt.DTypeLike
+) -> None:
+    """Of remote files where less than half of what a request is worth lies between; of local ones no run is cut."""
+    manifest = collection.open().manifest
+    header, vectors = manifest.vectors.header(0), _Noting(manifest.format.vectors)
+    out = np.empty((len(rows), DIMENSION), dtype)
+    with (
+        mock.patch.object(
+            type(header.file.store), "request_nbytes", mock.PropertyMock(return_value=worth * ROW_NBYTES)
+        ),
+        mock.patch.multiple(
+            picking,
+            _GAP_NBYTES=gap * ROW_NBYTES,
+            _REMOTE_REQUESTS=requests,
+            SCRATCH_NBYTES=scratch * ROW_NBYTES,
+        ),
+    ):
+        picking.read_picked(cast("Any", vectors), manifest.columns, header, rows, [out])
+    np.testing.assert_array_equal(out, collection.rows[rows])
+    asked = [stretch for call in vectors.calls for stretch in call]
+    if worth:
+        assert asked == _read_together(rows.tolist(), max(gap, worth // 2), max(scratch, 8 * worth))
+        assert max(map(len, vectors.calls)) <= requests
+    elif len(rows) > 16:
+        runs = _read_together(np.unique(rows).tolist(), 0, len(collection.rows))
+        windows = -(-len(collection.rows) // scratch)
+        assert len(asked) <= len(runs) + windows + len(rows) - len(np.unique(rows))
+
+
+@pytest.mark.parametrize("collection", ["npy"], indirect=True)
+@pytest.mark.parametrize(
+    ("long", "asked"),
+    [(20, [(0, 49), (50, 100), (399, 400)]), (50, [(0, 49), (50, 100), (399, 400)]), (51, [(0, 100), (399, 400)])],
+)
+def test_many_neighbours_are_read_alone(collection: Collection, long: int, asked: list[tuple[int, int]]) -> None:
+    rows = np.array([*range(0, 50, 3), *range(50, 100), 399])
+    manifest = collection.open().manifest
+    vectors, out = _Noting(manifest.format.vectors), np.empty((len(rows), DIMENSION), np.float32)
+    with mock.patch.multiple(picking, _GAP_NBYTES=3 * ROW_NBYTES, _LONG_NBYTES=long * ROW_NBYTES):
+        picking.read_picked(cast("Any", vectors), manifest.columns, manifest.vectors.header(0), rows, [out])
+    np.testing.assert_array_equal(out, collection.rows[rows])
+    assert vectors.calls == [asked]
 
 
 def _reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
