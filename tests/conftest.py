@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 import s3fs
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dask_embedding_reader.formats import ipc
@@ -30,6 +30,9 @@ _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("default", max_examples=60, deadline=None, suppress_health_check=_SLOW, database=None)
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, print_blob=True)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=2_000)
+# That something fails is enough where faults are planted: to find the smallest example for it may take minutes.
+_WITHOUT_SHRINKING = [Phase.explicit, Phase.generate]
+settings.register_profile("mutants", settings.get_profile("ci"), phases=_WITHOUT_SHRINKING)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
 
 

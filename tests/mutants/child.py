@@ -15,7 +15,7 @@ def run_tests(tree: str, tests: Sequence[str], log: str) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:  # of the other tree
         del sys.modules[name]
     sys.dont_write_bytecode = True  # the next fault may come in the same second, in a file of the same size
-    os.environ |= {"PYTHONPATH": tree, "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ |= {"PYTHONPATH": tree, "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "mutants"}
     with open(log, "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
