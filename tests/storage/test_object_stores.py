@@ -43,8 +43,8 @@ NAMES = [
     "::",
 ]
 
-#: What an HDFS of version 2 makes of some of them when it is asked by HTTP: it decodes them twice.
-CLIENT_CANNOT: dict[str, Sequence[str]] = {"webhdfs": "%+"}
+#: HDFS has no colons in names; and one of version 2 that is asked by HTTP decodes them twice.
+CLIENT_CANNOT: dict[str, Sequence[str]] = {"hdfs": ":", "webhdfs": "%+:"}
 
 
 def npy(number: int = 0) -> bytes:
