@@ -125,8 +125,6 @@ def plan_metadata(files: FileTable, bounds: Int64s) -> ReadPlan:
     Where every piece is made of whole row groups, these are the pieces; else the row groups, each decoded once and
     then cut (the pieces may come from npy files, which know nothing of row groups).
     """
-    if len(bounds) < 2:
-        return _plan_of_segments(files, bounds, None)
     groups = _clip(_group_bounds(files), int(bounds[0]), int(bounds[-1]))
     return _plan_of_segments(files, bounds if np.isin(bounds, groups).all() else groups, None)
 
@@ -218,7 +216,7 @@ def plan_selection(files: FileTable, rows: Rows, max_rows: int) -> SelectionPlan
         cuts = np.concatenate([[0], rows.windows(0, len(rows)), [len(rows)]])
         return SelectionPlan(files, rows, _cut_evenly(cuts, max_rows))
     if not files.has_groups and not isinstance(rows, Stretch):
-        max_rows = min(max_rows, max(256, _TASK_NBYTES * len(rows) // max(1, rows.nbytes)))
+        max_rows = min(max_rows, max(256, _TASK_NBYTES * len(rows) // rows.nbytes))
     cuts = selection_cuts(files, rows, max_rows)
     return SelectionPlan(files, rows, _cut_evenly(_join_small(cuts, max_rows, _MOST_FILES), max_rows))
 

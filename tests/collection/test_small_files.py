@@ -26,7 +26,9 @@ from dask_embedding_reader.collection import plan
 from dask_embedding_reader.collection.files import FileTable, file_table
 from dask_embedding_reader.formats.base import FileHeader, FilePart
 from dask_embedding_reader.rows.picked import pick
+from dask_embedding_reader.rows.selection import Rows
 from dask_embedding_reader.rows.shuffled import shuffle
+from dask_embedding_reader.rows.stretch import Stretch
 from dask_embedding_reader.storage.local import LocalStore
 from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.support.collections import (
@@ -244,6 +246,12 @@ def test_pieces_have_all_rows_in_order_and_end_where_they_should(
         if max_rows == ALL_ROWS:
             assert len(pieces) == filled
     assert made.token == plan.make_plan(files, start, stop, max_rows).token
+    # Metadata in row groups of their own are decoded whole, if a piece has some of one.
+    metadata = table_of(file_rows, [[3] * (rows // 3) + [1] * (rows % 3) for rows in file_rows])
+    inner = {bound for bound in map(int, np.cumsum(metadata.group_rows)) if start < bound < stop}
+    groups = sorted({start, *inner, stop})
+    bounds = made.bounds.tolist()
+    assert plan.plan_metadata(metadata, made.bounds).bounds.tolist() == (bounds if {*bounds} <= {*groups} else groups)
 
 
 @given(
@@ -357,6 +365,67 @@ def test_neighbours_are_joined_as_long_as_they_fit_and_are_not_too_many(cuts: An
         assert count == 1 or (stop - start <= max_rows and count <= most)
         if stop != cuts[-1]:
             assert count == most or cuts[cuts > stop].min() - start > max_rows, "one more would have fitted"
+
+
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=30).filter(sum),
+    st.booleans(),
+    st.sampled_from(["stretch", "ascending", "any", "shuffled"]),
+    st.integers(1, 30),
+    st.data(),
+)
+def test_selected_rows_are_cut_where_files_row_groups_and_windows_end(
+    file_rows: list[int], has_groups: bool, order: str, max_rows: int, data: st.DataObject
+) -> None:
+    files = table_of(file_rows, [[2] * (rows // 2) + [1] * (rows % 2) if has_groups else [] for rows in file_rows])
+    drawn = data.draw(st.lists(st.integers(0, files.count - 1), max_size=100))
+    rows: Rows = pick(np.array(drawn if order == "any" else sorted({*drawn}), np.int64))
+    if order in ("stretch", "shuffled"):
+        rows = Stretch(range(files.count))[data.draw(st.slices(files.count))]
+        rows = rows if order == "stretch" else shuffle(rows, 0, 0, 2, 128)
+    made = plan.plan_selection(files, rows, max_rows)
+    bounds = made.bounds.tolist()
+    assert (bounds[0], bounds[-1]) == (0, len(rows)) == (0, made.stop)
+    assert made.chunks == tuple(b - a for a, b in pairwise(bounds)) or made.chunks == (0,) == (made.stop,)
+    assert len(made) == len(bounds) - 1
+    assert all(0 < count <= max_rows for count in made.chunks) or not made.stop
+    assert made.token == plan.plan_selection(files, rows, max_rows).token
+    assert not made.stop or made.token != plan.SelectionPlan(files, rows, made.bounds[[0, *range(len(bounds))]]).token
+    if rows.is_ascending:
+        few = plan._join_small(plan.selection_cuts(files, rows, max_rows), max_rows, 64).tolist()
+        ends = [0, *np.cumsum(files.group_rows).tolist()] if has_groups else files.offsets
+        assert {*few} <= {*np.searchsorted(np.asarray(rows), ends).tolist()}
+    else:
+        few = [0, *rows.windows(0, len(rows)).tolist(), len(rows)]
+    for a, b in pairwise(few):
+        sizes = np.diff([bound for bound in bounds if a <= bound <= b]).tolist()
+        assert len(sizes) == -(-(b - a) // max_rows)
+        assert not sizes or max(sizes) == -(-(b - a) // len(sizes))
+    # Metadata in row groups of their own are decoded whole, if a piece has some of one.
+    metadata = table_of(file_rows, [[3] * (rows // 3) + [1] * (rows % 3) for rows in file_rows])
+    groups = sorted({*np.searchsorted(np.asarray(rows), [0, *np.cumsum(metadata.group_rows)]).tolist()})
+    as_they_are = not rows.is_ascending or {*bounds} <= {*groups}
+    assert plan.plan_selected_metadata(metadata, made).bounds.tolist() == (bounds if as_they_are else groups)
+
+
+@pytest.mark.parametrize("step", [1, 2, 2**40])
+def test_picked_rows_of_a_piece_take_few_bytes_where_they_travel_in_its_task(step: int) -> None:
+    """Not those of row groups, which are looked up, nor those that a range tells; 256 of a part of many rows may."""
+    numbers = np.flatnonzero(np.arange(60_000) % 7 < 3) * step
+    some = pick(numbers)
+    total = int(numbers[-1]) + 1
+    plain, grouped = table_of([total], [[]]), table_of([total], [[total]])
+    most = 2_500 * len(some) // some.nbytes
+    assert 256 < most < 20_000
+    for files, rows, expected in (
+        (plain, some, most),
+        (plain, some[:512], 256),
+        (plain, some[:513], 256),
+        (plain, Stretch(range(20_000)), 20_000),
+        (grouped, some, 20_000),
+    ):
+        count = -(-len(rows) // expected)
+        assert max(plan.plan_selection(files, rows, 20_000).chunks) == -(-len(rows) // count)
 
 
 @given(cuts=BOUNDS, start=st.integers(0, 100), stop=st.integers(0, 100))
