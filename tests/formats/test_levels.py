@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import groupby, product
 
 import numpy as np
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -110,6 +111,36 @@ def test_levels_of_repetition(data: st.DataObject) -> None:
     spell = data.draw(damaged(spelled(levels, lengths)), label="spelled")
     expected = told(spell, count) == begins(count, phase, dimension)
     assert told_levels._is_regular(spell, count, phase, dimension) == expected
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3])
+def test_all_runs_of_few_levels_of_repetition(dimension: int) -> None:
+    """Whatever is in runs of one level each: also what is no level, and more of them than values."""
+    for phase, count in product(range(dimension), range(1, 6)):
+        for levels in product(range(3), repeat=count):
+            expected = list(levels) == begins(count, phase, dimension)
+            runs = [(level, len(list(same))) for level, same in groupby(levels)]
+            for most in (1, 2, count):
+                parts = [(level, min(most, n - done)) for level, n in runs for done in range(0, n, most)]
+                spells = [encode_varint(n << 1) + bytes([level]) for level, n in parts]
+                longer = [*spells[:-1], encode_varint(parts[-1][1] + 9 << 1) + bytes([parts[-1][0]])]
+                for some in (spells, longer):
+                    assert told_levels._is_regular(b"".join(some), count, phase, dimension) == expected
+                for place, nothing in product(range(len(spells)), (b"\0\0", b"\1")):
+                    spell = b"".join([*spells[:place], nothing, *spells[place:]])
+                    assert not told_levels._is_regular(spell, count, phase, dimension), "a run of no levels"
+
+
+@pytest.mark.parametrize("dimension", [1, 3, 32, 33, 40])
+def test_each_packed_level_of_repetition_counts_and_none_behind_them(dimension: int) -> None:
+    for phase, count in product({0, dimension - 1}, (dimension, 2 * dimension + 3)):
+        right = begins(count, phase, dimension)
+        for place, behind in product([None, *range(count)], (0, 1)):
+            levels = [int(level ^ (number == place)) for number, level in enumerate(right)]
+            padded = np.array(levels + [behind] * (-count % 8), np.uint8)
+            spell = encode_varint(len(padded) >> 2 | 1) + np.packbits(padded, bitorder="little").tobytes()
+            assert told_levels._is_regular(spell, count, phase, dimension) == (place is None)
+            assert not told_levels._is_regular(spell[:-1], count, phase, dimension)
 
 
 @given(st.data())
