@@ -332,8 +332,8 @@ MANY: Array = np.arange(2_000, dtype=np.float32).reshape(-1, 4)
 """More than is looked at when a file is opened."""
 
 
-def deflated(end: int | None = None) -> bytes:
-    """An archive of an array that is deflated as it is; the stream may end early, and other bytes follow."""
+def deflated(end: int | None = None, flush: int = zlib.Z_FINISH) -> bytes:
+    """An archive of an array that is deflated as it is; the stream may end early, or not, and other bytes follow."""
     archived = io.BytesIO()
     with zipfile.ZipFile(archived, "w", zipfile.ZIP_DEFLATED, compresslevel=0) as archive:
         archive.writestr("embedding.npy", npy := npy_bytes(MANY))
@@ -341,7 +341,7 @@ def deflated(end: int | None = None) -> bytes:
     if end is None:
         return data
     packer = zlib.compressobj(0, zlib.DEFLATED, -zlib.MAX_WBITS)
-    shorter = packer.compress(npy[:end]) + packer.flush()
+    shorter = packer.compress(npy[:end]) + packer.flush(flush)
     start, stop = data.index(npy) - 5, data.index(npy) + len(npy)  # with the head of the one block
     return data[:start] + shorter + b"x" * (stop - start - len(shorter)) + data[stop:]
 
@@ -353,6 +353,13 @@ def test_a_deflated_array_that_ends_early_is_no_endless_one(tmp_path: Path, end:
         reader.to_dask_array().compute()
     with pytest.raises(FormatError, match="ends before its last row"):
         list(reader(30, max_piece_size=20, show_progress=False))
+
+
+def test_a_deflated_array_that_goes_on_with_what_is_no_block_is_damaged(tmp_path: Path) -> None:
+    reader = EmbeddingReader(write(tmp_path / "0.npz", deflated(5_000, zlib.Z_FULL_FLUSH)))
+    with pytest.raises(FormatError, match=r"0\.npz: .*its array is damaged \(.*stored block.*\); write it again"):
+        reader.to_dask_array().compute()
+    np.testing.assert_array_equal(reader.take([1]).to_dask_array().compute(), MANY[1:2])
 
 
 def test_the_checksum_of_a_deflated_array_is_compared_at_its_end(tmp_path: Path) -> None:
