@@ -227,6 +227,15 @@ def test_compressed_bytes_that_claim_to_be_others(tmp_path: Path, claim: int) ->
         EmbeddingReader(path).to_dask_array().compute()
 
 
+def test_a_buffer_that_begins_in_its_batch_and_ends_behind_it_is_refused(tmp_path: Path) -> None:
+    path = put(tmp_path / "0.arrow", 50, embedding=vectors())
+    data, place = path.read_bytes(), struct.pack("<qq", 0, ROWS.nbytes)  # all of the batch
+    assert data.count(place) == 1
+    path.write_bytes(data.replace(place, struct.pack("<qq", 1, ROWS.nbytes)))
+    with pytest.raises(FormatError, match=r"0\.arrow: .*a record batch claims bytes beyond its body; write"):
+        EmbeddingReader(path)
+
+
 @pytest.mark.parametrize("codec", [None, "zstd"])
 @pytest.mark.parametrize("claim", [0, 7, 9])
 def test_nulls_are_those_that_are_counted(tmp_path: Path, claim: int, codec: Any) -> None:

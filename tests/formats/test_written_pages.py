@@ -17,7 +17,8 @@ from dask_embedding_reader import EmbeddingReader, write_embeddings
 from dask_embedding_reader.formats.parquet import encode as encoding
 from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet import write as pages
-from dask_embedding_reader.formats.parquet.page_headers import page_header
+from dask_embedding_reader.formats.parquet.footer import read_raw_footer
+from dask_embedding_reader.formats.parquet.page_headers import PLAIN, RLE, page_header
 from dask_embedding_reader.formats.parquet.thrift import encode_varint
 
 DTYPES = ["f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
@@ -127,23 +128,26 @@ def test_our_reader_finds_them_with_and_without_decoding(
         next(EmbeddingReader(tmp_path, "parquet")(ROWS, show_progress=False))
 
 
-def test_footers_say_what_pyarrow_would_have_said(tmp_path: Path) -> None:
-    path, theirs = both(tmp_path, vectors("f4", 8), metadata())
+@pytest.mark.parametrize("has_metadata", [False, True])
+def test_footers_say_what_pyarrow_would_have_said(tmp_path: Path, has_metadata: bool) -> None:
+    path, theirs = both(tmp_path, vectors("f4", 8), metadata() if has_metadata else None)
     ours, expected = pq.ParquetFile(path), pq.ParquetFile(theirs)
     assert ours.schema_arrow.equals(expected.schema_arrow, check_metadata=True)
     assert ours.schema.equals(expected.schema)
     assert ours.metadata.num_rows == ROWS
     assert ours.metadata.num_row_groups > 1
     first_row = 0
-    for number in range(ours.metadata.num_row_groups):
+    for number, said in enumerate(read_raw_footer(path.read_bytes()).groups):
         group = ours.metadata.row_group(number)
         columns = [group.column(k).to_dict() for k in range(group.num_columns)]
         assert columns[0]["num_values"] == group.num_rows * 8
         assert columns[0]["compression"] == "UNCOMPRESSED"
         assert set(columns[0]["encodings"]) == {"PLAIN", "RLE"}
         assert group.total_byte_size == sum(column["total_uncompressed_size"] for column in columns)
-        assert columns[1]["statistics"]["min"] == first_row
+        assert said.compressed_nbytes == sum(column["total_compressed_size"] for column in columns)
+        assert not has_metadata or columns[1]["statistics"]["min"] == first_row
         first_row += group.num_rows
+    assert first_row == ROWS
 
 
 def test_the_page_index_tells_where_pages_are(tmp_path: Path) -> None:
@@ -172,6 +176,43 @@ def test_the_page_index_tells_where_pages_are(tmp_path: Path) -> None:
         assert position == stop
         assert index in data[stop:]
     assert row == ROWS
+
+
+def spelled_head(kind: int, nbytes: tuple[int, int], number: int, said: list[int]) -> bytes:
+    """The header of a page: its size before compression and now, and the first fields of what there is of its kind."""
+    integers = {place: (pages._I32, pages._integer(each)) for place, each in enumerate((kind, *nbytes), 1)}
+    facts = pages._struct({place: (pages._I32, pages._integer(each)) for place, each in enumerate(said, 1)})
+    return pages._struct({**integers, number: (pages._STRUCT, facts)})
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "values", "nulls", "levels", "is_wanted"),
+    [
+        ((200, 100), 9, 0, (40, 60), True),
+        ((100, 200), 9, 0, (40, 60), True),
+        ((200, 100), 9, 0, (40, 61), False),  # more levels than bytes
+        ((99, 200), 9, 0, (40, 60), False),
+        ((200, 100), 9, 1, (4, 6), False),  # a null
+        ((200, 100), 2**31 - 1, 0, (4, 6), True),
+        ((200, 100), 2**31, 0, (4, 6), False),
+    ],
+)
+def test_headers_of_pages_of_version_2_that_are_wrong_are_left_to_pyarrow(
+    nbytes: tuple[int, int], values: int, nulls: int, levels: tuple[int, int], is_wanted: bool
+) -> None:
+    head = spelled_head(3, nbytes, 8, [values, nulls, 3, PLAIN, *levels])
+    found = page_header(head)
+    assert (found is not None) == is_wanted
+    if found is not None:
+        page, length = found
+        assert (page.values, page.rows, page.levels, length) == (values, 3, levels[::-1], len(head))
+
+
+@pytest.mark.parametrize(("levels", "is_wanted"), [((RLE, RLE), True), ((4, RLE), False), ((RLE, 4), False)])
+def test_headers_of_pages_whose_levels_are_encoded_as_of_old_are_left_to_pyarrow(
+    levels: tuple[int, int], is_wanted: bool
+) -> None:
+    assert (page_header(spelled_head(0, (200, 100), 5, [9, PLAIN, *levels])) is not None) == is_wanted
 
 
 def test_files_are_the_same_each_time(tmp_path: Path) -> None:
