@@ -193,26 +193,45 @@ def test_a_selection_of_a_selection_holds_some_numbers_more() -> None:
     assert Stretch(range(9)).nbytes == 24
 
 
-@given(LISTS, MASKS, st.integers(0, 2**40))
+def assert_packed(some: Int64s, first: int = 0) -> None:
+    """They take no more bytes than in any other form: runs, and steps or bits where they ascend, else offsets."""
+    if not len(some):
+        assert pack(some).data.nbytes == 0
+        return
+    lowest = int(some.min())
+    ends = np.flatnonzero(np.diff(some) != 1).tolist()
+    bounds = [0, *(end + 1 for end in ends), len(some)]
+    runs = [(int(some[start]) - lowest, stop - start) for start, stop in pairwise(bounds)]
+    steps = np.diff(some, prepend=lowest)
+    ascends = bool((steps[1:] > 0).all())
+    forms = [np.array(runs), steps if ascends else some - lowest]
+    sizes = [form.astype(np.min_scalar_type(int(form.max()))).nbytes for form in forms]
+    if ascends:
+        sizes.append(-(-(int(some[-1]) - lowest + 1) // 8))
+    packed = pack(some + first)
+    assert packed.data.nbytes == min(sizes)
+    assert packed.numbers().tolist() == (some + first).tolist()
+
+
+@given(LISTS, MASKS, st.lists(st.tuples(st.integers(0, 70_000), st.integers(1, 9))), st.integers(0, 2**40))
 def test_rows_are_packed_in_the_form_that_takes_the_fewest_bytes(
-    numbers: list[int], mask: list[tuple[bool, int]], first: int
+    numbers: list[int], mask: list[tuple[bool, int]], stretches: list[tuple[int, int]], first: int
 ) -> None:
-    for some in (np.array(numbers, np.int64), np.flatnonzero([keep for keep, count in mask for _ in range(count)])):
-        if not len(some):
-            assert pack(some).data.nbytes == 0
-            continue
-        lowest, last = int(some.min()), int(some.max())
-        ends = np.flatnonzero(np.diff(some) != 1).tolist()
-        bounds = [0, *(end + 1 for end in ends), len(some)]
-        runs = [(int(some[start]) - lowest, stop - start) for start, stop in pairwise(bounds)]
-        steps = np.diff(some, prepend=lowest)
-        forms = [np.array(runs), steps if (steps[1:] > 0).all() else some - lowest]
-        sizes = [form.astype(np.min_scalar_type(int(form.max()))).nbytes for form in forms]
-        if (steps[1:] > 0).all():
-            sizes.append(-(-(last - lowest + 1) // 8))
-        packed = pack(some + first)
-        assert packed.data.nbytes == min(sizes)
-        assert packed.numbers().tolist() == (some + first).tolist()
+    assert_packed(np.array(numbers, np.int64), first)
+    assert_packed(np.flatnonzero([keep for keep, count in mask for _ in range(count)]), first)
+    assert_packed(np.array([row for start, count in stretches for row in range(start, start + count)], np.int64), first)
+
+
+def test_rows_are_packed_so_where_two_forms_take_nearly_as_many_bytes() -> None:
+    for step in range(1, 20):
+        for count in (1, 2, 3, 8, 9, 100):
+            assert_packed(np.cumsum(np.arange(count) % 2 + step))
+            assert_packed(np.flatnonzero(np.arange(count * step) % step < step // 2))
+    for last in (254, 255, 256, 257, 2**16 - 1, 2**16, 2**16 + 1):
+        for few in (np.arange(0, 40, 2), np.arange(0, 90, 3), np.arange(9)):
+            assert_packed(np.concatenate([few, [last - 1, last]]))
+            assert_packed(np.concatenate([[last - 1, last], few]))
+            assert_packed(np.concatenate([[last], few]))
 
 
 def test_the_parts_that_were_used_last_are_kept_unpacked() -> None:
