@@ -91,7 +91,7 @@ class ReadPlan:
 
     def whole_segments(self) -> ReadPlan:
         """Return the plan that reads each segment as one piece."""
-        return ReadPlan(self.files, self.starts, self.stop, np.maximum(self._segment_rows, 1))
+        return ReadPlan(self.files, self.starts, self.stop, self._segment_rows)
 
 
 _FEWEST_PIECES = 16
