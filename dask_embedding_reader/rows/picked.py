@@ -139,8 +139,7 @@ class Picked(Rows):
     def _unpack(self, part: int) -> Int64s:
         form, itemsize = int(self.forms[part]) & 7, int(self.forms[part]) >> 3
         data = self.data[int(self.ends[part - 1]) if part else 0 : int(self.ends[part])]
-        numbers = Packed(int(self.firsts[part]), form, data.view(f"u{itemsize}")).numbers()
-        return numbers[: self.count - part * _PART_ROWS]
+        return Packed(int(self.firsts[part]), form, data.view(f"u{itemsize}")).numbers()
 
     def at(self, positions: Int64s) -> Int64s:
         """Return the rows at positions."""
