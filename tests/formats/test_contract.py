@@ -84,6 +84,24 @@ def test_attributes_are_plain_python_values(reader: EmbeddingReader) -> None:
     assert isinstance(reader.dtype, np.dtype)
 
 
+def test_headers_that_do_not_fit_their_file_are_seen(reader: EmbeddingReader) -> None:
+    """As a saved manifest may hold them, which anybody can write."""
+    vectors, files = reader.manifest.format.vectors, reader.manifest.vectors
+    for number in range(len(files)):
+        header = files.header(number)
+        layout, file = header.layout, header.file
+        assert vectors.check_header(header)
+        wrong = [header._replace(layout=(*layout, 1)), header._replace(rows=header.rows + 1_000)]
+        if len(layout) in (1, 2):
+            wrong.append(header._replace(layout=layout[:-1]))
+        if len(layout) == 2:  # where the vectors begin, and how they lie
+            wrong += [header._replace(layout=other) for other in ((float(layout[0]), layout[1]), (layout[0], 1))]
+            wrong += [header._replace(layout=(-1, layout[1]))]
+        if len(layout) > 1:
+            wrong.append(header._replace(file=file._replace(version=file.version._replace(size=10))))
+        assert not any(map(vectors.check_header, wrong))
+
+
 def test_embeddings_folder_is_the_argument_itself(collection: Collection) -> None:
     for argument in (collection.folder, [str(collection.folder)], f"{collection.folder}/"):
         assert collection.open(embeddings_folder=argument).embeddings_folder is argument

@@ -141,6 +141,7 @@ def test_footers_say_what_pyarrow_would_have_said(tmp_path: Path, has_metadata: 
         group = ours.metadata.row_group(number)
         columns = [group.column(k).to_dict() for k in range(group.num_columns)]
         assert columns[0]["num_values"] == group.num_rows * 8
+        assert columns[0]["file_offset"] == 0  # as is written today: readers go by the places of pages
         assert columns[0]["compression"] == "UNCOMPRESSED"
         assert set(columns[0]["encodings"]) == {"PLAIN", "RLE"}
         assert group.total_byte_size == sum(column["total_uncompressed_size"] for column in columns)

@@ -184,6 +184,13 @@ def test_masked_columns_without_a_null_stay_masked_and_nan_stays_a_value(tmp_pat
     assert got["kind"].tolist() == ["a", "b", "a"]
 
 
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA, pd.NaT])
+def test_what_is_missing_among_objects_is_null(tmp_path: Path, missing: Any) -> None:
+    frame = pd.DataFrame({"word": pd.Series(["a", missing, "b"], dtype=object)})
+    write_embeddings(ROWS[:3], tmp_path, "parquet", frame)
+    assert pq.read_table(tmp_path / "00000000.parquet")["word"].to_pylist() == ["a", None, "b"]
+
+
 def test_columns_are_kept_or_dropped_as_the_reader_was_opened(tmp_path: Path) -> None:
     collection = write_collection(tmp_path, "parquet-list", columns=["id", "caption", "tags"])
     write_embeddings(collection.open(meta_columns=["tags", "id"]), tmp_path / "two", "parquet")
