@@ -167,7 +167,7 @@ class PlainChunk:
                 start, stop = max(0, start_nbytes - first), min(values.nbytes, stop_nbytes - first)
                 begun: bytes | None = b""
                 end: bytes | None = b""
-                if carried or stop - start < row_nbytes:
+                if carried:
                     missing = min(row_nbytes - len(carried), stop - start)
                     begun = values.copy(start, start + missing)
                     start += missing
