@@ -70,6 +70,7 @@ def test_a_selection_is_a_sequence_of_numbers(rows: Rows, data: st.DataObject) -
         rows[len(plain)]
     cut = data.draw(st.slices(len(plain)))
     assert list(rows[cut]) == plain[cut]
+    assert rows[cut].is_ascending or not (rows.is_ascending and (cut.step or 1) > 0)
     again = data.draw(st.slices(len(plain[cut])))
     assert list(rows[cut][again]) == plain[cut][again]
     positions = np.array(data.draw(st.lists(st.integers(0, len(plain) - 1))) if plain else [], np.int64)
