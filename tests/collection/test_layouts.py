@@ -35,6 +35,7 @@ from dask_embedding_reader import (
 from dask_embedding_reader._common.arguments import check_nbytes
 from dask_embedding_reader.cli import main
 from dask_embedding_reader.formats.registry import FileFormatName, format_names
+from dask_embedding_reader.formats.vector_columns import is_ml_vector
 from tests.support.stores import Bucket, emptied_bucket
 
 ROWS: npt.NDArray[Any] = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -880,6 +881,29 @@ def test_dense_vectors_of_spark_are_read_and_sparse_ones_refused(tmp_path: Path)
         put(tmp_path / name / "0.parquet", features=ml_vectors([*dense[:250], odd, *dense[250:]]))
         with pytest.raises(FormatError, match=message):
             EmbeddingReader(tmp_path / name, embedding_column="features").to_dask_array().compute()
+
+
+_ML_FIELDS: dict[str, pa.DataType] = {
+    "type": pa.int8(),
+    "size": pa.int32(),
+    "indices": pa.list_(pa.int32()),
+    "values": pa.list_(pa.float64()),
+}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"type": pa.int16()}, {"size": pa.int64()}, {"indices": pa.int32()}, {"indices": pa.list_(pa.int64())},
+        {"values": pa.float64()}, {"values": pa.list_(pa.float32())}, {"more": pa.int8()},
+    ],
+)  # fmt: skip
+def test_structs_that_are_nearly_what_spark_makes_are_none(other: dict[str, pa.DataType]) -> None:
+    assert is_ml_vector(pa.struct(list(_ML_FIELDS.items())))
+    assert is_ml_vector(ml_vectors([]).type)
+    assert not is_ml_vector(pa.struct(list((_ML_FIELDS | other).items())))
+    assert not is_ml_vector(pa.struct(list(_ML_FIELDS.items())[::-1]))
+    assert not is_ml_vector(pa.list_(pa.float64()))
 
 
 # --------------------------------------------------------------------------------------------------------------------

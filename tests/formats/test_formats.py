@@ -401,6 +401,20 @@ def test_a_directory_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> N
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("more", [0, 1, 2**20])
+def test_an_array_that_ends_beyond_its_archive_is_refused(tmp_path: Path, more: int) -> None:
+    path = zipped(tmp_path / "0.npz")
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\1\2")
+    (nbytes,) = struct.unpack_from("<I", data, entry + 20)
+    missing = len(data) - data.index(b"\x93NUMPY") - nbytes  # the directory, which lies behind the array
+    struct.pack_into("<II", data, entry + 20, *[nbytes + missing + more] * 2)
+    path.write_bytes(data)
+    remedy = "was cut short; write it again" if more else "promises"
+    with pytest.raises(FormatError, match=rf"0\.npz: .*{remedy}"):
+        EmbeddingReader(path)
+
+
 def test_other_compression_and_no_such_array(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="compressed by method 12; stored and deflated can be read"):
         EmbeddingReader(zipped(tmp_path / "0.npz", method=zipfile.ZIP_BZIP2), "npz")

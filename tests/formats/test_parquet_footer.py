@@ -29,6 +29,7 @@ from dask_embedding_reader.errors import ColumnError, FormatError
 from dask_embedding_reader.formats.parquet import column_chunks, footers
 from dask_embedding_reader.formats.parquet import header as parquet
 from dask_embedding_reader.formats.parquet.footer import Footer, parse_footer
+from dask_embedding_reader.formats.parquet.thrift import DamagedError
 from dask_embedding_reader.storage.local import LocalStore
 from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.fuzz import mutate
@@ -376,3 +377,12 @@ def test_no_byte_of_a_footer_ends_the_process(tmp_path: Path) -> None:
 def test_column_chunks_are_never_asked_of_pyarrow() -> None:
     package = Path(column_chunks.__file__).parents[2]
     assert not [path for path in package.rglob("*.py") if re.search(r"\.row_group\(", path.read_text())]
+
+
+@pytest.mark.parametrize(("nbytes", "start", "dictionary"), [(0, 100, -1), (0, 0, -1), (96, 4, -1), (96, 50, 4)])
+def test_column_chunks_lie_within_the_data_of_their_file(nbytes: int, start: int, dictionary: int) -> None:
+    chunk = column_chunks._chunk((4, 0, 0, nbytes, start, dictionary, 0), 0, 100)
+    assert (chunk.start, chunk.stop) == (min(start, dictionary if dictionary > 0 else start), chunk.start + nbytes)
+    for facts in ((4, 0, 0, nbytes + 1, 100 - nbytes, -1, 0), (4, 0, 0, -1, 4, -1, 0), (4, 0, 0, 1, -1, -1, 0)):
+        with pytest.raises(DamagedError, match=r"row group 7 is said to be at bytes"):
+            column_chunks._chunk(facts, 7, 100)
