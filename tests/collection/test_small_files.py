@@ -214,6 +214,11 @@ def table_of(file_rows: Sequence[int], groups: Sequence[Sequence[int]]) -> FileT
     )
 
 
+def in_groups(file_rows: Sequence[int], group_rows: int) -> list[list[int]]:
+    """Row groups of so many rows, and of one row each for what is left of a file; none of 0."""
+    return [[group_rows] * (rows // group_rows) + [1] * (rows % group_rows) if group_rows else [] for rows in file_rows]
+
+
 @given(
     st.lists(st.integers(0, 30) | st.integers(0, 3), min_size=1, max_size=200).filter(sum),
     st.integers(1, 100) | st.just(ALL_ROWS),
@@ -223,7 +228,7 @@ def table_of(file_rows: Sequence[int], groups: Sequence[Sequence[int]]) -> FileT
 def test_pieces_have_all_rows_in_order_and_end_where_they_should(
     file_rows: list[int], max_rows: int, has_groups: bool, data: st.DataObject
 ) -> None:
-    groups = [[2] * (rows // 2) + [1] * (rows % 2) if has_groups else [] for rows in file_rows]
+    groups = in_groups(file_rows, 2 * has_groups)
     files = table_of(file_rows, groups)
     start = data.draw(st.integers(0, files.count), label="start")
     stop = data.draw(st.integers(start, files.count), label="stop")
@@ -247,7 +252,7 @@ def test_pieces_have_all_rows_in_order_and_end_where_they_should(
             assert len(pieces) == filled
     assert made.token == plan.make_plan(files, start, stop, max_rows).token
     # Metadata in row groups of their own are decoded whole, if a piece has some of one.
-    metadata = table_of(file_rows, [[3] * (rows // 3) + [1] * (rows % 3) for rows in file_rows])
+    metadata = table_of(file_rows, in_groups(file_rows, 3))
     ends = [start, *(end for end in np.cumsum(metadata.group_rows).tolist() if start < end < stop), stop]
     whole = sorted({*ends})
     bounds = made.bounds.tolist()
@@ -265,7 +270,7 @@ def test_a_piece_of_batches_is_read_from_its_own_rows_or_with_those_of_its_row_g
     file_rows: list[int], max_rows: int, has_groups: bool, batch_rows: int, data: st.DataObject
 ) -> None:
     """It ends where a batch does, if it shall, and never before it must."""
-    files = table_of(file_rows, [[2] * (rows // 2) + [1] * (rows % 2) if has_groups else [] for rows in file_rows])
+    files = table_of(file_rows, in_groups(file_rows, 2 * has_groups))
     start = data.draw(st.integers(0, files.count), label="start")
     stop = data.draw(st.integers(start, files.count), label="stop")
     bounds = range(start, stop, batch_rows) if batch_rows else range(0)
@@ -377,7 +382,7 @@ def test_neighbours_are_joined_as_long_as_they_fit_and_are_not_too_many(cuts: An
 def test_selected_rows_are_cut_where_files_row_groups_and_windows_end(
     file_rows: list[int], has_groups: bool, order: str, max_rows: int, data: st.DataObject
 ) -> None:
-    files = table_of(file_rows, [[2] * (rows // 2) + [1] * (rows % 2) if has_groups else [] for rows in file_rows])
+    files = table_of(file_rows, in_groups(file_rows, 2 * has_groups))
     drawn = data.draw(st.lists(st.integers(0, files.count - 1), max_size=100))
     rows: Rows = pick(np.array(drawn if order == "any" else sorted({*drawn}), np.int64))
     if order in ("stretch", "shuffled"):
@@ -402,7 +407,7 @@ def test_selected_rows_are_cut_where_files_row_groups_and_windows_end(
         assert len(sizes) == -(-(b - a) // max_rows)
         assert not sizes or max(sizes) == -(-(b - a) // len(sizes))
     # Metadata in row groups of their own are decoded whole, if a piece has some of one.
-    metadata = table_of(file_rows, [[3] * (rows // 3) + [1] * (rows % 3) for rows in file_rows])
+    metadata = table_of(file_rows, in_groups(file_rows, 3))
     groups = sorted({*np.searchsorted(np.asarray(rows), [0, *np.cumsum(metadata.group_rows)]).tolist()})
     as_they_are = not rows.is_ascending or {*bounds} <= {*groups}
     assert plan.plan_selected_metadata(metadata, made).bounds.tolist() == (bounds if as_they_are else groups)

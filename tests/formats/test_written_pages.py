@@ -179,7 +179,7 @@ def test_the_page_index_tells_where_pages_are(tmp_path: Path) -> None:
     assert row == ROWS
 
 
-def spelled_head(kind: int, nbytes: tuple[int, int], number: int, said: list[int]) -> bytes:
+def encoded_head(kind: int, nbytes: tuple[int, int], number: int, said: list[int]) -> bytes:
     """The header of a page: its size before compression and now, and the first fields of what there is of its kind."""
     integers = {place: (pages._I32, pages._integer(each)) for place, each in enumerate((kind, *nbytes), 1)}
     facts = pages._struct({place: (pages._I32, pages._integer(each)) for place, each in enumerate(said, 1)})
@@ -201,7 +201,7 @@ def spelled_head(kind: int, nbytes: tuple[int, int], number: int, said: list[int
 def test_headers_of_pages_of_version_2_that_are_wrong_are_left_to_pyarrow(
     nbytes: tuple[int, int], values: int, nulls: int, levels: tuple[int, int], is_wanted: bool
 ) -> None:
-    head = spelled_head(3, nbytes, 8, [values, nulls, 3, PLAIN, *levels])
+    head = encoded_head(3, nbytes, 8, [values, nulls, 3, PLAIN, *levels])
     found = page_header(head)
     assert (found is not None) == is_wanted
     if found is not None:
@@ -213,7 +213,7 @@ def test_headers_of_pages_of_version_2_that_are_wrong_are_left_to_pyarrow(
 def test_headers_of_pages_whose_levels_are_encoded_as_of_old_are_left_to_pyarrow(
     levels: tuple[int, int], is_wanted: bool
 ) -> None:
-    assert (page_header(spelled_head(0, (200, 100), 5, [9, PLAIN, *levels])) is not None) == is_wanted
+    assert (page_header(encoded_head(0, (200, 100), 5, [9, PLAIN, *levels])) is not None) == is_wanted
 
 
 def test_files_are_the_same_each_time(tmp_path: Path) -> None:
