@@ -42,9 +42,8 @@ from dask_embedding_reader.formats.base import DEFAULT_COLUMN, Columns, default_
 from dask_embedding_reader.formats.registry import AUTO, BESIDE, FileFormatName, get_format
 from dask_embedding_reader.lazy import graph
 from dask_embedding_reader.rows.picked import pick, pick_all
-from dask_embedding_reader.rows.section import Section
 from dask_embedding_reader.rows.selection import Int64s, Rows
-from dask_embedding_reader.rows.shuffled import Shuffled, sample, shard, shuffle
+from dask_embedding_reader.rows.shuffled import Shuffled, epoch_of, sample, shard, shuffle
 from dask_embedding_reader.rows.stretch import Stretch
 from dask_embedding_reader.show.card import card
 from dask_embedding_reader.storage.connections import FileSystem
@@ -929,8 +928,8 @@ class EmbeddingReader:
 
     def _warn_of_order(self, batch_rows: int) -> None:
         """Say what is left of chance where a batch is larger than the window has blocks."""
-        whole = self.rows.of if isinstance(self.rows, Section) else self.rows
-        if not isinstance(whole, Shuffled) or whole.block_rows == 1:
+        whole = epoch_of(self.rows)
+        if whole is None or whole.block_rows == 1:
             return
         rows = batch_rows * (self._shards[0] if self._shards else 1)
         if rows > whole.blocks_mixed:

@@ -20,9 +20,8 @@ from dask_embedding_reader._common.cached_property import cached_property
 from dask_embedding_reader.collection.files import FileTable, Int64s
 from dask_embedding_reader.formats.base import FileHeader
 from dask_embedding_reader.formats.picking import split_by_file
-from dask_embedding_reader.rows.section import Section
 from dask_embedding_reader.rows.selection import Rows
-from dask_embedding_reader.rows.shuffled import Shuffled
+from dask_embedding_reader.rows.shuffled import epoch_of
 from dask_embedding_reader.rows.stretch import Stretch
 
 
@@ -191,9 +190,9 @@ def picked_files(files: FileTable, numbers: Int64s, *, ascending: bool) -> Itera
 
 def count_by_file(offsets: Int64s, rows: Rows) -> Int64s:
     """Return how many of the selected rows each file has; of an epoch and its shards, where its rows come from."""
-    whole = rows.of if isinstance(rows, Section) else rows
-    if isinstance(whole, Shuffled) and not rows.is_ascending:
-        rows = whole.of
+    epoch = epoch_of(rows)
+    if epoch is not None and not rows.is_ascending:
+        rows = epoch.of
     if rows.is_ascending:
         return np.diff(rows.search(offsets))
     found = np.zeros(len(offsets) - 1, np.int64)

@@ -214,21 +214,20 @@ class PickedMetaPiece(NamedTuple):
 
 def read_frame(piece: MetaPiece | PickedMetaPiece, columns: Sequence[str]) -> pd.DataFrame:
     """Read some columns of a piece; the index is the global row number."""
-    if isinstance(piece, PickedMetaPiece):
-        return _read_picked_frame(piece, columns)
-    index = pd.RangeIndex(piece.rows, name=ROW_NUMBER)
     fields = [field for name in columns for field in piece.fields if field.name == name]
+    if isinstance(piece, PickedMetaPiece):
+        return _read_picked_frame(piece, fields)
+    index = pd.RangeIndex(piece.rows, name=ROW_NUMBER)
     if not piece.parts or not fields:
         return empty_frame(fields).set_axis(index) if fields else pd.DataFrame(index=index)
     with _as_worker(piece.version):
         return make_frame(fields, read_columns(piece.parts, fields), index, piece.parts[0].header.file.url)
 
 
-def _read_picked_frame(piece: PickedMetaPiece, columns: Sequence[str]) -> pd.DataFrame:
+def _read_picked_frame(piece: PickedMetaPiece, fields: Sequence[MetaField]) -> pd.DataFrame:
     picked = piece.picked
     numbers = picked.numbers()
     index = pd.Index(numbers, name=ROW_NUMBER)
-    fields = [field for name in columns for field in piece.fields if field.name == name]
     if not picked.files or not fields:
         return pd.DataFrame(index=index)
     with _as_worker(piece.version):

@@ -207,6 +207,12 @@ def shuffle(of: Rows, seed: int, epoch: int, block_rows: int, buffer_rows: int) 
     return Shuffled(of, seed, epoch, block, lane, min(window, max(lane, 1)))
 
 
+def epoch_of(rows: Rows) -> Shuffled | None:
+    """Return the shuffled selection that rows are, or are a part of; None if they are in no such order."""
+    whole = rows.of if isinstance(rows, Section) else rows
+    return whole if isinstance(whole, Shuffled) else None
+
+
 def shard(of: Rows, num_shards: int, index: int) -> Rows:
     """Return one of several shards of a selection.
 

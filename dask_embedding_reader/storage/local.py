@@ -119,22 +119,14 @@ class LocalStore:
     def read(self, path: str, ranges: Sequence[Span], *, again: bool = False) -> Sequence[Answer]:
         """Read byte ranges of a file, which is opened once, one after the other."""
         del again
-        descriptor = _kept.descriptor if path == _kept.path else -1
-        if descriptor < 0:
-            descriptor = open_local(path)
-        if path == _kept.path:
-            _kept.descriptor = descriptor
         counts: dict[int, int] = {}
-        try:
+        with _opened(path) as descriptor:
             for number, (start, buffers) in enumerate(ranges):
                 # One call is enough, mostly: where ranges are many and short, all else takes longer than it.
                 one = len(buffers) == 1 and buffers[0].nbytes <= _CALL_NBYTES
                 if not one or _scatter(descriptor, buffers, start) < buffers[0].nbytes:
                     counts[number] = _fill(descriptor, start, [buffer for buffer in buffers if buffer.nbytes])
             info = local_info(path, os.fstat(descriptor))
-        finally:
-            if descriptor != _kept.descriptor:
-                os.close(descriptor)
         answers: list[Answer] = [info] * len(ranges)
         for number, count in counts.items():
             if count < (nbytes := sum(buffer.nbytes for buffer in ranges[number][1])):
@@ -338,6 +330,21 @@ def kept_open(path: str) -> Iterator[None]:
         _kept.path, _kept.descriptor = before
         if descriptor >= 0:
             os.close(descriptor)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    """Open a file, unless this thread keeps it open."""
+    if path == _kept.path:
+        if _kept.descriptor < 0:
+            _kept.descriptor = open_local(path)
+        yield _kept.descriptor
+        return
+    descriptor = open_local(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def read_open(descriptor: int, start: int, buffer: memoryview) -> int:
