@@ -266,7 +266,7 @@ def _plan_of_segments(files: FileTable, cuts: Int64s, max_rows: int | None) -> R
     rows = np.diff(cuts)
     # Equal pieces, not full ones and a small rest: every task costs the same.
     pieces = 1 if max_rows is None else -(-rows // max_rows)
-    return ReadPlan(files, starts, int(cuts[-1]) if len(cuts) else 0, -(-rows // pieces))
+    return ReadPlan(files, starts, int(cuts[-1]), -(-rows // pieces))
 
 
 def _file_bounds(files: FileTable) -> Int64s:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Container, Iterator, Sequence
+from itertools import compress, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -331,45 +331,67 @@ def test_of_a_million_tiny_files_few_pieces_are_left() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Where pieces are cut
 
-BOUNDS = st.lists(st.integers(1, 9), max_size=12).map(lambda sizes: np.cumsum([0, *sizes]))
+FEW_CUTS = [np.cumsum([0, *sizes]) for count in range(5) for sizes in product((1, 2, 4), repeat=count)]
+"""All there are of few, small parts: what is just as large as a limit is among them."""
 
 
-@given(bounds=BOUNDS, chosen=st.sets(st.integers(0, 12)), max_rows=st.integers(1, 30))
-def test_row_groups_of_a_file_are_read_together_as_long_as_they_fit(
-    bounds: Any, chosen: set[int], max_rows: int
-) -> None:
-    files = {int(bound) for place, bound in enumerate(bounds) if place in {0, len(bounds) - 1, *chosen}}
-    kept = plan._merge_groups(bounds, np.array(sorted(files)), max_rows).tolist()
-    assert (kept[0], kept[-1]) == (0, bounds[-1])
-    assert kept == sorted({*kept})
-    assert files <= set(kept) <= set(bounds.tolist())
-    for start, stop in pairwise(kept):
-        assert stop - start <= max_rows or not ((start < bounds) & (bounds < stop)).any()
-        if stop not in files:
-            assert bounds[bounds > stop].min() - start > max_rows, "one more would have fitted"
+def test_row_groups_of_a_file_are_read_together_as_long_as_they_fit() -> None:
+    for groups, max_rows in product(FEW_CUTS, range(1, 8)):
+        for keeps in product((False, True), repeat=max(0, len(groups) - 2)):
+            ends = {0, int(groups[-1]), *compress(groups[1:-1].tolist(), keeps)}
+            merged = plan._merge_groups(groups, np.array(sorted(ends)), max_rows).tolist()
+            assert merged == joined(groups.tolist(), ends, max_rows, len(groups))
 
 
-@given(cuts=BOUNDS, max_rows=st.integers(1, 30))
-def test_what_is_too_large_is_cut_into_as_few_pieces_as_can_be_of_the_same_size(cuts: Any, max_rows: int) -> None:
-    bounds = plan._cut_evenly(cuts * 3, max_rows)
-    assert set((cuts * 3).tolist()) <= set(bounds.tolist())
-    for start, stop in pairwise((cuts * 3).tolist()):
-        *sizes, last = np.diff(bounds[(start <= bounds) & (bounds <= stop)]).tolist()
-        assert len(sizes) + 1 == -(-(stop - start) // max_rows)
-        assert {*sizes} <= {-(-(stop - start) // (len(sizes) + 1))}
-        assert 0 < last <= max([*sizes, last]) <= max_rows
+def joined(cuts: list[int], kept: Container[int], max_rows: int, most: int) -> list[int]:
+    """Cuts, of neighbours that fit together only the outer ones, and those that are to be kept."""
+    found = cuts[:1]
+    while found[-1] != cuts[-1]:
+        following = [cut for cut in cuts if cut > found[-1]][:most]
+        chosen = following.pop(0)
+        while following and chosen not in kept and following[0] - found[-1] <= max_rows:
+            chosen = following.pop(0)
+        found.append(chosen)
+    return found
 
 
-@given(cuts=BOUNDS, max_rows=st.integers(1, 30), most=st.integers(1, 5))
-def test_neighbours_are_joined_as_long_as_they_fit_and_are_not_too_many(cuts: Any, max_rows: int, most: int) -> None:
-    joined = plan._join_small(cuts, max_rows, most).tolist()
-    assert (joined[0], joined[-1]) == (0, cuts[-1])
-    assert set(joined) <= set(cuts.tolist())
-    for start, stop in pairwise(joined):
-        count = ((start < cuts) & (cuts <= stop)).sum()
-        assert count == 1 or (stop - start <= max_rows and count <= most)
-        if stop != cuts[-1]:
-            assert count == most or cuts[cuts > stop].min() - start > max_rows, "one more would have fitted"
+def test_what_is_too_large_is_cut_into_as_few_pieces_as_can_be_of_the_same_size() -> None:
+    for cuts, max_rows in product(FEW_CUTS, range(1, 15)):
+        wanted = [0]
+        for start, stop in pairwise((cuts * 3).tolist()):
+            step = -(-(stop - start) // -(-(stop - start) // max_rows))
+            wanted += [*range(start + step, stop, step), stop]
+        assert plan._cut_evenly(cuts * 3, max_rows).tolist() == wanted
+
+
+def test_neighbours_are_joined_as_long_as_they_fit_and_are_not_too_many() -> None:
+    for cuts, max_rows, most in product(FEW_CUTS, range(1, 10), range(1, 4)):
+        assert list(plan._join_small(cuts, max_rows, most)) == joined(cuts.tolist(), (), max_rows, most)
+
+
+@pytest.mark.parametrize("group_rows", [0, 2, 3])
+def test_small_files_and_small_row_groups_are_pieces_together(monkeypatch: pytest.MonkeyPatch, group_rows: int) -> None:
+    monkeypatch.setattr(plan, "_FEWEST_PIECES", 3)
+    for count, limit in product((1, 2, 3), (1, 2, 3, 4, 6, 7, ALL_ROWS)):
+        for file_rows in filter(any, product((0, 1, 2, 7), repeat=count)):
+            files = table_of(file_rows, in_groups(file_rows, group_rows))
+            ends = sorted({*files.offsets.tolist()})
+            # Row groups of a file, and files whatever their row groups are.
+            cuts = joined(sorted({0, *np.cumsum(files.group_rows).tolist()}), ends, limit, 99) if group_rows else ends
+            small = 0 if limit == ALL_ROWS else min(limit, -(-files.count // 3))
+            kept = {*joined(ends, (), small, 2)}
+            cuts = [cut for cut in cuts if cut in kept or cut not in ends]
+            for start, stop in ((0, files.count), (1, files.count), (0, files.count - 1), (1, 1)):
+                segments = [start, *(cut for cut in cuts if start < cut < stop), stop] if start < stop else [start]
+                wanted = [start]
+                for a, b in pairwise(segments):
+                    step = -(-(b - a) // -(-(b - a) // limit))
+                    wanted += [*range(a + step, b, step), b]
+                made = plan.make_plan(files, start, stop, limit, most_files=2)
+                assert made.bounds.tolist() == wanted
+                assert len(made) == len(wanted) - 1
+                assert made.starts.tolist() == segments[:-1]
+                assert [made[place] for place in range(len(made))] == list(pairwise(wanted))
 
 
 @given(
@@ -433,27 +455,28 @@ def test_picked_rows_of_a_piece_take_few_bytes_where_they_travel_in_its_task(ste
         assert max(plan.plan_selection(files, rows, 20_000).chunks) == -(-len(rows) // count)
 
 
-@given(cuts=BOUNDS, start=st.integers(0, 100), stop=st.integers(0, 100))
-def test_cuts_of_a_range_are_those_within_it_and_its_ends(cuts: Any, start: int, stop: int) -> None:
-    inside = [cut for cut in cuts.tolist() if start < cut < stop]
-    assert plan._clip(cuts, start, stop).tolist() == ([start, *inside, stop] if start < stop else [start])
+def test_cuts_of_a_range_are_those_within_it_and_its_ends() -> None:
+    for cuts, start, stop in product(FEW_CUTS[::3], range(9), range(9)):
+        inside = [cut for cut in cuts.tolist() if start < cut < stop]
+        assert plan._clip(cuts, start, stop).tolist() == ([start, *inside, stop] if start < stop else [start])
 
 
-@given(cuts=BOUNDS, first=st.integers(0, 99), max_rows=st.none() | st.integers(1, 30))
-def test_a_plan_is_a_sequence_of_pieces_of_equal_rows(cuts: Any, first: int, max_rows: int | None) -> None:
+@pytest.mark.parametrize("max_rows", [None, 1, 2, 3, 4, 12])
+def test_a_plan_is_a_sequence_of_pieces_of_equal_rows(max_rows: int | None) -> None:
     files: Any = None  # it is only handed on
-    made = plan._plan_of_segments(files, cuts + first, max_rows)
-    segments = np.diff(cuts).tolist()
-    assert made.whole_segments().chunks == tuple(segments or [0])
-    wanted = []
-    for rows in segments:
-        size = -(-rows // (1 if max_rows is None else -(-rows // max_rows)))
-        wanted += [min(size, rows - done) for done in range(0, rows, size)]
-    assert made.chunks == tuple(wanted or [0])
-    assert len(made) == len(wanted)
-    ends = [first, *(first + np.cumsum(wanted)).tolist()]
-    assert made.bounds.tolist() == ends
-    assert [made[k] for k in range(len(made))] == list(pairwise(ends))
-    for beyond in (-1, len(wanted)):
-        with pytest.raises(IndexError, match=f"piece {beyond} of a plan of {len(wanted)}"):
-            made[beyond]
+    for cuts, first in product(FEW_CUTS, (0, 5)):
+        made = plan._plan_of_segments(files, cuts + first, max_rows)
+        segments = np.diff(cuts).tolist()
+        assert made.whole_segments().chunks == tuple(segments or [0])
+        wanted = []
+        for rows in segments:
+            size = -(-rows // (1 if max_rows is None else -(-rows // max_rows)))
+            wanted += [min(size, rows - done) for done in range(0, rows, size)]
+        assert made.chunks == tuple(wanted or [0])
+        assert len(made) == len(wanted)
+        ends = [first, *(first + np.cumsum(wanted)).tolist()]
+        assert made.bounds.tolist() == ends
+        assert [made[k] for k in range(len(made))] == list(pairwise(ends))
+        for beyond in (-1, len(wanted)):
+            with pytest.raises(IndexError, match=f"piece {beyond} of a plan of {len(wanted)}"):
+                made[beyond]
