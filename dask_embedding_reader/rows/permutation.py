@@ -45,8 +45,6 @@ def permute(values: Int64s, size: int, keys: UInt32s, tweaks: UInt32s | None = N
 
     numpy's own generators may change with its versions (NEP 19), and would hold all of the permutation.
     """
-    if size < 2 or not len(values):
-        return values.copy()
     high = max(2, math.isqrt(size))
     low = -(-size // high)
     found = _encrypt(values, high, low, keys, tweaks)

@@ -66,8 +66,8 @@ class Section(Rows):
         if step < 0 or start >= stop:
             return np.empty(0, np.int64)
         bounds = self.of.windows(self.positions[start], self.positions[stop - 1] + 1)
-        found = np.unique(-((self.positions.start - bounds) // step))
-        return found[(found > start) & (found < stop)]
+        found: Int64s = np.unique(-((self.positions.start - bounds) // step))
+        return found
 
     def _cut(self, positions: range) -> Rows:
         return Section(self.of, picked_range(self.positions, positions))
@@ -135,7 +135,7 @@ class Dealt(Rows):
         before = np.maximum(-((self.stretches.start - stretch) // self.stretches.step), 0)
         here = (stretch >= self.stretches.start) & ((stretch - self.stretches.start) % self.stretches.step == 0)
         found: Int64s = np.unique(before * self.stretch_rows + np.where(here, row, 0))
-        return found[(found > start) & (found < stop)]
+        return found
 
     def _cut(self, positions: range) -> Rows:
         return Section(self, positions)

@@ -123,7 +123,7 @@ class Rows(ABC):
         return hash((len(self), self[0], self[-1]) if len(self) else ())
 
     def __repr__(self) -> str:
-        shown = list(self[:6]) if len(self) <= 6 else [*self[:3], "…", *self[-2:]]
+        shown = list(self) if len(self) <= 6 else [*self[:3], "…", *self[-2:]]
         return f"<{len(self):,} rows: {', '.join(f'{row:,}' if isinstance(row, int) else row for row in shown)}>"
 
 

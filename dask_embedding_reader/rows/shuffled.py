@@ -137,8 +137,8 @@ class Shuffled(Rows):
             windows = numbers // LANES
             places = (numbers - windows * LANES) * self.lane_rows + windows * self.lane_window_rows
             places += (blocks - numbers * window_blocks) * self.block_rows
-            # The last windows have fewer blocks: those beyond them are looked up too, and not asked for.
-            return self._in_blocks(np.minimum(places, self._block_rows_in_all - self.block_rows))
+            # The last windows have fewer blocks: of the next lane some are looked up too, and not asked for.
+            return self._in_blocks(places)
 
         block = row // self.block_rows
         found: Int64s = _each_once(first_places, number * window_blocks + block) + (row - block * self.block_rows)
@@ -222,7 +222,7 @@ def shard(of: Rows, num_shards: int, index: int) -> Rows:
     """
     count = len(of)
     if isinstance(of, Shuffled):
-        return of._cut(range(index, count - left_out(count, num_shards), num_shards)) if num_shards > 1 else of
+        return of[index : count - left_out(count, num_shards) : num_shards]
     return of[index * count // num_shards : (index + 1) * count // num_shards]
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_embedding_reader.rows import picked
-from dask_embedding_reader.rows.picked import pack, pick, pick_all
+from dask_embedding_reader.rows.picked import Picked, pack, pick, pick_all
 from dask_embedding_reader.rows.section import Section, deal
 from dask_embedding_reader.rows.selection import Rows
 from dask_embedding_reader.rows.shuffled import LANES, Shuffled, left_out, sample, shard, shuffle
@@ -71,6 +71,8 @@ def test_a_selection_is_a_sequence_of_numbers(rows: Rows, data: st.DataObject) -
     cut = data.draw(st.slices(len(plain)))
     assert list(rows[cut]) == plain[cut]
     assert rows[cut].is_ascending or not (rows.is_ascending and (cut.step or 1) > 0)
+    if isinstance(rows, Stretch | Picked):
+        assert rows.is_ascending is bool((np.diff(plain) > 0).all())
     again = data.draw(st.slices(len(plain[cut])))
     assert list(rows[cut][again]) == plain[cut][again]
     positions = np.array(data.draw(st.lists(st.integers(0, len(plain) - 1))) if plain else [], np.int64)
@@ -127,6 +129,25 @@ def test_windows_end_between_what_is_asked_for() -> None:
 
 
 @settings(deadline=None)
+@given(st.integers(0, 2_000), st.integers(1, 9), st.integers(1, 600), st.sampled_from([1, 2, 3, 64]), st.data())
+def test_windows_end_where_rows_of_the_next_one_follow(
+    count: int, block: int, buffer: int, ranks: int, data: st.DataObject
+) -> None:
+    """In the whole epoch after so many rows each, and where lanes of full length end."""
+    epoch = shuffle(Stretch(range(count)), 1, 0, block, buffer)
+    regular = LANES * epoch.lane_rows
+    bounds = [*range(epoch.window_rows, regular, epoch.window_rows), *([regular] if regular else [])]
+    window_of = np.empty(count, np.int64)
+    window_of[np.asarray(epoch)] = np.searchsorted(bounds, np.arange(count), "right")
+    rank = shard(epoch, ranks, data.draw(st.integers(0, ranks - 1)))
+    hands = data.draw(st.integers(1, 3))
+    for rows in (epoch, rank, epoch[5::3], deal(rank, data.draw(st.integers(1, 99)), hands, hands - 1)):
+        ends = np.flatnonzero(np.diff(window_of[np.asarray(rows)])) + 1
+        for start, stop in ((0, len(rows)), (len(rows) // 5, len(rows) // 2), (0, 0)):
+            assert rows.windows(start, stop).tolist() == [end for end in ends.tolist() if start < end < stop]
+
+
+@settings(deadline=None)
 @given(selections(), st.integers(1, 50), st.integers(1, 3), st.integers(1, 4))
 def test_hands_get_stretches_in_turn(rows: Rows, stretch: int, workers: int, round_of: int) -> None:
     """Of which the last ones share what is left after all whole rounds."""
@@ -154,6 +175,17 @@ def test_equal_rows_are_equal_and_survive_pickling(left: Rows, right: Rows) -> N
     assert copy.token == left.token
     assert same or left.token != right.token
     assert left != list(left)
+
+
+@given(st.integers(1, 300), st.integers(-9, 9), st.slices(300), st.slices(100))
+def test_rows_at_equal_distances_are_the_same_however_they_are_spelled(
+    count: int, first: int, cut: slice, again: slice
+) -> None:
+    rows = Stretch(range(first, first + count))[cut][again]
+    assert isinstance(rows, Stretch)
+    numbers = np.arange(first, first + count)[cut][again]
+    assert rows.token == pick(numbers).token
+    assert rows.is_contiguous is bool((np.diff(numbers) == 1).all())
 
 
 @given(LISTS, MASKS, st.integers(1, 50))
