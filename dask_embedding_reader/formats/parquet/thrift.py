@@ -67,8 +67,6 @@ _SIMPLE_FIELDS = re.compile(
 
 def read_struct(data: bytes, pos: int, wanted: Wanted, depth: int, number: int = 0) -> tuple[dict[int, Any], int]:
     """Read a struct from behind field ``number``; return what is wanted of it by number, and the place after it."""
-    if depth > DEEPEST:
-        raise DamagedError(f"its footer is nested deeper than {DEEPEST} levels")
     fields: dict[int, Any] = {}
     last = next(reversed(wanted), 0)
     value: Any
