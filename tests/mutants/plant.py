@@ -81,10 +81,13 @@ class Fault(NamedTuple):
         return found
 
     def is_python(self, source: str) -> bool:
-        """Tell whether the file can still be read: a ``*`` between arguments is no product."""
+        """Tell whether the file can still be read: a ``*`` between arguments is no product.
+
+        Of exceptions cosmic-ray replaces bare names alone, and fails where one is told with its module.
+        """
         try:
             ast.parse(self.planted(source))
-        except SyntaxError:
+        except (SyntaxError, AttributeError):
             return False
         return True
 

@@ -130,7 +130,7 @@ def _snappy_prefix(data: bytes, most: int) -> bytes:
             plain += data[position : position + length + 1]
             position += length + 1
             continue
-        width = (0, 1, 2, 4)[kind]
+        width = 1 << (kind - 1)
         distance = int.from_bytes(data[position : position + width], "little")
         if position + width > len(data):
             break
