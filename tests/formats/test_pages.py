@@ -18,7 +18,7 @@ from dask_embedding_reader.formats.parquet.compression import SNAPPY, decompress
 from dask_embedding_reader.formats.parquet.page_headers import PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY, PageHeader
 from dask_embedding_reader.formats.parquet.pages import PageSource, read_dictionary, read_page
 from dask_embedding_reader.formats.parquet.place import Place
-from dask_embedding_reader.formats.parquet.values import BLOCK_NBYTES, InFile, InMemory, Literals, find_literals
+from dask_embedding_reader.formats.parquet.values import BLOCK_NBYTES, InFile, InMemory, Literals, Values, find_literals
 from dask_embedding_reader.storage.local import LocalStore
 from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.support.pages import BYTE_STREAM_SPLIT, dictionary_of, encode_page
@@ -47,10 +47,11 @@ class Made(NamedTuple):
     dictionary: Array | None
     body: bytes
 
-    def read(self, *, is_fetched: bool = False, as_stored: bool = True, **changes: Any) -> values.Values | None:
+    def read(self, *, is_fetched: bool = False, as_stored: bool = True, **changes: Any) -> Values | None:
         """Its values, where its header says something else."""
         source = self.source(is_fetched=is_fetched)
-        dictionary = None if self.dictionary is None else lambda: self.dictionary
+        given = self.dictionary
+        dictionary = None if given is None else lambda: given
         page, decompress = self.page._replace(**changes), decompressor(self.place.codec)
         return read_page(source, self.place, page, BODY, self.before, dictionary, decompress, as_stored=as_stored)
 
@@ -105,7 +106,7 @@ def make(
     return made.rewritten(body)
 
 
-def assert_found(made: Made, found: values.Values | None) -> None:
+def assert_found(made: Made, found: Values | None) -> None:
     """Some bytes, and some vectors, at any place of the page."""
     assert found is not None
     place, whole = made.place, made.values.tobytes()
@@ -272,7 +273,9 @@ def test_dictionaries_are_read(
     source.read(0, 10)
     source._memory[:] = bytes(len(source._memory))
     assert found.tobytes() == made.values.tobytes(), "it is there as long as pages refer to it"
-    for wrong in ({"values": 49}, {"values": 51}, {"plain_nbytes": page.plain_nbytes - 1}, {"nbytes": page.nbytes - 1}):
+    wrongs: list[dict[str, Any]]
+    wrongs = [{"values": 49}, {"values": 51}, {"plain_nbytes": page.plain_nbytes - 1}, {"nbytes": page.nbytes - 1}]
+    for wrong in wrongs:
         assert read_dictionary(source, made.place, page._replace(**wrong), BODY, decompress) is None
     monkeypatch.setattr(pages, "_MOST_PAGE_NBYTES", page.plain_nbytes)
     assert read_dictionary(source, made.place, page, BODY, decompress) is not None

@@ -45,7 +45,7 @@ class Made(NamedTuple):
         fetch = (lambda start, stop: content[start:stop]) if is_fetched else None
         return PlainChunk(self.file, self.place, fetch, index)
 
-    def index(self) -> PageIndex:
+    def page_index(self) -> PageIndex:
         rows = [bound // self.place.row_values for bound in self.bounds]
         return PageIndex(tuple(self.starts[:-1]), tuple(self.starts[1:]), tuple(rows))
 
@@ -88,7 +88,7 @@ def make(
         way = RLE_DICTIONARY if number < referring else encoding
         some = values[bounds[-1] : bounds[-1] + count]
         made = encode_page(some, place, bounds[-1], version=version, encoding=way, dictionary=dictionary)
-        page, body = (changes or {}).get(number, lambda *same: same)(*made)
+        page, body = changes[number](*made) if changes and number in changes else made
         starts.append(len(content))
         content += encode_head(page) + body
         bounds.append(bounds[-1] + count)
@@ -152,7 +152,7 @@ def test_rows_come_from_the_pages_that_hold_them(
         runs_on = kind != "binary" and version == 1
         rows_of_pages = random_pages(chance, dimension if runs_on else 1)
         referring = chance.choice([0, 1, 3, len(rows_of_pages)])
-        how = {"dimension": dimension, "dtype": dtype, "kind": kind, "version": version, "codec": codec}
+        how: dict[str, Any] = {"dimension": dimension, "dtype": dtype, "kind": kind, "version": version, "codec": codec}
         made = make(tmp_path, rows_of_pages, referring=referring, **how)
         for cast in (None, "f8"):
             chunk = made.chunk(is_fetched=is_fetched)
@@ -170,7 +170,7 @@ def test_with_an_index_pages_that_are_not_wanted_are_not_looked_at(tmp_path: Pat
     chance = Random(referring)
     for _ in range(6):
         looked_at: list[int] = []
-        chunk = made.chunk(is_fetched=True, index=made.index())
+        chunk = made.chunk(is_fetched=True, index=made.page_index())
         find = chunk._source.header
 
         def note(position: int, looked_at: list[int] = looked_at, find: Any = find) -> Any:
@@ -191,7 +191,7 @@ def test_with_an_index_pages_that_are_not_wanted_are_not_looked_at(tmp_path: Pat
 def test_an_index_that_tells_of_other_rows_is_not_believed(tmp_path: Path) -> None:
     made = make(tmp_path, [5, 3, 4, 8])
     for wrong in ((0, 6, 8, 12, 20), (0, 5, 7, 12, 20), (0, 5, 8, 13, 20), (0, 5, 8, 12, 21)):
-        index = made.index()._replace(rows=wrong)
+        index = made.page_index()._replace(rows=wrong)
         complete = True
         for row in range(20):
             done, _ = fill(made, made.chunk(index=index), row, 1)

@@ -164,7 +164,7 @@ def test_lists_of_structs_are_read(seed: int) -> None:
         assert data.startswith(thrift.encode_list_head(count))
 
 
-WRONG_KINDS = {
+WRONG_KINDS: dict[str, tuple[Value, Any, str]] = {
     "a boolean": (Value(TRUE, b""), {}, "value of the wrong kind in field 3"),
     "a byte": (Value(BYTE, b"x"), {}, "value of the wrong kind in field 3"),
     "a double": (Value(DOUBLE, bytes(8)), {}, "value of the wrong kind in field 3"),
@@ -197,7 +197,8 @@ def nested(levels: str) -> tuple[bytes, dict[int, Any]]:
 
     ``s`` is a struct in a struct, ``l`` a list of one struct, ``b`` a list of a list of booleans.
     """
-    value, wanted = Value(STRUCT, {1: Value(4, 5)}), {1: {}}
+    value = Value(STRUCT, {1: Value(4, 5)})
+    wanted: dict[int, Any] = {1: {}}
     for level in reversed(levels):
         if level == "l":
             value = Value(LIST, [value], STRUCT)

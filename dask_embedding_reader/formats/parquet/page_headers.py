@@ -97,7 +97,7 @@ def iter_page_heads(file: bytes, start: int, stop: int) -> Iterator[PageHead]:
     """Yield what the pages of a column chunk claim, without decoding them; any error means that it is damaged."""
     page: Wanted = {1: {}, 2: {}, 4: {}}
     while start < stop:
-        facts, body = read_struct(file, start, {1: {}, 2: {}, 3: {}, 5: page, 7: page, 8: page}, 0)
+        facts, body = read_struct(file, start, {2: {}, 3: {}, 5: page, 7: page, 8: page}, 0)
         nbytes, stored = facts[2], facts[3]
         numbers = facts.get(5) or facts.get(8) or facts[7]
         values, encoding = numbers[1], numbers[4] if 8 in facts else numbers[2]
