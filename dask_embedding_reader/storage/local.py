@@ -90,7 +90,7 @@ class LocalStore:
     def list_folder(self, folder: str) -> Sequence[ObjectInfo]:
         """List the files and folders in a folder."""
         with os.scandir(folder) as entries:
-            return [ObjectInfo(with_slashes(entry.path), is_folder=entry.is_dir()) for entry in entries]
+            return [ObjectInfo(with_slashes(entry.path), is_folder=_is_folder(entry)) for entry in entries]
 
     def glob(self, pattern: str) -> Sequence[ObjectInfo]:
         """List the files and folders that match a pattern."""
@@ -226,15 +226,29 @@ def with_slashes(path: str) -> str:
 
 
 def _entries(folder: str) -> list[dict[str, Any]]:
-    """List a folder as fsspec does, which passes over files that vanish meanwhile (seen in 2026.9)."""
+    """List a folder as fsspec does, which passes over links to folders, and files that vanish meanwhile (in 2026.9)."""
     with os.scandir(folder) as entries:
         return [
-            {
-                "name": with_slashes(entry.path),
-                "type": "directory" if entry.is_dir(follow_symlinks=False) else "file",
-            }
+            {"name": with_slashes(entry.path), "type": "directory" if _is_folder(entry) else "file"}
             for entry in entries
+            if not (entry.is_symlink() and _leads_back(entry.path))
         ]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell folders and links to them; of a link that leads to itself ``entry.is_dir()`` is an error."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _leads_back(link: str) -> bool:
+    """Tell whether a link leads to a folder that it is in, however that was reached: there is no end to it."""
+    if not os.path.isdir(link):
+        return False
+    there, above = os.stat(link), os.path.dirname(link)
+    while not os.path.samestat(there, os.stat(above)):
+        if above == (above := os.path.dirname(above)):
+            return False
+    return True
 
 
 def _walk(folder: str, may_vanish: Callable[[str], bool], follow_links: bool) -> Iterator[ObjectInfo]:

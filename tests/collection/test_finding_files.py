@@ -627,6 +627,37 @@ def test_a_link_to_a_folder_can_be_asked_for(folder: Path, tmp_path: Path) -> No
     assert numbers(f"{tmp_path}/link/deep") == [3]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("", [1, 2, 3, 9, 8]),
+        ("/*", [1, 2, 3, 9, 8]),
+        ("/l*", [9, 8]),
+        ("/link", [9, 8]),
+        ("/*/*.npy", [8]),
+        ("/*/er/*.npy", [3, 9]),
+        ("/**/*.npy", [1, 2, 3, 9, 8]),
+        ("/**", [1, 2, 3, 9, 8]),
+        ("/l*/e*", [9]),
+    ],
+)
+def test_a_linked_folder_is_a_folder(folder: Path, tmp_path: Path, pattern: str, expected: list[int]) -> None:
+    plant(tmp_path / "elsewhere", {"x.npy": 8, "er/y.npy": 9})
+    os.symlink(tmp_path / "elsewhere", folder / "link", target_is_directory=True)
+    assert numbers(f"{folder}{pattern}") == expected
+
+
+@pytest.mark.parametrize("pattern", ["", "/**", "/**/*.npy", "/*/*/*.npy"])
+def test_links_that_lead_back_up_are_followed_once_by_no_pattern(folder: Path, tmp_path: Path, pattern: str) -> None:
+    plant(tmp_path / "other" / "in", {"x.npy": 9})
+    for link, there in ((folder / "o", tmp_path / "other"), (tmp_path / "other" / "back", folder)):
+        os.symlink(there, link, target_is_directory=True)
+    for name in ("deep/up", "deep/er/top", "itself"):
+        os.symlink(folder, folder / name, target_is_directory=True)
+    os.symlink("round", folder / "round")
+    assert numbers(f"{folder}{pattern}") == ([3, 9] if pattern.startswith("/*/") else [1, 2, 3, 9])
+
+
 def test_a_link_that_leads_in_a_circle_is_not_followed_for_ever(folder: Path) -> None:
     os.symlink(folder, folder / "deep" / "circle")
     os.symlink(folder / "round.npy", folder / "round.npy")
