@@ -181,13 +181,12 @@ def _read_stream(file: StoredFile) -> Index:
     dictionaries: Dictionaries = {}
     position = 0
     while True:
-        if position + 8 > file.size:
-            fail(file, "it ends without the mark of its end: it was cut short, or never finished; write it again")
-        if not 0 <= position < len(head):
-            head = b""
         near = head[position:] if len(head) - position >= 8 else b""
-        near = near or read_range(file, position, min(file.size, position + _STREAM_NBYTES))
+        if not near and position < file.size:
+            near = read_range(file, position, min(file.size, position + _STREAM_NBYTES))
         prefix = 8 if near[:4] == _MARK else 4
+        if len(near) < prefix:
+            fail(file, "it ends without the mark of its end: it was cut short, or never finished; write it again")
         nbytes = int.from_bytes(near[prefix - 4 : prefix], "little")
         if not nbytes:
             if file.size > position + prefix:

@@ -43,9 +43,6 @@ from dask_embedding_reader.lazy.schedule import Graph, Key, depth_first
 Rows = range | Int64s
 """Row numbers of a collection, in any order."""
 
-_UNTOLD: Rows = range(0)
-"""What a task makes of pieces, if it does not tell which rows these are."""
-
 
 class _Turned(NamedTuple):
     """What a task makes that turns pieces, as ``(x.T / norms).T`` does: the rows are along its last axis."""
@@ -55,7 +52,7 @@ class _Turned(NamedTuple):
 
 
 _Traced = Rows | _Turned | None
-"""What a task tells; None where no piece goes into it."""
+"""What a task tells; None where it does not tell of which rows it is."""
 
 _BLOCK_ROWS = 2**20
 """So many rows of a frame in memory are compared at once."""
@@ -197,7 +194,7 @@ class _Trace:
         self._rows = dict(known)
 
     def run(self, keys: Iterable[Key]) -> Mapping[Key, _Traced]:
-        """Return the rows that each task makes; None where no piece goes into it."""
+        """Return the rows that each task makes."""
         asked = list(keys)
         # What is persisted on a cluster is not in the graph: nobody knows of what it was made.
         needed = chain(asked, *(node.dependencies for node in self._graph.values()))
@@ -223,7 +220,7 @@ class _Trace:
             # Blocks are in a list to be put together: only what all of them tell is told.
             parts = self._parts_of(node)
             alike = len({None if rows is None else len(rows) for rows in parts}) == 1
-            return _broadcast(parts) if alike else _any(parts)
+            return _broadcast(parts) if alike else None
         if name in PICKING and (source := self._rows_of(node.args[0])) is not None:
             index = self._value_of(node.args[1])
             return _pick(source, index[1] if name == PICKING_BY_PAIR and index is not None else index)
@@ -232,22 +229,19 @@ class _Trace:
             return _join([_broadcast(parts[first : first + width]) for first in range(0, len(parts), width)])
         if name == JOINING_SHUFFLED and self._value_of(node.args[2]) == 0:
             joined, order = _join(self._parts_of(node.args[0])), self._value_of(node.args[1])
-            if joined is not None and len(joined) and order:
-                return _as_array(joined)[np.argsort(order[1])]
-            return _any([joined])
+            return None if joined is None or not order else _as_array(joined)[np.argsort(order[1])]
         # Some function: row for row what goes into it.
         made = [self._rows_of(arg) for arg in (*node.args, *node.kwargs.values())]
         of_turned = [rows.of if isinstance(rows, _Turned) else rows for rows in made]
         if name == TURNING:
             rows = of_turned[0]
-            if rows is None or not len(rows) or self._value_of(node.kwargs.get("axes")) != (1, 0):
-                return _any([rows])
+            if rows is None or self._value_of(node.kwargs.get("axes")) != (1, 0):
+                return None
             return rows if isinstance(made[0], _Turned) else _Turned(rows)
         if any(isinstance(rows, _Turned) for rows in made) and _is_item_by_item(node.func):
             same = _broadcast(of_turned)
-            return _Turned(same) if same is not None and len(same) else same
-        upright = list(map(_upright, made))
-        return _any(upright) if self._combines_rows(node) else _broadcast(upright)
+            return None if same is None else _Turned(same)
+        return None if self._combines_rows(node) else _broadcast(map(_upright, made))
 
     def _combines_rows(self, node: Task) -> bool:
         """Tell whether a task is part of a reduction over the rows."""
@@ -288,25 +282,25 @@ def _target(node: TaskRef | Alias) -> Key:
 
 
 def _upright(rows: _Traced) -> Rows | None:
-    return _UNTOLD if isinstance(rows, _Turned) else rows
+    return None if isinstance(rows, _Turned) else rows
 
 
-def _pick(rows: Rows | _Turned, index: Any) -> Rows | _Turned:
+def _pick(rows: Rows | _Turned, index: Any) -> _Traced:
     if isinstance(rows, _Turned):
         items, some = index if isinstance(index, tuple) and len(index) == 2 else (None, None)
-        return _Turned(rows.of[some]) if isinstance(items, slice) and isinstance(some, slice) else _UNTOLD
+        return _Turned(rows.of[some]) if isinstance(items, slice) and isinstance(some, slice) else None
     first = index[0] if isinstance(index, tuple) and index else index
     if isinstance(first, slice):
         return rows[first]
     if isinstance(first, list | np.ndarray) and np.ndim(first) == 1 and len(rows):
         picked: Int64s = _as_array(rows)[np.asarray(first)]
         return picked
-    return _UNTOLD
+    return None
 
 
 def _join(parts: Sequence[Rows | None]) -> Rows | None:
-    told = [rows for rows in parts if rows is not None and len(rows)]
-    return np.concatenate([_as_array(rows) for rows in told]) if len(told) == len(parts) else _any(parts)
+    told = [_as_array(rows) for rows in parts if rows is not None]
+    return np.concatenate(told) if len(told) == len(parts) else None
 
 
 def _broadcast(made: Iterable[Rows | None]) -> Rows | None:
@@ -314,11 +308,7 @@ def _broadcast(made: Iterable[Rows | None]) -> Rows | None:
     found = [rows for rows in made if rows is not None]
     most = max(map(len, found), default=0)
     told = [rows for rows in found if len(rows) == most]
-    return told[0] if most and all(_are_same(told[0], rows) for rows in told[1:]) else _any(found)
-
-
-def _any(made: Iterable[Rows | None]) -> Rows | None:
-    return None if all(rows is None for rows in made) else _UNTOLD
+    return told[0] if most and all(_are_same(told[0], rows) for rows in told[1:]) else None
 
 
 def _are_same(rows: Rows, others: Rows) -> bool:

@@ -129,7 +129,11 @@ ROWS = np.arange(30)
 TOLD: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "all": (lambda x: x, ROWS),
     "none": (lambda x: x[:0], ROWS[:0]),
+    "none of a list": (lambda x: x[[]], ROWS[:0]),
+    "none turned": (lambda x: x[:0].T.T, ROWS[:0]),
     "some": (lambda x: x[3:17], ROWS[3:17]),
+    "some and none": (lambda x: da.concatenate([x[3:5], x[:0], x[9:9], x[1:3]]).rechunk(4), [3, 4, 1, 2]),
+    "some among none": (lambda x: x[7:8].map_blocks(np.negative) + x[7:8].sum(axis=1)[:, None], [7]),
     "backwards": (lambda x: x[::-1], ROWS[::-1]),
     "in steps": (lambda x: x[1::4], ROWS[1::4]),
     "a list": (lambda x: x[[5, 5, 29, 0, 7]], [5, 5, 29, 0, 7]),

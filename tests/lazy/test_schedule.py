@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -342,3 +343,32 @@ def test_what_lies_on_a_cluster_is_told_with_the_remedy() -> None:
     check_persisted(["a"], object())
     with pytest.raises(ArgumentError, match=r"^2 chunks or partitions are held by a cluster \(.*; 'a' is the first"):
         check_persisted(["a", "b"], None)
+
+
+def test_what_is_closed_begins_no_further_task() -> None:
+    begun = []
+
+    def close(key: Key, *_: Any) -> None:
+        begun.append(key)
+        engine.close()
+
+    graph = graph_of({"a": [], "b": ["a"]}, close)
+    engine = Threads(graph, [["b"]], 10**6, 0)
+    engine.schedule = make_schedule(graph, [["b"]], [], 1)
+    [future] = engine.start([0])
+    with pytest.raises(CancelledError):
+        finishes(partial(engine.result, future))
+    assert begun == ["a"]
+
+
+def test_who_waits_for_what_a_failed_unit_lends_is_told() -> None:
+    def fail(key: Key, *_: Any) -> None:
+        raise ZeroDivisionError(key)
+
+    graph = graph_of({"a": []}, fail)
+    engine = Threads(graph, [["a"], ["a"], ["a"]], 10**6, 0)
+    engine.schedule = make_schedule(graph, [["a"]] * 3, [], 1)
+    for future in engine.start([0, 1, 2]):
+        with pytest.raises(ZeroDivisionError, match="a"):
+            finishes(partial(engine.result, future))
+    engine.close()

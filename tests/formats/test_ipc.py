@@ -1,0 +1,291 @@
+"""Where things lie in Arrow files: pyarrow writes them, each number in their headers is changed, and all is told."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from dask_embedding_reader.errors import FormatError
+from dask_embedding_reader.formats.ipc import Index, read_index
+from dask_embedding_reader.formats.ipc_columns import find_column, inflate, open_columns
+from dask_embedding_reader.storage.local import LocalStore, file_info
+from dask_embedding_reader.storage.store import StoredFile
+
+WORDS = ["a", "bb", "ccc", "a", "bb"] * 10
+
+
+def stored(path: Path, content: bytes) -> StoredFile:
+    path.write_bytes(content)
+    return StoredFile(LocalStore(LocalFileSystem()), str(path), file_info(str(path)).version)
+
+
+def written(table: pa.Table, rows: int, kind: str, codec: Any = None) -> bytes:
+    """A file or a stream, which may be of before 0.15."""
+    sink = pa.BufferOutputStream()
+    make = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+    options = pa.ipc.IpcWriteOptions(compression=codec, use_legacy_format=kind == "old stream")
+    with make(sink, table.schema, options=options) as writer:
+        writer.write_table(table, rows)
+    return bytes(sink.getvalue())
+
+
+def decoded(file: StoredFile, index: Index) -> list[pa.RecordBatch]:
+    """All columns of all batches."""
+    found = []
+    for number, batch in enumerate(index.batches):
+        readers, _ = open_columns(file, index, number, [(column,) for column in range(len(index.schema))])
+        arrays = [read(0, batch.rows) for read in readers]
+        found.append(pa.RecordBatch.from_arrays(arrays, index.schema.names))
+    return found
+
+
+#: Columns, rows of a batch: of headers of all sizes, of some that are longer than what is read of each at first.
+TABLES: dict[str, tuple[Callable[[], dict[str, Any]], int]] = {
+    "one": (lambda: {"n": pa.array(range(50))}, 20),
+    "no rows": (lambda: {"n": pa.array([], pa.int32())}, 20),
+    "words": (lambda: {"n": pa.array(range(50)), "word": pa.array([None, *WORDS[1:]])}, 7),
+    "dictionaries": (
+        lambda: {
+            "a": pa.array(WORDS).dictionary_encode(),
+            "n": pa.array(range(50), pa.int8()),
+            "b": pa.array(WORDS[::-1]).dictionary_encode(),
+        },
+        20,
+    ),
+    "views": (
+        lambda: {
+            "a": pa.array([f"{word} and twelve letters more" for word in WORDS], pa.string_view()),
+            "b": pa.array(WORDS, pa.string_view()),
+            "n": pa.array(range(50)),
+        },
+        20,
+    ),
+    "many columns": (lambda: {f"column number {n}": pa.array(range(n, n + 30)) for n in range(400)}, 15),
+    "many batches": (lambda: {"n": pa.array(range(1_000))}, 1),
+}
+
+
+@pytest.mark.parametrize("codec", [None, "zstd"])
+@pytest.mark.parametrize("kind", ["file", "stream", "old stream"])
+@pytest.mark.parametrize("name", TABLES)
+def test_all_batches_are_found(tmp_path: Path, name: str, kind: str, codec: Any) -> None:
+    make, rows = TABLES[name]
+    table = pa.table(make())
+    file = stored(tmp_path / "0.arrow", written(table, rows, kind, codec))
+    index = read_index(file)
+    assert index.schema == table.schema
+    assert index.batch_rows == tuple(batch.num_rows for batch in table.to_batches(rows))
+    assert index.nbytes >= sum(batch.nbytes for batch in index.batches)
+    if name != "many batches":
+        plain = table.cast(table.schema)
+        assert [batch.to_pylist() for batch in decoded(file, index)] == [
+            batch.to_pylist() for batch in plain.to_batches(rows)
+        ]
+    if index.batches:
+        for column, one in enumerate(table.schema):
+            found = find_column(file, index, index.batches[0], (column,))
+            assert found.type == one.type
+            assert found.codec == (codec or "")
+            assert found.nodes[0].tolist() == [index.batch_rows[0], table[column].slice(0, rows).null_count]
+            assert found.has_nulls == (found.nodes[0, 1] > 0)
+            assert [stop - start for start, stop in found.spans] == found.buffers[:, 1].tolist()
+            assert found.nbytes == sum(stop - start for start, stop in found.spans)
+
+
+def test_dictionaries_of_streams_are_those_of_before_a_batch(tmp_path: Path) -> None:
+    """Each batch has those that came before it: new ones, or what adds to them."""
+    for deltas in (False, True):
+        sink = pa.BufferOutputStream()
+        kind = pa.dictionary(pa.int8(), pa.string())
+        schema = pa.schema([("d", kind)])
+        options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=deltas)
+        words = [["a", "b"], ["a", "b", "c"], ["a", "b", "c", "dd"]]
+        with pa.ipc.new_stream(sink, schema, options=options) as writer:
+            for some in words:
+                places = pa.array(range(len(some)), pa.int8())
+                writer.write_batch(pa.record_batch([pa.DictionaryArray.from_arrays(places, pa.array(some))], schema))
+        file = stored(tmp_path / f"{deltas}.arrow", bytes(sink.getvalue()))
+        index = read_index(file)
+        assert [batch.column(0).to_pylist() for batch in decoded(file, index)] == words
+        [dictionary] = index.dictionaries[0]
+        assert [len(known[dictionary]) for known in index.dictionaries] == ([1, 2, 3] if deltas else [1, 1, 1])
+        assert (
+            index.nbytes
+            >= sum(batch.nbytes for batch in index.batches) + 3 * index.dictionaries[0][dictionary][0].nbytes
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is refused
+
+TABLE = pa.table({"n": pa.array(range(50), pa.int32()), "word": pa.array([None, *WORDS[1:]])})
+
+
+def replaced(old: bytes, new: bytes, times: int = 1) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        assert data.count(old) == times, data.count(old)
+        return data.replace(old, new)
+
+    return change
+
+
+def padded(nbytes: int) -> Callable[[bytes], bytes]:
+    """So many bytes before the footer."""
+
+    def change(data: bytes) -> bytes:
+        footer = int.from_bytes(data[-10:-6], "little") + 10
+        return data[:-footer] + bytes(nbytes) + data[-footer:]
+
+    return change
+
+
+def blocks_of(data: bytes) -> list[tuple[int, int, int]]:
+    """Where the batches lie, by pyarrow's layout: of 50 rows each batch is as long as the one before."""
+    footer = int.from_bytes(data[-10:-6], "little") + 10
+    found = []
+    for place in range(len(data) - footer, len(data) - 34):
+        offset, meta, _, body = struct.unpack_from("<qiiq", data, place)
+        marked = 0 < offset < len(data) and data[offset : offset + 4] == b"\xff" * 4
+        if marked and 0 < meta < 2_000 and 0 < body < len(data):
+            found.append((offset, meta, body))
+    return found
+
+
+def block_changed(number: int, **changes: int) -> Callable[[bytes], bytes]:
+    """Of a batch what the footer says of it."""
+
+    def change(data: bytes) -> bytes:
+        offset, meta, body = blocks_of(data)[number]
+        old = struct.pack("<qiiq", offset, meta, 0, body)
+        at = data.rindex(struct.pack("<qi", offset, meta))
+        new = (
+            struct.pack("<qi", offset + changes.get("offset", 0), meta + changes.get("meta", 0))
+            + data[at + 12 : at + 16]
+            + struct.pack("<q", body + changes.get("body", 0))
+        )
+        return data[:at] + new + data[at + len(old) :]
+
+    return change
+
+
+def node(rows: int, nulls: int) -> bytes:
+    return struct.pack("<qq", rows, nulls)
+
+
+#: What is written, how it is changed, and what is told of it.
+REFUSED: dict[str, tuple[str, Any, Callable[[bytes], bytes], str]] = {
+    "eleven bytes": ("file", None, lambda data: data[:11], r"it has 11 bytes, fewer than any"),
+    "twelve bytes": ("file", None, lambda data: data[:12], r"it ends with .*it was cut short"),
+    "a footer of the whole file": (
+        "file",
+        None,
+        lambda data: data[:-10] + struct.pack("<i", len(data) - 17) + data[-6:],
+        r"its footer claims \d+|its footer claims \d,\d+ of the file's",
+    ),
+    "57 bytes before the footer": ("file", None, padded(57), r"its footer are 65 bytes that nobody reads"),
+    "an offset too low": ("file", None, block_changed(1, offset=-8), r"lie over each other"),
+    "a batch that is too long": ("file", None, block_changed(0, body=8), r"lie over each other"),
+    "the last batch too long": ("file", None, block_changed(2, body=1_000_000), r"lie over each other or beyond"),
+    "a negative body": ("file", None, block_changed(0, body=-100_000), r"lie over each other"),
+    "a negative header": ("file", None, block_changed(0, meta=-100_000), r"lie over each other"),
+    "the first offset before all": ("file", None, block_changed(0, offset=-10_000), r"lie over each other"),
+    "a body of which the message has less": ("file", None, block_changed(0, body=-8), r"a message claims [\d,]+ bytes"),
+    "a stream without its end": ("stream", None, lambda data: data[:-8], r"ends without the mark of its end"),
+    "a stream with a part of its end": ("stream", None, lambda data: data[:-1], r"ends without the mark of its end"),
+    "a byte behind a stream": ("stream", None, lambda data: data + b"\0", r"behind its end are 1 bytes"),
+    "behind an old stream": ("old stream", None, lambda data: data + b"\0" * 9, r"behind its end are 9 bytes"),
+    "a stream that begins with no schema": (
+        "stream",
+        None,
+        lambda data: data[8 + int.from_bytes(data[4:8], "little") :],
+        r"its first message is no schema",
+    ),
+    "a stream of two schemas": (
+        "stream",
+        None,
+        lambda data: data[: 8 + int.from_bytes(data[4:8], "little")] + data,
+        r"at byte [\d,]+ is a message of kind 1",
+    ),
+    "a stream of its end alone": ("stream", None, lambda data: data[-8:] * 1 + b"", r"fewer than any"),
+    "two ends": ("stream", None, lambda data: data[-8:] * 2, r"behind its end are 8 bytes"),
+    "text": ("stream", None, lambda data: b"nothing of the kind", r"at byte 0 is no message of a stream"),
+    "a long first message without a mark": (
+        "stream",
+        None,
+        lambda data: struct.pack("<i", 2**20 + 1) + bytes(2**21),
+        r"at byte 0 is no message of a stream",
+    ),
+    "a message beyond the end": (
+        "stream",
+        None,
+        lambda data: data[:-8] + b"\xff" * 4 + struct.pack("<i", 9) + bytes(8),
+        r"at byte [\d,]+ is no message of a stream",
+    ),
+    "negative rows of a column": ("file", None, replaced(node(20, 1), node(-1, 1)), r"claims negative numbers"),
+    "negative nulls of a column": ("file", None, replaced(node(20, 1), node(20, -1)), r"claims negative numbers"),
+    "other rows of a column": (
+        "file",
+        None,
+        replaced(node(20, 1), node(21, 1)),
+        r"a record batch of 20 rows has a column of 21",
+    ),
+    "a buffer that is too long": (
+        "file",
+        None,
+        lambda data: data.replace(struct.pack("<qq", 0, 0) + struct.pack("<qq", 0, 80), node(0, 0) + node(0, 2**40)),
+        r"bytes beyond its body",
+    ),
+    "a buffer at a negative place": (
+        "file",
+        None,
+        lambda data: data.replace(struct.pack("<qq", 0, 0) + struct.pack("<qq", 0, 80), node(0, 0) + node(-8, 80)),
+        r"claims negative numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_damaged_is_told_with_its_file(tmp_path: Path, name: str) -> None:
+    kind, codec, change, told = REFUSED[name]
+    data = written(TABLE, 20, kind, codec)
+    file = stored(tmp_path / "0.arrow", data)
+    decoded(file, read_index(file))  # as it was it can be read
+    file = stored(tmp_path / "1.arrow", change(data))
+    with pytest.raises(FormatError, match=rf"1\.arrow: not a readable Arrow file: .*(?:{told}).*"):
+        decoded(file, read_index(file))
+
+
+@pytest.mark.parametrize("nbytes", [0, 8, 56])
+def test_some_padding_before_the_footer_is_none(tmp_path: Path, nbytes: int) -> None:
+    file = stored(tmp_path / "0.arrow", padded(nbytes)(written(TABLE, 20, "file")))
+    assert read_index(file).batch_rows == (20, 20, 10)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is compressed
+
+
+def test_bytes_are_inflated_as_they_claim(tmp_path: Path) -> None:
+    file = stored(tmp_path / "0.arrow", b"")
+    plain = np.random.default_rng(0).integers(0, 9, 5_000).astype(np.uint8).tobytes()
+    for codec in ("zstd", "lz4"):
+        packed = pa.Codec("lz4" if codec == "lz4" else codec).compress(plain, asbytes=True)
+        for claim, told in ((5_000, None), (4_999, "but are 5,000"), (5_001, "but are 5,000"), (-2, "claim to be -2")):
+            data = struct.pack("<q", claim) + packed
+            if told is None:
+                assert bytes(inflate(file, data, codec)) == plain
+            else:
+                with pytest.raises(FormatError, match=f"compressed bytes claim to be {claim:,}.*|{told}"):
+                    inflate(file, data, codec)
+        with pytest.raises(FormatError, match=r"compressed bytes are damaged|but are \d"):
+            inflate(file, struct.pack("<q", 5_000) + packed[:-20], codec)
+        assert bytes(inflate(file, struct.pack("<q", -1) + plain, codec)) == plain
+    assert bytes(inflate(file, plain, "")) == plain
+    assert bytes(inflate(file, b"", "zstd")) == b""
