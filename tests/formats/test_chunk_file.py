@@ -83,10 +83,11 @@ def test_who_reads_no_more_is_not_counted(file: StoredFile, fetched: list[Ranges
     assert len(fetched[-1]) == MOST_WINDOWS
 
 
-def test_what_is_larger_than_all_windows_is_fetched_too(file: StoredFile, fetched: list[Ranges]) -> None:
+@pytest.mark.parametrize("start", [CHUNK[0], CHUNK[0] + 50])
+def test_what_is_larger_than_all_windows_is_fetched_too(file: StoredFile, fetched: list[Ranges], start: int) -> None:
     chunks = ChunkFile(file, [CHUNK], WINDOW)
     assert bytes(chunks.read_at(10_000, 10_100)) == CONTENT[10_000:10_100]
-    assert bytes(chunks.read_at(10_050, 80_000)) == CONTENT[10_050:80_000]
+    assert bytes(chunks.read_at(start, 80_000)) == CONTENT[start:80_000]
     assert all(stop == start for (_, stop), (start, _) in pairwise(chain(*fetched)))
 
 

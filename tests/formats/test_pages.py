@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from dask_embedding_reader.errors import ReadError
 from dask_embedding_reader.formats.parquet import pages, values
 from dask_embedding_reader.formats.parquet.compression import SNAPPY, decompressor
 from dask_embedding_reader.formats.parquet.page_headers import PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY, PageHeader
@@ -498,3 +499,12 @@ def test_where_the_second_block_is_follows_from_sizes(more: int) -> None:
                 assert find_literals(first + rest, plain) is None
     for plain in (0, 1, BLOCK_NBYTES):
         assert find_literals(plain + 10 + more, plain) is None
+
+
+def test_the_rows_that_could_not_be_read_are_named(tmp_path: Path) -> None:
+    made = with_literals(make(tmp_path, dimension=24, rows=2_000))
+    found = made.read()
+    assert found is not None
+    Path(made.file.path).unlink()
+    with pytest.raises(ReadError, match=r"^rows 70 to 75: "):
+        found.fill(0, [np.empty((2, 24), "f4"), np.empty((3, 24), "f4")], 70)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from dask_embedding_reader.errors import ReadError
 from dask_embedding_reader.formats.parquet.page_headers import PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY, PageHeader
 from dask_embedding_reader.formats.parquet.page_index import PageIndex
 from dask_embedding_reader.formats.parquet.place import Place
@@ -188,6 +189,29 @@ def test_with_an_index_pages_that_are_not_wanted_are_not_looked_at(tmp_path: Pat
             assert sorted(looked_at) == sorted(wanted), "each once"
 
 
+@pytest.mark.parametrize("row", [0, 4, 5, 9, 29])
+def test_with_an_index_one_row_takes_one_header(tmp_path: Path, row: int) -> None:
+    made = make(tmp_path, [5, 3, 1, 8, 2, 2, 9])
+    content, heads = memoryview(made.content), []
+
+    def fetch(start: int, stop: int) -> memoryview:
+        heads.append(start)
+        return content[start:stop]
+
+    chunk = PlainChunk(made.file, made.place, fetch, made.page_index())
+    [page] = chunk.iter_pages(row, 1)
+    assert heads == [made.starts[made.bounds.index(page.before)]]
+
+
+def test_pages_with_more_values_than_their_chunk_are_not_believed(tmp_path: Path) -> None:
+    """pyarrow says what is wrong with it."""
+    for kind in KINDS:
+        made = make(tmp_path, [5, 4, 4], kind=kind)
+        fewer = made._replace(place=made.place._replace(values=made.place.values - made.place.row_values))
+        assert fill(fewer, fewer.chunk(), 0, 12)[0] == 9
+        assert fill(fewer, fewer.chunk(), 10, 1)[0] == 0
+
+
 def test_an_index_that_tells_of_other_rows_is_not_believed(tmp_path: Path) -> None:
     made = make(tmp_path, [5, 3, 4, 8])
     for wrong in ((0, 6, 8, 12, 20), (0, 5, 7, 12, 20), (0, 5, 8, 13, 20), (0, 5, 8, 12, 21)):
@@ -252,7 +276,11 @@ def test_what_is_behind_is_proved_by_levels_up_to_the_end(tmp_path: Path, bad: i
     assert done == int(is_counted and bad < 5)
     for skip in (6, 8):  # in the second page
         assert fill(made, made.chunk(), skip, 1)[0] == int(bad > 1)
+    # Neither what is before nor what is behind is right.
+    both = make(tmp_path, [5, 4, 4, 3, 4, 5], dimension=8, changes={0: with_other_levels, bad: with_other_levels})
+    assert fill(both, both.chunk(), 15, 1)[0] == int(bad < 3)
     # Fetched pages are at hand in ascending order alone.
+    made = make(tmp_path, [5, 4, 4, 3, 4, 5], dimension=8, changes={bad: with_other_levels})
     assert fill(made, made.chunk(is_fetched=True), 15, 1)[0] == int(bad > 3)
 
 
@@ -322,3 +350,20 @@ def test_rows_are_taken_out_of_arrays() -> None:
             assert sum(map(len, taken)) == rows
             assert all(map(len, taken))
             assert np.concatenate([[], *rest]).tolist() == list(range(first + rows, 9))
+
+
+def test_the_rows_that_could_not_be_read_are_named(tmp_path: Path) -> None:
+    made = make(tmp_path, [5, 4, 4, 7], dimension=8)
+    content = memoryview(made.content)
+
+    def fetch(start: int, stop: int) -> memoryview:
+        if start >= made.starts[2]:
+            raise ReadError("gone")
+        return content[start:stop]
+
+    for skip, rows, done in ((0, 20, 9), (6, 10, 3), (10, 1, 0)):
+        chunk = PlainChunk(made.file, made.place._replace(is_fixed=True), fetch)
+        outs = deque([np.empty((rows, 8), "f4")])
+        with pytest.raises(ReadError, match=rf"^rows {1_000 + skip + done:,} to {1_000 + skip + rows:,}: gone$"):
+            chunk.fill(chunk.iter_pages(skip, rows), skip, rows, 1_000 + skip, outs)
+        assert sum(map(len, outs)) == rows - done
