@@ -6,6 +6,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,16 @@ from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader._common.budget import cached_nbytes
+from dask_embedding_reader.errors import EmbeddingReaderError
 from dask_embedding_reader.formats.parquet import page_index
+from dask_embedding_reader.formats.parquet.column_chunks import Chunk
 from dask_embedding_reader.formats.parquet.footer import parse_footer
 from dask_embedding_reader.formats.parquet.footers import FOOTERS
-from dask_embedding_reader.formats.parquet.page_index import PageIndex
+from dask_embedding_reader.formats.parquet.page_index import PageIndex, read_page_index
 from dask_embedding_reader.storage.local import LocalStore
 from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.support.stores import Bucket, emptied_bucket
+from tests.support.thrift import I32, I64, LIST, STRUCT, Value, encoded_fields
 
 ROWS, DIMENSION, PAGE_ROWS = 12_000, 128, 128
 VECTORS = np.random.default_rng(0).standard_normal((ROWS, DIMENSION)).astype(np.float32)
@@ -218,3 +222,93 @@ def test_what_is_kept_takes_no_more_than_is_counted() -> None:
     assert cached_nbytes() - before == index.nbytes  # it counts in every budget
     page_index.INDICES.clear()
     assert cached_nbytes() == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The index itself
+
+
+@st.composite
+def indices(draw: st.DrawFn) -> tuple[Chunk, list[Page], int]:
+    """Pages that lie one after the other in a chunk, with gaps or without, and the rows of all."""
+    start = position = draw(st.integers(4, 50))
+    row, pages = 0, []
+    for _ in range(draw(st.integers(1, 20))):
+        position += draw(st.sampled_from([0, 0, 1, 100]))
+        nbytes = draw(st.sampled_from([1, 2, 5_000]))
+        pages.append((position, nbytes, row))
+        position += nbytes
+        row += draw(st.sampled_from([1, 2, 300]))
+    return Chunk(start, position + draw(st.sampled_from([0, 1, 50])), 9, None, 4, 0), pages, row
+
+
+def written_index(path: Path, pages: list[Page]) -> tuple[StoredFile, tuple[int, int]]:
+    """A file that holds an index at some place."""
+    structs = [Value(STRUCT, {1: Value(I64, p), 2: Value(I32, n), 3: Value(I64, row)}) for p, n, row in pages]
+    index = encoded_fields({1: Value(LIST, structs, STRUCT)})
+    path.write_bytes(b"before" + index + b"behind")
+    file = StoredFile(LocalStore(LocalFileSystem()), str(path), Version(12 + len(index)))
+    page_index.INDICES.clear()
+    return file, (6, 6 + len(index))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("indices")
+
+
+@given(indices())
+def test_an_index_tells_where_rows_are(folder: Path, given_index: tuple[Chunk, list[Page], int]) -> None:
+    chunk, pages, rows = given_index
+    file, place = written_index(folder / "index", pages)
+    index = read_page_index(file, place, chunk, rows)
+    assert index is not None
+    firsts = [row for _, _, row in pages]
+    for row in {0, rows - 1, *firsts, *(first - 1 for first in firsts[1:])}:
+        number = sum(first <= row for first in firsts) - 1
+        assert index.page_of(row) == number
+        start, nbytes, _ = pages[number]
+        assert index.bytes_of(row, row + 1) == (start, start + nbytes)
+        assert index.bytes_of(0, row + 1) == (pages[0][0], start + nbytes)
+        assert index.bytes_of(row, rows) == (start, pages[-1][0] + pages[-1][1])
+    (folder / "index").unlink()
+    assert read_page_index(file, place, chunk, rows) is index, "it is kept"
+
+
+WRONG_INDICES: dict[str, tuple[list[Page], bool]] = {
+    "right": ([(10, 5, 0), (15, 5, 3), (22, 8, 5)], True),
+    "none": ([], False),
+    "another first row": ([(10, 5, 1), (15, 5, 3), (22, 8, 5)], False),
+    "no rows": ([(10, 5, 0), (15, 5, 3), (22, 8, 3)], False),
+    "fewer rows": ([(10, 5, 0), (15, 5, 3), (22, 8, 2)], False),
+    "no rows in the last": ([(10, 5, 0), (15, 5, 3), (22, 8, 9)], False),
+    "one row in the last": ([(10, 5, 0), (15, 5, 3), (22, 8, 8)], True),
+    "no bytes": ([(10, 5, 0), (15, 0, 3), (22, 8, 5)], False),
+    "before the chunk": ([(9, 5, 0), (15, 5, 3), (22, 8, 5)], False),
+    "behind the chunk": ([(10, 5, 0), (15, 5, 3), (22, 9, 5)], False),
+    "in each other": ([(10, 6, 0), (15, 5, 3), (22, 8, 5)], False),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_INDICES)
+def test_an_index_lies_in_its_chunk_page_by_page(tmp_path: Path, wrong: str) -> None:
+    pages, is_right = WRONG_INDICES[wrong]
+    file, place = written_index(tmp_path / "index", pages)
+    assert (read_page_index(file, place, Chunk(10, 30, 9, None, 4, 0), 9) is not None) == is_right
+
+
+def test_an_index_that_is_damaged_or_long_is_not_believed(tmp_path: Path) -> None:
+    pages = [(4 + 8 * n, 8, n) for n in range(100)]
+    chunk = Chunk(4, 4 + 8 * len(pages), 9, None, 4, 0)
+    file, (start, stop) = written_index(tmp_path / "index", pages)
+    data = (tmp_path / "index").read_bytes()
+    (tmp_path / "index").write_bytes(data + bytes(2**16))
+    file = file._replace(version=Version(len(data) + 2**16))
+    assert read_page_index(file, (start, start + 2**16), chunk, len(pages)) is not None
+    page_index.INDICES.clear()
+    for place in ((start, start), (start, start - 5), (start, start + 2**16 + 1), (start, stop - 2), (start + 1, stop)):
+        assert read_page_index(file, place, chunk, len(pages)) is None
+    assert read_page_index(file, (start, start + 1), chunk, len(pages)) is None
+    (tmp_path / "index").unlink()
+    with pytest.raises(EmbeddingReaderError):
+        read_page_index(file, (start, stop), chunk, len(pages))

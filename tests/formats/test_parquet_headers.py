@@ -24,6 +24,7 @@ from dask_embedding_reader.formats.parquet.header import expand_glob, find_vecto
 from dask_embedding_reader.formats.parquet.schema import schema_tree
 from dask_embedding_reader.formats.parquet.thrift import DEEPEST, RAW, DamagedError, read_struct
 from dask_embedding_reader.storage.local import LocalStore
+from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.support.thrift import BINARY, I32, LIST, STRUCT, Value, encoded
 
@@ -288,7 +289,7 @@ def test_a_long_footer_is_read_in_two_parts(tmp_path: Path, monkeypatch: pytest.
     first = nbytes - more if more < nbytes else nbytes // 2
     monkeypatch.setattr(footers, "_FOOTER_READ_NBYTES", first)
     asked: list[tuple[int, int]] = []
-    read = footers.read_range
+    read = read_range
 
     def note(file: StoredFile, start: int, stop: int) -> bytes:
         asked.append((start, stop))

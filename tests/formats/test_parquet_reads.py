@@ -21,6 +21,7 @@ from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats.base import Columns, FileHeader
 from dask_embedding_reader.formats.parquet import decode, page_index, pages, plain_pages
 from dask_embedding_reader.formats.parquet import read as parquet
+from dask_embedding_reader.formats.parquet.chunk_file import ChunkFile
 from dask_embedding_reader.formats.parquet.decode import iter_tables
 from dask_embedding_reader.formats.parquet.footers import FOOTERS
 from dask_embedding_reader.formats.parquet.format import PARQUET
@@ -299,11 +300,10 @@ def test_pages_of_stretches_are_fetched_together_in_bounded_memory(
         header = small_requests(remote_header(bucket, data), 10)
         bucket.forget()
         made: list[Any] = []
-        whole = parquet.ChunkFile
 
-        def note(file: Any, ranges: Any, *others: Any, made: list[Any] = made, whole: Any = whole) -> Any:
+        def note(file: Any, ranges: Any, *others: Any, made: list[Any] = made) -> Any:
             made.append(list(ranges))
-            return whole(file, ranges, *others)
+            return ChunkFile(file, ranges, *others)
 
         with monkeypatch.context() as patch:
             patch.setattr(parquet, "ChunkFile", note)
@@ -395,7 +395,7 @@ def test_what_decoding_holds_is_counted(tmp_path: Path, bucket: Bucket) -> None:
     assert PARQUET.held_nbytes(local, many, 7, 4) == one + 3 * decode._COLUMN_NBYTES
     assert PARQUET.held_nbytes(remote, COLUMNS, 7, 4) == one + 4 * window
     assert PARQUET.held_nbytes(remote, many, 7, 4) == one + 3 * decode._COLUMN_NBYTES + 4 * 3 * 12 * 10**6
-    small = {"group_rows": (20, 10), "dimension": 5}
+    small: dict[str, Any] = {"group_rows": (20, 10), "dimension": 5}
     assert PARQUET.held_nbytes(local._replace(**small), many, 7, 4) == one + 3 * 3 * 80
     assert PARQUET.held_nbytes(remote._replace(**small), many, 7, 2) == one + 3 * 3 * 80 + 2 * 3 * 80
     assert PARQUET.held_nbytes(remote._replace(**small), COLUMNS, 7, 2) == one + 2 * 400
