@@ -203,3 +203,34 @@ def test_levels_of_a_page(data: st.DataObject) -> None:
 def with_lengths(parts: list[bytes], lengths: list[int], has: list[bool]) -> bytes:
     both = zip(parts, lengths, has, strict=True)
     return b"".join(length.to_bytes(4, "little") + part for part, length, there in both if there)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is asked of levels alone
+
+
+def test_the_first_level_is_told() -> None:
+    for level in (0, 1):
+        for count in (1, 8, 63, 64, 10_000):
+            assert told_levels.first_level(encode_varint(count << 1) + bytes([level])) == level
+            groups = encode_varint(-(-count // 8) << 1 | 1)
+            assert told_levels.first_level(groups + bytes([0xFE | level]) * -(-count // 8)) == level
+            assert told_levels.first_level(groups + bytes([level]) * -(-count // 8)) == level
+    assert told_levels.first_level(b"") is None
+    assert told_levels.first_level(b"\x02") is None
+    assert told_levels.first_level(b"\xff" * 12) is None
+
+
+@pytest.mark.parametrize("rest", [b"", b"values"])
+def test_levels_are_counted_by_what_says_how_long_they_are(rest: bytes) -> None:
+    first, second = b"\x05\0\0\0" + b"12345", b"\x00\x01\0\0" + bytes(256)
+
+    def count(data: bytes, is_list: bool, definition: int) -> int:
+        return told_levels.count_level_nbytes(np.frombuffer(data + rest, np.uint8), place_of(4, definition, is_list))
+
+    assert count(first + second, True, 1) == count(first + second, True, 3) == 9 + 260
+    assert count(first + second, True, 0) == 9
+    assert count(second + first, False, 1) == 260
+    assert count(first, False, 0) == 0
+    # What is not there is claimed all the same.
+    assert count(first[:4], True, 0) == 9
