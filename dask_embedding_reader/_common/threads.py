@@ -32,8 +32,18 @@ def stoppable_pool(threads: int, stopped: threading.Event) -> ThreadPoolExecutor
     with _adding:
         _all[:] = [*(known for known in _all if known() is not None), weakref.ref(stopped)]
     return ThreadPoolExecutor(
-        threads, thread_name_prefix="embedding-reader", initializer=_stop_with, initargs=(stopped,)
+        threads, thread_name_prefix="embedding-reader", initializer=_stop_with, initargs=(stopped, threads)
     )
+
+
+def pool_beside(threads: int) -> ThreadPoolExecutor:
+    """Return threads that give up what they do when this one does; they end when nothing refers to them any more."""
+    return stoppable_pool(threads, _event() or threading.Event())
+
+
+def count_beside() -> int | None:
+    """Return how many threads work together with this one, itself included; None where it is of no pool."""
+    return getattr(_own, "threads", None)
 
 
 @contextmanager
@@ -100,8 +110,8 @@ def _event() -> threading.Event | None:
     return getattr(_own, "stopped", None)
 
 
-def _stop_with(stopped: threading.Event) -> None:
-    _own.stopped = stopped
+def _stop_with(stopped: threading.Event, threads: int) -> None:
+    _own.stopped, _own.threads = stopped, threads
 
 
 def _stop_all() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from dask_embedding_reader.batches.request import BatchRequest
 from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.formats import columns
-from dask_embedding_reader.formats.base import DEFAULT_PIECE_NBYTES, FileHeader, default_piece_rows
+from dask_embedding_reader.formats.base import DEFAULT_PIECE_NBYTES, FileHeader, GroupedFormat, default_piece_rows
 from dask_embedding_reader.formats.parquet.decode import DECODER_NBYTES
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
 
@@ -71,7 +72,7 @@ class Pace(NamedTuple):
 def make_pace(manifest: Manifest, request: BatchRequest, *, decodes_groups: bool) -> Pace:
     """Choose what suits the files, their storage and the memory limit.
 
-    Where row groups must be decoded whole, as many are read ahead as there are threads.
+    Where row groups must be decoded whole, as many are read ahead as are read at once.
     """
     vectors, limit = manifest.vectors, request.limit_nbytes
     local = vectors.is_local
@@ -85,9 +86,10 @@ def make_pace(manifest: Manifest, request: BatchRequest, *, decodes_groups: bool
         # Pieces of one size, as many for each thread: the next batch has no memory before this one is done, and whoever
         # has read its last piece would wait for the others (batches of 2.4 pieces kept 85 % of two threads busy).
         rows = -(-request.batch_rows // (threads * -(-request.batch_rows // (threads * rows))))
-    parallel_rows = threads * max(rows, int(vectors.group_rows.max()) if decodes_groups else 0)
+    lanes = count_lanes(manifest, request, threads)
+    parallel_rows = lanes * max(rows, int(vectors.group_rows.max()) if decodes_groups else 0)
     # Remote pieces end with their files. A batch and a piece for each connection keep all busy: more takes memory.
-    ahead = threads * (4 * rows if local else min(rows, int(vectors.rows.max())))
+    ahead = lanes * (4 * rows if local else min(rows, int(vectors.rows.max())))
     row_nbytes = metadata_row_nbytes(manifest)
     spare = int(request.batch_rows * manifest.dimension * request.dtype.itemsize <= _SPARE_NBYTES)
     return Pace(
@@ -111,6 +113,20 @@ def count_threads(manifest: Manifest, request: BatchRequest) -> int:
         return most
     held = partial(manifest.format.vectors.held_nbytes, largest_header(manifest.vectors), manifest.columns, 1)
     return max(1, min(most, request.limit_nbytes // (2 * max(1, held(2) - held(1)))))
+
+
+def count_lanes(manifest: Manifest, request: BatchRequest, threads: int) -> int:
+    """Return how many pieces, or row groups, are read at the same time: one in each thread.
+
+    But where each of them keeps several connections busy, only as many as keep all of them so, or as there are
+    processors: of more, all but the first would only wait in memory. 600 MB of vectors in row groups of 200 MB took 250
+    MB instead of 1.0 GB and, as new memory is slow, 0.5 s instead of 1.7.
+    """
+    vectors, files = manifest.format.vectors, manifest.vectors
+    if files.is_local or request.rows is not None or not isinstance(vectors, GroupedFormat):
+        return threads
+    requests = vectors.count_requests(largest_header(files))
+    return min(threads, max(os.cpu_count() or 1, -(-threads // requests)))
 
 
 def project_batches(manifest: Manifest, request: BatchRequest) -> Projection:

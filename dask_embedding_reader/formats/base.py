@@ -213,6 +213,9 @@ class GroupedFormat(FileFormat, Protocol):
     def open_parts(self, header: FileHeader, columns: Columns, start: int, stop: int) -> PartReader:
         """Return a function that fills arrays with the rows ``[start, stop)``, several parts of them at a time."""
 
+    def count_requests(self, header: FileHeader) -> int:
+        """Return how many requests for the largest part of a remote file may be under way at the same time."""
+
 
 class Format(NamedTuple):
     """A way to lay out a collection in files."""

@@ -24,11 +24,14 @@ from .contenders import (
     repeated,
 )
 from .data import DIMENSION, PAGES_PROBES, Data
-from .floors import DASK_PARQUET, OURS, RAW, READ_TABLE
+from .floors import CAT_FILE, DASK_PARQUET, OURS, RAW, READ_TABLE
 from .remote import IN_FLIGHT, address
 from .works import Work
 
 BLOCK_NBYTES = 2**20
+
+_RANGE_NBYTES = 8 * 2**20
+"""What is fetched at a time, by this library too."""
 
 
 @contends(OURS, "parquet-sum")
@@ -144,7 +147,7 @@ def raw_pass(work: Work, data: Data) -> Job:
 # Remote files
 
 
-@contends(READ_TABLE, "remote-parquet-*")
+@contends(READ_TABLE, "remote-parquet-s3", "remote-parquet-http")
 def read_table_pass(work: Work, data: Data) -> Job:
     """Each file by one call, many at once, through fsspec."""
     parquet = import_module("pyarrow.parquet")
@@ -160,5 +163,24 @@ def read_table_pass(work: Work, data: Data) -> Job:
     def job() -> Answer:
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             return {"rows": sum(map(len, pool.map(read, names)))}
+
+    return job
+
+
+@contends(CAT_FILE, "remote-parquet-limited")
+def bare_ranges(work: Work, data: Data) -> Job:
+    """All bytes of the files in ranges, many at once, dropped on arrival: what the link can do."""
+    filesystem, path = import_module("fsspec.core").url_to_fs(address(work))
+    infos = filesystem.find(path, detail=True)
+    sizes = {name: info["size"] or filesystem.size(name) for name, info in infos.items()}
+    filesystem.cat_file(next(iter(sizes)), start=0, end=1)
+    ranges = [(name, start) for name, size in sizes.items() for start in range(0, size, _RANGE_NBYTES)]
+
+    def read(name: str, start: int) -> int:
+        return len(filesystem.cat_file(name, start=start, end=min(start + _RANGE_NBYTES, sizes[name])))
+
+    def job() -> Answer:
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            return {"nbytes": sum(pool.map(read, *zip(*ranges, strict=True)))}
 
     return job

@@ -214,9 +214,14 @@ def remote_works() -> list[Work]:
     }
     pages = Source("parquet default", "remote-pages", "parquet")
     works = [Work(name, title, files, 8_192, floors=floors) for name, (title, floors) in titles.items()]
+    parquet = {
+        "s3": ("S3", Faster(READ_TABLE, 4)),
+        "http": ("HTTP", Faster(READ_TABLE, 4)),
+        "limited": ("HTTP, 60 MB/s a connection", Faster(CAT_FILE, 0.8)),
+    }
     return works + [
-        Work(f"remote-parquet-{scheme}", f"parquet default over {scheme.upper()}", pages, 8_192, floors=(floor,))
-        for scheme, floor in {"s3": Faster(READ_TABLE, 4), "http": Faster(READ_TABLE, 4)}.items()
+        Work(f"remote-parquet-{name}", f"parquet default over {where}", pages, 8_192, floors=(floor,))
+        for name, (where, floor) in parquet.items()
     ]
 
 

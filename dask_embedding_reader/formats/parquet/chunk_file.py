@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from dask_embedding_reader._common.memory import Buffers
+from dask_embedding_reader._common.threads import count_beside, pool_beside
 from dask_embedding_reader.storage.read import read_each_into
 from dask_embedding_reader.storage.store import StoredFile
 
-MOST_WINDOWS = 3
-"""So many are fetched at once where one file is read alone: one connection to an object store brings 60 to 90 MB/s.
 
-Where more are read, these ask at the same time, and memory counts.
-"""
+class Extent(NamedTuple):
+    """Where a column chunk, or some pages of it, are in a file."""
+
+    start: int
+    """The first byte."""
+    stop: int
+    """The byte after the last one."""
+    likely_stop: int
+    """The byte that what is wanted ends before, as far as that can be told: behind it, nothing is fetched ahead."""
 
 
-class _Fetched(NamedTuple):
-    """Bytes of a remote column chunk."""
+class _Block(NamedTuple):
+    """Bytes that are there, or on their way."""
 
     first: int
     """The position of the first one."""
     data: memoryview
+    arrival: Future[None]
 
     @property
     def stop(self) -> int:
@@ -33,40 +45,45 @@ class _Fetched(NamedTuple):
         return self.first + len(self.data)
 
 
+@dataclass(slots=True)
+class _Large:
+    """A column chunk that is fetched block by block."""
+
+    extent: Extent
+    next: int = 0
+    """Where the block begins that is fetched next."""
+    blocks: deque[_Block] = field(default_factory=deque)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether some of it has been fetched, and more is to be."""
+        return bool(self.blocks) and self.next < self.extent.likely_stop
+
+
 class ChunkFile(io.RawIOBase):
     """A remote file of which only some column chunks can be read.
 
-    Chunks that are small are fetched at once and together; a large one is fetched window by window, as it is decoded,
-    or some windows at a time.
+    Chunks that are small are fetched at once and together. Of a large one several blocks are on their way while those
+    before are decoded: one connection to an object store brings 60 to 90 MB/s, and all that read in this way share
+    those that a pass may have. Blocks come into the memory of earlier ones, which costs a quarter of new memory.
     """
 
-    def __init__(self, file: StoredFile, chunks: Sequence[tuple[int, int]], window_nbytes: int) -> None:
+    def __init__(self, file: StoredFile, extents: Sequence[Extent], block_nbytes: int) -> None:
         self._file = file
-        self._window_nbytes = window_nbytes
-        self._chunks = sorted(chunks)
+        self._block_nbytes = block_nbytes
         self._position = 0
-        small = [(start, stop) for start, stop in self._chunks if stop - start <= window_nbytes]
-        fetched = [_Fetched(start, np.empty(stop - start, np.uint8).data) for start, stop in small]
-        _fetch_each(file, [(window.first, window.data) for window in fetched])
-        self._windows = dict(zip(small, fetched, strict=True))
-
-    def _move(self, window: _Fetched | None, start: int, stop: int, end: int) -> _Fetched:
-        """Fetch a window that holds some bytes of a chunk that has an end; what the last window holds is kept.
-
-        So is a little before them: the header behind a page is looked at before the page is read. Its memory is new,
-        as there may be views of that of the last one.
-        """
-        begin, kept = start, memoryview(b"")
-        if window is not None and window.first <= start <= window.stop + self._window_nbytes // 4:
-            begin = max(window.first, min(start - self._window_nbytes // 4, window.stop))
-            kept = window.data[begin - window.first :]
-        step = self._window_nbytes
-        windows = max(1, min(MOST_WINDOWS, self._file.store.connections // (4 * _count_readers(self))))
-        data = np.empty(min(max(stop, start + windows * step), end) - begin, np.uint8).data
-        data[: len(kept)] = kept
-        missing = range(len(kept), len(data), step)
-        read_each_into(self._file, [(begin + place, [data[place : place + step]]) for place in missing])
-        return _Fetched(begin, data)
+        extents = sorted(extents)
+        self._small = [
+            (extent.start, np.empty(extent.stop - extent.start, np.uint8).data)
+            for extent in extents
+            if extent.stop - extent.start <= block_nbytes
+        ]
+        _fetch_each(file, self._small)
+        self._large = [_Large(extent) for extent in extents if extent.stop - extent.start > block_nbytes]
+        if self._large:
+            self._at_once = min(count_beside() or _ALONE, file.store.connections)
+            self._pool = pool_beside(file.store.connections)
+            self.buffers = _shared_buffers(self._at_once * block_nbytes)
 
     def readable(self) -> bool:
         """Tell that it can be read."""
@@ -92,26 +109,82 @@ class ChunkFile(io.RawIOBase):
         return bytes(data)
 
     def read_at(self, start: int, stop: int) -> memoryview:
-        """Return bytes of a chunk, as they have been fetched: no copy of them."""
-        chunk = next((c for c in self._chunks if c[0] <= start < c[1]), None)
-        if chunk is None:
-            return memoryview(b"")  # a damaged page points outside its column chunk: pyarrow says so at the end of it
-        stop = min(stop, chunk[1])
-        window = self._windows.get(chunk)
-        if window is None or not window.first <= start <= stop <= window.stop:
-            window = self._windows[chunk] = self._move(window, start, stop, chunk[1])
-        return window.data[start - window.first : stop - window.first]
+        """Return bytes of a chunk, as they have been fetched: mostly no copy of them."""
+        for first, data in self._small:
+            if first <= start < first + len(data):
+                return data[start - first : stop - first]
+        for large in self._large:
+            if large.extent.start <= start < large.extent.stop:
+                return self._read_large(large, start, min(stop, large.extent.stop))
+        return memoryview(b"")  # a damaged page points outside its column chunk: pyarrow says so at the end of it
+
+    def _read_large(self, large: _Large, start: int, stop: int) -> memoryview:
+        # What is a little before the last bytes is kept: the header behind a page is looked at before the page is read.
+        kept = self._block_nbytes // 4
+        blocks = large.blocks
+        if not blocks or not blocks[0].first <= start <= large.next + kept:
+            blocks.clear()
+            large.next = start
+        while blocks and blocks[0].stop <= start - kept:
+            blocks.popleft()
+        while large.next < stop or (large.next < large.extent.likely_stop and len(blocks) <= self._count_ahead(large)):
+            blocks.append(self._fetch(large.next, min(large.next + self._block_nbytes, large.extent.stop)))
+            large.next = blocks[-1].stop
+        try:
+            parts = [part for block in blocks if len(part := _part(block, start, stop))]
+        except BaseException:
+            blocks.clear()  # who tries again asks again
+            raise
+        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+
+    def _fetch(self, start: int, stop: int) -> _Block:
+        """Have bytes come."""
+        data = self.buffers.take((stop - start,), np.dtype(np.uint8)).data
+        return _Block(start, data, self._pool.submit(read_each_into, self._file, [(start, [data])]))
+
+    def _count_ahead(self, large: _Large) -> int:
+        """Return how many blocks of a chunk may be on their way."""
+        chunks = sum(each.is_read or each is large for each in self._large)
+        return max(1, self._at_once // (_count_readers(self) * chunks))
 
 
-_read_in_windows: weakref.WeakSet[ChunkFile] = weakref.WeakSet()
+_ALONE = 4
+"""So many blocks are on their way at once for those who are of no pool of threads that says how many may be."""
+
+_readers: weakref.WeakSet[ChunkFile] = weakref.WeakSet()
 _counting = threading.Lock()
 
 
+def _part(block: _Block, start: int, stop: int) -> memoryview:
+    """Return what a block has of some bytes, once it has come."""
+    part = block.data[max(0, start - block.first) : max(0, stop - block.first)]
+    if len(part):
+        block.arrival.result()
+    return part
+
+
 def _count_readers(file: ChunkFile) -> int:
-    """Return how many such files are read window by window at this time, in the whole process, with another one."""
+    """Return how many such files are read block by block at this time, in the whole process, with another one."""
     with _counting:
-        _read_in_windows.add(file)
-        return len(_read_in_windows)
+        _readers.add(file)
+        return len(_readers)
+
+
+def _shared_buffers(kept_nbytes: int) -> Buffers:
+    """Return the memory of those that are read at this time, which they share."""
+    with _counting:
+        return next((file.buffers for file in _readers), None) or Buffers(kept_nbytes)
+
+
+def _start_afresh() -> None:
+    """Forget a lock that a thread of the parent may hold, and what was read there."""
+    global _counting  # noqa: PLW0603 - nobody else is there yet
+    _counting = threading.Lock()
+    _readers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_afresh)
 
 
 def _fetch_each(file: StoredFile, ranges: Sequence[tuple[int, memoryview]]) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from dask_embedding_reader.errors import EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats.base import Columns, FileHeader
 from dask_embedding_reader.formats.column_names import find_field
-from dask_embedding_reader.formats.parquet.chunk_file import ChunkFile
+from dask_embedding_reader.formats.parquet.chunk_file import ChunkFile, Extent
 from dask_embedding_reader.formats.parquet.footers import chunk_ranges, promised_footer, read_footer
 from dask_embedding_reader.formats.parquet.schema import INT96_UNIT
 from dask_embedding_reader.storage.read import check_local, local_input
@@ -178,7 +178,7 @@ def _open(
     """Open some columns of some row groups, which are counted from 0 then."""
     footer = read_footer(file, names)
     ranges = chunk_ranges(footer, groups, names)
-    source = remote or local_input(file) or ChunkFile(file, ranges, window_nbytes)
+    source = remote or local_input(file) or ChunkFile(file, [Extent(*each, each[1]) for each in ranges], window_nbytes)
     # Small chunks are read whole: with a buffer, a damaged page that claims 2 GB would be given 2 GB.
     largest = max((stop - start for start, stop in ranges), default=0)
     buffer_size = _BUFFER_NBYTES if largest > _BUFFER_NBYTES else 0

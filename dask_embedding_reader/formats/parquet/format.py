@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dask_embedding_reader.formats.base import Columns, FileHeader, PartReader, RowReader, StretchReader, in_order
 from dask_embedding_reader.formats.parquet import read
-from dask_embedding_reader.formats.parquet.decode import decoder_nbytes, fetched_nbytes
+from dask_embedding_reader.formats.parquet.decode import WINDOW_NBYTES, decoder_nbytes, fetched_nbytes
 from dask_embedding_reader.formats.parquet.encode import group_rows, write_parquet
 from dask_embedding_reader.formats.parquet.header import find_vectors, read_header
 from dask_embedding_reader.formats.vectors import Vectors
@@ -44,6 +44,11 @@ class _Parquet:
     def open_parts(self, header: FileHeader, columns: Columns, start: int, stop: int) -> PartReader:
         """Return a function that looks up where the next vectors are, and returns what fills arrays with them."""
         return read.open_parts(header, columns, start, stop)
+
+    def count_requests(self, header: FileHeader) -> int:
+        """Return how many blocks of the vectors of a row group are fetched on their own."""
+        nbytes = max(header.group_rows, default=0) * header.dimension * header.dtype.itemsize
+        return max(1, nbytes // WINDOW_NBYTES)
 
     def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
         """Return a function that fills arrays with some vectors; of those between, plain ones are not even read."""

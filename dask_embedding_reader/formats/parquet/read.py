@@ -17,7 +17,7 @@ import pyarrow as pa
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats.base import Array, Columns, FileHeader, PartReader, Stretch, StretchReader
 from dask_embedding_reader.formats.column_names import fields_of, find_field
-from dask_embedding_reader.formats.parquet.chunk_file import ChunkFile
+from dask_embedding_reader.formats.parquet.chunk_file import ChunkFile, Extent
 from dask_embedding_reader.formats.parquet.column_chunks import Chunk
 from dask_embedding_reader.formats.parquet.compression import can_be_plain
 from dask_embedding_reader.formats.parquet.decode import WINDOW_NBYTES, iter_tables
@@ -78,6 +78,8 @@ class _Group(NamedTuple):
     """Its first row."""
     last: int
     """The row where what is wanted of it ends."""
+    rows: int = 0
+    """How many it has."""
     number: int = 0
     """Which one of the file it is."""
     chunk: Chunk | None = None
@@ -85,21 +87,22 @@ class _Group(NamedTuple):
     pages: PageIndex | None = None
     """Where their pages are, if few of them are wanted of a remote file that tells."""
 
-    def ranges_of(self, spans: Sequence[Span]) -> list[Span]:
+    def extents_of(self, spans: Sequence[Span]) -> list[Extent]:
         """Return where in the file is what holds some rows of it: pages, and what is before all of them."""
         here = [(max(a, self.first) - self.first, min(b, self.last) - self.first) for a, b in spans]
         here = [span for span in here if span[0] < span[1]]
         if self.chunk is None or not here:
             return []
         if self.pages is None:
-            return [self.chunk[:2]]
+            start, stop = self.chunk[:2]
+            return [Extent(start, stop, start - (start - stop) * here[-1][1] // self.rows)]
         found = [(self.chunk.start, self.pages.starts[0])]
         for span in here:
             start, stop = self.pages.bytes_of(*span)
             if start <= found[-1][1]:
                 start = found.pop()[0]
             found.append((start, stop))
-        return [each for each in found if each[0] < each[1]]
+        return [Extent(start, stop, stop) for start, stop in found if start < stop]
 
 
 class _Vectors:
@@ -133,13 +136,13 @@ class _Vectors:
         groups = self._open(spans)
         if not self._by_pages:
             return len(spans)
-        ranges: list[Span] = []
+        extents: list[Extent] = []
         count = 0
-        while count < len(spans) and (not count or sum(stop - start for start, stop in ranges) < 2 * WINDOW_NBYTES):
+        while count < len(spans) and (not count or sum(each.stop - each.start for each in extents) < 2 * WINDOW_NBYTES):
             count += 1
-            ranges = [each for group in groups for each in group.ranges_of(spans[:count])]
+            extents = [each for group in groups for each in group.extents_of(spans[:count])]
         with naming_rows(spans[0][0], spans[count - 1][1]):
-            self._remote = ChunkFile(self._header.file, ranges, WINDOW_NBYTES)
+            self._remote = ChunkFile(self._header.file, extents, WINDOW_NBYTES)
         return count
 
     def read(self, row: int, outs: Sequence[Array]) -> None:
@@ -229,8 +232,8 @@ class _Vectors:
         self._groups = [_with_index(self._header, group, leaf, self._start, share) for group in self._groups]
         self._by_pages = share < 1 and all(group.pages is not None for group in self._groups)
         if not self._by_pages:
-            ranges = [each for group in self._groups for each in group.ranges_of([(self._start, self._stop)])]
-            self._remote = ChunkFile(self._header.file, ranges, WINDOW_NBYTES)
+            extents = [each for group in self._groups for each in group.extents_of([(self._start, self._stop)])]
+            self._remote = ChunkFile(self._header.file, extents, WINDOW_NBYTES)
 
     def _read_at(self, start: int, stop: int) -> memoryview:
         assert self._remote is not None
@@ -352,7 +355,7 @@ def _find_groups(header: FileHeader, field: pa.Field, leaf: int, start: int, sto
         rows = header.group_rows[group - header.first_group]
         place = _plain_place(header, field, definition, chunk, rows) if may_be_plain else None
         may_be_plain = place is not None
-        groups.append(_Group(place, first, last, group, chunk))
+        groups.append(_Group(place, first, last, rows, group, chunk))
     return groups
 
 
