@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dask_embedding_reader import EmbeddingReader
@@ -27,6 +28,7 @@ from dask_embedding_reader.batches.pace import (
 )
 from dask_embedding_reader.batches.read import _Reading
 from dask_embedding_reader.batches.request import BatchRequest
+from dask_embedding_reader.formats.base import GroupedFormat
 from dask_embedding_reader.formats.parquet.decode import DECODER_NBYTES
 from dask_embedding_reader.formats.parquet.footers import FOOTERS, read_footer
 from dask_embedding_reader.formats.picking import SCRATCH_NBYTES
@@ -320,6 +322,35 @@ def test_what_threads_hold_of_remote_row_groups_is_half_of_the_limit_at_most(tmp
         )}  # fmt: skip
         assert list(threads.values()) == [1, 1, 2, 3, 16, 16]
         assert count_threads(reader.manifest, request_of(reader, 10, 1, 7)) == 7
+
+
+@pytest.mark.parametrize(
+    ("group_rows", "requests", "expected"),
+    [(4_000, 1, (16, 16, 4)), (10_000, 2, (8, 12, 4)), (20_000, 4, (4, 12, 4)), (40_000, 9, (2, 12, 4))],
+)
+def test_remote_row_groups_that_take_several_requests_are_read_fewer_at_a_time(
+    group_rows: int, requests: int, expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as keep 16 connections busy, or 12 processors; of 4 threads each its own."""
+    with emptied_bucket() as bucket:
+        table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(np.zeros(40_000 * 512, np.float32), 512)})
+        file = io.BytesIO()
+        pq.write_table(table, file, row_group_size=group_rows)
+        bucket.put("emb/0.parquet", file.getvalue())
+        reader = EmbeddingReader("bucket://emb", "parquet")
+        kind = reader.manifest.format.vectors
+        assert isinstance(kind, GroupedFormat)
+        assert kind.count_requests(largest_header(reader.manifest.vectors)) == requests
+        found = []
+        for processors, threads in ((2, None), (12, None), (12, 4)):
+            monkeypatch.setattr("os.cpu_count", lambda processors=processors: processors)
+            request = request_of(reader, 10, 2**32, threads)
+            chosen = make_pace(reader.manifest, request, decodes_groups=True)
+            found.append(chosen.ahead_rows // max(group_rows, chosen.piece_rows))
+            assert chosen.threads == (threads or 16)
+        assert tuple(found) == expected
+        some = request_of(reader, 10, 2**32)._replace(rows=Stretch(range(0, 40_000, 2)))
+        assert make_pace(reader.manifest, some, decodes_groups=True).ahead_rows >= 16 * group_rows
 
 
 def test_a_row_of_metadata_weighs_what_a_footer_at_hand_tells(tmp_path: Path) -> None:

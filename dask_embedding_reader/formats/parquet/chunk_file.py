@@ -148,7 +148,7 @@ class ChunkFile(io.RawIOBase):
         return max(1, self._at_once // (_count_readers(self) * chunks))
 
 
-_ALONE = 4
+_ALONE = 2
 """So many blocks are on their way at once for those who are of no pool of threads that says how many may be."""
 
 _readers: weakref.WeakSet[ChunkFile] = weakref.WeakSet()

@@ -201,5 +201,5 @@ def decoder_nbytes(columns: Columns, items_nbytes: int) -> int:
 
 
 def fetched_nbytes(chunk_nbytes: int) -> int:
-    """Return what is held of a remote column chunk: all of it, or a window while the next one is fetched."""
+    """Return what is held of a remote column chunk by a thread: all of it, or a block, the next one, and a page."""
     return min(chunk_nbytes, 9 * WINDOW_NBYTES // 4)
