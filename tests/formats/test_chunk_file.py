@@ -202,6 +202,17 @@ def test_behind_what_is_likely_wanted_only_what_is_asked_for_is_fetched(
         assert fetched[-1] == (start, start + BLOCK)
 
 
+@pytest.mark.parametrize("start", [CHUNK.start, CHUNK.start + 50])
+def test_what_is_larger_than_all_blocks_is_fetched_too(
+    file: StoredFile, fetched: list[tuple[int, int]], start: int
+) -> None:
+    chunks = ChunkFile(file, [CHUNK], BLOCK)
+    assert bytes(chunks.read_at(start, start + 100)) == CONTENT[start : start + 100]
+    assert bytes(chunks.read_at(start + 50, 80_000)) == CONTENT[start + 50 : 80_000]
+    assert fetched[0][0] == start
+    assert all(stop == start for (_, stop), (start, _) in pairwise(fetched))
+
+
 def test_blocks_come_into_the_memory_of_earlier_ones(file: StoredFile, fetched: list[tuple[int, int]]) -> None:
     chunks = ChunkFile(file, [CHUNK], BLOCK)
     first = chunks.read_at(CHUNK.start, CHUNK.start + 100)
