@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dask_embedding_reader._common.cached_property import cached_property
 from dask_embedding_reader.rows.section import Section
-from dask_embedding_reader.rows.selection import Int64s, Rows, hash_of, run_starts
+from dask_embedding_reader.rows.selection import Int64s, Rows, hash_of
 from dask_embedding_reader.rows.stretch import Stretch, plain_range
 
 
@@ -49,7 +49,7 @@ def pack(numbers: Int64s) -> Packed:
     if not len(numbers):
         return Packed(0, _OFFSETS, np.empty(0, np.uint8))
     first = int(numbers.min())
-    starts = run_starts(numbers)
+    starts = _run_starts(numbers)
     counts = np.diff(starts, append=len(numbers))
     # Decided by arithmetic: to make each form would take three times as long.
     span = int(numbers.max()) - first + 1
@@ -71,6 +71,13 @@ def pack(numbers: Int64s) -> Packed:
     if form == _RUNS:
         return Packed(first, form, _narrow(np.stack([numbers[starts] - first, counts], axis=1).reshape(-1)))
     return Packed(first, form, _narrow(steps if form == _STEPS else numbers - first))
+
+
+def _run_starts(numbers: Int64s) -> Int64s:
+    """Return where runs of neighbouring numbers begin."""
+    is_start = np.ones(len(numbers), np.bool_)
+    np.not_equal(numbers[1:] - numbers[:-1], 1, out=is_start[1:])
+    return np.flatnonzero(is_start)
 
 
 def _narrow(values: Int64s) -> npt.NDArray[Any]:

@@ -6,7 +6,7 @@ import hashlib
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple, SupportsIndex, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +15,6 @@ Int64s = npt.NDArray[np.int64]
 
 _STEP_ROWS = 2**20
 """Where all rows are looked at, so many are at a time."""
-
-
-class Runs(NamedTuple):
-    """Stretches of neighbouring rows that also follow each other in a selection, as long as they can be."""
-
-    positions: Int64s
-    """Where each one begins in the selection."""
-    first_rows: Int64s
-    """The row that it begins with."""
-    counts: Int64s
-    """How many rows it has."""
 
 
 class Rows(ABC):
@@ -61,12 +50,6 @@ class Rows(ABC):
     def numbers(self, start: int = 0, stop: int | None = None) -> Int64s:
         """Return the rows at the positions ``[start, stop)``."""
         return self.at(np.arange(start, len(self) if stop is None else stop, dtype=np.int64))
-
-    def runs(self, start: int = 0, stop: int | None = None) -> Runs:
-        """Return the positions ``[start, stop)`` as stretches of neighbouring rows."""
-        numbers = self.numbers(start, stop)
-        cuts = run_starts(numbers)
-        return Runs(start + cuts, numbers[cuts], np.diff(cuts, append=len(numbers)))
 
     def windows(self, start: int, stop: int) -> Int64s:
         """Return which of the positions between ``start`` and ``stop`` end what is best read in one go.
@@ -125,13 +108,6 @@ class Rows(ABC):
     def __repr__(self) -> str:
         shown = list(self) if len(self) <= 6 else [*self[:3], "…", *self[-2:]]
         return f"<{len(self):,} rows: {', '.join(f'{row:,}' if isinstance(row, int) else row for row in shown)}>"
-
-
-def run_starts(numbers: Int64s) -> Int64s:
-    """Return where runs of neighbouring numbers begin."""
-    is_start = np.ones(len(numbers), np.bool_)
-    np.not_equal(numbers[1:] - numbers[:-1], 1, out=is_start[1:])
-    return np.flatnonzero(is_start)
 
 
 def hash_of(*parts: object) -> str:

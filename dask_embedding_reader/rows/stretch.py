@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dask_embedding_reader.rows.selection import Int64s, Rows, Runs, hash_of
+from dask_embedding_reader.rows.selection import Int64s, Rows, hash_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,13 +45,6 @@ class Stretch(Rows):
 
     def _cut(self, positions: range) -> Rows:
         return Stretch(plain_range(picked_range(self.values, positions)))
-
-    def runs(self, start: int = 0, stop: int | None = None) -> Runs:
-        """Return the positions ``[start, stop)`` as stretches of neighbouring rows: one, or each alone."""
-        stop = len(self) if stop is None else stop
-        if self.values.step != 1 or start >= stop:
-            return super().runs(start, stop)
-        return Runs(*(np.array([value], np.int64) for value in (start, self.values.start + start, stop - start)))
 
     def search(self, rows: Int64s) -> Int64s:
         """Return how many come before each row."""

@@ -81,22 +81,6 @@ def test_a_selection_is_a_sequence_of_numbers(rows: Rows, data: st.DataObject) -
 
 
 @settings(deadline=None)
-@given(selections(), st.data())
-def test_runs_are_the_rows_in_stretches_as_long_as_can_be(rows: Rows, data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, len(rows)))
-    stop = data.draw(st.integers(start, len(rows)))
-    positions, firsts, counts = rows.runs(start, stop)
-    spelled = [
-        row
-        for first, count in zip(firsts.tolist(), counts.tolist(), strict=True)
-        for row in range(first, first + count)
-    ]
-    assert spelled == rows.numbers(start, stop).tolist() == list(rows)[start:stop]
-    assert positions.tolist() == (start + np.cumsum([0, *counts])[:-1]).tolist()
-    assert (firsts[:-1] + counts[:-1] != firsts[1:]).all()
-
-
-@settings(deadline=None)
 @given(selections(), st.lists(st.integers(-3, 800)))
 def test_an_ascending_selection_is_searched(rows: Rows, wanted: list[int]) -> None:
     for found in (rows, rows[1:-1], rows[::2]):
@@ -143,7 +127,7 @@ def test_windows_end_where_rows_of_the_next_one_follow(
     hands = data.draw(st.integers(1, 3))
     for rows in (epoch, rank, epoch[5::3], deal(rank, data.draw(st.integers(1, 99)), hands, hands - 1)):
         ends = np.flatnonzero(np.diff(window_of[np.asarray(rows)])) + 1
-        for start, stop in ((0, len(rows)), (len(rows) // 5, len(rows) // 2), (0, 0)):
+        for start, stop in ((0, len(rows)), (len(rows) // 5, len(rows) // 2), (0, 0), (len(rows), len(rows))):
             assert rows.windows(start, stop).tolist() == [end for end in ends.tolist() if start < end < stop]
 
 
@@ -172,6 +156,7 @@ def test_equal_rows_are_equal_and_survive_pickling(left: Rows, right: Rows) -> N
     assert not same or hash(left) == hash(right)
     copy = pickle.loads(pickle.dumps(left))
     assert copy == left
+    assert hash(copy) == hash(left)
     assert copy.token == left.token
     assert same or left.token != right.token
     assert left != list(left)
@@ -186,6 +171,14 @@ def test_rows_at_equal_distances_are_the_same_however_they_are_spelled(
     numbers = np.arange(first, first + count)[cut][again]
     assert rows.token == pick(numbers).token
     assert rows.is_contiguous is bool((np.diff(numbers) == 1).all())
+
+
+@pytest.mark.parametrize("numbers", [[5, 5], [5, 5, 5], [4], [4, 3], [9, 6, 3], [3, 6, 9], [0, 3, 7], [2, 1, 1]])
+def test_picked_rows_are_a_stretch_where_their_distances_are_equal(numbers: list[int]) -> None:
+    distances = set(np.diff(numbers).tolist())
+    rows = pick(np.array(numbers))
+    assert isinstance(rows, Stretch) is (len(distances) < 2 and distances != {0})
+    assert list(rows) == list(pick_all(np.array([number]) for number in numbers)) == numbers
 
 
 @given(LISTS, MASKS, st.integers(1, 50))
@@ -312,6 +305,35 @@ GOLDEN = [
         [1497576910, 905579565, 3728987284, 4419679506, 1950986550, 1950986557, 1950986559, 5799999997],
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("count", "block", "buffer", "expected"),
+    [
+        # All rows are in one window: each is a block of its own.
+        (1_000, 5, 1_000, (1, 15, 15)),
+        (1_000, 5, 999, (5, 15, 15)),
+        (64, 5, 64, (1, 1, 1)),
+        (63, 5, 63, (1, 0, 1)),
+        # At least a block of each lane is in a window.
+        (10_000, 5, 63, (1, 156, 1)),
+        (10_000, 5, 1, (1, 156, 1)),
+        (10_000, 5, 64 * 4, (4, 156, 4)),
+        (10_000, 5, 64 * 5 - 1, (4, 156, 4)),
+        (10_000, 5, 64 * 5, (5, 155, 5)),
+        (10_000, 5, 64 * 10 - 1, (5, 155, 5)),
+        (10_000, 5, 64 * 10, (5, 155, 10)),
+        (64 * 155, 5, 64 * 154, (5, 155, 150)),
+        (64 * 155 - 1, 5, 64 * 154, (5, 150, 150)),
+        (64 * 150 + 1, 5, 64 * 150, (5, 150, 150)),
+    ],
+)
+def test_an_epoch_is_cut_into_lanes_of_blocks_and_these_into_windows(
+    count: int, block: int, buffer: int, expected: tuple[int, int, int]
+) -> None:
+    epoch = shuffle(Stretch(range(count)), 0, 0, block, buffer)
+    assert (epoch.block_rows, epoch.lane_rows, epoch.lane_window_rows) == expected
+    assert (epoch.window_rows, epoch.blocks_mixed) == (64 * expected[2], 64 * expected[2] // expected[0])
 
 
 @pytest.mark.parametrize(("case", "order"), GOLDEN)
@@ -447,7 +469,7 @@ def test_an_epoch_of_billions_holds_nothing() -> None:
     try:
         rows = shard(shuffle(Stretch(range(5_800_000_000)), 1, 3, 42, 83_333), 64, 7)
         batch = rows.numbers(600_000 * 64, 600_001 * 64)
-        assert len(rows.runs(600_000 * 64, 600_001 * 64).counts) <= len(set(batch.tolist())) == 64
+        assert len(set(batch.tolist())) == 64
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
         assert len(pickle.dumps(rows)) < 1_000
     finally:
