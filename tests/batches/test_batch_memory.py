@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -454,6 +455,79 @@ def test_as_many_batches_are_begun_as_the_limit_has_room_for(tmp_path: Path, roo
         reading.close()
 
 
+@pytest.mark.parametrize(("more", "metadata_stop", "begun"), [(-1, 50, 5), (0, 100, 5), (79, 100, 5), (80, 100, 6)])
+def test_as_many_metadata_are_begun_as_the_limit_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int, metadata_stop: int, begun: int
+) -> None:
+    """Batches of 10 rows of 8 bytes, and 50 rows of metadata at a time, each taken to weigh 256 bytes."""
+    monkeypatch.setattr(pace, "_METADATA_ROWS", 50)
+    monkeypatch.setattr(pace, "_LEAST_METADATA_ROWS", 1)
+    table = pa.table({"n": np.arange(300)})
+    written = write_collection(tmp_path, "parquet_npy", file_rows=[300], dimension=2, tables=[table])
+    reader = written.open(meta_columns=["n"])
+    request = request_of(reader, 10, 1, 2, 10)
+    held = make_pace(reader.manifest, request, decodes_groups=False).reading_nbytes + cached_nbytes()
+    limit = held + (5 + 1) * 80 + 50 * 256 + 50 * 256 + more
+    reading = _Reading(reader.manifest, request._replace(limit_nbytes=limit), FRAMES)
+    reading._start_jobs(10)
+    assert (reading._metadata_stop, len(reading._slots)) == (metadata_stop, begun)
+    reading.close()
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3_000, 8_192, 8_193])
+def test_frames_of_row_numbers_are_made_for_some_batches_at_once(large: EmbeddingReader, batch_rows: int) -> None:
+    """As many as have 8,192 rows, or one."""
+    request = request_of(large, batch_rows, 2**30, 2)._replace(start=17)
+    reading = _Reading(large.manifest, request, FRAMES)
+    frames = list(reading._number_rows(20_017))
+    assert len(frames) == max(1, 8_192 // batch_rows)
+    assert {len(frame) for frame in frames} == {batch_rows}
+    assert pd.concat(frames)["i"].tolist() == [*range(20_017, 20_017 + len(frames) * batch_rows)]
+    assert sum(map(len, reading._number_rows(299_999))) == 1
+    reading.close()
+
+
+@pytest.mark.parametrize("kind", ["all", "shuffled", "few"])
+def test_nothing_is_kept_when_the_loop_is_left_and_progress_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    told: list[Any] = []
+
+    class Told:
+        def update(self, n: int) -> None:
+            told.append(n)
+
+        def close(self) -> None:
+            told.append("closed")
+
+    def tell(*args: Any) -> Told:
+        told.append(args)
+        return Told()
+
+    monkeypatch.setattr("dask_embedding_reader.batches.read.progress_bar", tell)
+    reader = write_collection(tmp_path, file_rows=[3_000]).open()
+    if kind != "all":
+        reader = reader.shuffle(1) if kind == "shuffled" else reader.take([*range(7, 0, -1)])
+    count = len(reader)
+    assert sum(len(rows) for rows, _ in reader(3, 1, show_progress=True)) == count - 1
+    begun = (True, count - 1, "reading", " embeddings", reader.byte_per_item)
+    assert told == [begun, *[3] * ((count - 1) // 3), *([(count - 1) % 3] if (count - 1) % 3 else []), "closed"]
+    told.clear()
+    batches = reader(3, show_progress=False)
+    next(batches)
+    reading = batches.gi_frame.f_locals["reading"]
+    if kind != "few":
+        buffers = reading._source.buffers if kind == "shuffled" else reading._buffers
+        array = buffers.take((2**20,), np.dtype(np.uint8))
+    batches.close()
+    assert told == [(False, count, *begun[2:]), 3, "closed"]
+    if kind == "few":
+        assert reading._vectors is None
+    else:
+        del array
+        assert buffers.lent_nbytes == buffers.free_nbytes == 0
+
+
 @pytest.mark.parametrize("kind", ["all", "shuffled", "every other"])
 def test_a_limit_of_what_is_needed_is_enough(tmp_path: Path, kind: str) -> None:
     reader = write_collection(tmp_path, file_rows=[6_400]).open()
@@ -465,8 +539,9 @@ def test_a_limit_of_what_is_needed_is_enough(tmp_path: Path, kind: str) -> None:
         needed = projected.batches + projected.ahead
     else:
         needed = project_batches(reader.manifest, request).batches
-    with pytest.warns(UserWarning, match=rf"take (about )?{needed:,} bytes.*limit is {needed - 1:,} "):
+    with pytest.warns(UserWarning, match=rf"take (about )?{needed:,} bytes.*limit is {needed - 1:,} ") as told:
         reader(64, max_ram_usage_in_bytes=needed - 1)
+    assert [warning.filename for warning in told] == [__file__]
     reader(64, max_ram_usage_in_bytes=needed)  # warnings are errors
 
 
