@@ -139,7 +139,7 @@ def run(loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, A
     while not wait([future], _LOOK_SECONDS).done:
         if is_stopped():
             future.cancel()
-            raise _given_up()
+            raise given_up()
     return future.result()
 
 
@@ -163,7 +163,7 @@ def run_apart(calls: Sequence[Callable[[Asked], T]]) -> list[T | BaseException]:
             with suppress(Empty):
                 results.update([answers.get(timeout=_LOOK_SECONDS)])
             if is_stopped():
-                raise _given_up()
+                raise given_up()
     finally:
         asked.give_up()
         # One that is about to return to Python while that ends would end the program with an error.
@@ -173,7 +173,8 @@ def run_apart(calls: Sequence[Callable[[Asked], T]]) -> list[T | BaseException]:
     return [results[number] for number in range(len(calls))]
 
 
-def _given_up() -> ReadError:
+def given_up() -> ReadError:
+    """Return the error of a thread whose answer nobody waits for: nobody sees it."""
     return ReadError("nobody waits for the answer any more")
 
 
@@ -200,7 +201,7 @@ class Asked:
     def check(self) -> None:
         """Raise an error if the question has been given up."""
         if self.given_up:
-            raise _given_up()
+            raise given_up()
 
     def give_up(self) -> None:
         """Wait no longer."""

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
+from dask_embedding_reader._common.threads import is_stopped
 from dask_embedding_reader.storage.clients import any as any_client
 from dask_embedding_reader.storage.clients import azure, gcs, hf, http, s3
 from dask_embedding_reader.storage.connections import (
@@ -20,6 +21,8 @@ from dask_embedding_reader.storage.connections import (
     asking,
     class_name,
     connected,
+    exclusive,
+    given_up,
     protocols,
     run,
     run_apart,
@@ -164,7 +167,10 @@ def _request_plainly(
 
 def _cat_file(filesystem: FileSystem, path: str, wanted: ByteRange) -> Any:
     try:
-        with asking(filesystem) as live:
-            return live.cat_file(path, start=wanted.start, end=wanted.stop)
+        with exclusive(filesystem):  # it may have taken a while to get it
+            if is_stopped():
+                return given_up()
+            with asking(filesystem) as live:
+                return live.cat_file(path, start=wanted.start, end=wanted.stop)
     except Exception as error:  # noqa: BLE001 - the caller decides
         return error

@@ -20,8 +20,11 @@ import pytest
 from fsspec.core import url_to_fs
 
 from dask_embedding_reader import EmbeddingReader
-from dask_embedding_reader.errors import FileChangedError
+from dask_embedding_reader._common.threads import stoppable_pool
+from dask_embedding_reader.errors import FileChangedError, ReadError
 from dask_embedding_reader.storage import retries
+from dask_embedding_reader.storage.connections import exclusive
+from dask_embedding_reader.storage.read import read_range
 from tests.support import servers
 
 ROWS = np.random.default_rng(0).standard_normal((120, 16)).astype(np.float32)
@@ -142,6 +145,17 @@ def read(place: Place, file_format: str) -> None:
 @pytest.mark.parametrize("file_format", ["npy", "parquet"])
 def test_many_threads_read_the_right_rows_over_one_connection(place: Place, file_format: str) -> None:
     read(place, file_format)
+
+
+def test_those_who_wait_for_the_connection_do_not_ask_when_nobody_waits_any_more(place: Place) -> None:
+    file = place.open().manifest.vectors.header(0).file
+    stopped = threading.Event()
+    with exclusive(file.store.filesystem):
+        asked = [stoppable_pool(4, stopped).submit(read_range, file, 0, 10) for _ in range(4)]
+        stopped.set()
+    for each in asked:
+        with pytest.raises(ReadError, match="nobody waits"):
+            each.result(60)
 
 
 def test_opening_logs_in_once_for_each_source(ftp: Place) -> None:
