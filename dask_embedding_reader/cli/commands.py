@@ -72,7 +72,6 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
     try:
         # Not standalone: click would turn Ctrl-C into exit code 1.
         result = command_line.main(arguments, standalone_mode=False)
-        sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
         click.echo(err=True)
         echo("Interrupted", err=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -351,6 +352,26 @@ def test_duplicates_of_more_rows_than_are_remembered_are_estimated(tmp_path: Pat
     facts = cli_stats.row_statistics(EmbeddingReader(tmp_path), most_hashes=3_000)
     assert facts["duplicates"]["exact"] is False
     assert facts["duplicates"]["rows"] == pytest.approx(10_000, rel=0.15)
+
+
+@pytest.mark.parametrize("most", [1, 7, 30, 99, 100, 149, 150])
+def test_rows_whose_hashes_are_multiples_of_a_power_of_two_stand_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Of the smallest power with which they are few enough after each batch."""
+    vectors = np.random.default_rng(3).integers(0, 100, (150, 1))
+    np.save(tmp_path / "0.npy", vectors)
+    hashes = [int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest(), sys.byteorder) for row in vectors]
+    step = next(2**k for k in range(64) if sum(each % 2**k == 0 for each in hashes) <= most)
+    kept = [each for each in hashes if each % step == 0]
+    groups = [[row for row, other in enumerate(hashes) if other == each] for each in dict.fromkeys(kept)]
+    for nbytes in (8, 400, 10**6):
+        monkeypatch.setattr(cli_stats, "_BATCH_NBYTES", nbytes)
+        assert cli_stats.row_statistics(EmbeddingReader(tmp_path), most_hashes=most)["duplicates"] == {
+            "rows": (len(kept) - len(set(kept))) * step,
+            "exact": step == 1,
+            "groups": [group for group in groups if len(group) > 1],
+        }
 
 
 def test_nearest(run: Run, shards: Path, tmp_path: Path) -> None:
@@ -716,6 +737,10 @@ def test_bench_reads_on_where_it_stopped_and_takes_the_fewest_pieces_that_are_as
     facts = cli_bench.measure_reading(EmbeddingReader(odd / "one.npy"), 0.1)
     assert [run["rows"] for run in facts["runs"]] == [1, 1, 1, 1], "a row is larger than what is read at once"
     assert calls == [(1, 0), (2, 0), (4, 0), (8, 0)]
+    calls.clear()
+    facts = cli_bench.measure_reading(EmbeddingReader(odd / "0.npy"), 0.1)
+    assert [run["rows"] for run in facts["runs"]] == [1, 1, 1, 1]
+    assert calls == [(1, 0), (2, 1), (4, 2), (8, 3)]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,3 +154,136 @@ def test_no_message_holds_what_an_address_hides(url: str, before: str, after: st
     assert retries.shown_cause(plain) is plain
     told = caused(FileNotFoundError("x"), EmbeddingReaderError(f"{before}{url}{after}"))
     assert "SECRET" not in retries.describe(told)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What clients make of answers
+
+
+def error(kind: str = "Error", text: str = "", cause: BaseException | None = None, **attributes: Any) -> Exception:
+    """As some client has it."""
+    made: Exception = type(kind, (Exception,), {})(text)
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    made.__cause__ = cause
+    return made
+
+
+def of_boto(status: Any = None, headers: Any = None) -> dict[str, Any]:
+    return {"ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers}}
+
+
+@pytest.mark.parametrize(
+    ("found", "status"),
+    [
+        (error(), 0),
+        (error(response=of_boto(503)), 503),
+        (error(response=of_boto()), 0),
+        (error(response={}), 0),
+        (error(response={"ResponseMetadata": None}), 0),
+        (error(status=404), 404),
+        (error(status="404"), 404),
+        (error(status_code=412), 412),
+        (error(response=SimpleNamespace(status_code=416)), 416),
+        (error("HttpError", code=429), 429),
+        (error("HttpError", code="429"), 429),
+        (error("HttpError", status=500, code=429), 500),
+        (error("OtherError", code=429), 0),
+        (error(status=200), 0),
+        (error(status=399), 0),
+        (error(status=400), 400),
+        (error(status=1000), 0),
+        (error(status="Busy"), 0),
+        (error(cause=error(status=503)), 503),
+        (error(status=200, cause=error(cause=error(status_code=503))), 503),
+        (error(status=404, cause=error(status=503)), 404),
+    ],
+)
+def test_the_status_of_an_answer_is_found_wherever_a_client_keeps_it(found: Exception, status: int) -> None:
+    assert retries.http_status(found) == status
+
+
+def test_errors_that_cause_each_other_are_looked_at_once() -> None:
+    first = error()
+    first.__cause__ = error(cause=first)
+    assert retries.http_status(first) == 0
+    assert retries.shown_cause(first) is first
+
+
+ASKED = {"Retry-After": "7"}
+
+
+@pytest.mark.parametrize(
+    ("found", "seconds"),
+    [
+        (error(status=503), None),
+        (error(status=503, headers=ASKED), 7),
+        (error(status=503, headers={"retry-after": "7"}), 7),
+        (error(status=503, headers="Retry-After: 7"), None),
+        (error(response=of_boto(503, ASKED)), 7),
+        (error(response=of_boto(503, ASKED), headers={"Retry-After": "9"}), 7),
+        (error(response=SimpleNamespace(status_code=503, headers=ASKED)), 7),
+        (error(headers={"x": "y"}, response=SimpleNamespace(status_code=503, headers=ASKED)), 7),
+        (error(cause=error(status=503, headers=ASKED)), 7),
+        (error(status=503, headers={"Retry-After": "Tue, 02 Jan 9999999 03:04:05 GMT"}), None),
+    ],
+)
+def test_the_pause_that_a_server_asks_for_is_found_wherever_a_client_keeps_it(
+    pauses: list[float], found: Exception, seconds: float | None
+) -> None:
+    assert with_retries(failing(found, 1), "x") == "done"
+    assert pauses == [seconds] if seconds is not None else 0.1 <= pauses[0] <= 0.3
+
+
+@pytest.mark.parametrize("name", ["NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"])
+def test_who_has_no_credentials_is_not_asked_again(name: str) -> None:
+    assert not may_pass(error(name))
+    assert may_pass(error(f"{name}s"))
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (OSError("a  b\nc"), "OSError: a b c"),
+        (OSError(), "OSError"),
+        (ReadError("as it is"), "as it is"),
+        (error("Odd", "http://u:p@h/a?b=c&d"), "Odd: http://h/a"),
+        (caused(FileNotFoundError("x"), OSError("y")), "OSError: y"),
+        (caused(OSError("x"), OSError("y")), "OSError: x"),
+    ],
+)
+def test_an_error_is_described_in_a_line(found: Exception, said: str) -> None:
+    assert retries.describe(found) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("nothing", "nothing"),
+        ("", ""),
+        ("what? a=b", "what? a=b"),
+        ("a?b", "a?b"),
+        ("s3://b/a?versionId=1", "s3://b/a"),
+        ("see (https://u:p@h:1/a/?x=1) and 's3://b/c?d=e', ok", "see (https://h:1/a/) and 's3://b/c', ok"),
+        ("https://u@h/a@b", "https://h/a@b"),
+        ("mail me@home", "mail me@home"),
+        ("/a*?b=c", "/a*?b=c"),
+        ("/a?b?c=d", "/a"),
+    ],
+)
+def test_what_is_hidden_in_a_text(text: str, shown: str) -> None:
+    assert retries.hide_secrets(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_shown"),
+    [({}, True), ({"User-Agent": "x"}, True), ({"X-Api-Key": "x"}, False), ({"accept": "x", "Cookie": "x"}, False)],
+)
+def test_an_error_that_keeps_the_headers_that_were_sent_is_no_cause(headers: dict[str, str], is_shown: bool) -> None:
+    found = error(request_info=SimpleNamespace(headers=headers))
+    outer = ValueError("x")
+    outer.__context__ = found
+    for each in (found, error(cause=found), outer):
+        assert (retries.shown_cause(each) is each) is is_shown
+    assert retries.is_secret("aws_SECRET_access_key")
+    assert not retries.is_secret("region")
