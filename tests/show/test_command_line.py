@@ -295,6 +295,13 @@ def test_plan(run: Run, shards: Path, tmp_path: Path) -> None:
     assert f"drawn in {picture}" in out
 
 
+def test_a_plan_is_not_drawn_without_matplotlib(run: Run, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, err = run("plan", shards, "--plot", shards / "plan.png")
+    assert (code, out) == (1, "")
+    assert err == 'Error: --plot needs matplotlib: pip install "dask-embedding-reader[plot]"\n'
+
+
 def test_stats_are_those_of_numpy(run: Run, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((500, 8)).astype(np.float32)
@@ -741,6 +748,9 @@ def test_bench_reads_on_where_it_stopped_and_takes_the_fewest_pieces_that_are_as
     facts = cli_bench.measure_reading(EmbeddingReader(odd / "0.npy"), 0.1)
     assert [run["rows"] for run in facts["runs"]] == [1, 1, 1, 1]
     assert calls == [(1, 0), (2, 1), (4, 2), (8, 3)]
+    for rows, is_again in ((3, True), (4, False)):
+        np.save(odd / "few.npy", np.ones((rows, 4), np.float32))
+        assert cli_bench.measure_reading(EmbeddingReader(odd / "few.npy"), 0.1)["read_again"] is is_again
 
 
 @pytest.mark.parametrize(
@@ -985,7 +995,10 @@ def test_quotes_are_taken_off_values_that_stand_in_them(text: str, values: tuple
         (["--where", "day == soon"], "the column is timestamp"),
         (["--where", "seen == perhaps"], "the column is bool"),
         (["--where", "list == 1"], "the column is list<"),
-        (["--where", "n in 3"], "after in a list is expected, such as [3]"),
+        (["--where", "n in 3"], "--where 'n in 3': after in a list is expected, such as [3]"),
+        (["--where", "n in [3"], "after in a list is expected, such as [[3]"),
+        (["--where", "n not in 3]"], "after not in a list is expected, such as [3]]"),
+        (["--where", "n in "], "after in a list is expected, such as [a, b]"),
         (["--where", "kind in [a, 'b]"], "a quote of the list is not closed"),
         (["--where", "n > 100"], "--where 'n > 100': none of 12 rows satisfies it"),
         (["-f", "npy", "--where", "n > 1"], "have no columns to filter by"),

@@ -155,9 +155,9 @@ def test_the_disk_begins_to_write_a_file_before_it_is_whole(
     def content(write: Callable[[Any], object]) -> str:
         start = 0
         for nbytes in (4, 5, 1, 9, 1, 0, 100, 10, 9, 1):
-            write(memoryview(data[start : start + nbytes]))
+            write(data[start : start + nbytes].data)
             start += nbytes
-        write(memoryview(data[140:].view(np.uint16)))
+        write(data[140:].view(np.uint16).data)
         return "done"
 
     assert STORE.put(str(tmp_path / "a"), content, durable=durable, cached=cached) == "done"
