@@ -71,6 +71,12 @@ def vectors_of(folder: Path) -> Any:
     return np.concatenate([np.load(path) for path in sorted(folder.glob("*.npy"))])
 
 
+def show_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have logs of progress show a line for each step, however long some steps take."""
+    monkeypatch.setattr(progress, "_LOG_SECONDS", 0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: 0.0))
+
+
 def test_info(run: Run, shards: Path) -> None:
     code, out, err = run("info", shards, "-m", "word")
     assert (code, err) == (0, "")
@@ -274,7 +280,7 @@ def test_json_is_printed_for_people_too_unless_others_cannot_read_it(capsys: pyt
 
 
 def test_opening_many_files_shows_how_far_it_is(run: Run, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_LOG_SECONDS", 0)  # a line for each step
+    show_each_step(monkeypatch)
     code, _, err = run("info", shards)
     assert code == 0
     assert "3 of 3 files (100%)" in err
@@ -713,7 +719,7 @@ def test_bench_reads_on_where_it_stopped_and_takes_the_fewest_pieces_that_are_as
     monkeypatch.setattr(EmbeddingReader, "__call__", recorded)
     monkeypatch.setattr(cli_bench, "_BATCH_NBYTES", 3 * 16)
     monkeypatch.setattr(cli_bench, "time", SimpleNamespace(perf_counter=look))
-    monkeypatch.setattr(progress, "_LOG_SECONDS", 0)  # a line for each step
+    show_each_step(monkeypatch)
     facts = cli_bench.measure_reading(EmbeddingReader(odd / "0.npy"), 16.0, show_progress=True)
     wanted = [(1, 6, 4.0), (2, 10, 5.0), (4, 10, 4.5), (8, 9, 4.5)]
     assert facts == {
