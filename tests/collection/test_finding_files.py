@@ -258,6 +258,7 @@ def test_a_glob_asks_only_for_folders_that_it_may_match(walked: str, monkeypatch
     for folder in ("mine", "deep"):
         fail_at(monkeypatch, folder, PermissionError("no entry"))
     assert numbers(f"{walked}/a*/*.npy") == [0, 1]
+    assert numbers(f"{walked}/a2*/**/*.npy") == [1]
 
 
 def test_a_temporary_folder_that_vanishes_is_of_no_importance(walked: str, monkeypatch: pytest.MonkeyPatch) -> None:
