@@ -339,6 +339,12 @@ def test_levels_of_any_length_are_looked_at_without_the_values(tmp_path: Path, c
         assert max(read) <= 2**14
 
 
+def test_levels_may_be_many(tmp_path: Path) -> None:
+    """80 KB of them, before which nothing tells how many there are."""
+    made = make(tmp_path, [80_000, 80_000], dimension=8, codec=1, dtype="f2")
+    assert fill(made, made.chunk(), 80_001, 1)[0] == 1
+
+
 def test_rows_are_taken_out_of_arrays() -> None:
     arrays = [np.arange(start, start + 3) for start in (0, 3, 6)]
     for first in range(10):

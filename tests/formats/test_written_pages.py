@@ -18,8 +18,10 @@ from dask_embedding_reader.formats.parquet import encode as encoding
 from dask_embedding_reader.formats.parquet import read as parquet
 from dask_embedding_reader.formats.parquet import write as pages
 from dask_embedding_reader.formats.parquet.footer import read_raw_footer
-from dask_embedding_reader.formats.parquet.page_headers import PLAIN, RLE, page_header
+from dask_embedding_reader.formats.parquet.page_headers import PLAIN, RLE, PageHeader, page_header
 from dask_embedding_reader.formats.parquet.thrift import encode_varint
+from tests.support.pages import encode_head
+from tests.support.thrift import BINARY, I16, I32, I64, LIST, STRUCT, Value, encoded, encoded_fields, varint, zigzag
 
 DTYPES = ["f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"]
 ROWS = 1_000
@@ -221,3 +223,60 @@ def test_files_are_the_same_each_time(tmp_path: Path) -> None:
         write_embeddings(vectors("f4", 8), tmp_path / name, "parquet", metadata())
     first, second = ((tmp_path / name / "00000000.parquet").read_bytes() for name in ("a", "b"))
     assert first == second
+
+
+@pytest.mark.parametrize(("dtype", "dimension"), [("f4", 8), ("f2", 1), ("i1", 40), ("u8", 3), ("f8", 300)])
+def test_files_of_vectors_are_encoded_field_by_field(tmp_path: Path, dtype: str, dimension: int) -> None:
+    """Every byte of them, but for what pyarrow says of the schema."""
+    array = vectors(dtype, dimension)
+    write_embeddings(array, tmp_path, "parquet")
+    data = (tmp_path / "00000000.parquet").read_bytes()
+    kind, stored = {"f2": (7, "f2"), "f4": (4, "f4"), "f8": (5, "f8"), "u8": (2, "u8")}.get(dtype, (1, f"{dtype[0]}4"))
+    row_nbytes = dimension * np.dtype(stored).itemsize
+    group_rows = max(1, 20_000 // array[0].nbytes)
+    step = max(1, 3_000 // row_nbytes)
+    content, chunks = b"PAR1", []
+    for start in range(0, ROWS, group_rows):
+        group = array[start : start + group_rows]
+        begin, pages_of_group = len(content), []
+        for first in range(0, len(group), step):
+            page = group[first : first + step]
+            count = page.size
+            runs = varint(2 * len(page)) + b"\0"
+            if dimension > 1:
+                runs = (b"\x02\0" + varint(2 * (dimension - 1)) + b"\1") * len(page)
+            both = (runs, varint(2 * count) + b"\1")
+            body = b"".join(len(levels).to_bytes(4, "little") + levels for levels in both)
+            body += page.astype(stored).tobytes()
+            head = encode_head(PageHeader(len(body), count, PLAIN, len(body)))
+            pages_of_group.append((len(content), len(head) + len(body), first))
+            content += head + body
+        chunks.append((begin, len(content) - begin, len(group), pages_of_group))
+    groups = []
+    for number, (begin, nbytes, rows, pages_of_group) in enumerate(chunks):
+        places = [
+            Value(STRUCT, {1: Value(I64, place), 2: Value(I32, size), 3: Value(I64, row)})
+            for place, size, row in pages_of_group
+        ]
+        index = encoded_fields({1: Value(LIST, places, STRUCT)})
+        said = {
+            1: Value(I32, kind),
+            2: Value(LIST, [Value(I32, PLAIN), Value(I32, RLE)], I32),
+            3: Value(LIST, [Value(BINARY, part) for part in (b"embedding", b"list", b"element")], BINARY),
+            4: Value(I32, 0),
+            5: Value(I64, rows * dimension),
+            6: Value(I64, nbytes),
+            7: Value(I64, nbytes),
+            9: Value(I64, begin),
+        }
+        column = {2: Value(I64, 0), 3: Value(STRUCT, said), 4: Value(I64, len(content)), 5: Value(I32, len(index))}
+        group = {1: Value(LIST, [Value(STRUCT, column)], STRUCT), 2: Value(I64, nbytes), 3: Value(I64, rows)}
+        group |= {5: Value(I64, begin), 6: Value(I64, nbytes), 7: Value(I16, number)}
+        groups.append(Value(STRUCT, group))
+        content += index
+    raw = read_raw_footer(data)
+    assert data[: raw.start] == content
+    footer = b"\x15" + zigzag(2) + b"\x19" + raw.schema + b"\x16" + zigzag(ROWS)
+    footer += b"\x19" + encoded(Value(LIST, groups, STRUCT)) + b"\x19" + raw.key_values
+    footer += b"\x18" + varint(len(raw.created_by)) + raw.created_by + b"\x19" + raw.column_orders + b"\0"
+    assert data[raw.start :] == footer + len(footer).to_bytes(4, "little") + b"PAR1"
