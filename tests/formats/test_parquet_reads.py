@@ -287,6 +287,26 @@ def test_pages_are_looked_for_where_so_little_is_wanted_that_two_requests_are_wo
             assert of_chunk == [(start, stop)]
 
 
+@pytest.mark.parametrize(
+    ("stretches", "pages_fetched"),
+    [([(0, 60), (150, 180)], 9), ([(0, 60), (149, 180)], 18), ([(20, 50), (60, 80), (90, 110)], 9), ([(20, 40)], 2)],
+)
+def test_pages_between_are_passed_over_where_half_of_the_rows_or_less_are_wanted(
+    bucket: Bucket,
+    small_requests: Callable[[FileHeader, int], FileHeader],
+    stretches: list[tuple[int, int]],
+    pages_fetched: int,
+) -> None:
+    data = content(group_rows=ROWS)
+    start, stop = chunk_of(data, 0)
+    header = small_requests(remote_header(bucket, data), 10)
+    bucket.forget()
+    rows = PARQUET.open_stretches(header, COLUMNS, stretches[0][0], stretches[-1][1])
+    np.testing.assert_array_equal(read(rows, stretches), expected(stretches))
+    nbytes = sum(last - first for first, last in fetched(bucket, data))
+    assert round(nbytes / ((stop - start) / (ROWS // PAGE))) == pages_fetched
+
+
 def test_pages_of_stretches_are_fetched_together_in_bounded_memory(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, small_requests: Callable[[FileHeader, int], FileHeader]
 ) -> None:
