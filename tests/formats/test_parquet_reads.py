@@ -17,7 +17,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader import EmbeddingReader
-from dask_embedding_reader.errors import FormatError
+from dask_embedding_reader.errors import FormatError, ReadError
 from dask_embedding_reader.formats.base import Columns, FileHeader
 from dask_embedding_reader.formats.parquet import decode, page_index, pages, plain_pages
 from dask_embedding_reader.formats.parquet import read as parquet
@@ -28,7 +28,7 @@ from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.parquet.header import read_header
 from dask_embedding_reader.storage.local import LocalStore
 from dask_embedding_reader.storage.store import StoredFile, Version
-from tests.support.stores import Bucket, emptied_bucket
+from tests.support.stores import Bucket, Request, emptied_bucket
 
 GROUP, PAGE, GROUPS, DIMENSION = 60, 10, 4, 8
 ROWS = GROUP * GROUPS
@@ -420,3 +420,36 @@ def test_what_decoding_holds_is_counted(tmp_path: Path, bucket: Bucket) -> None:
     assert PARQUET.held_nbytes(remote._replace(**small), many, 7, 2) == one + 3 * 3 * 80 + 2 * 3 * 80
     assert PARQUET.held_nbytes(remote._replace(**small), COLUMNS, 7, 2) == one + 2 * 400
     assert PARQUET.held_nbytes(remote._replace(group_rows=()), COLUMNS, 0, 2) == one
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is said where bytes do not come
+
+
+def test_the_rows_whose_bytes_do_not_come_are_named(
+    tmp_path: Path, bucket: Bucket, small_requests: Callable[[FileHeader, int], FileHeader]
+) -> None:
+    data = content(group_rows=ROWS)
+    start, stop = chunk_of(data, 0)
+
+    def refuse(request: Request) -> None:
+        if request.kind == "read" and start <= request.start < stop:
+            raise PermissionError("not for you")
+
+    for worth, stretches, named in (
+        (10**6, [(30, 40), (41, 50)], "30 to 50"),
+        (10, [(30, 40), (100, 101), (200, 203)], "30 to 203"),
+    ):
+        header = small_requests(remote_header(bucket, data), worth)
+        bucket.before_read = refuse
+        with pytest.raises(ReadError, match=rf"^rows {named}: .*not for you"):
+            read(PARQUET.open_stretches(header, COLUMNS, 30, 220), stretches)
+        bucket.before_read = None
+    local = local_header(tmp_path / "0.parquet", content())
+    find = PARQUET.open_parts(local, COLUMNS, 50, 220)
+    (tmp_path / "0.parquet").unlink()
+    with pytest.raises(ReadError, match=r"^rows 50 to 60: "):
+        find([np.empty((30, DIMENSION), np.float32)])
+    rows = PARQUET.open_stretches(local, COLUMNS, 50, 220)
+    with pytest.raises(ReadError, match=r"^rows 50 to 60: "):
+        read(rows, [(50, 70)])
