@@ -37,6 +37,7 @@ def paired(vectors: str, metadata: str, roots: Roots = ((), ())) -> str:
         # By name, by what in it is not the same in all, by numbers however they are padded.
         ("e/0 e/1", "m/1 m/0", "m/0 m/1"),
         ("e/x/0 e/y/0", "m/y/0 m/x/0", "m/x/0 m/y/0"),
+        ("e/a-1 e/a_1", "m/a_1 m/a-1", "m/a-1 m/a_1"),
         ("e/emb_0002 e/emb_1", "m/meta_1 m/meta_2", "m/meta_2 m/meta_1"),
         ("e/a_x e/b_x", "m/b_y m/a_y", "m/a_y m/b_y"),
         ("e/10 e/9", "m/010 m/09", "m/010 m/09"),
@@ -72,6 +73,7 @@ def test_files_are_paired_by_the_first_rule_that_tells(vectors: str, metadata: s
         ("e/x1", "m/y2", "; without metadata: /e/x1.npy; without vectors: /m/y2.parquet"),
         ("e/p", "m/q m/r", "; without metadata: /e/p.npy; without vectors: /m/q.parquet, /m/r.parquet"),
         ("e/aa e/bb", "m/x m/bb", "; without metadata: /e/aa.npy; without vectors: /m/x.parquet"),
+        ("e/x", "m/x m/y", "; without vectors: /m/y.parquet"),
         ("e/0 e/1 e/2", "m/0 m/1", "; without metadata: /e/2.npy"),
         ("e/0 e/1", "m/0 m/1 m/2", "; without vectors: /m/2.parquet"),
         ("a/0 a/1 b/0", "m/0 m/1 n/0", "; alike in name and number: /a/0.npy, /b/0.npy"),
