@@ -9,7 +9,6 @@ limit before a piece is started. Nothing runs that was not asked for, so that le
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ import pandas as pd
 
 from dask_embedding_reader._common.budget import Budget
 from dask_embedding_reader._common.memory import Buffers, Slot
+from dask_embedding_reader._common.notices import warn
 from dask_embedding_reader._common.progress import progress_bar
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.batches.few import FewReading, are_few
@@ -64,19 +64,17 @@ def read_batches(manifest: Manifest, request: BatchRequest) -> Iterator[Batch]:
     projected = (project_windows if by_windows else project_batches)(manifest, request)
     nbytes = projected.batches + (projected.ahead if by_windows else 0)
     if nbytes > request.limit_nbytes and by_windows:
-        warnings.warn(
+        warn(
             f"rows in this order take about {nbytes:,} bytes: two windows of "
             f"{counted(window_rows(manifest, request), 'row')}, which are read in one go, and two batches; the limit "
             f"is {request.limit_nbytes:,} (max_ram_usage_in_bytes): windows are read in parts, with nothing read "
             "ahead; a smaller buffer_rows (of shuffle) or a higher limit is faster",
-            stacklevel=3,
         )
     elif nbytes > request.limit_nbytes:
-        warnings.warn(
+        warn(
             f"two batches of {counted(request.batch_rows, 'row')}, the one in use and the next, take {nbytes:,} bytes; "
             f"the limit is {request.limit_nbytes:,} (max_ram_usage_in_bytes): batches are read one at a time, with "
             "nothing read ahead; a smaller batch_size or a higher limit is faster",
-            stacklevel=3,
         )
     return _iterate(manifest, request, FRAMES, kind)
 

@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dask_embedding_reader._common.arguments import Source
+from dask_embedding_reader._common.notices import warn
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.collection.beside import check_finished, read_saved, saved_headers
 from dask_embedding_reader.collection.files import FileTable, file_table
@@ -278,10 +278,9 @@ def _warn_of_joined(files: FileTable) -> None:
             what, one = "splits", numbered_alike(files.header(next(iter(splits.values())).first).file.url)
         counts = {name: folder.rows for name, folder in (folders or splits).items()}
         shown = ", ".join(f"{name} ({counted(count, 'row')})" for name, count in counts.items())
-        warnings.warn(
+        warn(
             f"{url!r} joins the files of {what} that look like collections of their own: {shown}; name one of them, as "
             f"in {one!r}, or a list of those to be joined. For the same rows of several of them open a reader of each",
-            stacklevel=5,
         )
 
 
@@ -344,10 +343,9 @@ def likely_metadata_folder(source: Source, storage_options: Mapping[str, Any] | 
 
 
 def _warn_of_empty(source: Source) -> None:
-    warnings.warn(
+    warn(
         f"{hide_secrets(os.fspath(source))!r} holds no file of this format and is passed over; the rows are those of "
         "the other sources",
-        stacklevel=5,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from dask_embedding_reader._common.notices import warn
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats.base import Array
@@ -213,8 +213,7 @@ def warn_of_not_finite(records: Mapping[int, Record]) -> None:
     """Report values that a cast could only keep as what they were."""
     if count := sum(record.not_finite for record in records.values()):
         parts = [number for number, record in sorted(records.items()) if record.not_finite]
-        warnings.warn(
+        warn(
             f"{count:,} of the values that were cast to a narrower dtype are NaN or infinite, and were kept as such "
             f"(in {counted(len(parts), 'file')}, the first is number {parts[0]})",
-            stacklevel=5,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from dask_embedding_reader._common.notices import warn
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.batches.read import read_table_batches
 from dask_embedding_reader.batches.request import BatchRequest, span_of
@@ -179,10 +179,9 @@ def _check_row_numbers(frame: pd.DataFrame | None, where: str) -> None:
     is_index = frame.index.name == ROW_NUMBER
     of_reader = numbers.dtype == np.int64 and (is_index or frame.columns[-1] == ROW_NUMBER)
     if not of_reader:
-        warnings.warn(
+        warn(
             f"{where} has a column of integers {ROW_NUMBER!r}, which is taken for row numbers and not stored: readers "
             "make these anew; rename it to keep it, or drop it",
-            stacklevel=2,
         )
 
 

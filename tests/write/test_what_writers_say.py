@@ -25,11 +25,12 @@ import pyarrow as pa
 import pytest
 
 from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
-from dask_embedding_reader.errors import CastError, ColumnError, DestinationError, MismatchError
+from dask_embedding_reader.batches.read import read_table_batches
+from dask_embedding_reader.errors import CastError, ColumnError, DestinationError, MismatchError, WriteError
 from dask_embedding_reader.storage.put import list_files, make_folder, put_file
 from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.urls import resolve
-from dask_embedding_reader.write import claim, destination, notes, parts, verify
+from dask_embedding_reader.write import claim, destination, notes, parts, sources, verify
 from dask_embedding_reader.write.folder import Folder
 from tests.support.collections import wait_until
 
@@ -198,6 +199,24 @@ def test_rows_that_were_written_before_with_other_values_are_named(tmp_path: Pat
         write_embeddings(rows, tmp_path, rows_per_file=6)
 
 
+@pytest.mark.parametrize("source", ["numpy", "dask", "batches", "reader", "row numbers"])
+def test_warnings_are_shown_where_the_writer_is_called(tmp_path: Path, source: str) -> None:
+    rows = ROWS.copy()
+    rows[13] = np.nan
+    np.save(tmp_path / "0.npy", rows)
+    array: Any = {
+        "numpy": rows,
+        "dask": da.from_array(rows, chunks=(SIZES, 3)),
+        "batches": iter([(rows[:3], None), (rows[3:], None)]),
+        "reader": EmbeddingReader(tmp_path / "0.npy"),
+        "row numbers": iter([(rows[:13], FRAME[:13].assign(i=np.arange(13, dtype="i4")))]),
+    }[source]
+    file_format = "parquet" if source == "row numbers" else "npy"
+    with pytest.warns(UserWarning, match=r"kept as such \(in 1 file, the first is number 2\)|is taken for row") as told:
+        write_embeddings(array, tmp_path / "out", file_format, dtype="float16", rows_per_file=5)
+    assert [Path(one.filename) for one in told] == [Path(__file__)]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments and notes
 
@@ -229,6 +248,54 @@ def test_long_values_of_notes_are_shown_in_part(characters: int, shown: int) -> 
     )
     with pytest.raises(notes.DamagedNoteError, match=r"^key is a value of type int, not a text$"):
         notes.refuse("key", 10**5000, "a text")
+
+
+SETTINGS: dict[str, Any] = {
+    "token": None,
+    "file_format": "npy",
+    "embedding_column": "embedding",
+    "rows": 1,
+    "rows_per_file": 1,
+    "dimension": 1,
+    "dtype": "<f4",
+    "scale": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, ""),
+        ({"rows": None, "token": "t", "scale": 2}, ""),
+        ({"rows": 2**63 - 1, "dimension": 2**63 - 1, "rows_per_file": 2**63 - 1}, ""),
+        *(
+            ({key: value}, f"{key} is {value}, not an integer from 1 on")
+            for key in ("rows", "dimension", "rows_per_file")
+            for value in (0, 2**63, True)
+        ),
+        ({"dtype": "complex64"}, ""),
+        *(
+            ({"dtype": dtype}, f"dtype is '{dtype}', not a dtype of numbers that such files can hold")
+            for dtype in ("complex128", "O", "M8[s]", "f4,f4", "nonsense")
+        ),
+        ({"file_format": "parquet", "dtype": "c8"}, "dtype is 'c8', not a dtype of numbers that such files can hold"),
+        ({"file_format": "none"}, "file_format is 'none', not one of"),
+        ({"scale": "1"}, "scale is '1', not a finite number"),
+        ({"scale": True}, "scale is True, not a finite number"),
+        ({"token": 1}, "token is 1, not a text"),
+        (
+            {"more": 1},
+            "settings is ['dimension', 'dtype', 'embedding_column', 'file_format', 'm..., not a note of token, f",
+        ),
+    ],
+)
+def test_settings_that_were_noted_are_read_if_they_are_such(changed: dict[str, Any], told: str) -> None:
+    given = {**SETTINGS, **changed}
+    if not told:
+        assert parts.read_settings(given)._asdict() == given
+    else:
+        with pytest.raises(notes.DamagedNoteError, match=f"^{re.escape(told)}"):
+            parts.read_settings(given)
 
 
 @pytest.mark.parametrize("damage", [{"columns": "x"}, {"columns": 1}, {"rows": 0}, {"not_finite": -1}, {"files": {}}])
@@ -458,8 +525,100 @@ def test_of_one_job_there_is_one_lease_here(tmp_path: Path) -> None:
     assert not os.path.exists(folder)
 
 
+@pytest.mark.parametrize(("seconds", "is_alive"), [(0.5, True), (-0.5, True), (1, False), (-1, False)])
+def test_a_process_of_the_same_number_is_another_one_if_it_began_at_another_time(
+    other: psutil.Process, seconds: float, is_alive: bool
+) -> None:
+    began = float(round(other.create_time()))
+    sign = claim._Sign("a" * 32, "h", claim._machine(), other.pid, began + seconds, 0.0)
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(psutil.Process, "create_time", lambda _: began)
+        assert sign.is_alive is is_alive
+
+
+def test_what_fails_as_nobody_can_tell_whether_the_claim_is_held_says_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, folder = resolve(tmp_path / "_writing")
+
+    def fail(said: str) -> None:
+        raise WriteError(said)
+
+    with claim.claimed(store, folder) as held:
+
+        def work() -> None:
+            patches.setattr(claim, "get_file", lambda *_: fail("no connection"))
+            fail("no room")
+
+        with monkeypatch.context() as patches, pytest.raises(WriteError, match="no room"):
+            held.keep(work)
+
+
+def test_who_cannot_take_over_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, folder = resolve(tmp_path / "_writing")
+
+    def fail(*_: Any) -> None:
+        raise WriteError("no permission")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(claim, "_disarm", fail)
+        with pytest.raises(WriteError, match="no permission"):
+            claim.take(store, folder, "a" * 32)
+    assert not os.path.exists(folder)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The folder
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_who_overwrites_writes_anew_but_for_what_is_only_to_be_tidied_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_lazy: bool
+) -> None:
+    def write() -> dict[str, int]:
+        array = da.from_array(ROWS, chunks=(SIZES, 3)) if is_lazy else ROWS
+        write_embeddings(array, tmp_path, rows_per_file=10, overwrite=True)
+        return {path.name: path.stat().st_ino for path in tmp_path.glob("0*.npy")}
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    first = write()
+    second = write()
+    assert not {*first.values()} & {*second.values()}
+    with monkeypatch.context() as patches:
+        patches.setattr(destination, "complete", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    waiting = {path.stat().st_ino for path in tmp_path.rglob("0*.npy")} - {*second.values()}
+    assert len(waiting) == 2
+    found = write()
+    # Of numpy arrays only the rows themselves tell whether they are the same.
+    assert ({*found.values()} == waiting) is is_lazy
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("rows_per_file", "limit", "left"), [(5, 1000, 640), (5, 245, 125), (10, 500, 260), (1, 30, 18), (1, 1, 12)]
+)
+def test_a_reader_is_read_in_the_memory_that_writers_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_file: int, limit: int, left: int
+) -> None:
+    """And in that of a file, which is a batch."""
+    asked: list[Any] = []
+
+    def noting(manifest: Any, request: Any) -> Any:
+        asked.append(request)
+        return read_table_batches(manifest, request)
+
+    np.save(tmp_path / "0.npy", ROWS)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(sources, "read_table_batches", noting)
+    reader = EmbeddingReader(tmp_path / "0.npy")
+    write_embeddings(reader, tmp_path / "out", rows_per_file=rows_per_file, max_ram_usage_in_bytes=limit)
+    [request] = asked
+    assert request.limit_nbytes == left
+    assert (request.batch_rows, request.dtype, request.show_progress) == (rows_per_file, np.dtype("f4"), False)
 
 
 def test_what_another_job_left_is_removed_before_anything_is_written(tmp_path: Path) -> None:
@@ -477,6 +636,11 @@ def test_what_another_job_left_is_removed_before_anything_is_written(tmp_path: P
         write_embeddings(batches(True, []), tmp_path, rows_per_file=5, overwrite=True)
     assert len(list(tmp_path.rglob("0*.npy"))) == 5
     seen: list[set[str]] = []
+    with pytest.raises(
+        DestinationError, match=r"holds 1 file of other data already \(such as 00000000\.npy\); name an"
+    ):
+        write_embeddings(batches(False, seen), tmp_path, rows_per_file=5)
+    assert len(list(tmp_path.rglob("0*.npy"))) == 5
     with pytest.raises(DestinationError) as caught:
         write_embeddings(batches(False, seen), tmp_path, rows_per_file=4, dtype="f8")
     assert str(caught.value) == (
