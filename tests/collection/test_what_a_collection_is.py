@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dask_embedding_reader import EmbeddingReader
-from dask_embedding_reader.collection import beside, headers, layout, manifest, saved
+from dask_embedding_reader.collection import beside, headers, layout, manifest, reopen, saved
 from dask_embedding_reader.collection.files import FileTable, file_table
 from dask_embedding_reader.errors import (
     ArgumentError,
+    DestinationError,
     FileChangedError,
     FormatError,
     MismatchError,
@@ -428,6 +430,80 @@ def test_a_manifest_is_read_up_to_a_size(
     assert EmbeddingReader(tmp_path).count == 4
     said = f"{tmp_path}/.manifest.embeddings: has {size:,} bytes, more than any manifest; remove it; it is not used"
     assert [record.getMessage() for record in caplog.records] == [said]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> manifest.Manifest:
+    """Vectors in one folder, metadata in another."""
+    for name in ("emb", "meta"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+    np.save(tmp_path / "emb" / "0.npy", ROWS)
+    pq.write_table(pa.table({"n": range(4)}), tmp_path / "meta" / "0.parquet")
+    reader = EmbeddingReader(
+        tmp_path / "emb", "parquet_npy", meta_columns=["n"], metadata_folder=f"{tmp_path}/meta/*.parquet"
+    )
+    return reader.manifest
+
+
+@pytest.mark.parametrize(
+    ("vectors", "metadata", "folder", "root"),
+    [
+        ("emb", "meta", "emb/inner", "emb"),
+        ("emb", "meta", "meta/inner/deep", "meta"),
+        ("emb", "meta", "emb", None),
+        ("emb", "meta", "embeddings", None),
+        ("emb/", "meta", "emb/inner", "emb"),
+        ("emb/0.npy", "meta/*.parquet", "emb/inner", None),
+        ("emb/0.npy", "meta/*.parquet", "meta/inner", None),
+        ("emb/**/*.npy", "meta/*.parquet", "emb/inner", "emb/**/*.npy"),
+        ("emb/0.npy", "meta/**/*.parquet", "meta/inner", "meta/**/*.parquet"),
+    ],
+)
+def test_nothing_is_written_to_where_a_collection_would_find_it(
+    tmp_path: Path, pair: manifest.Manifest, vectors: str, metadata: str, folder: str, root: str | None
+) -> None:
+    assert pair.metadata is not None
+    tables = (
+        replace(pair.vectors, roots=(f"{tmp_path}/{vectors}",)),
+        replace(pair.metadata, roots=(f"{tmp_path}/{metadata}",)),
+    )
+    read = replace(pair, vectors=tables[0], metadata=tables[1])
+    where = f"{tmp_path}/{folder}"
+    if root is None:
+        reopen.check_outside(read, STORE, where)
+    else:
+        said = rf"^{re.escape(where)}: lies in {re.escape(f'{tmp_path}/{root}')}/?, which is read: who opens that again"
+        with pytest.raises(DestinationError, match=said):
+            reopen.check_outside(read, STORE, where)
+    other, _ = resolve("memory://x")
+    reopen.check_outside(read, other, where)
+    reopen.check_outside(replace(read, vectors=replace(read.vectors, roots=()), metadata=None), STORE, where)
+
+
+@pytest.mark.parametrize(
+    ("name", "root"),
+    [
+        ("emb/m.npy", "emb"),
+        ("emb/inner/m.npy", "emb"),
+        ("meta/m.parquet", "meta/*.parquet"),
+        ("emb/m.parquet", None),
+        ("meta/m.npy", None),
+        ("emb/m.embeddings", None),
+        ("emb/.m.npy", None),
+        ("emb/_inner/m.npy", None),
+        ("embeddings/m.npy", None),
+    ],
+)
+def test_no_manifest_is_saved_where_it_would_be_read_as_data(
+    tmp_path: Path, pair: manifest.Manifest, name: str, root: str | None
+) -> None:
+    if root is None:
+        reopen.check_place(pair, STORE, f"{tmp_path}/{name}")
+    else:
+        said = f"{tmp_path}/{name} would be read as data of {tmp_path}/{root}; let its name end in .embeddings, or save"
+        with pytest.raises(ArgumentError, match=f"^{re.escape(said)}"):
+            reopen.check_place(pair, STORE, f"{tmp_path}/{name}")
+    reopen.check_place(pair, resolve("memory://x")[0], f"{tmp_path}/{name}")
 
 
 def test_a_mark_of_writing_is_told_with_its_folder() -> None:

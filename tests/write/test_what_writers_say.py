@@ -222,21 +222,17 @@ def test_warnings_are_shown_where_the_writer_is_called(tmp_path: Path, source: s
 
 
 @pytest.mark.parametrize("function", [write_embeddings, verify_embeddings])
-def test_defaults_are_those_that_are_told(function: Callable[..., Any]) -> None:
+def test_defaults_are_those_that_are_told(tmp_path: Path, function: Callable[..., Any]) -> None:
+    write_embeddings(ROWS, tmp_path)
+    assert len(verify_embeddings(tmp_path)) == 0
+    told = dict(re.findall(r"^(\w+) : .*, default (.*)$", inspect.getdoc(function) or "", re.MULTILINE))
     found = {
         name: parameter.default
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.default not in (None, inspect.Parameter.empty)
     }
-    told = dict(re.findall(r"^(\w+) : .*, default (.*)$", inspect.getdoc(function) or "", re.MULTILINE))
-    sizes = {"4 GiB": 4 * 2**30}
-    assert found == {
-        name: sizes[value] if value in sizes else json.loads(as_json(value)) for name, value in told.items()
-    }
-
-
-def as_json(value: str) -> str:
-    return {"True": "true", "False": "false"}.get(value, value)
+    values: dict[str, Any] = {"4 GiB": 4 * 2**30, "True": True, "False": False}
+    assert found == {name: values[value] if value in values else json.loads(value) for name, value in told.items()}
 
 
 @pytest.mark.parametrize(("characters", "shown"), [(57, 57), (58, 58), (59, 58)])
