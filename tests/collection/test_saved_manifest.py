@@ -448,6 +448,9 @@ def _set(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], No
         ("columns", None),
         ("embedding_dtype", "O"),
         ("embedding_column", 3),
+        ("embedding_column", []),
+        ("embedding_column", ["a", "a"]),
+        ("embedding_column", ["a", 1]),
         ("written", "yes"),
         ("sources", "x"),
     ],
@@ -531,9 +534,17 @@ def test_a_manifest_whose_texts_are_used_again_and_again_is_refused(tmp_path: Pa
         EmbeddingReader.from_manifest(path)
 
 
-@pytest.mark.parametrize("change", ["more columns", "another order", "encoding", "type"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("more columns", "the columns kind, source, .*, bomb, not those of a manifest"),
+        ("another order", "the columns columns, group_rows.*, kind, not those of a manifest"),
+        ("encoding", r"pages in an encoding \(7\) that manifests are not written in"),
+        ("type", "a column of another type than those of manifests"),
+    ],
+)
 def test_a_manifest_of_another_shape_is_refused_before_it_is_decoded(
-    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, change: str, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "0.npy", ROWS)
     EmbeddingReader(tmp_path).save_manifest()
@@ -549,7 +560,7 @@ def test_a_manifest_of_another_shape_is_refused_before_it_is_decoded(
         options = {"use_dictionary": False, "column_encoding": {"path": "DELTA_BYTE_ARRAY"}}
     pq.write_table(table, path, **options)
     monkeypatch.setattr(pq, "read_table", lambda *_, **__: pytest.fail("it was decoded"))
-    with pytest.raises(FormatError, match=r"not a usable manifest: it has .*; remove it, and save it again"):
+    with pytest.raises(FormatError, match=rf"not a usable manifest: it has {told}; remove it, and save it again"):
         EmbeddingReader.from_manifest(path)
 
 

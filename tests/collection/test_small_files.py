@@ -6,7 +6,7 @@ import io
 import os
 import pickle
 from collections.abc import Callable, Container, Iterator, Sequence
-from itertools import compress, pairwise, product
+from itertools import combinations_with_replacement, compress, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +321,30 @@ def test_rows_are_counted_by_file(monkeypatch: pytest.MonkeyPatch) -> None:
                 if rows is chosen or len(rows) > 1:
                     found = plan.count_by_file(offsets, rows)
                     assert found.tolist() == [expected[0], 0, expected[1], expected[2]]
+
+
+@pytest.mark.parametrize("group_rows", [0, 2])
+def test_picked_rows_are_sorted_by_file_and_know_the_row_groups_that_they_are_in(group_rows: int) -> None:
+    file_rows = [5, 0, 1, 4]
+    files = table_of(file_rows, in_groups(file_rows, group_rows))
+    for count in range(1, 5):
+        for numbers in combinations_with_replacement(range(10), count):
+            picked = np.array(numbers[::-1])
+            for ascending in (True, False):
+                rows = np.sort(picked) if ascending else picked
+                found = list(plan.picked_files(files, rows, ascending=ascending))
+                seen = np.full(count, -1)
+                done = 0
+                for one in found:
+                    file = int(np.searchsorted(files.offsets, one.first_row, "right")) - 1
+                    assert one.header == files.header(file, int(one.rows[0]), int(one.rows[-1]) + 1)
+                    assert np.all(np.diff(one.rows) >= 0)
+                    places = np.arange(done, done + len(one.rows)) if one.places is None else one.places
+                    seen[places] = one.rows + one.first_row
+                    done += len(one.rows)
+                assert seen.tolist() == rows.tolist()
+                starts = [one.first_row for one in found]
+                assert starts == sorted({*starts})
 
 
 def test_of_a_million_tiny_files_few_pieces_are_left() -> None:

@@ -228,6 +228,22 @@ def test_the_column_is_that_of_the_manifests_where_these_agree() -> None:
     assert choose("a", columns=Columns(None), vectors=get_format("npy").vectors).embedding == "embedding"
 
 
+@pytest.mark.parametrize(("others", "name"), [(0, "emb"), (9, "emb"), (10, "embedding")])
+def test_ten_files_are_looked_at_for_a_column_of_vectors(tmp_path: Path, others: int, name: str) -> None:
+    """Those of no rows do not count."""
+    tables = [pa.table({"emb": pa.array([], pa.string())})] * 3 + [pa.table({"text": ["a"]})] * others
+    tables.append(pa.table({"emb": ROWS.tolist(), "id": range(4)}))
+    files = []
+    for number, table in enumerate(tables):
+        path = tmp_path / f"{number:02}.parquet"
+        pq.write_table(table, path)
+        files.append(StoredFile(STORE, str(path), Version(path.stat().st_size)))
+    heads: dict[StoredFile, bytes] = {}
+    chosen = layout.choose_column(get_format("parquet").vectors, files, heads, [], Columns(None))
+    assert chosen == Columns(name)
+    assert len(heads) == 3 + min(others + 1, 10)
+
+
 @pytest.mark.parametrize(
     ("folders", "joined"),
     [
@@ -550,6 +566,23 @@ def test_what_is_saved_is_what_is_read() -> None:
             files.append(saved.SavedFile("vectors", number % sum(sources), f"{number % 2}/{number}.parquet", header))
         given = saved.SavedManifest("parquet", columns, *sources, written, files)
         assert decoded(saved.encode_manifest(given)) == given
+
+
+def test_what_is_no_parquet_file_is_told() -> None:
+    content = encoded()
+    for cut in (b"", b"PAR1", content[:-1], content[:-4], content + b" ", content[:20]):
+        with pytest.raises(FormatError, match=r"^m: not a usable manifest: it is no parquet file, or was cut short; "):
+            decoded(cut)
+    # Of no files, and so of nothing before the footer.
+    sink = pa.BufferOutputStream()
+    table = pq.read_table(pa.BufferReader(content))
+    with pq.ParquetWriter(sink, table.schema):
+        pass
+    empty = bytes(sink.getvalue())
+    assert len(empty) - 8 - int.from_bytes(empty[-8:-4], "little") == 4
+    assert decoded(empty).files == []
+    with pytest.raises(FormatError, match="cut short"):
+        decoded(empty[1:])
 
 
 @pytest.mark.parametrize("rows", [2**53, 2**53 + 1])
