@@ -57,6 +57,7 @@ def test_frames_of_a_batch_are_joined_from_slices_into_one_of_its_own(rows: Any)
         assert batch.index.equals(pd.RangeIndex(len(places)))
         assert batch["i"].tolist() == [numbers[place] for place in places]
         assert batch["n"].tolist() == places
+        assert np.shares_memory(batch["n"], frame["n"]) is (len(parts) == 1), "nothing is copied but to be joined"
         batch["more"] = batch.pop("n")
         assert [*frame.columns] == ["n", "text", "i"], "of what it was made of"
     taken = FRAMES.take(frame, np.array([2, 0]))

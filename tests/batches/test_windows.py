@@ -104,6 +104,26 @@ def test_rows_that_ascend_are_read_by_file_or_row_group_in_pieces_that_end_where
         assert (before.open is read.open) is (opened[-2] == opened[-1])
 
 
+@pytest.mark.parametrize("numbers", [[0], [3], [6, 1, 1, 5], [5, 6, 4], [0, 1, 2, 3, 4, 5, 6]])
+def test_metadata_of_files_that_hold_them_as_other_types_come_as_one(tmp_path: Path, numbers: list[int]) -> None:
+    """Whether rows of one file are wanted or of several, in any order and more than once."""
+    texts = pa.array([f"{row}" for row in range(7)])
+    parts = [
+        pa.table({"n": pa.array([0, 1, 2, 3], pa.int16()), "text": texts[:4].cast(pa.large_string())}),
+        pa.table({"n": pa.array([4, 5, 6], pa.int64()), "text": texts[4:]}),
+    ]
+    written = write_collection(tmp_path, "parquet_npy", file_rows=[4, 3], dimension=2, tables=parts)
+    manifest = written.open(meta_columns=["n", "text"]).manifest
+    assert manifest.metadata is not None
+    frame = selected.read_metadata(manifest, manifest.metadata, np.array(numbers), FRAMES)
+    assert frame.to_dict("list") == {"n": numbers, "text": [f"{row}" for row in numbers], "i": numbers}
+    assert frame["n"].dtype == np.int64
+    assert [*frame.index] == [*range(len(numbers))]
+    table = selected.read_metadata(manifest, manifest.metadata, np.array(numbers), TABLES)
+    assert table.to_pydict() == {"n": numbers, "text": [f"{row}" for row in numbers]}
+    assert table.schema.field("n").type == pa.int64()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # In how much memory
 
