@@ -364,5 +364,6 @@ def row_numbers(start: int, stop: int) -> pd.DataFrame:
     return numbered(np.arange(start, stop, dtype=np.int64))
 
 
-def _next_start(window: JobQueue, default: int = 0) -> int:
-    return window.next.start if window.next else default
+def _next_start(window: JobQueue) -> int:
+    assert window.next is not None
+    return window.next.start

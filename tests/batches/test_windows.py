@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader._common.budget import cached_nbytes
 from dask_embedding_reader._common.memory import has_own_memory
-from dask_embedding_reader.batches import selected, windows
+from dask_embedding_reader.batches import few, pace, selected, windows
 from dask_embedding_reader.batches.metadata import FRAMES, TABLES
 from dask_embedding_reader.batches.pace import metadata_row_nbytes
 from dask_embedding_reader.batches.pieces import use_pieces
@@ -122,6 +122,24 @@ def test_metadata_of_files_that_hold_them_as_other_types_come_as_one(tmp_path: P
     table = selected.read_metadata(manifest, manifest.metadata, np.array(numbers), TABLES)
     assert table.to_pydict() == {"n": numbers, "text": [f"{row}" for row in numbers]}
     assert table.schema.field("n").type == pa.int64()
+
+
+@pytest.mark.parametrize("metadata_rows", [1, 3, 8, 100])
+@pytest.mark.parametrize("batch_rows", [1, 5, 100])
+def test_picked_metadata_of_a_row_group_are_decoded_in_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metadata_rows: int, batch_rows: int
+) -> None:
+    """By one reader, from the first row that is picked to the last one."""
+    monkeypatch.setattr(few, "_MOST_ROWS", 0)
+    monkeypatch.setattr(pace, "_METADATA_ROWS", metadata_rows)
+    monkeypatch.setattr(pace, "_LEAST_METADATA_ROWS", 1)
+    table = pa.table({"n": np.arange(60)})
+    written = write_collection(tmp_path, "parquet_npy", file_rows=[60], dimension=2, tables=[table], row_group_rows=30)
+    for cut in (slice(2, 58, 3), slice(29, 31), slice(1, 60, 28), slice(5, 6)):
+        view = written.open(meta_columns=["n"]).take([*range(60)[cut], 59])
+        batches = view(batch_rows, show_progress=False)
+        found = [row for _, frame in batches for row in frame["n"]]
+        assert found == [*range(60)[cut], 59]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from dask.base import compute
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_embedding_reader.batches import few, windows
+from dask_embedding_reader.batches import few, pace, windows
 from tests.support.collections import (
     COLUMNS,
     FORMATS,
@@ -194,6 +194,8 @@ def test_batches_of_some_rows_equal_numpy_and_pandas(data: st.DataObject) -> Non
         # So few rows would be read at once.
         patch.setattr(few, "_MOST_ROWS", data.draw(st.sampled_from([0, 10, 1_000]), label="few"))
         patch.setattr(windows, "_LARGE_NBYTES", data.draw(st.sampled_from([1, 2**20]), label="large"))
+        patch.setattr(pace, "_METADATA_ROWS", data.draw(st.sampled_from([1, 3, 65_536]), label="metadata_rows"))
+        patch.setattr(pace, "_LEAST_METADATA_ROWS", 1)
         view = collection.open().take(numbers)
         if order == "shuffled":
             view = view.shuffle(1, buffer_rows=data.draw(st.integers(1, 40), label="buffer_rows"))
