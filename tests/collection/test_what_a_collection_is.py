@@ -568,6 +568,27 @@ def test_what_is_saved_is_what_is_read() -> None:
         assert decoded(saved.encode_manifest(given)) == given
 
 
+@pytest.mark.parametrize("kind", ["vectors", "metadata"])
+def test_a_manifest_that_names_no_file_of_a_kind_is_of_no_use(tmp_path: Path, kind: str) -> None:
+    meta = (MetaColumn(pa.int8(), False),)
+    headers = {
+        "vectors": header_of("r/0.npy", 4)._replace(
+            file=StoredFile(STORE, "/r/0.npy", Version(128 + 48)), layout=(128, False), meta=meta * (kind == "metadata")
+        ),
+        "metadata": header_of("r/0.parquet", 4, (4,))._replace(dimension=0, meta=meta),
+    }
+    files = [saved.SavedFile(each, 0, header.file.path[3:], header) for each, header in headers.items() if each != kind]
+    given = saved.SavedManifest("parquet_npy", Columns("embedding", None, ("n",)), 1, 0, None, files)
+    (tmp_path / ".manifest.embeddings").write_bytes(saved.encode_manifest(given))
+    said = (
+        rf"^{tmp_path}/\.manifest\.embeddings: not a usable manifest: it names no file of {kind}; remove it, and save"
+    )
+    with pytest.raises(FormatError, match=said):
+        EmbeddingReader.from_manifest(tmp_path)
+    if kind == "metadata":  # which nobody asks for
+        assert EmbeddingReader.from_manifest(tmp_path, meta_columns=[]).count == 4
+
+
 def test_what_is_no_parquet_file_is_told() -> None:
     content = encoded()
     for cut in (b"", b"PAR1", content[:-1], content[:-4], content + b" ", content[:20]):
