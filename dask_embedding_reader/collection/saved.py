@@ -348,7 +348,7 @@ def _check_header(where: str, path: str, header: FileHeader, file_format: FileFo
 
 def _numeric(where: str, text: str) -> np.dtype[Any]:
     dtype: np.dtype[Any] = np.dtype(text)
-    if dtype.kind not in "biufc" or dtype.itemsize > 32:
+    if dtype.kind not in "biufc":
         _fail(where, f"names the dtype {text!r}, which is not numeric")
     return dtype
 

@@ -50,6 +50,7 @@ def paired(vectors: str, metadata: str, roots: Roots = ((), ())) -> str:
         ("e/1_5 e/2_6", "m/2_8 m/1_7", "m/1_7 m/2_8"),
         ("e/1_5 e/2_5", "m/2_6 m/1_6", "m/1_6 m/2_6"),
         ("e/s1_5 e/s2_5", "m/t2 m/t1", "m/t1 m/t2"),
+        ("e/2_0_9 e/2_1_9", "m/3_1_8 m/3_0_8", "m/3_0_8 m/3_1_8"),
         ("e/0_a e/1_a", "m/1_b m/0_b", "m/0_b m/1_b"),
         # By position, where names say nothing; one of each whatever they are called; one for all.
         ("e/aa e/bb e/cc", "m/x m/y m/z", "m/x m/y m/z"),
@@ -74,6 +75,11 @@ def test_files_are_paired_by_the_first_rule_that_tells(vectors: str, metadata: s
         ("e/p", "m/q m/r", "; without metadata: /e/p.npy; without vectors: /m/q.parquet, /m/r.parquet"),
         ("e/aa e/bb", "m/x m/bb", "; without metadata: /e/aa.npy; without vectors: /m/x.parquet"),
         ("e/x", "m/x m/y", "; without vectors: /m/y.parquet"),
+        (
+            "e/0 e/1",
+            "m/2 m/3",
+            "; without metadata: /e/0.npy, /e/1.npy; without vectors: /m/2.parquet, /m/3.parquet",
+        ),
         ("e/0 e/1 e/2", "m/0 m/1", "; without metadata: /e/2.npy"),
         ("e/0 e/1", "m/0 m/1 m/2", "; without vectors: /m/2.parquet"),
         ("a/0 a/1 b/0", "m/0 m/1 n/0", "; alike in name and number: /a/0.npy, /b/0.npy"),
@@ -88,7 +94,8 @@ def test_files_without_a_partner_are_named(vectors: str, metadata: str, told: st
         f"{counts[0]} (/{left[0]}.npy is the first) cannot be paired with {counts[1]} (/{right[0]}.parquet is the "
         f"first), neither by name nor by number, nor by position, which is taken only where these say nothing{told}; "
     )
-    assert paired(vectors, metadata).startswith(said + "each npy file needs one parquet file")
+    for roots in (((), ()), (("/e",), ("/m",))):
+        assert paired(vectors, metadata, roots).startswith(said + "each npy file needs one parquet file")
     assert describe_unpaired(files(vectors, "npy"), files(metadata, "parquet")).startswith(said)
 
 

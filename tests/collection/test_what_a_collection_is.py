@@ -121,6 +121,10 @@ def test_tables_say_what_they_hold_in_memory() -> None:
     assert texts + arrays < sys.getsizeof(many) < 5 * (texts + arrays)
     assert 9 < (sys.getsizeof(many) - 100) / (sys.getsizeof(few) - 100) < 10.5
     assert sys.getsizeof(file_table([], [])) < 1000
+    one = file_table([header_of("0", 4)], ["/"])
+    texts = sum(map(sys.getsizeof, (one.paths[0], one.versions[0], *one.versions[0])))
+    arrays = sum(column.nbytes for column in vars(one).values() if isinstance(column, np.ndarray))
+    assert one.__sizeof__() == object.__sizeof__(one) + texts + arrays
 
 
 @pytest.mark.parametrize("known", [(), (0,), (1, 4), range(150)])
@@ -534,12 +538,12 @@ def test_a_mark_of_writing_is_told_with_its_folder() -> None:
 
 
 def encoded(**changed: Any) -> bytes:
-    header = header_of("r/0.npy", 4)._replace(layout=(128, False))
-    header = header._replace(**changed)
-    header = header._replace(file=header.file._replace(version=Version(128 + 12 * header.dtype.itemsize)))
-    return saved.encode_manifest(
-        saved.SavedManifest("npy", Columns("embedding"), 1, 0, None, [saved.SavedFile("vectors", 0, "0.npy", header)])
-    )
+    files = []
+    for name in ("0.npy", "1.npy", "2.npy"):
+        header = header_of(f"r/{name}", 4)._replace(layout=(128, False))._replace(**changed)
+        header = header._replace(file=header.file._replace(version=Version(128 + 12 * header.dtype.itemsize)))
+        files.append(saved.SavedFile("vectors", 0, name, header))
+    return saved.encode_manifest(saved.SavedManifest("npy", Columns("embedding"), 1, 0, None, files))
 
 
 def decoded(content: bytes) -> saved.SavedManifest:
@@ -652,7 +656,7 @@ def test_a_manifest_takes_no_more_than_its_size_allows(monkeypatch: pytest.Monke
     assert most == sum(page.nbytes + 8 * page.values for page in pages)
     monkeypatch.setattr(saved, "_MOST_NBYTES", 2**20)
     monkeypatch.setattr(saved, "_MOST_FILES", 0)
-    with pytest.raises(FormatError, match=rf"it claims to name 1 files, but has {len(content):,} bytes"):
+    with pytest.raises(FormatError, match=rf"it claims to name 3 files, but has {len(content):,} bytes"):
         decoded(content)
 
 
