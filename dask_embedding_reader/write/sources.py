@@ -52,7 +52,7 @@ def of_reader(reader: EmbeddingReader, request: Request) -> PartSource:
     settings = make_settings(request, reader.token, shape, reader.dtype, step, bool(fields))
 
     def parts(known: set[int]) -> Generator[Part, None, None]:
-        limit = max(1, request.limit_nbytes - count_writers(request, part_nbytes) * part_nbytes)
+        limit = request.limit_nbytes - count_writers(request, part_nbytes) * part_nbytes
         for first, last in _missing_runs(known, -(-reader.count // step)):
             start, stop, selected = span_of(reader.rows[first * step : last * step])
             batches = read_table_batches(

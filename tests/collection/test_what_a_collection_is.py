@@ -308,6 +308,15 @@ def test_splits_are_what_all_files_are_called(names: str, splits: dict[str, Any]
     assert layout.joined_splits("/root/*.npy", paths, rows) == {}
 
 
+def test_metadata_that_is_passed_over_is_known(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    assert not EmbeddingReader(tmp_path).manifest.passes_over
+    pq.write_table(pa.table({"n": range(4)}), tmp_path / "0.parquet")
+    assert EmbeddingReader(tmp_path).manifest.passes_over
+    assert not EmbeddingReader(tmp_path, "npy").manifest.passes_over
+    assert not EmbeddingReader(tmp_path, meta_columns=["n"]).manifest.passes_over
+
+
 @pytest.mark.parametrize(
     ("wanted", "other", "glob"),
     [
@@ -734,6 +743,8 @@ def test_conditions_hold_for_the_rows_for_which_they_hold_in_pandas(filtered: Em
     for name in ("n", "some", "word"):
         picked = filtered.filter(lambda frame: frame[frame.columns[0]].notna(), columns=[name, name])
         assert np.asarray(picked.rows).tolist() == np.flatnonzero(VALUES[name].notna()).tolist()
+    picked = filtered.filter(lambda frame: frame["some"] == 1, columns="some")  # null where that is null
+    assert np.asarray(picked.rows).tolist() == [0, 5, 9]
 
 
 def test_what_a_filter_needs_is_read_once(filtered: EmbeddingReader) -> None:
