@@ -294,6 +294,63 @@ def test_settings_that_were_noted_are_read_if_they_are_such(changed: dict[str, A
             parts.read_settings(given)
 
 
+SHA = "a" * 64
+NAME = "00000000.npy"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, ""),
+        ({"move": [], "remove": ["x.npy", "a/b.npy"], "columns": ["a", ""], "rows": 0, "job": ""}, ""),
+        ({"files": {"a.npy": [1, SHA]}}, "files is 'a.npy', not a name such as 00000000.npy"),
+        ({"files": {NAME: [1]}}, "00000000.npy is [1], not a size and a checksum"),
+        ({"files": {NAME: [1, SHA, 2]}}, "00000000.npy is [1, 'aaaa"),
+        ({"files": {NAME: {"0": 1, "1": SHA}}}, "00000000.npy is {'0': 1, '1'"),
+        ({"files": {NAME: [1, "A" * 64]}}, "00000000.npy is 'AAAA"),
+        ({"files": {NAME: [1, "x"]}}, "00000000.npy is 'x', not a SHA-256"),
+        ({"files": {NAME: [1, 7]}}, "checksum is 7, not a text"),
+        ({"files": {NAME: [-1, SHA]}}, "size is -1, not an integer from 0 on"),
+        ({"files": {NAME: ["1", SHA]}}, "size is '1', not an integer from 0 on"),
+        ({"files": []}, "files is [], not a note in the note"),
+        ({"move": ["1.npy"]}, "move is '1.npy', not one of its files"),
+        ({"move": [1]}, "move is 1, not one of its files"),
+        ({"move": NAME}, "move is '00000000.npy', not a list"),
+        ({"remove": ["../x.npy"]}, "remove is '../x.npy', not the name of a file of data in this folder"),
+        ({"remove": [NAME]}, "remove is '00000000.npy', not a file that is no part of the collection"),
+        ({"columns": [1]}, "columns is 1, not a text"),
+        ({"rows": -1}, "rows is -1, not an integer from 0 on"),
+        ({"job": "a" * 31}, "job is 'aaaa"),
+        ({"writer": None}, "writer is None, not 32 hexadecimal digits"),
+        ({"settings": []}, "settings is [], not a note in the note"),
+        ({"settings": {"a": [1]}}, "settings: a is [1], not a text or a number"),
+        ({"settings": {"a": float("nan")}}, "settings: a is nan, not a text or a number"),
+    ],
+)
+def test_what_is_wrong_with_a_commit_is_told(changed: dict[str, Any], told: str) -> None:
+    note: dict[str, Any] = {
+        "settings": {"a": 1, "b": "x", "c": None, "d": 1.5},
+        "columns": [],
+        "files": {NAME: [0, SHA]},
+        "move": [NAME],
+        "remove": [],
+        "rows": 1,
+        "job": "a" * 32,
+        "writer": "b" * 32,
+        **changed,
+    }
+    if told:
+        with pytest.raises(notes.DamagedNoteError, match=f"^{re.escape(told)}"):
+            notes.read_commit(json.dumps(note).encode())
+    else:
+        read = notes.read_commit(json.dumps(note).encode())
+        files = {NAME: (0, SHA)}
+        lists = [tuple(note[key]) for key in ("move", "remove", "columns")]
+        assert (read.settings, read.files, read.rows) == (note["settings"], files, note["rows"])
+        assert [read.move, read.remove, read.columns] == lists
+        assert (read.job, read.writer) == (note["job"], note["writer"])
+
+
 @pytest.mark.parametrize("damage", [{"columns": "x"}, {"columns": 1}, {"rows": 0}, {"not_finite": -1}, {"files": {}}])
 def test_records_that_say_nothing_of_use_are_passed_over(tmp_path: Path, damage: dict[str, Any]) -> None:
     def batches(stop: bool) -> Iterator[Any]:
