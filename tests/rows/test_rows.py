@@ -71,6 +71,8 @@ def test_a_selection_is_a_sequence_of_numbers(rows: Rows, data: st.DataObject) -
     cut = data.draw(st.slices(len(plain)))
     assert list(rows[cut]) == plain[cut]
     assert rows[cut].is_ascending or not (rows.is_ascending and (cut.step or 1) > 0)
+    if isinstance(rows[cut], Section) and len(plain[cut]) < 2:
+        assert rows[cut].is_ascending
     if isinstance(rows, Stretch | Picked):
         assert rows.is_ascending is bool((np.diff(plain) > 0).all())
     again = data.draw(st.slices(len(plain[cut])))
@@ -472,6 +474,16 @@ def test_an_epoch_of_billions_holds_nothing() -> None:
         assert len(set(batch.tolist())) == 64
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
         assert len(pickle.dumps(rows)) < 1_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_rows_far_apart_take_no_memory_for_those_between() -> None:
+    epoch = shuffle(Stretch(range(10_000_000)), 1, 3, 1, 65_536)
+    tracemalloc.start()
+    try:
+        epoch.at(np.arange(0, len(epoch), 10_000))
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
 
