@@ -150,6 +150,19 @@ def test_threads_can_be_asked_for_beside_a_client(client: Client, tmp_path: Path
     assert len(computed) == 10
 
 
+def test_workers_forget_what_no_later_chunk_uses(client: Client) -> None:
+    x = da.from_array(np.arange(40.0).reshape(20, 2), chunks=(2, 2)) + 0
+    batches: Any = iter_batches(x[1:] - x[:-1], batch_size=2)
+    most = 0
+    for number, _ in enumerate(batches):
+        engine = batches.gi_frame.f_locals["stream"]._engine
+        most = max(most, len(engine._lent))
+        assert all(engine.schedule.loans[loan][-1] > number for loan in engine._lent)
+        assert min(engine._results, default=99) > number
+    assert most
+    assert not engine._lent
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Beside what else the client does
 

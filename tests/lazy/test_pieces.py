@@ -138,9 +138,17 @@ def test_an_array_tells_its_rows_and_a_frame_has_the_same_partitions(reader: Emb
         assert found.index.name == "i"
 
 
-def test_nothing_is_one_empty_piece(reader: EmbeddingReader) -> None:
+def test_nothing_is_one_empty_piece(reader: EmbeddingReader, tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    pd.DataFrame({"row": range(25), "id": range(25)}).to_parquet(tmp_path / "0.parquet")
+    one = EmbeddingReader(tmp_path, "parquet_npy", metadata_folder=tmp_path, meta_columns=["row", "id"])
     options: Any
-    for view, options in ((reader, {"start": 7, "end": 7}), (reader.take([]), {})):
+    for view, options in (
+        (reader, {"start": 7, "end": 7}),
+        (reader.take([]), {}),
+        (one, {"start": 7, "end": 7}),
+        (one.take([]), {}),
+    ):
         x, frame = view.to_dask_array(**options), view.to_dask_dataframe(**options)
         assert x.compute(scheduler="synchronous").shape == (0, 3)
         assert frame.divisions == (None, None)
