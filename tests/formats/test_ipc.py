@@ -13,6 +13,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader.errors import FormatError
+from dask_embedding_reader.formats import ipc_columns
 from dask_embedding_reader.formats.ipc import Index, read_index
 from dask_embedding_reader.formats.ipc_columns import find_column, inflate, open_columns
 from dask_embedding_reader.storage.local import LocalStore, file_info
@@ -289,3 +290,76 @@ def test_bytes_are_inflated_as_they_claim(tmp_path: Path) -> None:
         assert bytes(inflate(file, struct.pack("<q", -1) + plain, codec)) == plain
     assert bytes(inflate(file, plain, "")) == plain
     assert bytes(inflate(file, b"", "zstd")) == b""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers within columns
+
+LONG = [f"{row} is a word of more than twelve letters" for row in range(20)]
+
+COLUMNS: dict[str, pa.Array] = {
+    "text": pa.array(LONG),
+    "large": pa.array(LONG, pa.large_string()),
+    "view": pa.array(LONG, pa.string_view()),
+    "list": pa.array([[row, row] for row in range(20)], pa.list_(pa.int32())),
+    "large list": pa.array([[row, row] for row in range(20)], pa.large_list(pa.int32())),
+    "map": pa.array([[("a", row)] for row in range(20)], pa.map_(pa.string(), pa.int32())),
+    "list view": pa.array([[row, row] for row in range(20)], pa.list_view(pa.int32())),
+    "large list view": pa.array([[row, row] for row in range(20)], pa.large_list_view(pa.int32())),
+    "kind": pa.array([f"k{row % 3}" for row in range(20)]).dictionary_encode(),
+}
+
+#: Of a column of 20 rows: in which of its buffers which bytes are replaced by which number, and what is told.
+WITHIN: list[tuple[str, int, int, str, int, str]] = [
+    *(
+        case
+        for name, kind in (("text", "<i"), ("large", "<q"), ("list", "<i"), ("large list", "<q"), ("map", "<i"))
+        for size in [struct.calcsize(kind)]
+        for case in (
+            (name, 1, 0, kind, -1, r"offsets that are too few, or descend"),
+            (name, 1, 20 * size, kind, -1, r"offsets that are too few, or descend"),
+            (name, 1, 10 * size, kind, -1, r""),
+            (name, 1, 10 * size, kind, 2**30, r""),
+        )
+    ),
+    ("text", 1, 80, "<i", 2**20, r"a column of text has offsets beyond its end"),
+    ("large", 1, 160, "<q", 2**20, r"a column of text has offsets beyond its end"),
+    ("list", 1, 80, "<i", 41, r"a column of 41 values has only 40"),
+    ("large list", 1, 160, "<q", 41, r"a column of 41 values has only 40"),
+    ("map", 1, 80, "<i", 21, r"a column of 21 values has only 20"),
+    ("view", 1, 12, "<i", -1, r"text at places that are negative"),
+    ("view", 1, 16 * 19 + 12, "<i", -1, r"text at places that are negative"),
+    ("view", 1, 16 * 19 + 12, "<i", 2**20, r""),
+    ("view", 1, 8, "<i", 1, r""),
+    ("view", 1, 8, "<i", -1, r""),
+    ("view", 1, 0, "<i", -1, r""),
+    ("list view", 1, 0, "<i", -1, r"items at places that are negative"),
+    ("list view", 2, 0, "<i", -1, r"items at places that are negative"),
+    ("list view", 2, 76, "<i", 3, r"a column of 41 values has only 40"),
+    ("list view", 1, 76, "<i", 39, r"a column of 41 values has only 40"),
+    ("large list view", 1, 0, "<q", -1, r"items at places that are negative"),
+    ("large list view", 2, 0, "<q", -1, r"items at places that are negative"),
+    ("large list view", 2, 152, "<q", 3, r"a column of 41 values has only 40"),
+    ("kind", 1, 0, "<i", 3, r"column 'kind' has values that its dictionary lacks"),
+    ("kind", 1, 76, "<i", -1, r"column 'kind' has values that its dictionary lacks"),
+]
+
+
+@pytest.mark.parametrize("window_nbytes", [1, 2**23])
+@pytest.mark.parametrize("case", WITHIN, ids=lambda case: "-".join(map(str, case[:3] + case[4:5])))
+def test_a_number_within_a_column_that_cannot_be_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Any, window_nbytes: int
+) -> None:
+    monkeypatch.setattr(ipc_columns, "WINDOW_NBYTES", window_nbytes)
+    name, buffer, place, kind, number, told = case
+    data = written(pa.table({name: COLUMNS[name]}), 20, "file")
+    index = read_index(file := stored(tmp_path / "0.arrow", data))
+    assert [batch.column(0).to_pylist() for batch in decoded(file, index)] == [COLUMNS[name].to_pylist()]
+    start, stop = find_column(file, index, index.batches[0], (0,)).spans[buffer]
+    assert place + struct.calcsize(kind) <= stop - start
+    changed = bytearray(data)
+    changed[start + place : start + place + struct.calcsize(kind)] = struct.pack(kind, number)
+    file = stored(tmp_path / "1.arrow", bytes(changed))
+    with pytest.raises((FormatError, pa.ArrowException), match=told or None) as caught:
+        decoded(file, read_index(file))
+    assert not told or "1.arrow" in str(caught.value)

@@ -25,7 +25,7 @@ ROOMS = {
         "collection/plan.py",
         "collection/test_small_files.py rows/test_views.py lazy/test_lazy_use.py lazy/test_names.py",
     ),
-    "formats": ("formats", "collection/test_layouts.py formats write/test_write.py"),
+    "formats": ("formats", "collection/test_layouts.py formats library/test_bad_input.py write/test_write.py"),
     "batches": (
         "batches _common/memory.py",
         (
