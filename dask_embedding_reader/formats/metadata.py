@@ -157,8 +157,6 @@ def make_table(fields: Sequence[MetaField], table: pa.Table, url: str) -> pa.Tab
 def _values(dtype: Any, values: pa.ChunkedArray) -> Any:
     if hasattr(dtype, "__from_arrow__"):
         return dtype.__from_arrow__(values)
-    if dtype.kind in "mM":
-        return values.to_pandas().to_numpy()
     array = values.to_numpy()
     return array if array.flags.writeable else array.copy()  # users write into their batches
 

@@ -16,6 +16,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError, FormatError, NoFilesError
+from tests.support.collections import COLUMNS, random_table
 
 VECTORS = np.arange(400, dtype=np.float32).reshape(100, 4)
 BYTES = [row.tobytes() for row in VECTORS]
@@ -289,3 +290,22 @@ def test_encrypted_files_are_said_to_be_so(tmp_path: Path, plaintext_footer: boo
         assert "encrypted" in said
         assert "without encryption" in said
         assert "cut short" not in said
+
+
+@pytest.mark.parametrize("row_group_rows", [3, 9])
+@pytest.mark.parametrize("name", [name for name in COLUMNS if name not in ("tags", "blob")])
+def test_any_value_of_a_frame_may_be_replaced(tmp_path: Path, name: str, row_group_rows: int) -> None:
+    """Also where its memory came from pyarrow, which lets nobody write to it."""
+    columns = {name: random_table(np.random.default_rng(1), 9, [name])[name]}
+    write(tmp_path / "0.parquet", pa.array(VECTORS[:9].tolist(), LISTS), columns, row_group_size=row_group_rows)
+    reader = EmbeddingReader(tmp_path, "parquet", meta_columns=[name])
+    frames = [frame for _, frame in reader(4, show_progress=False)]
+    lazy = reader.to_dask_dataframe()
+    frames += [part.compute(scheduler="synchronous") for part in (lazy, lazy.partitions[0])]
+    frames += [reader.take([1, 4, 2]).to_dask_dataframe().compute(scheduler="synchronous")]
+    for frame in frames:
+        column, kind = frame.columns.get_loc(name), frame.dtypes[name]
+        value = frame.iloc[-1, column]
+        frame.iloc[0, column] = value
+        assert frame.dtypes[name] == kind
+        assert pd.isna(value) or frame.iloc[0, column] == value
