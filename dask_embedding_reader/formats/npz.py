@@ -202,9 +202,6 @@ class _Tail(io.RawIOBase):
         self._start = file.size - len(data)
         self._data = data
 
-    def readable(self) -> bool:
-        return True
-
     def seekable(self) -> bool:
         return True
 

@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader import ColumnError, EmbeddingReader, FormatError, write_embeddings
 from dask_embedding_reader._common.budget import cached_nbytes
-from dask_embedding_reader.formats import ipc, ipc_columns
+from dask_embedding_reader.formats import arrow, ipc, ipc_columns
 from dask_embedding_reader.formats.arrow_tables import iter_arrow_tables
 from dask_embedding_reader.formats.ipc import read_index
 from dask_embedding_reader.storage.local import LocalStore, file_info
@@ -408,3 +408,60 @@ def test_little_is_read_of_a_large_batch(monkeypatch: pytest.MonkeyPatch, tmp_pa
         bucket.requests.clear()
         assert reader.to_dask_dataframe().compute()["word"].tolist() == words[1_500:1_502]
         assert bucket.nbytes < 2**17
+
+
+@pytest.mark.parametrize("codec", [None, "zstd"])
+@pytest.mark.parametrize("kind", ["items", "lists", "fixed", "bytes"])
+@pytest.mark.parametrize("block_rows", [1, 3, 1_000])
+def test_the_row_that_holds_no_vector_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, codec: Any, block_rows: int
+) -> None:
+    """Counted in the file, in whichever record batch and block of it that is decoded it lies."""
+    monkeypatch.setattr(arrow, "_BLOCK_NBYTES", 8 * block_rows)
+    fixed = pa.list_(pa.float32(), 2)
+    made: dict[str, Any] = {
+        "items": lambda row: {name: [None if k == row else 1.0 for k in range(50)] for name in ("e0", "e1")},
+        "lists": lambda row: {"e": [None if k == row else [1.0, 2.0] for k in range(50)]},
+        "fixed": lambda row: {"e": pa.array([None if k == row else [1.0, 2.0] for k in range(50)], fixed)},
+        "bytes": lambda row: {"e": [b"12345678"[: 8 - (k == row)] for k in range(50)]},
+    }
+    column = "e*" if kind == "items" else "e"
+    dtype = "float32" if kind == "bytes" else None
+    for row in (0, 6, 19, 20, 39, 40, 49):
+        put(tmp_path / "0.arrow", 20, codec=codec, **made[kind](row))
+        with pytest.raises(FormatError, match=rf"0\.arrow.*\brow {row}\b"):
+            EmbeddingReader(tmp_path, "arrow", column, embedding_dtype=dtype).to_dask_array(max_piece_size=11).compute(
+                scheduler="synchronous"
+            )
+
+
+@pytest.mark.parametrize(("rows", "batch_rows"), [(50, 20), (50, 25), (50, 50), (51, 50), (1, 1), (7, 1)])
+def test_vectors_that_lie_evenly_end_within_their_file(tmp_path: Path, rows: int, batch_rows: int) -> None:
+    """As a saved manifest may tell of them, which anybody can write."""
+    path = put(tmp_path / "0.arrow", batch_rows, embedding=vectors(np.zeros((rows, 3), np.float32)))
+    manifest = EmbeddingReader(path).manifest
+    header, check = manifest.vectors.header(0), manifest.format.vectors.check_header
+    name, first, stride, count = header.layout
+    assert (name, count) == ("arrow", batch_rows)
+    end = first + (rows - 1) // count * stride + ((rows - 1) % count + 1) * 12
+
+    def of_size(nbytes: int) -> Any:
+        return header._replace(file=header.file._replace(version=header.file.version._replace(size=nbytes)))
+
+    assert check(header)
+    assert check(header._replace(group_rows=(rows,)))
+    assert check(of_size(end))
+    assert check(of_size(-1))
+    wrong = [of_size(end - 1), of_size(0), header._replace(group_rows=(rows - 1, 1)), header._replace(rows=0)]
+    layouts: list[Any] = [
+        (first, 12 * count - 1, count),
+        (first, stride, 0),
+        (first, -stride, count),
+        (0, stride, count),
+    ]
+    layouts += [(first, stride, True), (float(first), stride, count), (first, stride)]
+    wrong += [header._replace(layout=(name, *other)) for other in layouts]
+    wrong.append(header._replace(layout=("other", first, stride, count)))
+    assert not any(map(check, wrong))
+    assert check(header._replace(layout=(name,), group_rows=(rows,)))
+    assert not check(header._replace(layout=(name,), group_rows=(rows + 1,)))

@@ -437,3 +437,34 @@ def test_the_dtype_of_a_file_whose_name_does_not_tell_it(tmp_path: Path) -> None
     np.testing.assert_array_equal(read(path, "fbin", embedding_dtype="float32"), ROWS)
     with pytest.raises(ArgumentError, match="only for files that do not tell their dtype"):
         EmbeddingReader(path, "npz", embedding_dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"), [(3, r"3 fields \('a', 'b', 'c'\)"), (4, r"4 fields \('a', 'b', 'c', …\)")]
+)
+def test_items_of_fields_are_told_by_name(tmp_path: Path, fields: int, told: str) -> None:
+    np.save(tmp_path / "0.npy", np.zeros((2, 2), [(name, np.float32) for name in "abcd"[:fields]]))
+    with pytest.raises(FormatError, match=told):
+        EmbeddingReader(tmp_path)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_reading_holds_is_counted_by_how_vectors_lie(tmp_path: Path, threads: int) -> None:
+    """As in memory, column by column, or deflated, of which there is a block before and one after, and an array."""
+    rows = np.zeros((300_000, 4), np.float32)
+    np.save(tmp_path / "c.npy", rows)
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(rows))
+    np.savez(tmp_path / "stored.npz", embedding=rows)
+    np.savez(tmp_path / "fortran.npz", embedding=np.asfortranarray(rows))
+    np.savez_compressed(tmp_path / "deflated.npz", embedding=rows)
+    held = {}
+    for path in tmp_path.iterdir():
+        manifest = EmbeddingReader(path).manifest
+        for count in (10, 250_000):
+            header, columns = manifest.vectors.header(0), manifest.columns
+            held[path.name, count] = manifest.format.vectors.held_nbytes(header, columns, count, threads)
+    for count in (10, 250_000):
+        nbytes = count * 16
+        assert held["c.npy", count] == held["stored.npz", count] == threads * min(nbytes, 3 * 2**17)
+        assert held["fortran.npy", count] == held["fortran.npz", count] == 3 * threads * nbytes
+        assert held["deflated.npz", count] == 3 * threads * 2**20

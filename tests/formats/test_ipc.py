@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats import ipc_columns
 from dask_embedding_reader.formats.ipc import Index, read_index
@@ -363,3 +364,20 @@ def test_a_number_within_a_column_that_cannot_be_is_told(
     with pytest.raises((FormatError, pa.ArrowException), match=told or None) as caught:
         decoded(file, read_index(file))
     assert not told or "1.arrow" in str(caught.value)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_vectors_that_were_not_worth_compressing_lie_as_they_are(tmp_path: Path, codec: str) -> None:
+    """Others than pyarrow leave buffers so, among those that are compressed, and say it by a length of -1."""
+    rows = np.random.default_rng(0).integers(0, 2**32, (50, 64), np.uint32).view(np.float32)
+    rows[~np.isfinite(rows)] = 1
+    items = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), 64)
+    data = written(pa.table({"embedding": items}), 50, "file", codec)
+    index = read_index(file := stored(tmp_path / "0.arrow", data))
+    start, stop = find_column(file, index, index.batches[0], (0,)).spans[-1]
+    assert 0 <= stop - start - 8 - rows.nbytes <= 64, "what is random does not get smaller"
+    plain = struct.pack("<q", -1) + rows.tobytes()
+    stored(tmp_path / "0.arrow", data[:start] + plain.ljust(stop - start, b"\0") + data[stop:])
+    reader = EmbeddingReader(tmp_path / "0.arrow")
+    np.testing.assert_array_equal(reader.to_dask_array(max_piece_size=7).compute(scheduler="synchronous"), rows)
+    np.testing.assert_array_equal(reader.take([3, 49]).to_dask_array().compute(scheduler="synchronous"), rows[[3, 49]])

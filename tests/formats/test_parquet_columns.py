@@ -304,8 +304,34 @@ def test_any_value_of_a_frame_may_be_replaced(tmp_path: Path, name: str, row_gro
     frames += [part.compute(scheduler="synchronous") for part in (lazy, lazy.partitions[0])]
     frames += [reader.take([1, 4, 2]).to_dask_dataframe().compute(scheduler="synchronous")]
     for frame in frames:
-        column, kind = frame.columns.get_loc(name), frame.dtypes[name]
-        value = frame.iloc[-1, column]
+        column: Any = frame.columns.get_loc(name)
+        kind = frame.dtypes[name]
+        value: Any = frame.iloc[-1, column]
         frame.iloc[0, column] = value
         assert frame.dtypes[name] == kind
         assert pd.isna(value) or frame.iloc[0, column] == value
+
+
+def test_a_time_zone_that_is_not_known_here_is_told(tmp_path: Path) -> None:
+    times = pa.array([1, 2, 3], pa.timestamp("us", "Nowhere/City"))
+    write(tmp_path / "0.parquet", pa.array(VECTORS[:3].tolist(), LISTS), {"when": times})
+    with pytest.raises(FormatError, match=r"0\.parquet: column 'when' is timestamp.*no pandas type here: .*tzdata"):
+        EmbeddingReader(tmp_path, "parquet", meta_columns="when")
+
+
+def test_parts_of_files_of_other_types_are_read_in_one_piece(tmp_path: Path) -> None:
+    """Their columns are decoded as they are stored, and then joined as what holds the values of all."""
+    columns = [
+        {"n": pa.array([1, 2, 3], pa.int8()), "word": pa.array(["a", None, "c"])},
+        {"n": pa.array([2**40, 5, 6], pa.int64()), "word": pa.array(["d", "e", "f"]).dictionary_encode()},
+        {"n": pa.array([7, 8, 9], pa.int16()), "word": pa.array(["g", "h", "i"], pa.large_string())},
+    ]
+    for number, some in enumerate(columns):
+        write(tmp_path / f"{number}.parquet", pa.array(VECTORS[:3].tolist(), LISTS), some)
+    reader = EmbeddingReader(tmp_path, "parquet", meta_columns=["n", "word"])
+    frame = reader.to_dask_dataframe(chunks=100).compute(scheduler="synchronous")
+    assert frame["n"].tolist() == [1, 2, 3, 2**40, 5, 6, 7, 8, 9]
+    assert [None if pd.isna(word) else word for word in frame["word"]] == ["a", None, *"cdefghi"]
+    assert frame["n"].dtype == np.int64
+    [(_, batch)] = reader(100, show_progress=False)
+    assert batch["n"].tolist() == frame["n"].tolist()
