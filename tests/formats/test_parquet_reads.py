@@ -150,12 +150,14 @@ def test_rows_are_decoded_from_the_first_page_on_that_is_not_plain(
                 assert last == (stop if first == begin else min(stop, group_start + GROUP))
 
 
+@pytest.mark.parametrize("nbytes", [1, 7 * DIMENSION * 4])
 def test_what_is_decoded_goes_on_from_call_to_call(
-    tmp_path: Path, decoded: list[Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, decoded: list[Any], monkeypatch: pytest.MonkeyPatch, nbytes: int
 ) -> None:
+    """In steps of a row, where one takes more than a step should."""
     header = local_header(tmp_path / "0.parquet", content(compression="zstd"))
     monkeypatch.setattr(parquet, "can_be_plain", lambda _: False)
-    monkeypatch.setattr(parquet, "_DECODE_NBYTES", 7 * DIMENSION * 4)
+    monkeypatch.setattr(parquet, "_DECODE_NBYTES", nbytes)
     rows = PARQUET.open_rows(header, COLUMNS, 5, 230)
     sizes, row, found = [3, 1, 50, 7, 14, 60, 90], 5, []
     for size in sizes:
