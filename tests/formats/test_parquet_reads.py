@@ -150,14 +150,22 @@ def test_rows_are_decoded_from_the_first_page_on_that_is_not_plain(
                 assert last == (stop if first == begin else min(stop, group_start + GROUP))
 
 
-@pytest.mark.parametrize("nbytes", [1, 7 * DIMENSION * 4])
+@pytest.mark.parametrize(("nbytes", "step"), [(1, 1), (7 * DIMENSION * 4, 7)])
 def test_what_is_decoded_goes_on_from_call_to_call(
-    tmp_path: Path, decoded: list[Any], monkeypatch: pytest.MonkeyPatch, nbytes: int
+    tmp_path: Path, decoded: list[Any], monkeypatch: pytest.MonkeyPatch, nbytes: int, step: int
 ) -> None:
     """In steps of a row, where one takes more than a step should."""
     header = local_header(tmp_path / "0.parquet", content(compression="zstd"))
     monkeypatch.setattr(parquet, "can_be_plain", lambda _: False)
     monkeypatch.setattr(parquet, "_DECODE_NBYTES", nbytes)
+    steps: list[int] = []
+    copy = parquet.as_vectors  # type: ignore[attr-defined]
+
+    def note(header: Any, columns: Any, start: int, column: Any) -> Any:
+        steps.append(len(column))
+        return copy(header, columns, start, column)
+
+    monkeypatch.setattr(parquet, "as_vectors", note)
     rows = PARQUET.open_rows(header, COLUMNS, 5, 230)
     sizes, row, found = [3, 1, 50, 7, 14, 60, 90], 5, []
     for size in sizes:
@@ -167,6 +175,7 @@ def test_what_is_decoded_goes_on_from_call_to_call(
         row += size
     np.testing.assert_array_equal(np.concatenate(found), VECTORS[5:230])
     assert decoded == [(5, 230)]
+    assert max(steps) == step
 
 
 def test_rows_that_are_passed_over_are_decoded_with_the_others_of_their_row_groups(
