@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -238,6 +239,8 @@ def test_info_names_what_makes_a_collection_slow(run: Run, shards: Path) -> None
     assert code == 0
     assert f"1 of 5 files have no rows (such as {shards / '3.npy'})" in out
     assert f"1 file (such as {shards / '4.npy'}) in Fortran order" in out
+    facts = json.loads(run("info", shards, "-f", "npy", "--json")[1])
+    assert (facts["files"], facts["empty_files"]) == (4, 1)
 
 
 def test_the_format_is_guessed_from_the_names_of_the_files(run: Run, shards: Path, tmp_path: Path) -> None:
@@ -286,6 +289,28 @@ def test_opening_many_files_shows_how_far_it_is(run: Run, shards: Path, monkeypa
     assert "3 of 3 files (100%)" in err
 
 
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("stats {shards}", "reading"),
+        ("nearest {shards} --row 1", "searching"),
+        ("convert {shards} {out}", "writing"),
+        ("verify {done}", "verifying"),
+        ("bench {shards} --seconds 0.1", "measuring"),
+    ],
+)
+def test_how_far_a_command_is_is_shown_unless_it_is_to_be_quiet(
+    run: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, shown: str
+) -> None:
+    assert run("convert", shards, tmp_path / "done", "--to", "npy", "--rows-per-file", 5)[0] == 0
+    show_each_step(monkeypatch)
+    for number, quiet in enumerate([[], ["--quiet"], ["-q"]]):
+        words = command.format(shards=shards, out=tmp_path / f"out-{number}", done=tmp_path / "done").split()
+        code, _, err = run(*words, *quiet)
+        told = {line.partition(":")[0] for line in err.splitlines() if "%)" in line}
+        assert (code, told - {"opening"}) == (0, set() if quiet else {shown})
+
+
 def test_plan(run: Run, shards: Path, tmp_path: Path) -> None:
     code, out, _ = run("plan", shards, "--max-piece-size", 4, "--batch-size", 6, "--json")
     facts = json.loads(out)
@@ -297,6 +322,9 @@ def test_plan(run: Run, shards: Path, tmp_path: Path) -> None:
     plt.switch_backend("svg")
     code, out, _ = run("plan", shards, "--plot", picture)
     assert (code, picture.read_bytes()[:4]) == (0, b"\x89PNG")
+    figure: Any = EmbeddingReader(shards).plot_plan().figure
+    inches = figure.get_size_inches()
+    assert struct.unpack(">II", picture.read_bytes()[16:24]) == pytest.approx(120 * inches, abs=1)
     assert plt.get_backend().lower() == "agg", "no window is opened"
     assert f"drawn in {picture}" in out
 
@@ -853,6 +881,23 @@ def test_warnings_are_sentences_too(run: Run, shards: Path, monkeypatch: pytest.
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert run("bench", shards)[2] == "Warning: something is odd\n"
+
+
+def test_what_is_logged_is_shown_beside_the_output_unless_the_program_takes_it(
+    run: Run, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log(*_: Any, **__: Any) -> dict[str, Any]:
+        logger = logging.getLogger("dask_embedding_reader")
+        logger.info("of no importance")
+        logger.warning("slow: %d s", 5)
+        return {"runs": [], "suits": 1, "read_again": False}
+
+    monkeypatch.setattr("dask_embedding_reader.cli.bench.measure_reading", log)
+    assert run("bench", shards)[2] == "", "pytest takes it"
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    code, out, err = run("bench", shards)
+    assert (code, err) == (0, "slow: 5 s\n")
+    assert "slow" not in out
 
 
 def test_convert_keeps_rows_and_metadata(run: Run, shards: Path, tmp_path: Path) -> None:
