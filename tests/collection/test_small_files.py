@@ -388,6 +388,14 @@ def test_what_is_too_large_is_cut_into_as_few_pieces_as_can_be_of_the_same_size(
         assert plan._cut_evenly(cuts * 3, max_rows).tolist() == wanted
 
 
+def test_no_rows_are_cut_into_no_pieces() -> None:
+    files = table_of([4], [[]])
+    made = plan.plan_selection(files, shuffle(Stretch(range(0)), 0, 0, 2, 128), 3)
+    assert (made.bounds.tolist(), made.chunks, len(made)) == ([0], (0,), 0)
+    with np.errstate(all="raise"):
+        assert plan._cut_evenly(np.array([0, 0, 4, 4]), 3).tolist() == [0, 2, 4]
+
+
 def test_neighbours_are_joined_as_long_as_they_fit_and_are_not_too_many() -> None:
     for cuts, max_rows, most in product(FEW_CUTS, range(1, 10), range(1, 4)):
         assert list(plan._join_small(cuts, max_rows, most)) == joined(cuts.tolist(), (), max_rows, most)

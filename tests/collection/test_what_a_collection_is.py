@@ -232,6 +232,16 @@ def test_the_column_is_that_of_the_manifests_where_these_agree() -> None:
     assert choose("a", columns=Columns(None), vectors=get_format("npy").vectors).embedding == "embedding"
 
 
+@pytest.mark.parametrize("content", [b"x", b"12345678", b"123456789", b"1234567890", b"PAR", b"\x93NUMP"])
+def test_a_file_of_no_kind_is_told_however_short_it_is(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    file = StoredFile(STORE, f"{tmp_path}/file", Version(len(content)))
+    said = f"{tmp_path}/file: neither its name nor its first bytes, {content[:4]!r}, tell what kind of file it is; say"
+    for head in (b"", content):
+        with pytest.raises(FormatError, match=f"^{re.escape(said)}"):
+            layout.tell_kind(file, head)
+
+
 @pytest.mark.parametrize(("others", "name"), [(0, "emb"), (9, "emb"), (10, "embedding")])
 def test_ten_files_are_looked_at_for_a_column_of_vectors(tmp_path: Path, others: int, name: str) -> None:
     """Those of no rows do not count."""
@@ -306,6 +316,14 @@ def test_splits_are_what_all_files_are_called(names: str, splits: dict[str, Any]
             name: (first + 2, count) for name, (first, count) in splits.items()
         }
     assert layout.joined_splits("/root/*.npy", paths, rows) == {}
+
+
+def test_the_manifest_in_the_folder_tells_the_layout(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    pq.write_table(pa.table({"n": range(4)}), tmp_path / "0.parquet")
+    assert EmbeddingReader(tmp_path).manifest.format.name == "npy"
+    EmbeddingReader(tmp_path, "parquet_npy", meta_columns=["n"]).save_manifest()
+    assert EmbeddingReader(tmp_path).manifest.format.name == "parquet_npy"
 
 
 def test_metadata_that_is_passed_over_is_known(tmp_path: Path) -> None:
@@ -617,6 +635,15 @@ def test_what_is_no_parquet_file_is_told() -> None:
     assert decoded(empty).files == []
     with pytest.raises(FormatError, match="cut short"):
         decoded(empty[1:])
+
+
+@pytest.mark.parametrize("size", [-1, 0])
+def test_files_whose_size_no_storage_tells_are_saved(size: int) -> None:
+    header = header_of("r/0.parquet", 4, (4,))
+    header = header._replace(file=header.file._replace(version=Version(size)))
+    files = [saved.SavedFile("vectors", 0, "0.parquet", header)]
+    given = saved.SavedManifest("parquet", Columns("embedding"), 1, 0, None, files)
+    assert decoded(saved.encode_manifest(given)).files[0].header == header
 
 
 @pytest.mark.parametrize("rows", [2**53, 2**53 + 1])
