@@ -238,7 +238,7 @@ def test_no_byte_of_a_remote_chunk_is_fetched_twice(
         storage.rm(f"/once-{codec}{version}", recursive=True)
     assert np.concatenate(batches).tobytes() == array.tobytes()
     assert len(fetched) > 5
-    assert all(stop == start for (_, stop), (start, _) in pairwise(fetched))
+    assert all(stop == start for (_, stop), (start, _) in pairwise(sorted(fetched))), "several come at a time"
 
 
 @pytest.mark.parametrize("is_remote", [False, True])

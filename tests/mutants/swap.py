@@ -17,7 +17,10 @@ class _CannotSwapError(Exception):
 
 
 def swap(path: str, before: str, after: str) -> bool:
-    """Give the functions of a file the code of a changed one; where that does not do, do nothing and return False."""
+    """Give the functions of a file the code of a changed one; where that does not do, do nothing and return False.
+
+    What a function made while modules were imported stays as it is: its faults have to be planted by hand.
+    """
     try:
         pairs = list(_in_imported(compile(before, path, "exec"), compile(after, path, "exec"), _functions_of(path)))
     except _CannotSwapError:
