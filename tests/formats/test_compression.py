@@ -118,13 +118,17 @@ def lz4(pieces: list[Piece]) -> tuple[bytes, bytes]:
 MADE = {1: (snappy_pieces, snappy), 7: (lz4_pieces, lz4)}
 
 
+def made(codec: int, seed: int, count: int) -> tuple[list[Piece], bytes, bytes, bytes]:
+    """Pieces, the page that they make, what is before them in it, and what it holds."""
+    make_pieces, join = MADE[codec]
+    pieces = make_pieces(Random(seed), count)
+    return pieces, *join(pieces), b"".join(piece.plain for piece in pieces)
+
+
 @pytest.mark.parametrize("codec", MADE)
 @pytest.mark.parametrize("seed", range(10))
 def test_the_first_pieces_are_decompressed_until_that_is_enough(codec: int, seed: int) -> None:
-    make_pieces, join = MADE[codec]
-    pieces = make_pieces(Random(seed), 60)
-    stored, begin = join(pieces)
-    plain = b"".join(piece.plain for piece in pieces)
+    pieces, stored, begin, plain = made(codec, seed, 60)
     assert pa.Codec(compression.CODECS[codec]).decompress(stored, len(plain)).to_pybytes() == plain
     done = 0
     for piece in pieces:
@@ -141,10 +145,7 @@ def test_the_first_pieces_are_decompressed_until_that_is_enough(codec: int, seed
 @pytest.mark.parametrize("codec", MADE)
 @pytest.mark.parametrize("seed", range(5))
 def test_of_a_part_of_a_page_all_literal_bytes_come_and_all_whole_copies(codec: int, seed: int) -> None:
-    make_pieces, join = MADE[codec]
-    pieces = make_pieces(Random(seed), 25)
-    stored, begin = join(pieces)
-    plain = b"".join(piece.plain for piece in pieces)
+    pieces, stored, begin, plain = made(codec, seed, 25)
     start, done = len(begin), 0
     for piece in pieces:
         for cut in {*range(min(len(piece.stored), 8)), *range(max(0, len(piece.stored) - 8), len(piece.stored))}:

@@ -154,17 +154,22 @@ def test_a_batch_that_is_not_as_the_others_is_named_by_its_number_and_first_row(
         write(lambda rows, frame: (rows, frame.assign(i=np.arange(count, dtype="i4"))))
 
 
+def sources_of(rows: np.ndarray, folder: Path) -> dict[str, Any]:
+    """The same rows in all that is written."""
+    np.save(folder / "0.npy", rows)
+    return {
+        "numpy": rows,
+        "dask": da.from_array(rows, chunks=(SIZES, 3)),
+        "batches": iter([(rows[:3], None), (rows[3:], None)]),
+        "reader": EmbeddingReader(folder / "0.npy"),
+    }
+
+
 @pytest.mark.parametrize("source", ["numpy", "dask", "batches", "reader"])
 def test_a_value_that_cannot_be_cast_is_named_by_its_row_in_the_collection(tmp_path: Path, source: str) -> None:
     rows = ROWS.copy()
     rows[13, 1] = 1e9
-    np.save(tmp_path / "0.npy", rows)
-    array: Any = {
-        "numpy": rows,
-        "dask": da.from_array(rows, chunks=(SIZES, 3)),
-        "batches": iter([(rows[:3], None), (rows[3:], None)]),
-        "reader": EmbeddingReader(tmp_path / "0.npy"),
-    }[source]
+    array = sources_of(rows, tmp_path)[source]
     with pytest.raises(CastError, match=r"^1 of 15 values .*; the first is in row 13 "):
         write_embeddings(array, tmp_path / "out", dtype="float16", rows_per_file=5)
 
@@ -203,12 +208,8 @@ def test_rows_that_were_written_before_with_other_values_are_named(tmp_path: Pat
 def test_warnings_are_shown_where_the_writer_is_called(tmp_path: Path, source: str) -> None:
     rows = ROWS.copy()
     rows[13] = np.nan
-    np.save(tmp_path / "0.npy", rows)
-    array: Any = {
-        "numpy": rows,
-        "dask": da.from_array(rows, chunks=(SIZES, 3)),
-        "batches": iter([(rows[:3], None), (rows[3:], None)]),
-        "reader": EmbeddingReader(tmp_path / "0.npy"),
+    array = {
+        **sources_of(rows, tmp_path),
         "row numbers": iter([(rows[:13], FRAME[:13].assign(i=np.arange(13, dtype="i4")))]),
     }[source]
     file_format = "parquet" if source == "row numbers" else "npy"
