@@ -119,8 +119,8 @@ def count_lanes(manifest: Manifest, request: BatchRequest, threads: int) -> int:
     """Return how many pieces, or row groups, are read at the same time: one in each thread.
 
     But where each of them keeps several connections busy, only as many as keep all of them so, or as there are
-    processors: of more, all but the first would only wait in memory. 600 MB of vectors in row groups of 200 MB took 250
-    MB instead of 1.0 GB and, as new memory is slow, 0.5 s instead of 1.7.
+    processors: of more, all but the first would only wait in memory. 600 MB of vectors in row groups of 200 MB took 0.5
+    GB instead of 1.0 and, as new memory is slow, 0.6 s instead of 0.9 to 1.2.
     """
     vectors, files = manifest.format.vectors, manifest.vectors
     if files.is_local or request.rows is not None or not isinstance(vectors, GroupedFormat):
