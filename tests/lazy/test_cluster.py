@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -297,8 +298,8 @@ FRAMES: dict[str, Callable[[dd.DataFrame], Any]] = {
 }
 
 
-@pytest.mark.parametrize("frame", FRAMES)
-@pytest.mark.parametrize("name", PERSISTED)
+# Arrays and frames are persisted apart: each array is computed beside one of the frames, and each frame beside several.
+@pytest.mark.parametrize(("name", "frame"), list(zip(PERSISTED, itertools.cycle(FRAMES), strict=False)))
 def test_what_is_persisted_is_used_as_it_is(client: Client, name: str, frame: str, tmp_path: Path) -> None:
     make, expected = PERSISTED[name]
     x = make(client)
