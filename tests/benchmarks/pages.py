@@ -167,7 +167,7 @@ def read_table_pass(work: Work, data: Data) -> Job:
     return job
 
 
-@contends(CAT_FILE, "remote-parquet-limited")
+@contends(CAT_FILE, "remote-parquet-*")
 def bare_ranges(work: Work, data: Data) -> Job:
     """All bytes of the files in ranges, many at once, dropped on arrival: what the link can do."""
     filesystem, path = import_module("fsspec.core").url_to_fs(address(work))
