@@ -341,11 +341,11 @@ def _open_batches(header: FileHeader, columns: Columns) -> StretchReader:
             done = 0
             while done < len(out):
                 number = bisect_right(bounds, row + done) - 1
-                if number != current:
-                    current, reader = number, _open_batch(header, columns, index, number, bounds[number])
                 count = min(len(out) - done, bounds[number + 1] - row - done)
-                assert reader is not None
                 with naming_rows(row + done, row + done + count):
+                    if number != current:
+                        current, reader = number, _open_batch(header, columns, index, number, bounds[number])
+                    assert reader is not None
                     reader([(row + done, out[done : done + count])])
                 done += count
 

@@ -170,7 +170,7 @@ def naming_rows(start: int, stop: int) -> Iterator[None]:
 def as_bytes(array: Array) -> memoryview:
     """Return the memory of an array."""
     # Half the time of `reshape(-1)`, which counts where rows are read one by one; but it knows no empty arrays.
-    return array.view(np.uint8).data.cast("B") if array.size else memoryview(b"")
+    return array.view(np.uint8).data.cast("B") if array.size else memoryview(bytearray())
 
 
 def _read_cast(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, outs: Sequence[Array]) -> None:
@@ -183,9 +183,8 @@ def read_blocks(file: StoredFile, position: int, row_type: np.dtype[Any], rows: 
 
     The dtype of a row is one with fields, or of a sub-array.
     """
-    step = rows
-    if not file.store.request_nbytes:  # elsewhere each block would be one
-        step = max(1, _SCRATCH_NBYTES // row_type.itemsize)
+    # Elsewhere each block would be a request.
+    step = max(1, rows if file.store.request_nbytes else _SCRATCH_NBYTES // row_type.itemsize)
     scratch = np.empty(min(step, rows) * row_type.itemsize + _PAGE_NBYTES, np.uint8)
     address = scratch.__array_interface__["data"][0]
 

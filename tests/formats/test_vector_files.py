@@ -1,0 +1,286 @@
+"""Rows of vectors as each format reads them: any of them, wherever their file is, are those that were put there."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from dask_embedding_reader.errors import CastError, FileChangedError
+from dask_embedding_reader.formats.arrow import ARROW
+from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, Stretch
+from dask_embedding_reader.formats.fbin import FBIN
+from dask_embedding_reader.formats.fvecs import FVECS
+from dask_embedding_reader.formats.npy import NPY
+from dask_embedding_reader.formats.npz import NPZ
+from dask_embedding_reader.formats.safetensors import SAFETENSORS
+from dask_embedding_reader.formats.vectors import Casting, Vectors
+from dask_embedding_reader.storage.fsspec import FsspecStore
+from dask_embedding_reader.storage.local import LocalStore, file_info
+from dask_embedding_reader.storage.store import StoredFile, Version
+from tests.support.collections import vectors_as
+from tests.support.stores import Bucket, emptied_bucket
+
+Array = npt.NDArray[Any]
+
+COUNT = 3_001
+"""Rows of some files: of several blocks of each kind, and a rest."""
+
+
+def rows_of(dtype: str, dimension: int, count: int = COUNT) -> Array:
+    return np.random.default_rng(0).integers(0, 100, (count, dimension)).astype(dtype)
+
+
+def npy(rows: Array) -> bytes:
+    np.save(sink := io.BytesIO(), rows)
+    return sink.getvalue()
+
+
+def npz(rows: Array, method: int) -> bytes:
+    with zipfile.ZipFile(sink := io.BytesIO(), "w", method, compresslevel=1) as made:
+        made.writestr("embedding.npy", npy(rows))
+    return sink.getvalue()
+
+
+def fvecs(rows: Array) -> bytes:
+    row_type = [("dimension", "<i4"), ("items", rows.dtype, rows.shape[1:])]
+    whole = np.empty(len(rows), row_type)
+    whole["dimension"], whole["items"] = rows.shape[1], rows
+    return whole.tobytes()
+
+
+def safetensors(rows: Array, dtype: str) -> bytes:
+    facts = {"dtype": dtype, "shape": rows.shape, "data_offsets": [0, rows.nbytes]}
+    header = json.dumps({"embedding": facts}).encode()
+    return len(header).to_bytes(8, "little") + header + rows.tobytes()
+
+
+def arrow(columns: dict[str, pa.Array], batch_rows: int, codec: Any = None) -> bytes:
+    table, sink = pa.table(columns), pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+        writer.write_table(table, batch_rows)
+    return bytes(sink.getvalue())
+
+
+class Kind(NamedTuple):
+    """Vectors in a file."""
+
+    format: FileFormat
+    name: str
+    rows: Array
+    make: Callable[[Array], bytes]
+    columns: Columns = Columns("embedding")
+    is_raw: bool = False
+    """Whether they lie there as in memory."""
+
+
+F4, LONG = rows_of("<f4", 100), rows_of("<f4", 600, 701)
+BF16 = rows_of("<f4", 100)
+ITEMS = tuple(f"e{number}" for number in range(9))
+
+KINDS: dict[str, Kind] = {
+    "npy": Kind(NPY, "0.npy", F4, npy, is_raw=True),
+    "npy of other bytes": Kind(NPY, "0.npy", F4.astype(">f4"), npy, is_raw=True),
+    "npy in columns": Kind(NPY, "0.npy", F4, lambda rows: npy(np.asfortranarray(rows))),
+    "npz": Kind(NPZ, "0.npz", F4, lambda rows: npz(rows, zipfile.ZIP_STORED), is_raw=True),
+    "npz in columns": Kind(NPZ, "0.npz", F4, lambda rows: npz(np.asfortranarray(rows), zipfile.ZIP_STORED)),
+    "npz deflated": Kind(NPZ, "0.npz", F4, lambda rows: npz(rows, zipfile.ZIP_DEFLATED)),
+    "fbin": Kind(FBIN, "0.fbin", F4, lambda rows: np.array(rows.shape, "<u4").tobytes() + rows.tobytes(), is_raw=True),
+    "fvecs": Kind(FVECS, "0.fvecs", F4, fvecs),
+    "fvecs of long rows": Kind(FVECS, "0.fvecs", LONG, fvecs),
+    "bvecs": Kind(FVECS, "0.bvecs", rows_of("u1", 100), fvecs),
+    "safetensors": Kind(SAFETENSORS, "0.safetensors", F4, lambda rows: safetensors(rows, "F32"), is_raw=True),
+    "safetensors of halves": Kind(
+        SAFETENSORS, "0.safetensors", BF16, lambda rows: safetensors((rows.view("<u4") >> 16).astype("<u2"), "BF16")
+    ),
+    "arrow": Kind(ARROW, "0.arrow", F4, lambda rows: arrow({"embedding": vectors_as(rows, "fixed_size_list")}, 1_700)),
+    "arrow beside others": Kind(
+        ARROW,
+        "0.arrow",
+        F4,
+        lambda rows: arrow({"n": pa.array(range(len(rows))), "embedding": vectors_as(rows, "fixed_size_list")}, 1_700),
+        Columns("embedding", meta=("n",)),
+    ),
+    "arrow in lists": Kind(
+        ARROW, "0.arrow", F4, lambda rows: arrow({"embedding": vectors_as(rows, "large_list")}, 1_700)
+    ),
+    "arrow compressed": Kind(
+        ARROW, "0.arrow", F4, lambda rows: arrow({"embedding": vectors_as(rows, "fixed_size_list")}, 2_900, "zstd")
+    ),
+    "arrow of bytes": Kind(
+        ARROW,
+        "0.arrow",
+        F4,
+        lambda rows: arrow({"embedding": pa.array([row.tobytes() for row in rows], pa.binary())}, 2_900),
+        Columns("embedding", np.dtype("<f4")),
+    ),
+    "arrow of items": Kind(
+        ARROW,
+        "0.arrow",
+        rows_of("<f4", 9),
+        lambda rows: arrow({name: pa.array(rows[:, place]) for place, name in enumerate(ITEMS)}, 1_700),
+        Columns(ITEMS),
+    ),
+}
+
+
+@contextmanager
+def opened(kind: Kind, folder: Path, *, remote: bool) -> Iterator[tuple[StoredFile, Bucket]]:
+    content = kind.make(kind.rows)
+    with emptied_bucket() as bucket:
+        if remote:
+            bucket.put(kind.name, content)
+            yield StoredFile(FsspecStore(fsspec.filesystem("bucket")), kind.name, Version(len(content))), bucket
+        else:
+            path = folder / kind.name
+            path.write_bytes(content)
+            yield StoredFile(LocalStore(LocalFileSystem()), str(path), file_info(str(path)).version), bucket
+
+
+def arrays(header: FileHeader, dtype: npt.DTypeLike, *counts: int) -> list[Array]:
+    return [np.full((count, header.dimension), 111, dtype) for count in counts]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+def test_any_rows_are_those_of_the_file(tmp_path: Path, name: str, remote: bool) -> None:
+    kind = KINDS[name]
+    wanted, count = kind.rows, len(kind.rows)
+    with opened(kind, tmp_path, remote=remote) as (file, bucket):
+        header = kind.format.read_header(file, kind.columns)
+        assert (header.rows, header.dimension, header.dtype) == (*wanted.shape, wanted.dtype)
+        assert kind.format.check_header(header)
+        for dtype in (header.dtype, header.dtype.newbyteorder(), np.float64):
+            start = 5
+            outs = arrays(header, dtype, 1, 0, 7, count // 2, count - start - 8 - count // 2)
+            read = kind.format.open_rows(header, kind.columns, start, count)
+            bucket.forget()
+            read(outs[:2])
+            read(outs[2:4])
+            read(outs[4:])
+            assert not kind.is_raw or len(bucket.reads) == 3 * remote, "of what goes to several arrays one request"
+            np.testing.assert_array_equal(np.concatenate(outs), wanted[start:])
+
+            stretches: list[Stretch] = []
+            for row, rows in ((0, 3), (3, 1), (9, 0), (9, count // 2), (count - 9, 9)):
+                stretches += [(row, out) for out in arrays(header, dtype, rows)]
+            read_some = kind.format.open_stretches(header, kind.columns, 0, count)
+            read_some(stretches[:2])
+            read_some([])
+            read_some(stretches[2:])
+            for row, out in stretches:
+                np.testing.assert_array_equal(out, wanted[row : row + len(out)])
+        offset = kind.format.raw_offset(header)
+        assert (offset is not None) == kind.is_raw
+        if offset is not None:
+            found = np.frombuffer(kind.make(wanted), header.dtype, wanted.size, offset)
+            np.testing.assert_array_equal(found.reshape(wanted.shape), wanted)
+        assert not remote or bucket.reads
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_rows_that_are_not_delivered_are_named(tmp_path: Path, name: str) -> None:
+    kind = KINDS[name]
+    count = len(kind.rows)
+    with opened(kind, tmp_path, remote=True) as (file, bucket):
+        header = kind.format.read_header(file, kind.columns)
+        kind.format.open_rows(header, kind.columns, 0, count)(arrays(header, header.dtype, count))
+        for dtype in (header.dtype, np.float64):
+            read = kind.format.open_rows(header, kind.columns, 2, count)
+            read_some = kind.format.open_stretches(header, kind.columns, 0, count)
+            [content] = bucket.objects.values()
+            bucket.objects.clear()
+            with pytest.raises(FileChangedError, match=r"^rows 2 to 5: "):
+                read(arrays(header, dtype, 3))
+            with pytest.raises(FileChangedError, match=r"^rows 2 to 5: "):
+                read_some([(2, arrays(header, dtype, 3)[0])])
+            bucket.objects[kind.name] = content
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.rows.dtype != "u1"])
+def test_the_first_value_that_does_not_fit_is_told_with_its_row(tmp_path: Path, name: str) -> None:
+    kind = KINDS[name]
+    if name in ("fbin", "safetensors", "safetensors of halves"):
+        return
+    rows = kind.rows.astype(np.dtype("i4").newbyteorder(kind.rows.dtype.byteorder))
+    bad = len(rows) - 20
+    rows[bad, 7] = rows[bad + 2, 1] = 300
+    kind = kind._replace(rows=rows, name=kind.name.replace("fvecs", "ivecs"))
+    if kind.columns.embedding_dtype is not None:
+        kind = kind._replace(columns=Columns("embedding", rows.dtype))
+    with opened(kind, tmp_path, remote=False) as (file, _):
+        header = kind.format.read_header(file, kind.columns)
+        start = bad - 5
+        for counts in ([len(rows) - start], [7, len(rows) - start - 7]):
+            read = kind.format.open_rows(header, kind.columns, start, len(rows))
+            with pytest.raises(CastError) as told:
+                read(arrays(header, "i1", *counts))
+            first, _, rest = str(told.value).partition(" values ")
+            assert rest == (
+                f"cannot be read as int8, which holds -128 to 127; the first is 300 in row {bad:,}; read with a wider "
+                "dtype, or with dtype=None as they are stored"
+            )
+            assert first.startswith(f"{file.url}, rows {start:,} to ")
+            assert first.partition(": ")[2].partition(" of ")[0] in ("1", "2")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Written
+
+
+INTEGERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
+EVERY = ("f2", "f4", "f8", "g", *INTEGERS, "?", "c8", "c16")
+
+WRITTEN: dict[str, tuple[FileFormat, dict[str, str]]] = {
+    "npy": (NPY, dict.fromkeys(EVERY, ".npy")),
+    "npz": (NPZ, dict.fromkeys(EVERY, ".npz")),
+    "fbin": (FBIN, {"f2": ".f16bin", "f4": ".fbin", "i1": ".i8bin", "i4": ".ibin", "u1": ".u8bin"}),
+    "fvecs": (FVECS, {"f4": ".fvecs", "i4": ".ivecs", "u1": ".bvecs"}),
+    "safetensors": (SAFETENSORS, dict.fromkeys(("f2", "f4", "f8", *INTEGERS, "?"), ".safetensors")),
+    "arrow": (ARROW, dict.fromkeys(("f2", "f4", "f8", *INTEGERS), ".arrow")),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_written_of_every_dtype_is_read(tmp_path: Path, name: str) -> None:
+    """In blocks that are no larger than they have to be, whatever of rows is in them."""
+    kind, suffixes = WRITTEN[name]
+    assert {one: kind.suffix_for(np.dtype(one)) for one in EVERY} == dict.fromkeys(EVERY) | suffixes
+    for dtype, suffix in suffixes.items():
+        for shape in ((0, 3), (1, 1), (3, 5), *([(2_001, 200), (3, 400_000)] if dtype == "f4" else [])):
+            rows = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+            blocks: list[bytes] = []
+
+            def write(data: Any, blocks: list[bytes] = blocks) -> None:
+                blocks.append(bytes(data))
+
+            kind.write(write, Vectors(rows, Casting(rows.dtype)), None, "v")
+            path = tmp_path / f"{dtype}{shape[0]}{suffix}"
+            path.write_bytes(b"".join(blocks))
+            if not rows.size and kind is FVECS:
+                assert blocks == []
+                continue
+            file = StoredFile(LocalStore(LocalFileSystem()), str(path), file_info(str(path)).version)
+            header = kind.read_header(file, Columns("v"))
+            said = kind.written_header(file, shape[0], shape[1], rows.dtype)
+            assert said is None or said == header
+            assert (said is None) == (kind in (NPZ, ARROW))
+            assert header.rows == len(rows)
+            if len(rows):
+                out = np.empty(shape, dtype)
+                kind.open_rows(header, Columns("v"), 0, len(rows))([out])
+                np.testing.assert_array_equal(out, rows)
+            if kind not in (NPZ, ARROW) and len(rows):
+                assert max(map(len, blocks[1:] or blocks)) <= max(2**20, (rows.nbytes // len(rows)) + 4)
+                assert len(blocks) <= 2 + rows.nbytes // 2**19
