@@ -26,7 +26,7 @@ import pytest
 
 from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, CastError, FormatError
-from dask_embedding_reader.formats.casting import cast_into
+from dask_embedding_reader.formats.casting import CheckedCast, cast_into, outside
 
 ALL = np.arange(2**16, dtype=np.uint16).view(np.float16)
 
@@ -119,6 +119,67 @@ def test_the_smallest_half_floats_survive_in_a_process_that_flushes_denormals() 
         cast_into(out, small)
     assert flushed, "the processor should have flushed"
     np.testing.assert_array_equal(out, expected)
+
+
+#: Two dtypes, and what the second does not hold of the first.
+TOO_NARROW: list[tuple[str, str, list[int]]] = [
+    ("i4", "i1", [-129, 128]),
+    (">i8", "u4", [-1, 2**32]),
+    ("u2", "i2", [2**15, 2**15]),
+]
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_all_that_an_integer_dtype_cannot_hold_is_counted_and_the_first_told(in_order: bool) -> None:
+    """Of rows that come in parts, some of them picked."""
+    numbers = np.random.default_rng(0)
+    for stored, narrow, beyond in TOO_NARROW:
+        dtype, limits = np.dtype(narrow), np.iinfo(narrow)
+        for bad in (0, 1, 5):
+            rows = np.arange(1_000, 1_020) if in_order else np.sort(numbers.choice(10_000, 20, replace=False))
+            values = np.full((20, 3), limits.max).astype(stored)
+            values[2, 0] = max(limits.min, int(np.iinfo(stored).min))
+            places = sorted(zip(numbers.choice(20, bad, replace=False).tolist(), [2, 0, 1, 2, 0], strict=False))
+            for number, place in enumerate(places):
+                values[place] = beyond[number % 2]
+            cast = CheckedCast("url", int(rows[0]))
+            for start, stop in ((0, 0), (0, 7), (7, 8), (8, 20)):
+                out = np.empty((stop - start, 3), dtype)
+                cast.into(out, values[start:stop], None if in_order else rows[start:stop])
+            if not bad:
+                cast.report()
+                continue
+            with pytest.raises(CastError) as told:
+                cast.report()
+            first, last = rows[[0, -1]].tolist()
+            assert str(told.value) == (
+                f"url, rows {first:,} to {last + 1:,}: {bad:,} of 60 values cannot be read as {dtype}, which holds "
+                f"{limits.min:,} to {limits.max:,}; the first is {beyond[0]:,} in row {rows[places[0][0]]:,}; read "
+                "with a wider dtype, or with dtype=None as they are stored"
+            )
+
+
+def test_what_becomes_infinite_is_told() -> None:
+    cast = CheckedCast("url", 0)
+    out = np.empty((1, 2), np.float32)
+    cast.into(out, np.array([[1e38, np.inf]], ">f8"))
+    cast.report()
+    cast.into(out, np.array([[1e39, 1.0]], ">f8"))
+    assert np.isinf(out[0, 0])
+    with pytest.warns(UserWarning, match="became infinite") as told:
+        cast.report()
+    [warning] = told
+    assert str(warning.message) == (
+        "url: some of its float64 values are too large for float32 and became infinite; read with a wider dtype, or "
+        "with dtype=None as they are stored"
+    )
+    assert warning.filename == __file__
+
+
+def test_limits_of_integers_are_within_them() -> None:
+    values = np.array([-129, -128, 0, 127, 128, np.nan, np.inf, -np.inf])
+    assert outside(values, np.dtype("i1")).tolist() == [True, False, False, False, True, True, True, True]
+    assert outside(np.array([-1, 0, 255, 256]), np.dtype("u1")).tolist() == [True, False, False, True]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from dask_embedding_reader.errors import CastError, FileChangedError
+from dask_embedding_reader.errors import CastError, FileChangedError, FormatError
 from dask_embedding_reader.formats.arrow import ARROW
 from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, Stretch
 from dask_embedding_reader.formats.fbin import FBIN
@@ -235,6 +235,55 @@ def test_the_first_value_that_does_not_fit_is_told_with_its_row(tmp_path: Path, 
             assert first.partition(": ")[2].partition(" of ")[0] in ("1", "2")
 
 
+def test_what_formats_say_of_themselves() -> None:
+    of_names = [".fbin .f16bin .u8bin .i8bin .ibin", ".fvecs .ivecs .bvecs", ".arrow .feather .ipc"]
+    said: list[tuple[FileFormat, tuple[str, str, int, bool, bool, bool]]] = [
+        (NPY, ("npy", ".npy", 512, False, True, False)),
+        (FBIN, ("fbin", of_names[0], 8, False, False, False)),
+        (FVECS, ("fvecs", of_names[1], 4, False, False, False)),
+        (NPZ, ("npz", ".npz", 0, False, True, True)),
+        (SAFETENSORS, ("safetensors", ".safetensors", 512, False, True, True)),
+        (ARROW, ("arrow", of_names[2], 0, True, False, True)),
+    ]
+    for kind, (name, suffixes, first_nbytes, holds_columns, tells_dtype, has_names) in said:
+        assert (kind.name, " ".join(kind.suffixes), kind.first_nbytes) == (name, suffixes, first_nbytes)
+        assert (kind.holds_columns, kind.tells_dtype) == (holds_columns, tells_dtype)
+        assert (kind.find_vectors is not None) == has_names
+
+
+@pytest.mark.parametrize("bad", [0, 5, 1_500, COUNT - 1])
+@pytest.mark.parametrize("name", ["fvecs", "fvecs of long rows", "bvecs"])
+def test_the_first_row_of_another_dimension_is_told(tmp_path: Path, name: str, bad: int) -> None:
+    kind = KINDS[name]
+    bad = min(bad, len(kind.rows) - 1)
+    with opened(kind, tmp_path, remote=False) as (file, _):
+        header = FVECS.read_header(file, kind.columns)
+        row_nbytes = 4 + header.dimension * header.dtype.itemsize
+        with open(file.path, "r+b") as harmed:
+            for row in (bad, len(kind.rows) - 1):
+                harmed.seek(row * row_nbytes)
+                harmed.write((5_000).to_bytes(4, "little"))
+        header = header._replace(file=file._replace(version=file_info(file.path).version))
+        for dtype in (header.dtype, np.float64):
+            for start in {0, bad}:
+                read = FVECS.open_rows(header, kind.columns, start, header.rows)
+                with pytest.raises(FormatError) as told:
+                    read(arrays(header, dtype, header.rows - start))
+                message = f"row {bad:,} has 5,000 items, but the first row {header.dimension}; write it again"
+                assert str(told.value) == f"{file.url}: not a readable fvecs file: {message}"
+            if bad:
+                FVECS.open_rows(header, kind.columns, 0, bad)(arrays(header, dtype, bad))
+
+
+def test_a_file_of_rows_of_a_dimension_each_has_a_size(tmp_path: Path) -> None:
+    with opened(KINDS["fvecs"], tmp_path, remote=False) as (file, _):
+        untold = file._replace(version=file.version._replace(size=-1))
+        with pytest.raises(
+            FormatError, match="the storage does not tell its size, and nothing else tells how many rows"
+        ):
+            FVECS.read_header(untold, Columns())
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Written
 
@@ -282,5 +331,5 @@ def test_what_is_written_of_every_dtype_is_read(tmp_path: Path, name: str) -> No
                 kind.open_rows(header, Columns("v"), 0, len(rows))([out])
                 np.testing.assert_array_equal(out, rows)
             if kind not in (NPZ, ARROW) and len(rows):
-                assert max(map(len, blocks[1:] or blocks)) <= max(2**20, (rows.nbytes // len(rows)) + 4)
+                assert max(map(len, blocks)) <= max(2**20, (rows.nbytes // len(rows)) + 4)
                 assert len(blocks) <= 2 + rows.nbytes // 2**19
