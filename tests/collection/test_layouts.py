@@ -34,8 +34,10 @@ from dask_embedding_reader import (
 )
 from dask_embedding_reader._common.arguments import check_nbytes
 from dask_embedding_reader.cli import main
-from dask_embedding_reader.formats.registry import FileFormatName, format_names
+from dask_embedding_reader.formats.registry import KINDS, FileFormatName, format_names, get_file_format
 from dask_embedding_reader.formats.vector_columns import is_ml_vector
+from dask_embedding_reader.storage.find import MANIFEST_NAME
+from tests.support import servers
 from tests.support.stores import Bucket, emptied_bucket
 
 ROWS: npt.NDArray[Any] = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -381,6 +383,24 @@ def test_choosing_asks_for_nothing_that_is_not_asked_for_anyway(
         asked.append(sorted((request.kind, request.path) for request in bucket.requests))
     assert asked[0] == asked[1]
     assert len(bucket.of_kind("list")) == 1
+
+
+def test_what_a_web_server_tells_of_a_file_is_taken_for_its_first_bytes(tmp_path: Path) -> None:
+    """Of files that begin with their header nothing more is read; of others, which end with it, that is read."""
+    servers.require(servers.nginx_available, "nginx")
+    for kind in KINDS:
+        write_embeddings(ROWS, tmp_path / kind, kind)
+        (tmp_path / kind / MANIFEST_NAME).unlink()
+    with servers.nginx(tmp_path) as server:
+        for kind in KINDS:
+            file = f"/{kind}/00000000.{kind}"
+            for source in (file, f"/{kind}/"):
+                with server.counting() as requests:
+                    reader = EmbeddingReader(f"{server.url}{source}")
+                assert taken(reader) == (kind, "embedding")
+                same(reader)
+                if get_file_format(kind).first_nbytes:
+                    assert [(one.method, one.path) for one in requests if one.path == file] == [("GET", file)]
 
 
 def test_a_manifest_that_says_which_format_it_is_is_read_once(bucket: Bucket, tmp_path: Path) -> None:
