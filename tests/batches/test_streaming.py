@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader._common.budget import cached_nbytes
-from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, MismatchError, ReadError
+from dask_embedding_reader.errors import MismatchError, ReadError
 from dask_embedding_reader.lazy import engines, window
 from dask_embedding_reader.lazy.iter_batches import iter_batches
 from tests.support.collections import FORMATS, assert_batches, finishes, wait_until, write_collection
@@ -348,15 +348,6 @@ def test_a_chunk_beyond_the_limit_is_computed_alone_with_one_warning() -> None:
     np.testing.assert_array_equal(np.concatenate([rows for rows, _ in batches]), source.data[4:])
 
 
-def test_what_a_chunk_is_computed_from_counts_twice() -> None:
-    """As what goes in, and as what is made on the way."""
-    source = Source(60, 10)
-    with pytest.warns(
-        UserWarning, match=r"960 bytes: 80 for the largest chunk, 480 for what it is computed from, 400 "
-    ):
-        iter_batches(source.array.sum(axis=1), batch_size=25, max_ram_usage_in_bytes=100)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The frame
 
@@ -638,15 +629,6 @@ def test_a_frame_that_lost_rows_is_an_error_before_wrong_pairs_come_out() -> Non
     assert seen == 15
 
 
-@pytest.mark.parametrize(
-    "frame",
-    [table(39), dd.from_pandas(table(39), npartitions=7), dd.from_pandas(table(40), npartitions=7).clear_divisions()],
-)
-def test_a_frame_of_another_length_is_an_error_at_the_call(frame: Any) -> None:
-    with pytest.raises(MismatchError, match=r"39|partitions"):
-        iter_batches(da.arange(40, chunks=4), frame, batch_size=3)
-
-
 def test_a_frame_made_of_the_array_costs_at_most_one_more_pass() -> None:
     source = Source(60, 3)
     frame = dd.from_dask_array(source.array, columns=["a", "b", "c"])
@@ -873,32 +855,6 @@ def test_chunks_that_are_not_what_the_array_tells_are_an_error(made: Any, messag
     x = Source(9, 3).array.map_blocks(lambda _: made, dtype=np.int64, meta=np.empty((0, 0), np.int64))
     with pytest.raises(MismatchError, match=rf"rows \[0, 3\).*{message}"):
         next(iter_batches(x, batch_size=3))
-
-
-X = da.zeros((10, 2), chunks=(5, 2))
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: iter_batches(np.zeros((3, 2)), batch_size=3), ArgumentTypeError, "from_array"),  # type: ignore[arg-type]
-        (lambda: iter_batches(X.sum(), batch_size=3), ArgumentError, "no axes"),
-        (lambda: iter_batches(X[X[:, 0] > 0], batch_size=3), ArgumentError, "compute_chunk_sizes"),
-        (lambda: iter_batches(da.ma.masked_equal(X, 0), batch_size=3), ArgumentTypeError, "filled"),
-        (lambda: iter_batches(X, batch_size=0), ArgumentError, "batch_size"),
-        (lambda: iter_batches(X, batch_size="3"), ArgumentTypeError, "batch_size"),  # type: ignore[arg-type]
-        (lambda: iter_batches(X, batch_size=3, max_ram_usage_in_bytes=0), ArgumentError, "max_ram_usage_in_bytes"),
-        (lambda: iter_batches(X, [1], batch_size=3), ArgumentTypeError, "frame"),  # type: ignore[arg-type]
-        (
-            lambda: iter_batches(X, pd.DataFrame({"i": range(10)}, index=pd.RangeIndex(10, name="i")), batch_size=3),
-            ArgumentError,
-            "both",
-        ),
-    ],
-)
-def test_arguments_are_checked_at_the_call(call: Callable[[], Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        call()
 
 
 def test_arrays_of_delayed_chunks() -> None:
