@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from dask_embedding_reader.errors import CastError, FileChangedError, FormatError
+from dask_embedding_reader.errors import ArgumentError, CastError, FileChangedError, FormatError
 from dask_embedding_reader.formats.arrow import ARROW
 from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, Stretch
 from dask_embedding_reader.formats.fbin import FBIN
@@ -273,6 +273,80 @@ def test_the_first_row_of_another_dimension_is_told(tmp_path: Path, name: str, b
                 assert str(told.value) == f"{file.url}: not a readable fvecs file: {message}"
             if bad:
                 FVECS.open_rows(header, kind.columns, 0, bad)(arrays(header, dtype, bad))
+
+
+@pytest.mark.parametrize("name", ["fbin", "fvecs", "bvecs"])
+def test_files_that_tell_little_are_held_against_their_size(tmp_path: Path, name: str) -> None:
+    """When they are opened, and when a manifest tells of them, which anybody can write."""
+    kind = KINDS[name]
+    with opened(kind, tmp_path, remote=False) as (file, _):
+        header = kind.format.read_header(file, kind.columns)
+        content = Path(file.path).read_bytes()
+
+    def sized(size: int) -> FileHeader:
+        return header._replace(file=file._replace(version=file.version._replace(size=size)))
+
+    untold = name == "fbin"
+    for size, fits in ((file.size, True), (file.size - 1, False), (file.size + 1, False), (0, False), (-1, untold)):
+        assert kind.format.check_header(sized(size)) == fits
+        if fits:
+            assert kind.format.read_header(sized(size).file, kind.columns, content[:8]) == sized(size)
+        elif size:
+            with pytest.raises(FormatError):
+                kind.format.read_header(sized(size).file, kind.columns, content[:8])
+    for layout in ((8, 0), (7,), (9,), (True,), ("8",)):
+        assert not kind.format.check_header(header._replace(layout=layout))
+    assert kind.format.check_header(header._replace(layout=(8,))) == (name == "fbin")
+    assert not kind.format.check_header(header._replace(group_rows=(header.rows,)))
+
+
+def test_files_of_fbin_of_another_size_are_told_why() -> None:
+    promised = "its header promises 4 rows of 3 x float32, 56 bytes in all, but the file has"
+    content = np.array([4, 3], "<u4").tobytes()
+    file = StoredFile(LocalStore(LocalFileSystem()), "/0.fbin", Version(0))
+    for size, told in (
+        (0, "not an fbin file: it has 0 bytes, less than its header of 8; write it again"),
+        (7, "not an fbin file: it has 7 bytes, less than its header of 8; write it again"),
+        (8, f"{promised} 8, 0 rows exactly: it was cropped, correct its header or write the file again"),
+        (8 + 12, f"{promised} 20, as one of .u8bin or .i8bin has: rename it"),
+        (8 + 24, f"{promised} 32, as one of .f16bin has: rename it"),
+        (8 + 36, f"{promised} 44, 3 rows exactly: it was cropped, correct its header or write the file again"),
+        (8 + 37, f"{promised} 45; it was cut short: write the file again"),
+        (8 + 49, f"{promised} 57: it is none, or something was written behind it; write the file again"),
+        (
+            8 + 96,
+            f"{promised} 104: that is the size of a file of true neighbours, which holds numbers of rows and then",
+        ),
+    ):
+        with pytest.raises(FormatError) as refused:
+            FBIN.read_header(file._replace(version=Version(size)), Columns(), content)
+        assert str(refused.value).startswith(f"/0.fbin: {told}")
+    with pytest.raises(FormatError, match="its header claims 4 vectors of no items; write it again"):
+        FBIN.read_header(file._replace(version=Version(8)), Columns(), np.array([4, 0], "<u4").tobytes())
+    assert FBIN.read_header(file._replace(version=Version(8)), Columns(), np.array([0, 0], "<u4").tobytes()).rows == 0
+
+
+def test_the_dtype_is_that_of_the_name_or_the_one_that_is_given() -> None:
+    content = np.array([4, 3], "<u4").tobytes()
+
+    def dtype_of(name: str, size: int, given: str | None) -> np.dtype[Any]:
+        file = StoredFile(LocalStore(LocalFileSystem()), f"/{name}", Version(size))
+        return FBIN.read_header(file, Columns(embedding_dtype=np.dtype(given) if given else None), content).dtype
+
+    assert dtype_of("0.fbin", 56, None) == dtype_of("0.fbin", 56, "<f4") == dtype_of("base.10M.fbin", 56, None) == "<f4"
+    assert dtype_of("0.bin", 32, "<i2") == "<i2"
+    with pytest.raises(ArgumentError) as refused:
+        dtype_of("0.fbin", 56, "<i4")
+    assert str(refused.value) == (
+        "/0.fbin: its name says that its items are float32, and embedding_dtype= that they are int32; leave that "
+        "out, or rename the file"
+    )
+    with pytest.raises(FormatError) as untold:
+        dtype_of("0.bin", 56, None)
+    assert str(untold.value) == (
+        "/0.bin: its name does not tell the dtype of its items, as one of .fbin, .f16bin, .u8bin, .i8bin, .ibin would; "
+        "name it with embedding_dtype=, or rename the file"
+    )
 
 
 def test_a_file_of_rows_of_a_dimension_each_has_a_size(tmp_path: Path) -> None:
