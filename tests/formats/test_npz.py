@@ -109,10 +109,11 @@ def test_deflated_arrays_of_several_blocks(tmp_path: Path, name: str, level: int
     count = len(rows)
     np.testing.assert_array_equal(rows_of(header, 0, count), rows)
     tracemalloc.start()
-    found = rows_of(header, 1, count, 1, count - 2)
+    found = rows_of(header, 1, count)
     held_nbytes = tracemalloc.get_traced_memory()[1] - found.nbytes
     tracemalloc.stop()
     np.testing.assert_array_equal(found, rows[1:])
+    np.testing.assert_array_equal(rows_of(header, 1, count, 1, count - 2), rows[1:])
     assert held_nbytes < 5 * 2**20, "a few blocks, whatever the array has"
     read = NPZ.open_stretches(header, Columns("embedding"), 0, count)
     stretches = [(first, np.empty((1, rows.shape[1]))) for first in (0, count // 2, count - 1)]
