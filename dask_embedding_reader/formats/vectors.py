@@ -96,7 +96,7 @@ def check_casting(vectors: Vectors, first_row: int = 0) -> int:
             first_bad = first_bad if bad else start + int(np.argmax(lost.any(axis=1)))
             bad += int(np.count_nonzero(lost))
     if bad:
-        largest = np.abs(array[first_bad].astype(np.float64)).max()
+        largest = np.abs(array[first_bad].astype(np.result_type(array.dtype, np.float64))).max()
         raise CastError(
             f"{bad:,} of {array.size:,} values cannot be stored as {dtype}{_scaled(scale)}, which holds "
             f"{_limits(dtype, scale)}; the first is in row {first_row + first_bad:,} (largest magnitude there: "

@@ -27,6 +27,7 @@ import pytest
 from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, CastError, FormatError
 from dask_embedding_reader.formats.casting import CheckedCast, cast_into, outside
+from dask_embedding_reader.formats.vectors import Vectors, check_casting, plan_casting
 
 ALL = np.arange(2**16, dtype=np.uint16).view(np.float16)
 
@@ -88,12 +89,12 @@ def assert_narrowed(values: np.ndarray) -> None:
     [
         pytest.param(NARROWED, id="all"),
         pytest.param(np.where(np.arange(2**16) % 60, np.float32(0.3), NARROWED.reshape(-1, 2**16)), id="few odd ones"),
-        pytest.param(NARROWED.reshape(8, -1).T, id="column after column"),
+        pytest.param(NARROWED[::16].reshape(8, -1).T, id="column after column"),
         pytest.param(NARROWED[::7, 1:4], id="parts of rows"),
         pytest.param(np.random.default_rng(0).standard_normal((5_000, 64), np.float32) / 8, id="unit vectors"),
-        pytest.param(NARROWED.reshape(1, -1)[:, 2**20 : 2**21], id="one row, longer than a block"),
+        pytest.param(NARROWED.reshape(1, -1)[:, 2**20 : 2**20 + 2**18], id="one row, longer than a block"),
         pytest.param(NARROWED[:0], id="no rows"),
-        pytest.param(NARROWED.byteswap().view(NARROWED.dtype.newbyteorder()), id="other byte order"),
+        pytest.param(NARROWED[::16].byteswap().view(NARROWED.dtype.newbyteorder()), id="other byte order"),
     ],
 )
 def test_half_floats_are_made_as_numpy_makes_them(values: np.ndarray) -> None:
@@ -180,6 +181,113 @@ def test_limits_of_integers_are_within_them() -> None:
     values = np.array([-129, -128, 0, 127, 128, np.nan, np.inf, -np.inf])
     assert outside(values, np.dtype("i1")).tolist() == [True, False, False, False, True, True, True, True]
     assert outside(np.array([-1, 0, 255, 256]), np.dtype("u1")).tolist() == [True, False, False, True]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# While writing
+
+
+def test_which_casts_are_asked_for_with_what() -> None:
+    for stored, dtype, scale in (
+        ("f4", None, None),
+        (">f4", None, None),
+        ("f8", "f2", None),
+        ("f8", "c8", None),
+        ("i8", "i1", None),
+        ("u1", "?", None),
+        ("i8", "f2", None),
+        ("f4", "i1", 0.5),
+        ("f8", "u2", 1e-3),
+    ):
+        wanted = np.dtype(dtype or stored).newbyteorder("=")
+        assert plan_casting(np.dtype(stored), None if dtype is None else np.dtype(dtype), scale) == (wanted, scale)
+    for stored, dtype, scale, told in (
+        (
+            "f4",
+            "i1",
+            None,
+            "dtype=int8 cannot hold vectors of float32; give scale=, the value that a step of one stand",
+        ),
+        ("c8", "f4", None, "dtype=float32 cannot hold vectors of complex64; choose another"),
+        ("f4", "?", None, "dtype=bool cannot hold vectors of float32; choose another"),
+        (
+            "f4",
+            "f2",
+            0.5,
+            "scale=0.5 is only for floating-point vectors that are stored as integers, not for float32 as",
+        ),
+        (
+            "f4",
+            None,
+            0.5,
+            "scale=0.5 is only for floating-point vectors that are stored as integers, not for float32 as",
+        ),
+        (
+            "i4",
+            "i1",
+            0.5,
+            "scale=0.5 is only for floating-point vectors that are stored as integers, not for int32 as i",
+        ),
+        ("f4", "i1", 0.0, "scale=0.0 must be a positive number: what a step of one stands for"),
+        ("f4", "i1", -1.0, "scale=-1.0 must be a positive number"),
+        ("f4", "i1", np.inf, "scale=inf must be a positive number"),
+        ("f4", "i1", np.nan, "scale=nan must be a positive number"),
+    ):
+        with pytest.raises(ArgumentError) as refused:
+            plan_casting(np.dtype(stored), None if dtype is None else np.dtype(dtype), scale)
+        assert str(refused.value).startswith(told)
+
+
+#: Stored, written as, scale, values that fit, some that do not, and what is said of the limits.
+LIMITS: list[tuple[str, str, float | None, list[Any], list[Any], str]] = [
+    ("f8", "f2", None, [65504, -65504, 65519.9, 1e-9], [65520, -65520, 1e300], "float16, which holds -65504 to 65504;"),
+    ("f8", "f4", None, [3.4e38, -3.4e38], [3.5e38, -1e300], "float32, which holds -3.40282e+38 to 3.40282e+38;"),
+    ("i8", "i1", None, [127, -128], [128, -129, 2**62], "int8, which holds -128 to 127, and neither NaN nor infinity;"),
+    ("i2", "u1", None, [0, 255], [-1, 256], "uint8, which holds 0 to 255, and neither NaN nor infinity;"),
+    ("i8", "f2", None, [65504, -65519], [65520, -(2**40)], "float16, which holds -65504 to 65504;"),
+    (
+        "f4",
+        "i1",
+        0.5,
+        [63.5, -64, 63.7, -64.25],
+        [63.75, -64.3, 1e30, np.nan, np.inf],
+        "int8 with scale=0.5, which holds -64 to 63.5, and neither NaN nor infinity;",
+    ),
+    ("c16", "c8", None, [1 + 1j], [1e300 + 1j, 1 - 1e300j], "complex64, which holds -3.40282e+38 to 3.40282e+38;"),
+]
+
+
+@pytest.mark.parametrize("case", LIMITS, ids=lambda case: f"{case[0]}-{case[1]}-{case[2]}")
+def test_values_that_would_be_lost_are_counted_and_the_first_row_told(case: Any) -> None:
+    stored, dtype, scale, fitting, lost, told = case
+    casting = plan_casting(np.dtype(stored), np.dtype(dtype), scale)
+    block_rows = 2**18 // 3
+    rows = np.resize(np.array(fitting, stored), (2 * block_rows + 5, 3))
+    assert check_casting(Vectors(rows, casting)) == 0
+    assert check_casting(Vectors(rows[:0], casting)) == 0
+    out = Vectors(rows, casting).stored(2, 9)
+    assert out.flags.c_contiguous
+    np.testing.assert_array_equal(out, (np.rint(rows[2:9] / scale) if scale else rows[2:9]).astype(dtype), strict=True)
+    places = [[0], [7, 9], [block_rows - 1, block_rows], [2 * block_rows + 4], [block_rows + 1, block_rows + 2]]
+    for value, bad in [*((lost[0], some) for some in places), *((value, [7, 9]) for value in lost)]:
+        few = slice(None) if bad != [7, 9] else slice(0, 20)
+        harmed = rows[few].copy()
+        harmed[bad, 1] = value
+        with pytest.raises(CastError) as refused:
+            check_casting(Vectors(harmed, casting), 1_000)
+        assert str(refused.value) == (
+            f"{len(bad):,} of {harmed.size:,} values cannot be stored as {told} the first is in row {1_000 + bad[0]:,} "
+            f"(largest magnitude there: {np.abs(harmed[bad[0]].astype('c16')).max():g}); choose a wider dtype or scale "
+            "the vectors"
+        )
+
+
+def test_values_that_are_not_finite_are_counted_where_they_are_narrowed() -> None:
+    rows = np.zeros((2**18, 2))
+    rows[[0, 5, -1], 1] = np.nan, np.inf, -np.inf
+    for dtype, count in (("f2", 3), ("f4", 3), ("f8", 0), ("c16", 0), ("c8", 3)):
+        assert check_casting(Vectors(rows, plan_casting(rows.dtype, np.dtype(dtype), None))) == count
+    assert check_casting(Vectors(np.zeros((3, 2), bool), plan_casting(np.dtype("?"), None, None))) == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
