@@ -15,8 +15,14 @@ from fsspec.implementations.local import LocalFileSystem
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats import ipc_columns
-from dask_embedding_reader.formats.ipc import Index, read_index
-from dask_embedding_reader.formats.ipc_columns import find_column, inflate, open_columns
+from dask_embedding_reader.formats.ipc import Dictionaries, Index, read_index
+from dask_embedding_reader.formats.ipc_columns import (
+    claimed_nbytes,
+    find_column,
+    inflate,
+    inflated_nbytes,
+    open_columns,
+)
 from dask_embedding_reader.storage.local import LocalStore, file_info
 from dask_embedding_reader.storage.store import StoredFile
 
@@ -177,6 +183,15 @@ def block_changed(number: int, **changes: int) -> Callable[[bytes], bytes]:
     return change
 
 
+def block_at(place: int) -> Callable[[bytes], bytes]:
+    """The first batch begins at a byte, as the footer says."""
+
+    def change(data: bytes) -> bytes:
+        return block_changed(0, offset=place - blocks_of(data)[0][0])(data)
+
+    return change
+
+
 def node(rows: int, nulls: int) -> bytes:
     return struct.pack("<qq", rows, nulls)
 
@@ -198,6 +213,8 @@ REFUSED: dict[str, tuple[str, Any, Callable[[bytes], bytes], str]] = {
     "a negative body": ("file", None, block_changed(0, body=-100_000), r"lie over each other"),
     "a negative header": ("file", None, block_changed(0, meta=-100_000), r"lie over each other"),
     "the first offset before all": ("file", None, block_changed(0, offset=-10_000), r"lie over each other"),
+    "a batch within the mark": ("file", None, block_at(7), r"lie over each other"),
+    "a batch where the schema is": ("file", None, block_at(8), r"its footer names batches that are none"),
     "a body of which the message has less": ("file", None, block_changed(0, body=-8), r"a message claims [\d,]+ bytes"),
     "a stream without its end": ("stream", None, lambda data: data[:-8], r"ends without the mark of its end"),
     "a stream with a part of its end": ("stream", None, lambda data: data[:-1], r"ends without the mark of its end"),
@@ -291,6 +308,120 @@ def test_bytes_are_inflated_as_they_claim(tmp_path: Path) -> None:
         assert bytes(inflate(file, struct.pack("<q", -1) + plain, codec)) == plain
     assert bytes(inflate(file, plain, "")) == plain
     assert bytes(inflate(file, b"", "zstd")) == b""
+
+
+@pytest.mark.parametrize("little_nbytes", [1_000, 2**25])
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_more_is_inflated_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, little_nbytes: int
+) -> None:
+    """What it claims is not reserved before it has come; and no more is inflated than a block beyond that."""
+    monkeypatch.setattr(ipc_columns, "_LITTLE_NBYTES", little_nbytes)
+    monkeypatch.setattr(ipc_columns, "_BLOCK_NBYTES", 700)
+    file = stored(tmp_path / "0.arrow", b"")
+    for nbytes in (999, 1_000, 1_001, 1_400, 5_000):
+        plain = np.random.default_rng(0).integers(0, 9, nbytes).astype(np.uint8).tobytes()
+        packed = pa.Codec(codec).compress(plain, asbytes=True)
+        assert bytes(inflate(file, struct.pack("<q", nbytes) + packed, codec)) == plain
+        for claim in (nbytes - 1, nbytes + 1, nbytes + 800):
+            data = struct.pack("<q", claim) + packed
+            with pytest.raises(
+                FormatError, match=f"{len(data):,} compressed bytes claim to be {claim:,}, but are [0-9]"
+            ):
+                inflate(file, data, codec)
+
+
+def test_buffers_claim_no_more_than_rows_need_and_codecs_can_make(tmp_path: Path) -> None:
+    file = stored(tmp_path / "0.arrow", b"")
+    little, ratio, most = 2**25, 2**17, 2**31
+    for length, needed, largest in (
+        (1_000, 0, little),
+        (1_000, little // 2, little),
+        (1_000, little // 2 + 1, little + 2),
+        (1_000, 2**40, 1_000 * ratio),
+        (100, 2**40, 100 * ratio),
+        (20_000, 2**40, most),
+    ):
+        for claim in (0, -1, largest):
+            data = struct.pack("<q", claim).ljust(length, b"x")
+            assert claimed_nbytes(file, data, "zstd", needed) == claim
+        for claim in (largest + 1, -2, 2**62):
+            data = struct.pack("<q", claim).ljust(length, b"x")
+            with pytest.raises(FormatError) as refused:
+                claimed_nbytes(file, data, "zstd", needed)
+            assert f": {length:,} compressed bytes claim to be {claim:,}, where {largest:,} are the most" in str(
+                refused.value
+            )
+    assert claimed_nbytes(file, b"12345678", "", 0) == claimed_nbytes(file, b"", "zstd", 0) == -1
+
+
+@pytest.mark.parametrize("codec", [None, "zstd", "lz4"])
+def test_what_columns_take_when_they_are_inflated_is_known_before(tmp_path: Path, codec: Any) -> None:
+    words = pa.array([None, "x" * 5_000, *["y"] * 50])
+    noise = pa.array(np.random.default_rng(0).integers(0, 2**62, 52))
+    file = stored(tmp_path / "0.arrow", written(pa.table({"word": words, "noise": noise}), 52, "file", codec))
+    index = read_index(file)
+    [batch] = index.batches
+    for place, least in ((0, 5_050 + 53 * 4 + 7), (1, 52 * 8)):
+        found = inflated_nbytes(file, find_column(file, index, batch, (place,)))
+        assert least <= found <= least + 4 * 64
+    readers, rows = open_columns(file, index, 0, [(0,), (1,)])
+    assert len(readers) == 2
+    nbytes = sum(find_column(file, index, batch, (place,)).nbytes for place in (0, 1))
+    assert rows == (1 if codec else ipc_columns.WINDOW_NBYTES * 52 // nbytes)
+
+
+def test_a_dictionary_that_is_missing_is_told(tmp_path: Path) -> None:
+    file = stored(tmp_path / "0.arrow", written(pa.table({"kind": pa.array(WORDS).dictionary_encode()}), 50, "file"))
+    index = read_index(file)
+    missing: list[Dictionaries] = [{}, {7: ()}]
+    for dictionaries in missing:
+        [read], _ = open_columns(file, index._replace(dictionaries=(dictionaries,)), 0, [(0,)])
+        with pytest.raises(FormatError, match=r"0\.arrow: .*the dictionary of column 'kind' is missing"):
+            read(0, 5)
+
+
+@pytest.mark.parametrize("codec", [None, "lz4"])
+@pytest.mark.parametrize("window_nbytes", [1, 2**23])
+def test_fields_of_structs_are_found_behind_whatever_comes_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window_nbytes: int, codec: Any
+) -> None:
+    monkeypatch.setattr(ipc_columns, "WINDOW_NBYTES", window_nbytes)
+    long = [f"{row} is a word of more than twelve letters" if row % 3 else None for row in range(50)]
+    views = pa.concat_arrays([pa.array(long[:20], pa.string_view()), pa.array(long[20:], pa.string_view())])
+    null = pa.array([row % 7 == 2 for row in range(50)])
+    inner = pa.StructArray.from_arrays(
+        [pa.array(range(50)), views, pa.nulls(50), pa.array([[row] * (row % 3) for row in range(50)])],
+        ["n", "view", "null", "list"],
+        mask=null,
+    )
+    union = pa.UnionArray.from_sparse(pa.array([0] * 50, pa.int8()), [pa.array(range(50))])
+    fields = {
+        "view": views,
+        "fixed": pa.array([[row, row] for row in range(50)], pa.list_(pa.int8(), 2)),
+        "inner": inner,
+        "word": pa.array(long),
+        "map": pa.nulls(50, pa.map_("str", "i1")),
+    }
+    outer = pa.StructArray.from_arrays(
+        list(fields.values()), list(fields), mask=pa.array([row % 5 == 1 for row in range(50)])
+    )
+    columns = {"first": union, "outer": outer, "views": views, "last": outer}
+    file = stored(tmp_path / "0.arrow", written(pa.table(columns), 30, "file", codec))
+    index = read_index(file)
+    paths = [(1, 0), (1, 2), (1, 2, 0), (1, 2, 1), (1, 2, 3), (1, 3), (1, 4), (2,), (3, 2, 1), (3, 2, 3), (3, 3)]
+    for number, start, count in ((0, 0, 30), (1, 30, 20)):
+        for path in paths:
+            wanted: pa.Array = list(columns.values())[path[0]].slice(start, count)
+            for step in path[1:]:
+                wanted = wanted.flatten()[step]
+            [read], _ = open_columns(file, index, number, [path])
+            for low, high in ((0, count), (3, 4), (9, 17), (count - 1, count)):
+                found = read(low, high)
+                assert found.to_pylist() == wanted.slice(low, high - low).to_pylist()
+            column = find_column(file, index, index.batches[number], path)
+            assert column.depth == len(path) - 1
+            assert column.has_nulls
 
 
 # ---------------------------------------------------------------------------------------------------------------------

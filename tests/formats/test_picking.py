@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader, FileChangedError
 from dask_embedding_reader.formats import picking
-from dask_embedding_reader.formats.base import FileHeader, Stretch, StretchReader
+from dask_embedding_reader.formats.base import Array, FileHeader, Stretch, StretchReader
 from dask_embedding_reader.storage.read import try_read_in_turn
 from dask_embedding_reader.storage.store import StoredFile
 from dask_embedding_reader.storage.urls import resolve
@@ -133,6 +133,7 @@ class _Noting:
     def __init__(self, vectors: Any) -> None:
         self._vectors = vectors
         self.calls: list[list[tuple[int, int]]] = []
+        self.outs: list[Array] = []
 
     def raw_offset(self, header: FileHeader) -> None:
         """Tell that rows cannot be scattered: that is no call of this format."""
@@ -142,6 +143,7 @@ class _Noting:
 
         def note(stretches: Sequence[Stretch]) -> None:
             self.calls.append([(row, row + len(out)) for row, out in stretches])
+            self.outs += [out for _, out in stretches]
             read(stretches)
 
         return note
@@ -210,11 +212,15 @@ def test_near_rows_are_read_together(
 def test_many_neighbours_are_read_alone(collection: Collection, long: int, asked: list[tuple[int, int]]) -> None:
     rows = np.array([*range(0, 50, 3), *range(50, 100), 399])
     manifest = collection.open().manifest
-    vectors, out = _Noting(manifest.format.vectors), np.empty((len(rows), DIMENSION), np.float32)
-    with mock.patch.multiple(picking, _GAP_NBYTES=3 * ROW_NBYTES, _LONG_NBYTES=long * ROW_NBYTES):
-        picking.read_picked(cast("Any", vectors), manifest.columns, manifest.vectors.header(0), rows, [out])
-    np.testing.assert_array_equal(out, collection.rows[rows])
-    assert vectors.calls == [asked]
+    for dtype in (np.float32, np.float64):
+        vectors, out = _Noting(manifest.format.vectors), np.empty((len(rows), DIMENSION), dtype)
+        with mock.patch.multiple(picking, _GAP_NBYTES=3 * ROW_NBYTES, _LONG_NBYTES=long * ROW_NBYTES):
+            picking.read_picked(cast("Any", vectors), manifest.columns, manifest.vectors.header(0), rows, [out])
+        np.testing.assert_array_equal(out, collection.rows[rows])
+        assert vectors.calls == [asked]
+        # Straight to their place where they are wanted as they lie; the first are picked from memory.
+        straight = [dtype == np.float32 and start > 0 for start, _ in asked]
+        assert [np.shares_memory(out, read) for read in vectors.outs] == straight
 
 
 def _reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -30,7 +30,7 @@ from dask_embedding_reader.storage.fsspec import FsspecStore
 from dask_embedding_reader.storage.local import LocalStore, file_info
 from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.support.collections import vectors_as
-from tests.support.stores import Bucket, emptied_bucket
+from tests.support.stores import Bucket, Request, emptied_bucket
 
 Array = npt.NDArray[Any]
 
@@ -206,6 +206,28 @@ def test_rows_that_are_not_delivered_are_named(tmp_path: Path, name: str) -> Non
             with pytest.raises(FileChangedError, match=r"^rows 2 to 5: "):
                 read_some([(2, arrays(header, dtype, 3)[0])])
             bucket.objects[kind.name] = content
+
+
+@pytest.mark.parametrize("name", ["arrow in lists", "arrow compressed", "arrow of bytes", "arrow of items"])
+def test_of_rows_of_two_record_batches_those_are_named_that_are_not_delivered(tmp_path: Path, name: str) -> None:
+    kind = KINDS[name]
+    with opened(kind, tmp_path, remote=True) as (file, bucket):
+        header = ARROW.read_header(file, kind.columns)
+        second = header.group_rows[0]
+        bucket.forget()
+        ARROW.open_rows(header, kind.columns, second, header.rows)(arrays(header, "f4", 7))
+        start = min(one.start for one in bucket.reads)
+
+        def lose(request: Request) -> None:
+            if request.start >= start:
+                raise FileNotFoundError
+
+        bucket.before_read = lose
+        read = ARROW.open_rows(header, kind.columns, second - 5, header.rows)
+        with pytest.raises(FileChangedError, match=rf"^rows {second:,} to {second + 6:,}: "):
+            read(arrays(header, "f4", 11))
+        with pytest.raises(FileChangedError, match=rf"^rows {second:,} to {second + 2:,}: "):
+            ARROW.open_stretches(header, kind.columns, 0, header.rows)([(second - 1, arrays(header, "f4", 3)[0])])
 
 
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.rows.dtype != "u1"])
