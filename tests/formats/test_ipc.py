@@ -281,6 +281,19 @@ def test_what_is_damaged_is_told_with_its_file(tmp_path: Path, name: str) -> Non
         decoded(file, read_index(file))
 
 
+def test_a_column_of_views_in_less_than_no_buffers_is_told(tmp_path: Path) -> None:
+    words = [[f"{row} is a word of more than twelve letters"] for row in range(77)]
+    views = pa.concat_arrays([pa.array(some, pa.string_view()) for some in [words[0] * 9, *words[1:]]])
+    data = written(pa.table({"a": views}), 85, "file")
+    assert read_index(stored(tmp_path / "0.arrow", data)).batches[0].views == (77,)
+    buffers = struct.pack("<iq", 1, 77)  # of one column
+    assert data.count(buffers) == 1
+    for count, told in ((-1, "claims a negative number of buffers"), (78, "fewer buffers than its columns need")):
+        file = stored(tmp_path / "1.arrow", data.replace(buffers, struct.pack("<iq", 1, count)))
+        with pytest.raises(FormatError, match=rf"1\.arrow: .*a record batch .*{told}"):
+            decoded(file, read_index(file))
+
+
 @pytest.mark.parametrize("nbytes", [0, 8, 56])
 def test_some_padding_before_the_footer_is_none(tmp_path: Path, nbytes: int) -> None:
     file = stored(tmp_path / "0.arrow", padded(nbytes)(written(TABLE, 20, "file")))
