@@ -218,6 +218,12 @@ REFUSED: dict[str, tuple[str, Any, Callable[[bytes], bytes], str]] = {
     "a body of which the message has less": ("file", None, block_changed(0, body=-8), r"a message claims [\d,]+ bytes"),
     "a stream without its end": ("stream", None, lambda data: data[:-8], r"ends without the mark of its end"),
     "a stream with a part of its end": ("stream", None, lambda data: data[:-1], r"ends without the mark of its end"),
+    "a stream of a schema without its end": (
+        "stream",
+        None,
+        lambda data: data[: 8 + int.from_bytes(data[4:8], "little")],
+        r"ends without the mark of its end",
+    ),
     "a byte behind a stream": ("stream", None, lambda data: data + b"\0", r"behind its end are 1 bytes"),
     "behind an old stream": ("old stream", None, lambda data: data + b"\0" * 9, r"behind its end are 9 bytes"),
     "a stream that begins with no schema": (
@@ -508,6 +514,43 @@ def test_a_number_within_a_column_that_cannot_be_is_told(
     with pytest.raises((FormatError, pa.ArrowException), match=told or None) as caught:
         decoded(file, read_index(file))
     assert not told or "1.arrow" in str(caught.value)
+
+
+TEXT_NBYTES = sum(map(len, LONG))
+
+#: Of a column of 20 rows: which of its buffers need how many bytes, and what is told where there is one less.
+NEEDED: list[tuple[str, int, int, str]] = [
+    *((name, 1, 84, "offsets that are too few, or descend") for name in ("text", "list", "map")),
+    *((name, 1, 168, "offsets that are too few, or descend") for name in ("large", "large list")),
+    *((name, 2, TEXT_NBYTES, "a column of text has offsets beyond its end") for name in ("text", "large")),
+    ("view", 1, 320, "a buffer that is too short for its rows"),
+    *(("list view", buffer, 80, "a buffer that is too short for its rows") for buffer in (1, 2)),
+    *(("large list view", buffer, 160, "a buffer that is too short for its rows") for buffer in (1, 2)),
+    *((name, 2, 160, "") for name in ("list", "large list")),
+    ("kind", 1, 80, ""),
+]
+
+
+@pytest.mark.parametrize("window_nbytes", [1, 2**23])
+def test_buffers_that_are_a_byte_short_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window_nbytes: int
+) -> None:
+    monkeypatch.setattr(ipc_columns, "WINDOW_NBYTES", window_nbytes)
+    for name, buffer, needed, told in NEEDED:
+        file = stored(tmp_path / "0.arrow", written(pa.table({name: COLUMNS[name]}), 20, "file"))
+        index = read_index(file)
+        [batch] = index.batches
+        for nbytes in (needed, needed - 1):
+            buffers = batch.buffers.copy()
+            # Of lists it is the buffer of their items, behind that of which are null.
+            buffers[buffer + (buffer == 2 and name in ("list", "large list")), 1] = nbytes
+            changed = index._replace(batches=(batch._replace(buffers=buffers),))
+            if nbytes == needed:
+                assert decoded(file, changed)[0].column(0).to_pylist() == COLUMNS[name].to_pylist()
+                continue
+            with pytest.raises((FormatError, pa.ArrowException), match=told or None) as refused:
+                decoded(file, changed)
+            assert not told or "0.arrow: not a readable Arrow file: " in str(refused.value)
 
 
 @pytest.mark.parametrize("codec", ["zstd", "lz4"])
