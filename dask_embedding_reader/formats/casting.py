@@ -67,8 +67,6 @@ class CheckedCast:
 
     def into(self, out: npt.NDArray[Any], values: npt.NDArray[Any], rows: npt.NDArray[np.int64] | None = None) -> None:
         """Copy the next rows; ``rows`` tells which these are, where they do not follow each other."""
-        if rows is not None and len(rows):
-            self._row = int(rows[0])
         if values.dtype.kind in "iu" and out.dtype.kind in "iu" and not np.can_cast(values.dtype, out.dtype, "safe"):
             self._count(values, out.dtype, rows)
         with np.errstate(over="call", invalid="ignore", call=lambda *_: self._note(values.dtype, out.dtype)):

@@ -242,6 +242,30 @@ def test_of_bytes_most_of_the_first_batch_tell_the_dimension(tmp_path: Path) -> 
             ARROW.read_header(stored(tmp_path / "0.arrow", [odd]), columns)
 
 
+def test_metadata_may_hold_nulls_where_rows_or_values_of_their_dictionary_do(tmp_path: Path) -> None:
+    places, fewer = pa.array([0, 1, 1, 0], pa.int8()), pa.array([0, None, 1, 0], pa.int8())
+    words, holes = pa.array(["a", "b"]), pa.array(["a", None])
+    columns = {
+        "whole": pa.DictionaryArray.from_arrays(places, words),
+        "of values": pa.DictionaryArray.from_arrays(places, holes),
+        "of rows": pa.DictionaryArray.from_arrays(fewer, words),
+        "plain": pa.array([1, 2, 3, 4]),
+        "some": pa.array([1, None, 3, 4]),
+        "none": pa.nulls(4),
+    }
+    has_nulls = [False, True, True, False, True, True]
+    # The first dictionary of a file is number 0.
+    for names in (list(columns), list(columns)[1:], list(columns)[2:]):
+        batch = pa.record_batch({name: columns[name] for name in names})
+        header = ARROW.read_header(stored(tmp_path / "0.arrow", [batch]), Columns(meta=tuple(names)))
+        assert [column.has_nulls for column in header.meta] == has_nulls[-len(names) :]
+        kinds = [pa.string() if name in ("whole", "of values", "of rows") else columns[name].type for name in names]
+        assert [column.type for column in header.meta] == kinds
+        for name in names:
+            [decoded] = iter_arrow_tables(header, [name], 0, 4, 10)
+            assert decoded[name].to_pylist() == columns[name].to_pylist()
+
+
 def test_batches_are_those_that_were_promised(tmp_path: Path) -> None:
     header = ARROW.read_header(stored(tmp_path / "0.arrow", batches_of([20, 30], "list")), EMBEDDING)
     part = header._replace(group_rows=(30,), first_group=1, first_group_row=20)

@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import FormatError
-from dask_embedding_reader.formats import ipc_columns
+from dask_embedding_reader.formats import ipc, ipc_columns
 from dask_embedding_reader.formats.ipc import Dictionaries, Index, read_index
 from dask_embedding_reader.formats.ipc_columns import (
     claimed_nbytes,
@@ -285,6 +285,24 @@ def test_what_is_damaged_is_told_with_its_file(tmp_path: Path, name: str) -> Non
     file = stored(tmp_path / "1.arrow", change(data))
     with pytest.raises(FormatError, match=rf"1\.arrow: not a readable Arrow file: .*(?:{told}).*"):
         decoded(file, read_index(file))
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_any_byte_may_be_another(tmp_path: Path, kind: str) -> None:
+    """Where things lie is found, or it is told that the file cannot be read: no other error comes through."""
+    data = written(pa.table({"a": pa.array(["x"]).dictionary_encode(), "b": [1]}), 1, kind)
+    told = []
+    for place in range(0, len(data), 5):
+        changed = bytearray(data)
+        changed[place] ^= 0xFF
+        ipc.INDICES.clear()
+        file = stored(tmp_path / "0.arrow", bytes(changed))
+        try:
+            read_index(file)
+        except FormatError as error:
+            told.append(str(error))
+    assert len(told) > len(data) / 40
+    assert {message.startswith(f"{tmp_path / '0.arrow'}: not a readable Arrow file: ") for message in told} == {True}
 
 
 def test_a_column_of_views_in_less_than_no_buffers_is_told(tmp_path: Path) -> None:
