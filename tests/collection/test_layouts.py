@@ -807,6 +807,10 @@ def test_one_column_for_each_item_is_suggested_and_asked_for_of_columns_alone(tm
     np.save(tmp_path / "0.npy", ROWS)
     with pytest.raises(ArgumentError, match="read from parquet and arrow files, not from npy files"):
         EmbeddingReader(tmp_path, embedding_column=["a", "b"])
+    (tmp_path / "0.npy").unlink()
+    for given in ("emb_*", ["emb_0", "emb_1"]):
+        with pytest.raises(ArgumentError, match="embedding_dtype is only for binary columns; columns of items tell"):
+            EmbeddingReader(tmp_path, embedding_column=given, embedding_dtype="float32")
     for wrong in ([], ["a", "a"]):
         with pytest.raises(ArgumentError, match="embedding_column="):
             EmbeddingReader(tmp_path, embedding_column=wrong)

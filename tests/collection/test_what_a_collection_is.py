@@ -690,9 +690,31 @@ def test_a_manifest_takes_no_more_than_its_size_allows(monkeypatch: pytest.Monke
             most = limit
     assert len(pages) > len(chunks)
     assert most == sum(page.nbytes + 8 * page.values for page in pages)
+    # Of its own size it may take three times as much, and some bytes more.
+    monkeypatch.setattr(saved, "_MOST_TIMES", 3)
+    monkeypatch.setattr(saved, "_MOST_NBYTES", most - 3 * len(content))
+    decoded(content)
+    monkeypatch.setattr(saved, "_MOST_NBYTES", most - 3 * len(content) - 1)
+    with pytest.raises(FormatError, match=rf"it claims to hold more than {most - 1:,} bytes, but has"):
+        decoded(content)
     monkeypatch.setattr(saved, "_MOST_NBYTES", 2**20)
     monkeypatch.setattr(saved, "_MOST_FILES", 0)
     with pytest.raises(FormatError, match=rf"it claims to name 3 files, but has {len(content):,} bytes"):
+        decoded(content)
+
+
+def test_texts_of_a_manifest_take_no_more_than_its_size_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each counts as often as it is used, though it is stored once."""
+    content = encoded(checksum="a" * 10_000)
+    table = pq.read_table(pa.BufferReader(content))
+    texts = [column for column in table.columns if pa.types.is_string(column.type) or pa.types.is_binary(column.type)]
+    nbytes = sum(len(text) for column in texts for text in column.to_pylist())
+    assert nbytes > 30_000
+    monkeypatch.setattr(saved, "_MOST_TIMES", 0)
+    monkeypatch.setattr(saved, "_MOST_NBYTES", nbytes)
+    assert len(decoded(content).files) == 3
+    monkeypatch.setattr(saved, "_MOST_NBYTES", nbytes - 1)
+    with pytest.raises(FormatError, match=rf"it claims to hold {nbytes:,} bytes of text, but has {len(content):,}; "):
         decoded(content)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -280,6 +281,38 @@ def test_threads_compute_what_is_scheduled_and_hold_what_is_lent(case: Drawn, at
             if not at_once:
                 assert engine.held_nbytes == sum(values[key].nbytes for key in held)
         assert engine.held_nbytes == sum(values[key].nbytes for key in case.known)
+    finally:
+        engine.close()
+
+
+@given(drawn())
+def test_a_result_is_let_go_of_once_all_have_it(case: Drawn) -> None:
+    """Of a unit those alone are held that a task to come or an output needs, and what is lent or known."""
+    made: dict[Key, list[weakref.ref[Any]]] = {}
+    held: list[set[Key]] = []
+
+    def make(key: Key, *given: Any) -> Any:
+        del given
+        held.append({key for key, values in made.items() if any(value() is not None for value in values)})
+        value = np.empty(1)
+        made.setdefault(key, []).append(weakref.ref(value))
+        return value
+
+    graph = graph_of(case.needs, make)
+    engine = Threads(graph, case.outputs, 10**6, 0)
+    schedule = engine.schedule = make_schedule(graph, case.outputs, case.known, case.near)
+    try:
+        engine.compute_globals([[key] for key in case.known])
+        for unit, outputs in enumerate(case.outputs):
+            held.clear()
+            [future] = engine.start([unit])
+            finishes(partial(engine.result, future))
+            lent = {key for (key, first), users in schedule.loans.items() if first <= unit <= users[-1]}
+            tasks = schedule.tasks[unit]
+            for place, found in enumerate(held):
+                following = {dep for key in tasks[place:] for dep in case.needs[key]}
+                assert found <= {*following, *outputs, *lent, *case.known}
+            del future
     finally:
         engine.close()
 
