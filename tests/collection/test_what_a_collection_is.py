@@ -24,6 +24,8 @@ from dask_embedding_reader.collection import beside, headers, layout, manifest, 
 from dask_embedding_reader.collection.files import FileTable, file_table
 from dask_embedding_reader.errors import (
     ArgumentError,
+    ArgumentTypeError,
+    ColumnError,
     DestinationError,
     FileChangedError,
     FormatError,
@@ -808,3 +810,73 @@ def test_what_a_filter_needs_is_read_once(filtered: EmbeddingReader) -> None:
     assert np.asarray(filtered.filter(keep, columns=["n", "word"]).rows).tolist() == [4, 5, 7, 8, 10, 11]
     assert seen == Counter(VALUES["n"].tolist())
     assert {*every} == {"n,word"}
+
+
+_CONDITIONS = (
+    'conditions are (column, operator, value), such as [("width", ">=", 512), ("nsfw", "==", "UNLIKELY")], or a list '
+    "of such lists, of which one has to hold"
+)
+_LISTS = "the value of 'in' must be a list, tuple or set"
+_COLUMNS = "a function as filter needs columns=[...], the metadata columns that it looks at, not "
+
+#: What is no filter: a condition and columns, and what is said of it.
+NO_FILTERS: list[tuple[Any, Any, type[Exception], str]] = [
+    *((given, None, ArgumentTypeError, f"filters={given!r}: {_CONDITIONS}, or a fu") for given in ("n", b"n", [], 3)),
+    *(
+        (given, None, ArgumentTypeError, f"filters holds {told!r}: {_CONDITIONS}")
+        for given, told in (
+            ([[]], []),
+            ([()], ()),
+            ([3], 3),
+            ([("n", ">", 3), 3], "n"),
+            ([[("n", ">", 3)], []], []),
+            ([[("n", ">", 3)], 3], 3),
+            ([("n", 3)], ("n", 3)),
+            ([("n", ">", 3, 4)], ("n", ">", 3, 4)),
+            ([(3, ">", 3)], (3, ">", 3)),
+            ([["n>3"]], "n>3"),
+            ([["abc"]], "abc"),
+        )
+    ),
+    ([("n", "~", 3)], None, ArgumentError, "('n', '~', 3): the operator '~' is none of =, ==, !=, <, <=, >, >=, in, n"),
+    ([("n", "in", 3)], None, ArgumentTypeError, f"('n', 'in', 3): {_LISTS}"),
+    ([("n", "in", "ab")], None, ArgumentTypeError, f"('n', 'in', 'ab'): {_LISTS}"),
+    ([("n", "not in", {3: 4})], None, ArgumentTypeError, "('n', 'not in', {3: 4}): the value of 'not in' must be"),
+    ([("n", ">", "a")], None, ArgumentError, "the column 'n' is int64, which cannot be compared with 'a' (>): "),
+    ([("n", ">", 2**70)], None, ArgumentError, f"the column 'n' is int64, which cannot be compared with {2**70} (>): "),
+    ([("n", ">", len)], None, ArgumentError, f"the column 'n' is int64, which cannot be compared with {len!r} (>): "),
+    ([("i", ">", 3)], None, ColumnError, "'i' is the row number, not a column; take(slice(start, stop)) picks"),
+    ([("n", ">", 3)], ["n"], ArgumentError, "columns= names what a function looks at; conditions name their columns"),
+    *((len, given, ArgumentError, f"{_COLUMNS}{given!r}") for given in (None, [], 3, [3], ["n", 3], {"n": 1})),
+    (len, ["i"], ColumnError, "'i' is the row number, not a column; take(slice(start, stop)) picks rows by it"),
+    (len, "n", ArgumentTypeError, "the filter returned int of shape () and dtype int64; expected is a mask: a boolean"),
+    (
+        lambda frame: frame["n"].to_numpy()[:-1] > 3,
+        "n",
+        ArgumentTypeError,
+        "the filter returned ndarray of shape (2,) and dtype bool; expected is a mask: a boolean for each of the 3 ro",
+    ),
+    (
+        lambda frame: frame[["n"]] > 3,
+        "n",
+        ArgumentTypeError,
+        "the filter returned DataFrame of shape (3, 1) and dtype bool; expected is a mask: a boolean for each of the 3",
+    ),
+    (
+        lambda frame: frame["n"],
+        "n",
+        ArgumentTypeError,
+        "the filter returned Series of shape (3,) and dtype int64; expected is a mask: a boolean for each of the 3 row",
+    ),
+]
+
+
+def test_what_is_no_filter_is_told(filtered: EmbeddingReader) -> None:
+    some = filtered.take(slice(0, 3))
+    for condition, columns, error, message in NO_FILTERS:
+        with pytest.raises(error) as told:
+            some.filter(condition, columns=columns)
+        assert str(told.value).startswith(message), condition
+    for reader in (filtered.take([]), filtered):
+        with pytest.raises(ArgumentError, match="cannot be compared"):  # though no row may be looked at
+            reader.filter([("n", ">", "a")])
