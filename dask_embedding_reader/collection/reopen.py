@@ -196,7 +196,7 @@ def check_place(manifest: Manifest, store: Store, path: str) -> None:
     """Refuse to save a manifest under a name that would be read as data when the collection is opened again."""
     kinds = [(manifest.vectors, manifest.format.vectors.suffixes), (manifest.metadata, PARQUET.suffixes)]
     for table, suffixes in kinds:
-        if table is None or not path.endswith(suffixes) or store not in table.stores:
+        if table is None or not path.endswith(suffixes) or not _is_in(store, table):
             continue
         root = next((root for root in table.roots if path.startswith(_inside(_folder(root)))), None)
         if root is not None and not is_litter(path, _folder(root)):
@@ -213,9 +213,14 @@ def check_outside(manifest: Manifest, store: Store, folder: str) -> None:
     """
     real = partial(real_path, store)
     for table in (manifest.vectors, manifest.metadata):
-        for root in () if table is None or store not in table.stores else table.roots:
+        for root in () if table is None or not _is_in(store, table) else table.roots:
             if real(folder).startswith(_inside(real(glob_root(root) if "**" in root else root))):
                 raise DestinationError(
                     f"{shown_url(store, folder)}: lies in {shown_url(store, root)}, which is read: who opens that "
                     "again would find its rows twice; name a folder beside it"
                 )
+
+
+def _is_in(store: Store, table: FileTable) -> bool:
+    """Tell whether files are in a storage, by its key: file systems of fsspec equal none of before a fork."""
+    return store.key in {other.key for other in table.stores}

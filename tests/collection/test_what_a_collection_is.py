@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import uuid
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.collection import beside, headers, layout, manifest, reopen, saved
@@ -36,12 +38,21 @@ from dask_embedding_reader.errors import (
 from dask_embedding_reader.formats.base import Columns, FileHeader, FilePart, MetaColumn
 from dask_embedding_reader.formats.parquet.page_headers import iter_page_heads
 from dask_embedding_reader.formats.registry import get_format
+from dask_embedding_reader.storage.local import LocalStore
 from dask_embedding_reader.storage.put import put_file
 from dask_embedding_reader.storage.store import StoredFile, Version
 from dask_embedding_reader.storage.urls import resolve
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
 STORE, _ = resolve("/")
+
+
+def forked_store() -> LocalStore:
+    """The same store as a process would make it that was forked from this one: fsspec calls its file system another."""
+    filesystem = LocalFileSystem(skip_instance_cache=True)
+    filesystem._fs_token_ = uuid.uuid4().hex
+    assert filesystem != STORE.filesystem
+    return LocalStore(filesystem)
 
 
 def header_of(name: str, rows: int, groups: Sequence[int] = (), **facts: Any) -> FileHeader:
@@ -494,6 +505,26 @@ def pair(tmp_path: Path) -> manifest.Manifest:
     return reader.manifest
 
 
+def test_metadata_is_read_with_the_options_of_its_own_storage_or_else_with_those_of_the_vectors(tmp_path: Path) -> None:
+    for name in ("emb", "meta"):
+        (tmp_path / name).mkdir()
+    np.save(tmp_path / "emb" / "0.npy", ROWS)
+    pq.write_table(pa.table({"n": range(4)}), tmp_path / "meta" / "0.parquet")
+    ours: dict[str, Any] = {"auto_mkdir": True}
+    folders: Any = {"metadata_folder": tmp_path / "meta", "storage_options": ours}
+    for given, expected in ((None, ours), ({}, {}), ({"auto_mkdir": False}, {"auto_mkdir": False})):
+        reader = EmbeddingReader(
+            tmp_path / "emb", "parquet_npy", meta_columns=["n"], metadata_storage_options=given, **folders
+        )
+        reader.save_manifest(tmp_path / "m.embeddings")
+        again = EmbeddingReader.from_manifest(
+            tmp_path / "m.embeddings", tmp_path / "emb", metadata_storage_options=given, **folders
+        )
+        for each in (reader, again):
+            tables = each.manifest.vectors, each.manifest.metadata
+            assert [table and table.stores[0].filesystem.storage_options for table in tables] == [ours, expected]
+
+
 @pytest.mark.parametrize(
     ("vectors", "metadata", "folder", "root"),
     [
@@ -518,12 +549,13 @@ def test_nothing_is_written_to_where_a_collection_would_find_it(
     )
     read = replace(pair, vectors=tables[0], metadata=tables[1])
     where = f"{tmp_path}/{folder}"
-    if root is None:
-        reopen.check_outside(read, STORE, where)
-    else:
-        said = rf"^{re.escape(where)}: lies in {re.escape(f'{tmp_path}/{root}')}/?, which is read: who opens that again"
-        with pytest.raises(DestinationError, match=said):
-            reopen.check_outside(read, STORE, where)
+    for store in (STORE, forked_store()):
+        if root is None:
+            reopen.check_outside(read, store, where)
+        else:
+            said = rf"^{re.escape(where)}: lies in {re.escape(f'{tmp_path}/{root}')}/?, which is read: who opens that"
+            with pytest.raises(DestinationError, match=said):
+                reopen.check_outside(read, store, where)
     other, _ = resolve("memory://x")
     reopen.check_outside(read, other, where)
     reopen.check_outside(replace(read, vectors=replace(read.vectors, roots=()), metadata=None), STORE, where)
@@ -546,12 +578,13 @@ def test_nothing_is_written_to_where_a_collection_would_find_it(
 def test_no_manifest_is_saved_where_it_would_be_read_as_data(
     tmp_path: Path, pair: manifest.Manifest, name: str, root: str | None
 ) -> None:
-    if root is None:
-        reopen.check_place(pair, STORE, f"{tmp_path}/{name}")
-    else:
-        said = f"{tmp_path}/{name} would be read as data of {tmp_path}/{root}; let its name end in .embeddings, or save"
-        with pytest.raises(ArgumentError, match=f"^{re.escape(said)}"):
-            reopen.check_place(pair, STORE, f"{tmp_path}/{name}")
+    said = f"{tmp_path}/{name} would be read as data of {tmp_path}/{root}; let its name end in .embeddings, or save"
+    for store in (STORE, forked_store()):
+        if root is None:
+            reopen.check_place(pair, store, f"{tmp_path}/{name}")
+        else:
+            with pytest.raises(ArgumentError, match=f"^{re.escape(said)}"):
+                reopen.check_place(pair, store, f"{tmp_path}/{name}")
     reopen.check_place(pair, resolve("memory://x")[0], f"{tmp_path}/{name}")
 
 
@@ -819,25 +852,25 @@ _CONDITIONS = (
 _LISTS = "the value of 'in' must be a list, tuple or set"
 _COLUMNS = "a function as filter needs columns=[...], the metadata columns that it looks at, not "
 
+#: What holds no conditions, and what of it is told.
+NO_CONDITIONS: list[tuple[Any, Any]] = [
+    ([[]], []),
+    ([()], ()),
+    ([3], 3),
+    ([("n", ">", 3), 3], "n"),
+    ([[("n", ">", 3)], []], []),
+    ([[("n", ">", 3)], 3], 3),
+    ([("n", 3)], ("n", 3)),
+    ([("n", ">", 3, 4)], ("n", ">", 3, 4)),
+    ([(3, ">", 3)], (3, ">", 3)),
+    ([["n>3"]], "n>3"),
+    ([["abc"]], "abc"),
+]
+
 #: What is no filter: a condition and columns, and what is said of it.
 NO_FILTERS: list[tuple[Any, Any, type[Exception], str]] = [
     *((given, None, ArgumentTypeError, f"filters={given!r}: {_CONDITIONS}, or a fu") for given in ("n", b"n", [], 3)),
-    *(
-        (given, None, ArgumentTypeError, f"filters holds {told!r}: {_CONDITIONS}")
-        for given, told in (
-            ([[]], []),
-            ([()], ()),
-            ([3], 3),
-            ([("n", ">", 3), 3], "n"),
-            ([[("n", ">", 3)], []], []),
-            ([[("n", ">", 3)], 3], 3),
-            ([("n", 3)], ("n", 3)),
-            ([("n", ">", 3, 4)], ("n", ">", 3, 4)),
-            ([(3, ">", 3)], (3, ">", 3)),
-            ([["n>3"]], "n>3"),
-            ([["abc"]], "abc"),
-        )
-    ),
+    *((given, None, ArgumentTypeError, f"filters holds {told!r}: {_CONDITIONS}") for given, told in NO_CONDITIONS),
     ([("n", "~", 3)], None, ArgumentError, "('n', '~', 3): the operator '~' is none of =, ==, !=, <, <=, >, >=, in, n"),
     ([("n", "in", 3)], None, ArgumentTypeError, f"('n', 'in', 3): {_LISTS}"),
     ([("n", "in", "ab")], None, ArgumentTypeError, f"('n', 'in', 'ab'): {_LISTS}"),
