@@ -852,6 +852,9 @@ _CONDITIONS = (
 _LISTS = "the value of 'in' must be a list, tuple or set"
 _COLUMNS = "a function as filter needs columns=[...], the metadata columns that it looks at, not "
 
+NO_LISTS: tuple[Any, ...] = ("n", b"n", [], 3)
+NO_NAMES: tuple[Any, ...] = (None, [], 3, [3], ["n", 3], {"n": 1})
+
 #: What holds no conditions, and what of it is told.
 NO_CONDITIONS: list[tuple[Any, Any]] = [
     ([[]], []),
@@ -869,7 +872,7 @@ NO_CONDITIONS: list[tuple[Any, Any]] = [
 
 #: What is no filter: a condition and columns, and what is said of it.
 NO_FILTERS: list[tuple[Any, Any, type[Exception], str]] = [
-    *((given, None, ArgumentTypeError, f"filters={given!r}: {_CONDITIONS}, or a fu") for given in ("n", b"n", [], 3)),
+    *((given, None, ArgumentTypeError, f"filters={given!r}: {_CONDITIONS}, or a fu") for given in NO_LISTS),
     *((given, None, ArgumentTypeError, f"filters holds {told!r}: {_CONDITIONS}") for given, told in NO_CONDITIONS),
     ([("n", "~", 3)], None, ArgumentError, "('n', '~', 3): the operator '~' is none of =, ==, !=, <, <=, >, >=, in, n"),
     ([("n", "in", 3)], None, ArgumentTypeError, f"('n', 'in', 3): {_LISTS}"),
@@ -880,7 +883,7 @@ NO_FILTERS: list[tuple[Any, Any, type[Exception], str]] = [
     ([("n", ">", len)], None, ArgumentError, f"the column 'n' is int64, which cannot be compared with {len!r} (>): "),
     ([("i", ">", 3)], None, ColumnError, "'i' is the row number, not a column; take(slice(start, stop)) picks"),
     ([("n", ">", 3)], ["n"], ArgumentError, "columns= names what a function looks at; conditions name their columns"),
-    *((len, given, ArgumentError, f"{_COLUMNS}{given!r}") for given in (None, [], 3, [3], ["n", 3], {"n": 1})),
+    *((len, given, ArgumentError, f"{_COLUMNS}{given!r}") for given in NO_NAMES),
     (len, ["i"], ColumnError, "'i' is the row number, not a column; take(slice(start, stop)) picks rows by it"),
     (len, "n", ArgumentTypeError, "the filter returned int of shape () and dtype int64; expected is a mask: a boolean"),
     (
