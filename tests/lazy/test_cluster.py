@@ -22,6 +22,7 @@ from distributed import Client, Event, LocalCluster, secede, worker_client
 
 from dask_embedding_reader import EmbeddingReader, write_embeddings
 from dask_embedding_reader.errors import ArgumentError, MismatchError
+from dask_embedding_reader.lazy.engines import Cluster
 from dask_embedding_reader.lazy.iter_batches import iter_batches
 from tests.support.collections import assert_batches, finishes, wait_until, write_collection
 
@@ -162,6 +163,13 @@ def test_workers_forget_what_no_later_chunk_uses(client: Client) -> None:
         assert min(engine._results, default=99) > number
     assert most
     assert not engine._lent
+
+
+def test_what_the_threads_of_a_cluster_are_good_for(client: Client) -> None:
+    engine = Cluster({}, [], [], client)
+    assert (engine.parallel, engine.ahead) == (2, 8)
+    assert engine.held_nbytes == 0, "what the workers hold is not held here"
+    engine.close()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

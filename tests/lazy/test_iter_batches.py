@@ -48,6 +48,13 @@ def test_a_limit_that_cannot_be_kept_is_warned_of_with_what_it_takes(name: str) 
     assert one.filename == __file__
 
 
+def test_by_default_four_gibibytes_are_the_limit_and_nothing_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(UserWarning, match=r"; the limit is 4,294,967,296 \(max_ram_usage_in_bytes\)"):
+        iter_batches(da.zeros(2**31, chunks=-1), batch_size=1)
+    assert len(list(iter_batches(X, batch_size=14))) == 3
+    assert capfd.readouterr() == ("", "")
+
+
 def frame_of(divisions: tuple[Any, ...]) -> Any:
     empty = pd.DataFrame({"a": pd.Series(dtype=int)})
     return dd.from_map(lambda k: empty, range(len(divisions) - 1), meta=empty, divisions=divisions)
