@@ -22,6 +22,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader._common.progress import progress_bar
 from dask_embedding_reader.collection import beside, headers, layout, manifest, reopen, saved
 from dask_embedding_reader.collection.files import FileTable, file_table
 from dask_embedding_reader.errors import (
@@ -174,6 +175,22 @@ def test_headers_come_in_the_order_of_files_and_are_counted(
     found = headers.read_headers(vectors, files, Columns(), True, told)
     assert [header.rows for header in found] == [1000 + k if k in known else k + 1 for k in range(150)]
     assert sum(done) == 150 - len(known)
+    blocks = {size for size in done if size}
+    assert blocks <= ({64, 150 - len(known) - 128} if where == "local" else {1}), "elsewhere a thread waits for each"
+
+
+def test_opening_shows_nothing_unless_it_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[bool] = []
+
+    def bar(show: bool, *_: Any) -> Any:
+        shown.append(show)
+        return progress_bar(False, *_)
+
+    monkeypatch.setattr(headers, "progress_bar", bar)
+    np.save(tmp_path / "0.npy", ROWS)
+    manifest.read_manifest(None, [tmp_path], Columns())
+    manifest.read_manifest(None, [tmp_path], Columns(), show_progress=True)
+    assert shown == [False, True]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
