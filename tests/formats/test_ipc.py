@@ -408,6 +408,36 @@ def test_what_columns_take_when_they_are_inflated_is_known_before(tmp_path: Path
     assert rows == (1 if codec else ipc_columns.WINDOW_NBYTES * 52 // nbytes)
 
 
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_buffers_that_are_as_they_were_take_what_they_have(tmp_path: Path, codec: str) -> None:
+    file = stored(tmp_path / "0.arrow", data := written(pa.table({"n": pa.array(range(50))}), 50, "file", codec))
+    index = read_index(file)
+    column = find_column(file, index, index.batches[0], (0,))
+    start, stop = column.spans[1]
+    file = stored(tmp_path / "1.arrow", data[:start] + struct.pack("<q", -1) + data[start + 8 :])
+    assert inflated_nbytes(file, column) == column.nbytes
+    file = stored(tmp_path / "2.arrow", data[:start] + struct.pack("<q", 2**62) + data[start + 8 :])
+    assert inflated_nbytes(file, column) - column.buffers[0, 1] == 2**17 * (stop - start)
+
+
+def test_codecs_that_are_not_known_are_told(tmp_path: Path) -> None:
+    data = written(pa.table({"n": pa.array(range(50))}), 50, "file", "zstd")
+    index = read_index(stored(tmp_path / "0.arrow", data))
+    codes = [place for place in range(len(data)) if data[place] == 1]
+    told = []
+    for place in codes:
+        for number in (2, 0xFF):
+            ipc.INDICES.clear()
+            file = stored(tmp_path / "1.arrow", data[:place] + bytes([number]) + data[place + 1 :])
+            try:
+                read_index(file)
+            except FormatError as error:
+                told.append(str(error))
+    assert index.batches[0].codec == "zstd"
+    for number in (2, -1):
+        assert f"{file.url}: not a readable Arrow file: it is compressed in a way that is not known ({number})" in told
+
+
 def test_a_dictionary_that_is_missing_is_told(tmp_path: Path) -> None:
     file = stored(tmp_path / "0.arrow", written(pa.table({"kind": pa.array(WORDS).dictionary_encode()}), 50, "file"))
     index = read_index(file)

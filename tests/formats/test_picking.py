@@ -223,6 +223,27 @@ def test_many_neighbours_are_read_alone(collection: Collection, long: int, asked
         assert [np.shares_memory(out, read) for read in vectors.outs] == straight
 
 
+@pytest.mark.parametrize("collection", ["npy"], indirect=True)
+@pytest.mark.parametrize(
+    ("places", "asked"),
+    [
+        (np.arange(100) + 7, [(0, 50), (200, 250)]),
+        (np.roll(np.arange(100), 20), [(0, 20), (20, 50), (200, 250)]),
+        (np.roll(np.arange(100), 70), [(0, 50), (200, 220), (220, 250)]),
+    ],
+)
+def test_runs_far_apart_are_read_as_far_as_they_stay_together(
+    collection: Collection, places: Int64s, asked: list[tuple[int, int]]
+) -> None:
+    rows = np.array([*range(50), *range(200, 250)])
+    manifest = collection.open().manifest
+    vectors, out = _Noting(manifest.format.vectors), np.zeros((110, DIMENSION), np.float32)
+    with mock.patch.multiple(picking, _GAP_NBYTES=3 * ROW_NBYTES):
+        picking.read_picked(cast("Any", vectors), manifest.columns, manifest.vectors.header(0), rows, [out], places)
+    np.testing.assert_array_equal(out[places], collection.rows[rows])
+    assert vectors.calls == [asked]
+
+
 def _reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return how many bytes each call brings from now on."""
     counts: list[int] = []
