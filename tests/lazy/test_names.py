@@ -128,6 +128,16 @@ def test_what_is_computed_together_is_what_is_computed_alone(folder: Path, name:
 
 
 @pytest.mark.parametrize("name", BASES)
+def test_few_rows_that_are_computed_together_are_those_computed_alone(folder: Path, name: str) -> None:
+    """Such as are read by themselves, in tasks that are made when others are left out."""
+    base = BASES[name]
+    others = {base._replace(**{name: value}) for name, some in CHOICES.items() for value in some}
+    few = compute(*(ask(folder, each)[0][:2] for each in others), scheduler="synchronous")
+    for found, each in zip(few, others, strict=True):
+        np.testing.assert_array_equal(found, answers(each)[0][:2])
+
+
+@pytest.mark.parametrize("name", BASES)
 def test_what_is_cut_or_cast_in_another_way_has_another_name(folder: Path, name: str) -> None:
     """Not all that shares a name is computed together; a cluster may have it from an hour ago."""
     base = BASES[name]

@@ -181,7 +181,7 @@ def test_a_file_that_cannot_be_looked_up_is_named(tmp_path: Path, source: str) -
 
 
 @pytest.mark.parametrize("fault", ["error", "refused", "stale"])
-@pytest.mark.parametrize("source", ["folder", "pattern", "list"])
+@pytest.mark.parametrize("source", ["folder", "pattern", "list", "links"])
 def test_a_file_that_cannot_be_looked_up_is_not_taken_for_an_empty_one(tmp_path: Path, source: str, fault: str) -> None:
     """Its rows would be missing, and all later ones shifted, without a word."""
     fill(tmp_path, "npy")
@@ -190,7 +190,11 @@ def test_a_file_that_cannot_be_looked_up_is_not_taken_for_an_empty_one(tmp_path:
         "folder": data,
         "pattern": f"{data}/part*/0*",
         "list": sorted(map(str, data.glob("part*/0*"))),
+        "links": tmp_path / "links",
     }
+    sources["links"].mkdir()
+    for number, path in enumerate(sources["list"]):
+        (sources["links"] / f"{number}.npy").symlink_to(path)
     tried = 0
     with local_calls(tmp_path) as calls:
         seen = calls.of(lambda: EmbeddingReader(sources[source]))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
+import dask.dataframe as dd
 import fsspec
 import numpy as np
 import pandas as pd
@@ -289,6 +290,22 @@ def test_other_data_is_never_mixed_in(tmp_path: Path, what: str) -> None:
     other(overwrite=True)
     rows = EmbeddingReader(tmp_path).to_dask_array().compute()
     np.testing.assert_array_equal(rows, ROWS[:10] if what == "shorter" else ROWS + (what == "rows"))
+
+
+@pytest.mark.parametrize("npartitions", [None, 2])
+def test_a_lazy_array_with_other_metadata_is_other_data(tmp_path: Path, npartitions: int | None) -> None:
+    """Only its name tells that nothing is left to do."""
+    array = da.from_array(ROWS, chunks=(10, 3))
+    for shift in (0, 1):
+        frame: Any = pd.DataFrame({"id": np.arange(20) + shift})
+        if npartitions is not None:
+            frame = dd.from_pandas(frame, npartitions=npartitions)
+        if shift:
+            with pytest.raises(DestinationError, match=r"2 files of other data"):
+                write_embeddings(array, tmp_path, "parquet", frame, rows_per_file=10)
+        write_embeddings(array, tmp_path, "parquet", frame, rows_per_file=10, overwrite=bool(shift))
+        [(_, found)] = EmbeddingReader(tmp_path, meta_columns=["id"])(20, show_progress=False)
+        assert found["id"].tolist() == [*range(shift, 20 + shift)]
 
 
 def test_existing_data_needs_overwrite_and_goes_last(tmp_path: Path) -> None:
