@@ -722,7 +722,9 @@ def test_of_batches_that_were_kept_and_let_go_of_the_memory_of_two_is_kept() -> 
     assert stream._buffers.lent_nbytes >= 6 * held[0].nbytes
     nbytes = held[0].nbytes
     held.clear()
-    assert 0 < stream._buffers.free_nbytes <= 2 * (nbytes + 64)
+    lent, free = stream._buffers.lent_nbytes, stream._buffers.free_nbytes
+    assert 0 < free <= 2 * (nbytes + 64)
+    assert stream._batches_nbytes() == lent + free > 2 * nbytes
 
 
 @pytest.mark.parametrize("name", ["sums", "centred"])

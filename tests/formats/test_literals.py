@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def random_vectors(rows: int, dimension: int, dtype: str = "f4") -> Vectors:
     return np.random.default_rng(dimension).standard_normal((rows, dimension)).astype(dtype)
 
 
-def write(path: Path, array: Vectors, kind: str, **options: Any) -> None:
+def write(path: Path, array: Vectors, kind: str, lengths: Mapping[int, int] | None = None, **options: Any) -> None:
     """Pages of some blocks each, in which vectors need not end."""
     items = pa.array(array.reshape(-1))
     if kind == "binary":
@@ -35,7 +35,10 @@ def write(path: Path, array: Vectors, kind: str, **options: Any) -> None:
     elif kind == "fixed":
         column = pa.FixedSizeListArray.from_arrays(items, array.shape[1])
     else:
-        column = pa.ListArray.from_arrays(pa.array(np.arange(len(array) + 1, dtype="i4") * array.shape[1]), items)
+        counts = np.full(len(array), array.shape[1], np.int32)
+        for row, length in (lengths or {}).items():
+            counts[row] = length
+        column = pa.ListArray.from_arrays(pa.array(np.append(np.int32(0), counts.cumsum(dtype=np.int32))), items)
     rows = 1 if kind == "binary" else array.shape[1]
     sizes = {"data_page_size": 3 * BLOCK_NBYTES, "write_batch_size": 64 * rows, "use_dictionary": False}
     pq.write_table(pa.table({"embedding": column}), path, **{**sizes, "compression": "snappy", **options})
@@ -212,3 +215,16 @@ def test_a_page_that_several_pieces_need_is_read_once(
     np.testing.assert_array_equal(found, array[100:3_900] if len(found) < 4_000 else array)
     assert len(count) > 8
     assert set(count.values()) == {1}
+
+
+def test_pages_of_literals_that_are_no_vectors_are_left_to_pyarrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two vectors of other lengths, whose items are as many as they should be: only levels tell."""
+    monkeypatch.setattr(parquet, "_DECODE_NBYTES", 4 * 513 * 16)  # as many rows are looked at together
+    array = random_vectors(300, 513)
+    write(tmp_path / "a.parquet", array, "list", lengths={100: 512, 101: 514})
+    batches = reader_of(tmp_path, "list")(60, max_piece_size=60, show_progress=False)
+    assert next(batches)[0].tobytes() == array[:60].tobytes()
+    with pytest.raises(FormatError, match=r"row 100: .* has 512 items where vectors of 513 items"):
+        next(batches)
