@@ -100,6 +100,9 @@ def test_names_of_chunks_depend_on_the_files_alone(tmp_path: Path) -> None:
     # One chunk a file is still there for who wants it.
     assert reader.to_dask_array(chunks=-1).chunks[0] == tuple(filter(None, FILE_ROWS))
     assert reader.to_dask_dataframe(chunks=-1).npartitions == 32
+    # No number means that, however large it is.
+    for most in (2**62, 10**30):
+        assert reader.to_dask_array(chunks=most).chunks == reader.to_dask_array(chunks=10**6).chunks
 
 
 def test_few_files_stay_chunks(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_pages_with_other_rows_than_their_row_group_shift_nothing(
             read()
 
 
-@pytest.mark.parametrize("way", ["index", "view", "frame of a view"])
+@pytest.mark.parametrize("way", ["index", "step", "view", "frame of a view"])
 def test_rows_that_are_picked_decode_each_row_group_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
@@ -157,13 +157,16 @@ def test_rows_that_are_picked_decode_each_row_group_once(
     monkeypatch.setattr(parquet_decode, "_iter_group", note)
     if way == "index":
         found = reader.to_dask_array(chunks=-1)[picked].compute(scheduler="synchronous")
+    elif way == "step":
+        picked = [*range(3, ROWS, 9)]
+        found = reader.to_dask_array(chunks=-1)[3::9].compute(scheduler="synchronous")
     elif way == "view":
         found = reader.take(picked).to_dask_array().compute(scheduler="synchronous")
     else:
         frame = reader.take(picked).to_dask_dataframe().compute(scheduler="synchronous")
         found = VECTORS[frame["n"]]
     np.testing.assert_array_equal(found, VECTORS[picked])
-    assert len(decoded) <= (4 if way == "index" else 2)
+    assert len(decoded) <= (4 if way in ("index", "step") else 2)
 
 
 @pytest.mark.parametrize(

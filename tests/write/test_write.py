@@ -16,6 +16,7 @@ from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -925,6 +926,38 @@ def test_few_files_are_in_memory_at_once(
     batches = ((np.ones((100, 64), np.float32), None) for _ in range(12))
     write_embeddings(batches, tmp_path, rows_per_file=100, max_ram_usage_in_bytes=limit * 4 * 100 * 64)
     assert 1 <= crowd.most <= most
+
+
+@pytest.mark.parametrize(("limit", "most"), [(4, 2), (2, 1), (8, 4), (10**6, 4)])
+def test_no_more_files_wait_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, most: int
+) -> None:
+    """Nothing is written here before it is waited for."""
+    waiting, counts = 0, []
+
+    class Later:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def submit(self, function: Any, *args: Any) -> Any:
+            nonlocal waiting
+            waiting += 1
+            counts.append(waiting)
+
+            def result() -> Any:
+                nonlocal waiting
+                waiting -= 1
+                return function(*args)
+
+            return SimpleNamespace(result=result)
+
+        def shutdown(self) -> None: ...
+
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", Later)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    batches = ((np.ones((100, 64), np.float32), None) for _ in range(12))
+    write_embeddings(batches, tmp_path, rows_per_file=100, max_ram_usage_in_bytes=limit * 4 * 100 * 64)
+    assert max(counts) == most
+    assert len(counts) == 12
 
 
 @pytest.mark.parametrize(("limit", "most"), [(4, 2), (2, 1), (8, 4), (10**6, 6)])
