@@ -155,6 +155,17 @@ def test_levels_of_definition(data: st.DataObject) -> None:
     assert told_levels._is_defined(spell, count, most) == expected
 
 
+def test_a_run_of_another_length_or_level_defines_nothing() -> None:
+    for count, most in product((1, 7, 64, 300), (1, 2, 3)):
+        right = encode_varint(count << 1) + bytes([most])
+        assert told_levels._is_defined(right, count, most)
+        heads = [count - 1 << 1, count + 1 << 1, count << 2, count << 1 | 1]
+        wrong = [encode_varint(head) + bytes([most]) for head in heads]
+        wrong += [right[:-1] + bytes([level]) for level in (most - 1, most + 1)]
+        wrong += [b"", right[:-1], right + b"\0", right + right, b"\0" + right]
+        assert not any(told_levels._is_defined(spell, count, most) for spell in wrong)
+
+
 def place_of(dimension: int, definition: int, is_list: bool) -> Place:
     item = np.dtype("<f4")
     return Place(0, 10**6, 10**6, 0, item, item, dimension, is_list, False, definition, True)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_embedding_reader import EmbeddingReader, FormatError
+from dask_embedding_reader.batches import pace
 from dask_embedding_reader.formats.parquet import decode as parquet_decode
 from dask_embedding_reader.formats.parquet import pages, plain_pages
 from dask_embedding_reader.formats.parquet import read as parquet
@@ -138,7 +139,7 @@ def test_pages_with_other_rows_than_their_row_group_shift_nothing(
             read()
 
 
-@pytest.mark.parametrize("way", ["index", "step", "view", "frame of a view"])
+@pytest.mark.parametrize("way", ["index", "step", "view", "frame of a view", "batches of a view"])
 def test_rows_that_are_picked_decode_each_row_group_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
@@ -162,11 +163,17 @@ def test_rows_that_are_picked_decode_each_row_group_once(
         found = reader.to_dask_array(chunks=-1)[3::9].compute(scheduler="synchronous")
     elif way == "view":
         found = reader.take(picked).to_dask_array().compute(scheduler="synchronous")
+    elif way == "batches of a view":  # each of one piece, and decoded beside its metadata
+        monkeypatch.setattr(pace, "_METADATA_ROWS", 2)
+        monkeypatch.setattr(pace, "_LEAST_METADATA_ROWS", 2)
+        batches = list(reader.take(picked)(2, max_piece_size=2, show_progress=False))
+        found = np.concatenate([rows for rows, _ in batches])
+        assert [n for _, frame in batches for n in frame["n"]] == picked
     else:
         frame = reader.take(picked).to_dask_dataframe().compute(scheduler="synchronous")
         found = VECTORS[frame["n"]]
     np.testing.assert_array_equal(found, VECTORS[picked])
-    assert len(decoded) <= (4 if way in ("index", "step") else 2)
+    assert len(decoded) <= (2 if way in ("view", "frame of a view") else 4)
 
 
 @pytest.mark.parametrize(
