@@ -120,6 +120,13 @@ def test_metadata_that_weigh_more_than_their_footer_tells_are_weighed(tmp_path: 
     assert batches.gi_frame.f_locals["reading"]._metadata_row_nbytes >= 4_000
 
 
+def test_texts_in_a_dictionary_weigh_what_rows_have_of_them_before_any_is_read(tmp_path: Path) -> None:
+    """Two of them, of which the footer tells 34 bytes a row."""
+    captions = pa.table({"caption": ["x" * 5_000, "y" * 5_000] * 150})
+    written = write_collection(tmp_path, "parquet_npy", file_rows=[300], dimension=2, tables=[captions])
+    assert 15_000 <= metadata_row_nbytes(written.open(meta_columns=["caption"]).manifest) < 15_100
+
+
 def test_many_short_texts_are_weighed_as_they_come(tmp_path: Path) -> None:
     """In 20 columns: each text takes one byte in the file, and 60 as an object of Python's."""
     texts = pa.table({f"c{k}": [f"{row % 10}" for row in range(3_000)] for k in range(20)})
@@ -524,6 +531,8 @@ def test_nothing_is_kept_when_the_loop_is_left_and_progress_is_told(
     if kind == "few":
         assert reading._vectors is None
     else:
+        stopped = reading._stopped if kind == "shuffled" else reading._pool.closed
+        assert stopped.is_set(), "what is read ends too"
         del array
         assert buffers.lent_nbytes == buffers.free_nbytes == 0
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 import pytest
 import safetensors.numpy
 
@@ -457,6 +458,9 @@ def test_what_reading_holds_is_counted_by_how_vectors_lie(tmp_path: Path, thread
     np.savez(tmp_path / "stored.npz", embedding=rows)
     np.savez(tmp_path / "fortran.npz", embedding=np.asfortranarray(rows))
     np.savez_compressed(tmp_path / "deflated.npz", embedding=rows)
+    table = pa.table({"embedding": pa.FixedSizeListArray.from_arrays(rows.ravel(), 4)})
+    with pa.OSFile(str(tmp_path / "plain.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
     held = {}
     for path in tmp_path.iterdir():
         manifest = EmbeddingReader(path).manifest
@@ -465,6 +469,7 @@ def test_what_reading_holds_is_counted_by_how_vectors_lie(tmp_path: Path, thread
             held[path.name, count] = manifest.format.vectors.held_nbytes(header, columns, count, threads)
     for count in (10, 250_000):
         nbytes = count * 16
-        assert held["c.npy", count] == held["stored.npz", count] == threads * min(nbytes, 3 * 2**17)
+        for name in ("c.npy", "stored.npz", "plain.arrow"):
+            assert held[name, count] == threads * min(nbytes, 3 * 2**17)
         assert held["fortran.npy", count] == held["fortran.npz", count] == 3 * threads * nbytes
         assert held["deflated.npz", count] == 3 * threads * 2**20

@@ -162,6 +162,23 @@ def test_partitions_of_a_frame_are_started_beside_their_rows(started: list[list[
         batches.close()
 
 
+@pytest.mark.parametrize("how", ["a break", "an error"])
+def test_a_loop_that_is_left_closes_what_computes(how: str) -> None:
+    """So that what is started begins no further task."""
+    batches: Any = iter_batches(lazy(), batch_size=10)
+    next(batches)
+    stream = batches.gi_frame.f_locals["stream"]
+    assert stream._started
+    assert not stream._engine._closed.is_set()
+    if how == "a break":
+        batches.close()
+    else:
+        with pytest.raises(RuntimeError, match="in the body"):
+            batches.throw(RuntimeError("in the body"))
+    assert stream._engine._closed.is_set()
+    assert [*stream._started, *stream._chunks] == []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Parts of chunks
 
