@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dask_embedding_reader._common.threads import stoppable_pool
 from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError, ReadError
 from dask_embedding_reader.storage import retries
 from dask_embedding_reader.storage.retries import may_pass, with_retries
@@ -52,6 +54,26 @@ def test_five_attempts_with_pauses_that_double_and_differ(pauses: list[float]) -
         shares = [pause / (0.2 * 2**number) for pause in pauses[number::4]]
         assert 0.5 <= min(shares) < 0.9, "jitter: else all that failed together ask again together"
         assert 1.1 < max(shares) <= 1.5
+
+
+@pytest.mark.parametrize("when", ["asked", "paused"])
+def test_who_is_stopped_meanwhile_asks_no_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    stopped, attempts = threading.Event(), []
+
+    def attempt() -> None:
+        attempts.append(1)
+        if when == "asked":
+            stopped.set()
+        raise ConnectionError("away")
+
+    if when == "paused":
+        monkeypatch.setattr(retries, "pause", lambda _: stopped.set())
+    with stoppable_pool(1, stopped) as pool, pytest.raises(ConnectionError, match="away"):
+        pool.submit(with_retries, attempt, "x").result()
+    assert len(attempts) == 1
+    assert len(caplog.records) == (when == "paused"), "it is not said that there will be another one"
 
 
 @pytest.mark.parametrize("times", range(5))
