@@ -166,6 +166,17 @@ def test_a_run_of_another_length_or_level_defines_nothing() -> None:
         assert not any(told_levels._is_defined(spell, count, most) for spell in wrong)
 
 
+@pytest.mark.parametrize("is_list", [False, True])
+def test_nothing_stands_where_levels_of_definition_need_not_be(is_list: bool) -> None:
+    """Be it as short as what says how long they are: values would begin behind it."""
+    levels = spelled(begins(12, 0, 3), []) if is_list else b""
+    body = len(levels).to_bytes(4, "little") + levels if is_list else b""
+    page, place = PageHeader(48, 12, PLAIN, 48), place_of(3, 0, is_list)
+    for more in range(7):
+        data = body + bytes(more)
+        assert told_levels.are_levels(memoryview(data), page, place, 0, len(data)) == (more == 0)
+
+
 def place_of(dimension: int, definition: int, is_list: bool) -> Place:
     item = np.dtype("<f4")
     return Place(0, 10**6, 10**6, 0, item, item, dimension, is_list, False, definition, True)
