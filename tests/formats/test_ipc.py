@@ -602,6 +602,32 @@ def test_buffers_that_are_a_byte_short_are_told(
 
 
 @pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_rows_of_large_compressed_buffers_may_be_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    """Those that were read last are held; for others it is begun anew."""
+    monkeypatch.setattr(ipc_columns, "_HELD_NBYTES", 1)
+    monkeypatch.setattr(ipc_columns, "_BLOCK_NBYTES", 70)
+    columns = {"n": pa.array(range(1_000)), "text": pa.array([f"{row:03}" for row in range(1_000)])}
+    file = stored(tmp_path / "0.arrow", written(pa.table(columns), 1_000, "file", codec))
+    index = read_index(file)
+    for place, column in enumerate(columns.values()):
+        [read], _ = open_columns(file, index, 0, [(place,)])
+        for low, high in (
+            (100, 300),
+            (150, 200),
+            (96, 300),
+            (40, 120),
+            (0, 8),
+            (500, 508),
+            (500, 1_000),
+            (2, 3),
+            (2, 3),
+        ):
+            assert read(low, high).equals(column.slice(low, high - low))
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
 def test_vectors_that_were_not_worth_compressing_lie_as_they_are(tmp_path: Path, codec: str) -> None:
     """Others than pyarrow leave buffers so, among those that are compressed, and say it by a length of -1."""
     rows = np.random.default_rng(0).integers(0, 2**32, (50, 64), np.uint32).view(np.float32)
