@@ -56,7 +56,14 @@ from dask_embedding_reader.write import request, sources, tasks, threads, verify
 from dask_embedding_reader.write.folder import Folder
 from dask_embedding_reader.write.request import Request, choose_rows_per_file, count_writers, estimate_nbytes
 from tests.support import servers
-from tests.support.collections import FORMATS, Collection, assert_batches, assert_same_frame, write_collection
+from tests.support.collections import (
+    FORMATS,
+    Collection,
+    assert_batches,
+    assert_same_frame,
+    wait_until,
+    write_collection,
+)
 
 ROWS = np.arange(60, dtype=np.float32).reshape(20, 3)
 FRAME = pd.DataFrame({"id": np.arange(20), "word": pd.array([f"word {k}" for k in range(20)], dtype="string")})
@@ -442,6 +449,35 @@ def test_progress_comes_to_its_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         write_embeddings(array, tmp_path / "1", rows_per_file=3, show_progress=True)
     [told] = bars
     assert (told.total, told.done, told.ends) == (0 if source == "batches" else total, total, 1)
+
+
+def test_progress_comes_while_files_are_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bar = Bar(False, 20)
+    monkeypatch.setattr(tasks, "progress_bar", lambda *_: bar)
+    monkeypatch.setattr(tasks, "_LOOK_SECONDS", 0.001)
+    shown: list[bool] = []
+
+    def last_is_late(block: Any, block_info: Any) -> Any:
+        if block_info[0]["chunk-location"] == (6, 0):
+            shown.append(wait_until(lambda: bar.done > 0, 60))
+        return block
+
+    late = da.from_array(ROWS, chunks=(3, 3)).map_blocks(last_is_late, dtype=ROWS.dtype, meta=ROWS[:0])
+    with dask.config.set(scheduler="threads", num_workers=4):
+        write_embeddings(late, tmp_path / "0", rows_per_file=3, show_progress=True)
+    assert shown == [True]
+    assert bar.done == 20
+
+
+def test_a_file_that_somebody_else_puts_beside_those_written_is_told(tmp_path: Path) -> None:
+    def batches() -> Iterator[Any]:
+        yield ROWS[:7], None
+        np.save(tmp_path / "0" / "other.npy", ROWS)
+        yield ROWS[7:], None
+
+    said = "20 rows written, but 40 are found there: something else wrote to this folder; remove what does not belong"
+    with pytest.raises(WriteError, match=f"{re.escape(str(tmp_path))}/0: {said}"):
+        write_embeddings(batches(), tmp_path / "0", rows_per_file=5)
 
 
 # --------------------------------------------------------------------------------------------------------------------
