@@ -510,13 +510,6 @@ def test_vectors_of_other_lengths_before_those_that_are_wanted_shift_nothing(
     np.testing.assert_array_equal(rows, np.array(values[200:210], np.float32))
 
 
-def test_narrow_integers_are_widened_in_files(tmp_path: Path) -> None:
-    array = vectors(50, 16, "i1")
-    write(tmp_path / "a.parquet", array)
-    rows, _ = next(EmbeddingReader(tmp_path, "parquet")(1000, dtype=None, show_progress=False))
-    np.testing.assert_array_equal(rows, array)
-
-
 def test_a_dictionary_that_grew_too_large_is_followed_by_plain_pages(tmp_path: Path) -> None:
     """What starts plainly in one row group may be decoded in the next."""
     array = vectors(900, 64, "f4")
