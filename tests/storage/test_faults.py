@@ -70,18 +70,25 @@ class Place:
         return reader
 
 
-@contextlib.contextmanager
-def http_place(folder: Path) -> Iterator[Place]:
+def http_patience(seconds: float) -> dict[str, Any]:
     import aiohttp
 
+    return {"timeout": aiohttp.ClientTimeout(sock_read=seconds)}
+
+
+def s3_patience(seconds: float) -> dict[str, Any]:
+    return {"config_kwargs": {"read_timeout": seconds}}
+
+
+@contextlib.contextmanager
+def http_place(folder: Path) -> Iterator[Place]:
     def put(name: str, content: bytes) -> None:
         before = os.stat(folder / name).st_mtime
         (folder / name).write_bytes(content)
         os.utime(folder / name, (before + 60, before + 60))  # HTTP tells whole seconds
 
     with servers.http_files(folder) as server, faulty(server.url) as proxy:
-        options = {"timeout": aiohttp.ClientTimeout(sock_read=PATIENCE)}
-        yield Place(proxy, folder, lambda name: f"{proxy.url}/{name}", put, options)
+        yield Place(proxy, folder, lambda name: f"{proxy.url}/{name}", put, http_patience(PATIENCE))
 
 
 @contextlib.contextmanager
@@ -92,7 +99,7 @@ def s3_place(folder: Path) -> Iterator[Place]:
         options = {
             **server.storage_options,
             "client_kwargs": {"endpoint_url": proxy.url, "region_name": "us-east-1"},
-            "config_kwargs": {"read_timeout": PATIENCE},
+            **s3_patience(PATIENCE),
         }
         url = f"s3://{server.bucket}/emb"
         yield Place(
@@ -244,9 +251,10 @@ def test_a_fault_that_stays_is_an_error_with_file_rows_cause_and_attempts(
     place: Place, fault: str, cause: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     is_http = place.url("").startswith("http")
-    reader = replace(
-        place, options={**place.options, "get_client": get_plain_client} if is_http else place.options
-    ).open()
+    options = {**place.options, "get_client": get_plain_client} if is_http else place.options
+    if fault == "stalled":  # each time: there is nothing to be patient for
+        options = {**options, **(http_patience(0.4) if is_http else s3_patience(0.4))}
+    reader = replace(place, options=options).open()
     caplog.clear()
     place.proxy.faults = [fault] * 100
     with pytest.raises(ReadError) as caught, caplog.at_level(logging.WARNING, "dask_embedding_reader"):

@@ -368,7 +368,11 @@ def ftp_files(folder: Path, permissions: str = "elr") -> Iterator[FtpServer]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that it may be written to
         Handler.authorizer.add_user(FTP_USER, FTP_PASSWORD, str(folder), perm=permissions)
-    server = ThreadedFTPServer(("127.0.0.1", 0), Handler)
+
+    class Server(ThreadedFTPServer):  # type: ignore[misc]
+        poll_timeout = 0.05  # so long its end waits for a client that is silent, instead of a second
+
+    server = Server(("127.0.0.1", 0), Handler)
     stopped = threading.Event()
 
     def serve() -> None:
