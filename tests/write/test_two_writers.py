@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -453,7 +454,11 @@ def test_a_lazy_object_that_is_never_computed_keeps_nobody_off(place: dict[str, 
 
 
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
-def test_a_lazy_object_that_failed_keeps_nobody_off(place: dict[str, Any], scheduler: str) -> None:
+def test_a_lazy_object_that_failed_keeps_nobody_off(
+    place: dict[str, Any], scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "_HANDOVER_SECONDS", 0.1)
+
     def fail(number: int) -> None:
         if number == 6:
             raise ZeroDivisionError
@@ -469,6 +474,8 @@ def test_a_lazy_object_that_failed_keeps_nobody_off(place: dict[str, Any], sched
     gc.collect()  # the traceback, which has what Dask knew
     write(FIRST, place)
     assert_of_one(place, FIRST)
+    # Else it would go on beside other tests, and warn when its server is no more.
+    assert wait_until(lambda: not any(thread.name == "embedding-writer-claim" for thread in threading.enumerate()), 20)
 
 
 def test_what_was_there_when_a_lazy_object_was_made_may_have_gone(tmp_path: Path) -> None:
