@@ -177,6 +177,23 @@ def test_what_becomes_infinite_is_told() -> None:
     assert warning.filename == __file__
 
 
+def test_the_least_that_becomes_infinite_as_a_half_float_is_told() -> None:
+    values = np.full((10, 20), 0.25, np.float32)
+    out = np.empty(values.shape, np.float16)
+    for value in (65520.0, -65520.0, 65535.0, 65536.0):
+        values[3, 4] = value
+        cast = CheckedCast(f"half of {value}", 0)
+        cast.into(out, values)
+        with pytest.warns(UserWarning, match="float32 values are too large for float16 and became infinite"):
+            cast.report()
+        assert np.argwhere(np.isinf(out)).tolist() == [[3, 4]]
+    values[3, 4] = np.nextafter(np.float32(65520), np.float32(0))
+    cast = CheckedCast("half", 0)
+    cast.into(out, values)
+    cast.report()
+    assert out[3, 4] == 65504
+
+
 def test_limits_of_integers_are_within_them() -> None:
     values = np.array([-129, -128, 0, 127, 128, np.nan, np.inf, -np.inf])
     assert outside(values, np.dtype("i1")).tolist() == [True, False, False, False, True, True, True, True]
