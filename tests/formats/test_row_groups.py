@@ -139,7 +139,7 @@ def test_pages_with_other_rows_than_their_row_group_shift_nothing(
             read()
 
 
-@pytest.mark.parametrize("way", ["index", "step", "view", "frame of a view", "batches of a view"])
+@pytest.mark.parametrize("way", ["index", "step", "view", "pieces", "frame of a view", "batches of a view"])
 def test_rows_that_are_picked_decode_each_row_group_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
@@ -163,6 +163,8 @@ def test_rows_that_are_picked_decode_each_row_group_once(
         found = reader.to_dask_array(chunks=-1)[3::9].compute(scheduler="synchronous")
     elif way == "view":
         found = reader.take(picked).to_dask_array().compute(scheduler="synchronous")
+    elif way == "pieces":  # several of each row group
+        found = reader.take(picked).to_dask_array(max_piece_size=2).compute(scheduler="synchronous")
     elif way == "batches of a view":  # each of one piece, and decoded beside its metadata
         monkeypatch.setattr(pace, "_METADATA_ROWS", 2)
         monkeypatch.setattr(pace, "_LEAST_METADATA_ROWS", 2)
@@ -173,7 +175,7 @@ def test_rows_that_are_picked_decode_each_row_group_once(
         frame = reader.take(picked).to_dask_dataframe().compute(scheduler="synchronous")
         found = VECTORS[frame["n"]]
     np.testing.assert_array_equal(found, VECTORS[picked])
-    assert len(decoded) <= (2 if way in ("view", "frame of a view") else 4)
+    assert len(decoded) <= (2 if way in ("view", "pieces", "frame of a view") else 4)
 
 
 @pytest.mark.parametrize(
