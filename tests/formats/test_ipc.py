@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import FormatError
@@ -23,15 +22,10 @@ from dask_embedding_reader.formats.ipc_columns import (
     inflated_nbytes,
     open_columns,
 )
-from dask_embedding_reader.storage.local import LocalStore, file_info
 from dask_embedding_reader.storage.store import StoredFile
+from tests.support.stores import stored
 
 WORDS = ["a", "bb", "ccc", "a", "bb"] * 10
-
-
-def stored(path: Path, content: bytes) -> StoredFile:
-    path.write_bytes(content)
-    return StoredFile(LocalStore(LocalFileSystem()), str(path), file_info(str(path)).version)
 
 
 def written(table: pa.Table, rows: int, kind: str, codec: Any = None) -> bytes:

@@ -15,16 +15,14 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader.errors import ColumnError, FormatError
 from dask_embedding_reader.formats.base import Columns, FileHeader
 from dask_embedding_reader.formats.npz import NPZ
 from dask_embedding_reader.formats.vectors import Casting, Vectors
 from dask_embedding_reader.storage.fsspec import FsspecStore
-from dask_embedding_reader.storage.local import LocalStore, file_info
 from dask_embedding_reader.storage.store import StoredFile, Version
-from tests.support.stores import emptied_bucket
+from tests.support.stores import emptied_bucket, stored
 
 Array = npt.NDArray[Any]
 ROWS: Array = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -51,11 +49,6 @@ def archive(members: Mapping[str, bytes], method: int = STORED, **options: Any) 
         for name, content in members.items():
             made.writestr(name, content)
     return sink.getvalue()
-
-
-def stored(path: Path, content: bytes) -> StoredFile:
-    path.write_bytes(content)
-    return StoredFile(LocalStore(LocalFileSystem()), str(path), file_info(str(path)).version)
 
 
 def header_of(file: StoredFile, name: str = "embedding") -> FileHeader:

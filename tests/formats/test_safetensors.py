@@ -13,16 +13,14 @@ import fsspec
 import numpy as np
 import pytest
 import safetensors.numpy
-from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader.errors import ColumnError, FormatError
 from dask_embedding_reader.formats.base import Columns, FileHeader
 from dask_embedding_reader.formats.safetensors import SAFETENSORS
 from dask_embedding_reader.formats.vectors import Casting, Vectors
 from dask_embedding_reader.storage.fsspec import FsspecStore
-from dask_embedding_reader.storage.local import LocalStore, file_info
 from dask_embedding_reader.storage.store import StoredFile, Version
-from tests.support.stores import emptied_bucket
+from tests.support.stores import emptied_bucket, stored
 
 
 def framed(head: bytes, nbytes: int = 0) -> bytes:
@@ -36,11 +34,6 @@ def content(nbytes: int, **tensors: Any) -> bytes:
 
 def tensor(start: float, stop: int, *shape: Any, dtype: str = "F32") -> dict[str, Any]:
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
-
-
-def stored(path: Path, data: bytes) -> StoredFile:
-    path.write_bytes(data)
-    return StoredFile(LocalStore(LocalFileSystem()), str(path), file_info(str(path)).version)
 
 
 def sized(header: FileHeader, size: int) -> FileHeader:

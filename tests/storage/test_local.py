@@ -17,9 +17,9 @@ from fsspec.implementations.local import LocalFileSystem
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.errors import FileChangedError
 from dask_embedding_reader.storage import local
-from dask_embedding_reader.storage.local import LocalStore, file_info
+from dask_embedding_reader.storage.local import LocalStore
 from dask_embedding_reader.storage.read import read_range, reading_often
-from dask_embedding_reader.storage.store import StoredFile
+from tests.support.stores import stored
 
 
 class Opened:
@@ -48,12 +48,6 @@ class Opened:
 def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     """What is opened by the test."""
     return Opened(monkeypatch)
-
-
-def stored(path: Path, content: bytes) -> StoredFile:
-    """A file as it was found."""
-    path.write_bytes(content)
-    return StoredFile(LocalStore(LocalFileSystem()), str(path), file_info(str(path)).version)
 
 
 def test_a_file_is_opened_once_for_all_that_is_read_within(tmp_path: Path, opened: Opened) -> None:

@@ -15,10 +15,21 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+
+from dask_embedding_reader.storage.local import LocalStore, file_info
+from dask_embedding_reader.storage.store import StoredFile
+
+
+def stored(path: Path, content: bytes) -> StoredFile:
+    """Write a local file; return it as it was found."""
+    path.write_bytes(content)
+    return StoredFile(LocalStore(LocalFileSystem()), str(path), file_info(str(path)).version)
 
 
 class Request(NamedTuple):
