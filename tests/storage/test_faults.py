@@ -155,10 +155,10 @@ def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(direct, "find_place", lambda filesystem, path: None)
 
 
-def impatient(place: Place) -> Place:
-    """The same place, for a client that waits less long."""
+def waiting(place: Place, seconds: float) -> Place:
+    """The same place, for a client that waits so long for a byte."""
     patience = http_patience if place.url("").startswith("http") else s3_patience
-    return replace(place, options={**place.options, **patience(0.4)})
+    return replace(place, options={**place.options, **patience(seconds)})
 
 
 def read_all(reader: EmbeddingReader) -> None:
@@ -216,7 +216,7 @@ def test_column_chunks_are_fetched_again_one_by_one(place: Place) -> None:
     indirect=["client"],
 )
 def test_a_full_read_is_right_where_one_request_in_twenty_fails(place: Place, client: None, file_format: str) -> None:
-    place = impatient(place)  # what comes too late is asked for again, too
+    place = waiting(place, 0.4)  # what comes too late is asked for again, too
     place.proxy.share = 0.05
     failed: set[str | None] = set()
     passes = 0
@@ -259,7 +259,7 @@ def test_a_fault_that_stays_is_an_error_with_file_rows_cause_and_attempts(
 ) -> None:
     is_http = place.url("").startswith("http")
     if fault == "stalled":  # each time: there is nothing to be patient for
-        place = impatient(place)
+        place = waiting(place, 0.4)
     options = {**place.options, "get_client": get_plain_client} if is_http else place.options
     reader = replace(place, options=options).open()
     caplog.clear()
@@ -406,5 +406,6 @@ def test_files_of_a_list_are_looked_up_at_once(place: Place) -> None:
             meeting.arrive(asked)  # type: ignore[arg-type] # it only counts
 
     place.proxy.before = look_up
-    assert place.open().count == len(ROWS)
+    # Longer than they wait for each other: a client that gave up would ask for the next one meanwhile.
+    assert waiting(place, 60).open().count == len(ROWS)
     assert meeting.peak == FILES
