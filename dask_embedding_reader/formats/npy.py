@@ -23,6 +23,9 @@ from dask_embedding_reader.storage.read import read_range, read_ranges
 from dask_embedding_reader.storage.store import StoredFile, Write
 
 _MAGIC = b"\x93NUMPY"
+_PREFIX_NBYTES = 12
+"""The first bytes tell how long a header is. Of a file of unknown size no more can be asked for: it may be shorter."""
+
 _MAX_HEADER_NBYTES = 2**20
 _LONGEST_TEXT = 10_000  # numpy parses no longer ones
 _NUMERIC_KINDS = "biufc"
@@ -143,8 +146,7 @@ def parse_npy(file: StoredFile, size: int, read: Callable[[int, int], bytes], he
     what is known of the first ones.
     """
     if not head:
-        first = NPY.first_nbytes
-        head = read(0, min(first, size) if size >= 0 else first)
+        head = read(0, min(NPY.first_nbytes, size) if size >= 0 else _PREFIX_NBYTES)
     if head[:4] == b"PAR1":
         _fail(file, 'it is a parquet file; open it with file_format="parquet"')
     if head[:6] != _MAGIC:
@@ -153,7 +155,7 @@ def parse_npy(file: StoredFile, size: int, read: Callable[[int, int], bytes], he
             f"it starts with {head[:6]!r} where {_MAGIC!r} was expected; what can be read are npy files, and parquet "
             'files with file_format="parquet"',
         )
-    if len(head) < 12 or tuple(head[6:8]) not in ((1, 0), (2, 0), (3, 0)):
+    if len(head) < _PREFIX_NBYTES or tuple(head[6:8]) not in ((1, 0), (2, 0), (3, 0)):
         _fail(file, f"its npy version is {tuple(head[6:8])}, or it is cut short; (1, 0) to (3, 0) can be read")
     width = 2 if head[6] == 1 else 4
     data_offset = 8 + width + int.from_bytes(head[8 : 8 + width], "little")

@@ -171,8 +171,9 @@ def _read_head(file: StoredFile, head: bytes) -> bytes:
     """Return the header of a file, of which some bytes may be known."""
     if 0 <= file.size < _LENGTH_NBYTES:
         _fail(file, f"it has {file.size} bytes, less than the 8 of its length; write it again")
-    first = SAFETENSORS.first_nbytes
-    head = head or read_range(file, 0, min(first, file.size) if file.size >= 0 else first)
+    # Of a file of unknown size no more can be asked for than tells how long its header is.
+    first = min(SAFETENSORS.first_nbytes, file.size) if file.size >= 0 else _LENGTH_NBYTES
+    head = head or read_range(file, 0, first)
     nbytes = int.from_bytes(head[:_LENGTH_NBYTES], "little")
     data_offset = _LENGTH_NBYTES + nbytes
     if 0 <= file.size < data_offset or data_offset > 2**62:
