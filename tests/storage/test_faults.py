@@ -216,7 +216,7 @@ def test_column_chunks_are_fetched_again_one_by_one(place: Place) -> None:
     indirect=["client"],
 )
 def test_a_full_read_is_right_where_one_request_in_twenty_fails(place: Place, client: None, file_format: str) -> None:
-    place = waiting(place, 0.4)  # what comes too late is asked for again, too
+    place = waiting(place, 1.0)  # what comes too late is asked for again, too
     place.proxy.share = 0.05
     failed: set[str | None] = set()
     passes = 0

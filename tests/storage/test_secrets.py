@@ -67,12 +67,12 @@ def running_place(request: pytest.FixtureRequest, folder: Path) -> Iterator[Plac
         with servers.s3() as s3, faulty(s3.endpoint) as proxy:
             url = s3.put_folder(folder, "emb")
             client = {"endpoint_url": proxy.url, "region_name": "us-east-1"}
-            options = {**s3.storage_options, "client_kwargs": client, "config_kwargs": {"read_timeout": 0.15}}
+            options = {**s3.storage_options, "client_kwargs": client, "config_kwargs": {"read_timeout": 0.3}}
             yield Place(proxy, lambda name: f"{url}/{name}", options, servers.S3_SECRET)
         return
     import aiohttp
 
-    options = {"timeout": aiohttp.ClientTimeout(sock_read=0.15)}
+    options = {"timeout": aiohttp.ClientTimeout(sock_read=0.3)}
     with servers.http_files(folder) as server, faulty(server.url) as proxy:
         urls: dict[str, Callable[[str], str]] = {
             "signed URL": lambda name: f"{proxy.url}/{name}?X-Amz-Expires=600&X-Amz-Signature={SECRET}",
