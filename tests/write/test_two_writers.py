@@ -144,7 +144,7 @@ def stopped_at(number: int, meanwhile: Callable[[], object], kind: str) -> Itera
         yield stopped
 
 
-EVERY = [("local", 11), ("memory", 3), *(pytest.param(kind, 1, marks=pytest.mark.slow) for kind in ("local", "memory"))]
+EVERY = [("local", 7), ("memory", 2), *(pytest.param(kind, 1, marks=pytest.mark.slow) for kind in ("local", "memory"))]
 
 
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
