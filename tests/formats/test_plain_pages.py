@@ -109,7 +109,7 @@ COMPRESSED = [
 def test_pages_are_read_without_pyarrows_decoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, version: str, dictionary: str, kind: str
 ) -> None:
-    """All bits as they were written, whatever pages and row groups, also where a vector runs on in the next page."""
+    """All bits as they were written, whatever pages and row groups."""
     options = {"compression": codec, "data_page_version": version, **DICTIONARIES[dictionary]}
     for dimension, dtype, distinct, checksum in [(7, "f4", None, False), (48, "f2", 900, True), (65, "i8", 3, False)]:
         array = bits(dtype, 400, dimension, distinct)

@@ -192,13 +192,15 @@ def test_files_of_another_format_are_counted_and_the_format_suggested(tmp_path: 
         (tmp_path / f"{k}.parquet").write_bytes(b"x")
     for k in range(2):
         (tmp_path / f"{k}.json").write_bytes(b"{}")
-    with refused(NoFilesError, str(tmp_path), "12 files", "10 .parquet", "2 .json", 'file_format="parquet"'):
+    with refused(
+        NoFilesError, str(tmp_path), "12 files", "10 .parquet", "2 .json", 'did you mean file_format="parquet"?'
+    ):
         EmbeddingReader(tmp_path, "npy")
 
 
 def test_npy_files_suggest_the_npy_format(tmp_path: Path) -> None:
     write_npy(tmp_path, a=vectors(2), b=vectors(2))
-    with refused(NoFilesError, "2 .npy", 'file_format="npy"'):
+    with refused(NoFilesError, "2 .npy", 'did you mean file_format="npy"?'):
         EmbeddingReader(tmp_path, "parquet")
 
 

@@ -314,6 +314,23 @@ def test_who_cannot_begin_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.Mo
     write_embeddings(FIRST, tmp_path)
 
 
+def test_who_is_kept_off_by_one_that_ends_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, folder = resolve(tmp_path / "_writing")
+    dead = {**json.loads(claim._content()), "machine": "other", "alive_at": 0.0}
+    writing.put_file(store, f"{folder}/writer-00000001.json", json.dumps(dead).encode())
+    first = claim.take(store, folder, claim.new_job(), is_shared=False)  # the second one, and the first is free again
+
+    def end_before(*given: Any) -> None:
+        monkeypatch.undo()
+        first.give_back()  # it finds another one's claim in the folder, and leaves it
+        writing.remove_files(*given)
+
+    monkeypatch.setattr(claim, "remove_files", end_before)
+    with pytest.raises(DestinationError, match="is writing to this folder"):
+        claim.take(store, folder, claim.new_job(), is_shared=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("is_of_another", [False, True])
 def test_a_file_that_comes_late_is_removed_and_that_of_another_writer_is_not(
     monkeypatch: pytest.MonkeyPatch, is_of_another: bool

@@ -189,6 +189,7 @@ def test_masked_columns_without_a_null_stay_masked_and_nan_stays_a_value(tmp_pat
         "list": "list<item: int64>[pyarrow]" if "item" in str(got["list"].dtype) else "list<element: int64>[pyarrow]",
     }
     assert got["score"].isna().tolist() == [False, True, False]
+    assert pq.read_table(tmp_path / "00000000.parquet")["score"].null_count == 0
     assert got["kind"].tolist() == ["a", "b", "a"]
 
 
