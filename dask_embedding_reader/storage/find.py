@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from functools import partial
@@ -119,31 +119,37 @@ class Finder:
             where that is ``required``.
         """
         listed = self._list(sources, suffixes, storage_options, first_nbytes)
-        found: dict[tuple[Store, str], ObjectInfo] = {}
+        found, taken = list[tuple[Store, list[ObjectInfo]]](), defaultdict[Store, set[str]](set)
         own, empty, problems = list[StoredFile](), list[Source](), list[str]()
         for source, (store, _, (infos, of_ours, are_named)) in zip(sources, listed, strict=True):
             own += [_stored(store, info) for info in of_ours]
             paths = [info.path for info in infos]
             chosen = set(_choose(store, paths, suffixes, are_named if named else None))
-            wanted = [info for info in infos if info.path in chosen and info.size != 0]
+            wanted = {info.path: info for info in infos if info.path in chosen and info.size != 0}
             if not wanted:
                 if any(info.path.endswith(f"/{INCOMPLETE_NAME}") for info in of_ours):
                     raise NoFilesError(_nothing_written(source, suffixes))
                 problems.append(_nothing_found(store, source, suffixes, paths))
                 empty.append(source)
-            for info in wanted:
-                found.setdefault((store, info.path), info)
-        if not found and required:
+            found.append((store, [info for path, info in wanted.items() if path not in taken[store]]))
+            taken[store].update(wanted)
+        if required and not any(infos for _, infos in found):
             raise NoFilesError("; ".join([*problems[:3], "…"] if len(problems) > 3 else problems))
         # An HTTP listing tells names only.
-        unknown = [place for place, info in found.items() if info.size < 0]
-        known = map_at_once(_THREADS, lambda place: _known(place[0], found[place], first_nbytes), unknown)
-        found.update(zip(unknown, known, strict=True))
-        places = [(store, info) for (store, _), info in found.items() if info.size != 0]
-        files = [_stored(*place) for place in places]
+        unknown = [(store, infos, n) for store, infos in found for n, info in enumerate(infos) if info.size < 0]
+        known = map_at_once(_THREADS, lambda at: _known(at[0], at[1][at[2]], first_nbytes), unknown)
+        for (_, infos, n), info in zip(unknown, known, strict=True):
+            infos[n] = info
+        files, heads = list[StoredFile](), dict[StoredFile, bytes]()
+        for store, infos in found:
+            for info in infos:
+                if info.size != 0:
+                    files.append(_stored(store, info))
+                    if info.head:
+                        heads[files[-1]] = info.head
         if not files and required:
-            raise NoFilesError(_nothing_found(listed[0][0], sources[0], suffixes, [path for _, path in found]))
-        heads = {file: info.head for file, (_, info) in zip(files, places, strict=True) if info.head}
+            paths = [info.path for _, infos in found for info in infos]
+            raise NoFilesError(_nothing_found(listed[0][0], sources[0], suffixes, paths))
         return Listing(files, own, [path for _, path, _ in listed], empty, heads)
 
     def find_kinds(
