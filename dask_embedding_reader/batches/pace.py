@@ -44,6 +44,10 @@ _LEAST_METADATA_ROWS = 64
 METADATA_ROW_NBYTES = 256
 """What a row of metadata is taken to weigh until the first have been seen."""
 
+PICKED_ROW_NBYTES = 32
+"""What the number of a row that was picked takes while it is read: itself, where it is in a file and in memory, and
+copies of these while they are sorted and compared. Of vectors of 4 bytes it is the most of what is held."""
+
 _FRAME_TIMES = 3
 """Text weighs so many times as much while it is turned into Python's strings, as in ``batches.metadata``."""
 
@@ -80,7 +84,7 @@ def make_pace(manifest: Manifest, request: BatchRequest, *, decodes_groups: bool
     rows = request.max_piece_rows
     if rows is None:
         most = min(_LOCAL_PIECE_NBYTES if local else DEFAULT_PIECE_NBYTES, limit // (4 * threads))
-        rows = default_piece_rows(manifest.byte_per_item, max(_MIN_PIECE_NBYTES, most))
+        rows = default_piece_rows(read_row_nbytes(manifest, request), max(_MIN_PIECE_NBYTES, most))
     is_large = local and request.batch_rows > rows
     if is_large and request.max_piece_rows is None:
         # Pieces of one size, as many for each thread: the next batch has no memory before this one is done, and whoever
@@ -146,6 +150,11 @@ def project_batches(manifest: Manifest, request: BatchRequest) -> Projection:
     return Projection(batches, reading, max(0, min(rows, held) - 2 * batch_rows - piece_rows) * row_nbytes)
 
 
+def read_row_nbytes(manifest: Manifest, request: BatchRequest) -> int:
+    """Return what a row takes while it is read: its vector, and its number if it was picked."""
+    return manifest.byte_per_item + (0 if request.rows is None else PICKED_ROW_NBYTES)
+
+
 def metadata_row_nbytes(manifest: Manifest) -> int:
     """Return what a row of metadata weighs: as far as a footer tells that is at hand, the one that was read last."""
     files = manifest.metadata
@@ -161,7 +170,9 @@ def reading_nbytes(manifest: Manifest, request: BatchRequest, rows: int, threads
     header = largest_header(manifest.vectors)
     nbytes = manifest.format.vectors.held_nbytes(header, manifest.columns, min(rows, header.rows), threads)
     nbytes += DECODER_NBYTES if manifest.metadata is not None else 0
-    return nbytes + (0 if request.rows is None else threads * SCRATCH_NBYTES)
+    if request.rows is None:
+        return nbytes
+    return nbytes + threads * (SCRATCH_NBYTES + min(rows, header.rows) * PICKED_ROW_NBYTES)
 
 
 def largest_header(files: FileTable) -> FileHeader:

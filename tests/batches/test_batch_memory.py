@@ -20,6 +20,7 @@ from dask_embedding_reader.batches import pace, windows
 from dask_embedding_reader.batches.few import are_few
 from dask_embedding_reader.batches.metadata import FRAMES
 from dask_embedding_reader.batches.pace import (
+    PICKED_ROW_NBYTES,
     count_threads,
     largest_header,
     make_pace,
@@ -384,7 +385,8 @@ def test_a_row_of_metadata_weighs_what_a_footer_at_hand_tells(tmp_path: Path) ->
     held = [reading_nbytes(manifest, request, 20, 1) for manifest in (reader.manifest, without)]
     assert held[0] - held[1] == DECODER_NBYTES
     picked = request._replace(rows=reader.take([1, 5, 3]).rows)
-    assert reading_nbytes(without, picked, 20, 3) == reading_nbytes(without, request, 20, 3) + 3 * SCRATCH_NBYTES
+    of_picked = 3 * (SCRATCH_NBYTES + 20 * PICKED_ROW_NBYTES)
+    assert reading_nbytes(without, picked, 20, 3) == reading_nbytes(without, request, 20, 3) + of_picked
     # 55 rows of 8 bytes and their metadata; all of them are one piece, 64 rows of metadata are decoded at once.
     row_nbytes = 8 + nbytes
     assert project_batches(reader.manifest, request._replace(start=5)) == (
@@ -418,7 +420,8 @@ def test_a_window_of_remote_rows_is_read_by_as_many_threads_as_the_limit_allows(
 def test_windows_are_projected(
     tmp_path: Path, dtype: str | None, held: int, made: int, start: int, stop: int, piece: int | None
 ) -> None:
-    """One that is picked from and two batches, and the next window; vectors are held in the smaller dtype."""
+    """One that is picked from, with the numbers of its rows, and two batches, and the next window; vectors are held in
+    the smaller dtype."""
     table = pa.table({"n": np.arange(1_000)})
     written = write_collection(tmp_path, "parquet_npy", file_rows=[1_000], dimension=2, tables=[table])
     for names, of_metadata in ([], 0), (["n"], 256):
@@ -426,9 +429,9 @@ def test_windows_are_projected(
         request = request_of(reader, 10, 2**32, 3, piece)._replace(
             start=start, stop=stop, dtype=np.dtype(dtype or "f4")
         )
-        window = min(reader.rows.window_rows, stop - start) * (2 * held + of_metadata)
+        window = min(reader.rows.window_rows, stop - start) * (2 * held + of_metadata + PICKED_ROW_NBYTES)
         batch = min(10, stop - start) * (2 * made + of_metadata)
-        part_rows = piece or 2 * SCRATCH_NBYTES // reader.manifest.byte_per_item
+        part_rows = piece or 2 * SCRATCH_NBYTES // (reader.manifest.byte_per_item + PICKED_ROW_NBYTES)
         reading = reading_nbytes(reader.manifest, request, part_rows, 3)
         assert windows.project_windows(reader.manifest, request) == (2 * batch + window, reading, window)
 

@@ -274,6 +274,25 @@ def test_a_file_is_read_in_few_calls(
     assert sum(counts) <= share * 10_000 * 1024
 
 
+@pytest.mark.parametrize("order", ["reversed", "shuffled"])
+def test_neighbours_that_go_apart_are_read_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, order: str
+) -> None:
+    """Blocks of twenty rows far from each other, with a call for each block, not for each row."""
+    np.save(tmp_path / "0.npy", np.arange(100_000 * 256, dtype=np.float32).reshape(-1, 256))
+    blocks = np.random.default_rng(0).choice(1_000, 500, replace=False)[:, None] * 100 + np.arange(20)
+    if order == "reversed":
+        numbers = np.sort(blocks, axis=None)[::-1]
+    else:
+        numbers = np.random.default_rng(1).permuted(blocks.reshape(10, -1), axis=1).reshape(-1)
+    view = EmbeddingReader(tmp_path).take(numbers)
+    counts = _reads(monkeypatch)
+    rows = view.to_dask_array(chunks=1_000).compute(scheduler="sync")
+    np.testing.assert_array_equal(rows[:, 0], numbers * 256)
+    assert len(counts) == 500
+    assert sum(counts) == rows.nbytes
+
+
 def test_nearly_all_rows_are_copied_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # As many calls as for all rows: what lies between runs is read, not passed over with a call for each.
     np.save(tmp_path / "0.npy", np.ones((20_000, 256), np.float32))

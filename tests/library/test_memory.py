@@ -111,6 +111,14 @@ def test_windows_of_a_shuffled_reader_keep_to_the_limit(tmp_path: Path, measured
     assert peak.grown <= 48 * MB + NOISE
 
 
+@pytest.mark.parametrize("how", ["in order", "every second", "shuffled"])
+def test_the_numbers_of_rows_count_where_vectors_are_tiny(how: str, tmp_path: Path, measured: Meter) -> None:
+    """Vectors of 4 bytes: to sort the numbers of their rows takes ten times as much."""
+    collection = write_collection(tmp_path, "npy", file_rows=[1], dimension=1)
+    np.lib.format.open_memmap(collection.files[0], "w+", np.float32, (10_000_000, 1))
+    assert measured.measure(collection, how, 100_000, 32 * MB).grown <= 32 * MB + NOISE
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [64, 256, 1_000, 4_000])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
