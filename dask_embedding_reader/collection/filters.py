@@ -101,11 +101,27 @@ def _checked(manifest: Manifest, files: FileTable, filters: Any, columns: Any) -
     # What cannot be compared is refused now, though no row may ever be looked at.
     first = files.header(int(np.flatnonzero(files.rows)[0]))
     mask(pa.Table.from_batches([next(iter_columns(first, names, 0, 1)).slice(0, 0)]), "")
+    return _Filter(names, mask, _expression(alternatives))
+
+
+def _expression(alternatives: Sequence[Sequence[Condition]]) -> Any:
+    """Return conditions as pyarrow writes them, without those that statistics mislead about."""
+    told = [[one for one in conditions if _is_told(*one)] for conditions in alternatives]
+    if not all(told):
+        return None
     try:
-        expression = pq.filters_to_expression([list(conditions) for conditions in alternatives])
+        return pq.filters_to_expression(told)
     except Exception:  # noqa: BLE001 - it is only a help
-        expression = None
-    return _Filter(names, mask, expression)
+        return None
+
+
+def _is_told(name: str, operator: str, value: Any) -> bool:
+    """Tell whether statistics, which know of no NaN, know all values that satisfy a condition."""
+    del name
+    if operator in ("!=", "not in"):  # NaN is unlike any number
+        values = _items(value) if operator == "not in" else [value]
+        return all(isinstance(one, str) for one in values)
+    return operator != "in" or not any(pd.isna(one) for one in _items(value) if isinstance(one, float | np.floating))
 
 
 def _names(columns: Any) -> tuple[str, ...]:

@@ -326,6 +326,22 @@ def test_row_groups_that_statistics_rule_out_are_not_read(bucket: Bucket) -> Non
     assert bucket.nbytes < 200_000  # one of ten row groups of a column of 800 kB, and no other column
 
 
+def test_nan_of_which_statistics_know_nothing_is_found(tmp_path: Path) -> None:
+    # Of both row groups they tell that one value is all there is.
+    score = pa.array([5.0, np.nan, 7.0, np.nan, None, 7.0])
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(6, np.float32)), 1)
+    pq.write_table(pa.table({"embedding": vectors, "score": score}), tmp_path / "0.parquet", row_group_size=2)
+    reader = EmbeddingReader(tmp_path)
+    for conditions, rows in [
+        ([("score", "!=", 5)], [1, 2, 3, 5]),
+        ([("score", "not in", [5.0, 7.0])], [1, 3]),
+        ([("score", "in", [np.float32("nan"), 7.0])], [1, 2, 3, 5]),
+        ([("score", ">", 5), ("score", "!=", 6)], [2, 5]),
+        ([[("score", "!=", 5), ("score", "!=", 7)], [("score", "<", 6)]], [0, 1, 3]),
+    ]:
+        assert list(reader.filter(conditions).rows) == rows
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Bad input
 
