@@ -116,12 +116,14 @@ def _expression(alternatives: Sequence[Sequence[Condition]]) -> Any:
 
 
 def _is_told(name: str, operator: str, value: Any) -> bool:
-    """Tell whether statistics, which know of no NaN, know all values that satisfy a condition."""
+    """Tell whether statistics, which know of no NaN and of one zero, know all values that satisfy a condition."""
     del name
     if operator in ("!=", "not in"):  # NaN is unlike any number
         values = _items(value) if operator == "not in" else [value]
         return all(isinstance(one, str) for one in values)
-    return operator != "in" or not any(pd.isna(one) for one in _items(value) if isinstance(one, float | np.floating))
+    return operator != "in" or all(
+        one < 0 or one > 0 for one in _items(value) if isinstance(one, int | float | np.number)
+    )
 
 
 def _names(columns: Any) -> tuple[str, ...]:
@@ -190,6 +192,9 @@ def _compare(table: pa.Table, name: str, operator: str, value: Any) -> Any:
         items = [item for item in _items(value) if item is not None]
         # A set of no values has no type of its own.
         values = pa.array(items, _type_of(column, items)).cast(column.type)
+        if pa.types.is_floating(column.type):  # two zeros are equal, but not found as each other
+            zero = pa.scalar(0, column.type)
+            column, values = pc.add(column, zero), pc.add(values, zero)
         found = pc.is_in(column, value_set=values, skip_nulls=True)
         return pc.if_else(pc.is_null(column), None, found if operator == "in" else pc.invert(found))
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:

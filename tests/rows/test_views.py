@@ -326,6 +326,17 @@ def test_row_groups_that_statistics_rule_out_are_not_read(bucket: Bucket) -> Non
     assert bucket.nbytes < 200_000  # one of ten row groups of a column of 800 kB, and no other column
 
 
+def test_either_zero_is_found_as_the_other(tmp_path: Path) -> None:
+    score = pa.array([0.0, 0.0, -0.0, None, 1.0, -0.0])
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(6, np.float32)), 1)
+    pq.write_table(pa.table({"embedding": vectors, "score": score}), tmp_path / "0.parquet", row_group_size=2)
+    reader = EmbeddingReader(tmp_path)
+    for zero in (0.0, -0.0, 0):
+        assert list(reader.filter([("score", "==", zero)]).rows) == [0, 1, 2, 5]
+        assert list(reader.filter([("score", "in", [zero])]).rows) == [0, 1, 2, 5]
+        assert list(reader.filter([("score", "not in", [zero])]).rows) == [4]
+
+
 def test_nan_of_which_statistics_know_nothing_is_found(tmp_path: Path) -> None:
     # Of both row groups they tell that one value is all there is.
     score = pa.array([5.0, np.nan, 7.0, np.nan, None, 7.0])
