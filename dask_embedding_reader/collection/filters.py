@@ -189,9 +189,10 @@ def _compare(table: pa.Table, name: str, operator: str, value: Any) -> Any:
             if pa.types.is_null(column.type):
                 column = column.cast(pa.scalar(value).type)
             return _COMPARISONS[operator](column, pa.scalar(value, _type_of(column, [value])))
+        if pa.types.is_null(column.type):
+            return pa.nulls(len(column), pa.bool_())
         items = [item for item in _items(value) if item is not None]
-        # A set of no values has no type of its own.
-        values = pa.array(items, _type_of(column, items)).cast(column.type)
+        values = _held(pa.array(items, _type_of(column, items)), column.type)
         if pa.types.is_floating(column.type):  # two zeros are equal, but not found as each other
             zero = pa.scalar(0, column.type)
             column, values = pc.add(column, zero), pc.add(values, zero)
@@ -202,6 +203,20 @@ def _compare(table: pa.Table, name: str, operator: str, value: Any) -> Any:
             f"the column {name!r} is {column.type}, which cannot be compared with {value!r} ({operator}): "
             f"{describe(error)}"
         ) from error
+
+
+def _held(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return those of some values that a type holds exactly: a column of it has no others."""
+    if not len(values) or values.type == kind:
+        return values.cast(kind)  # a set of no values has no type of its own
+    found = values.cast(kind, safe=False)
+    try:
+        same = pc.equal(found, values)
+    except pa.ArrowException:  # they are not compared with columns of this type, but may be read as such: text as times
+        return values.cast(kind)
+    if pa.types.is_floating(kind) and pa.types.is_floating(values.type):
+        same = pc.or_(same, pc.is_nan(values))
+    return found.filter(same)
 
 
 def _items(values: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import pickle
 import signal
@@ -335,6 +336,31 @@ def test_either_zero_is_found_as_the_other(tmp_path: Path) -> None:
         assert list(reader.filter([("score", "==", zero)]).rows) == [0, 1, 2, 5]
         assert list(reader.filter([("score", "in", [zero])]).rows) == [0, 1, 2, 5]
         assert list(reader.filter([("score", "not in", [zero])]).rows) == [4]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "values", "rows"),
+    [
+        (pa.nulls(2), pa.array(["a", "b"]), ["a"], [2]),
+        (pa.array([1, 2], pa.int8()), pa.array([300, 2], pa.int64()), [300, 2], [1, 2, 3]),
+        (pa.array([1, 2], pa.int32()), pa.array([1.5, 2.0]), [1.5, 1], [0, 2]),
+        (pa.array([0.1, 2.0], pa.float32()), pa.array([0.1, np.nan], from_pandas=False), [0.1, np.nan], [2, 3]),
+        (pa.array([1, 2], pa.date32()), pa.array([1, 2], pa.date32()), [dt.datetime(1970, 1, 2, 5)], []),
+        (pa.array([1, 2], pa.date32()), pa.array([1, 2], pa.date32()), ["1970-01-02"], [0, 2]),
+    ],
+)
+@pytest.mark.parametrize("write_statistics", [True, False])
+def test_values_that_the_type_of_a_file_cannot_hold_are_in_none_of_its_rows(
+    tmp_path: Path, first: pa.Array, second: pa.Array, values: list[Any], rows: list[int], write_statistics: bool
+) -> None:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2, np.float32)), 1)
+    for number, column in enumerate([first, second]):
+        table = pa.table({"embedding": vectors, "c": column})
+        pq.write_table(table, tmp_path / f"{number}.parquet", write_statistics=write_statistics)
+    reader = EmbeddingReader(tmp_path)
+    assert list(reader.filter([("c", "in", values)]).rows) == rows
+    valid = [row for row, value in enumerate([*first.to_pylist(), *second.to_pylist()]) if value is not None]
+    assert list(reader.filter([("c", "not in", values)]).rows) == [row for row in valid if row not in rows]
 
 
 def test_nan_of_which_statistics_know_nothing_is_found(tmp_path: Path) -> None:
