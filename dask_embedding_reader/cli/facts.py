@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from dask_embedding_reader._common.units import counted, human_size
 from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.layout import folders_within
+from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.formats.base import default_piece_rows
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.reader import EmbeddingReader
@@ -115,13 +117,22 @@ def plan_facts(reader: EmbeddingReader, max_piece_size: int | None, batch_size: 
 
 
 def draw_plan(reader: EmbeddingReader, max_piece_size: int | None, batch_size: int | None, path: str) -> None:
-    """Save the plot of a plan."""
+    """Save the plot of a plan.
+
+    Raises
+    ------
+    ArgumentError
+        If matplotlib does not know the suffix of the path.
+    """
     try:
         import matplotlib as mpl  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise ImportError('--plot needs matplotlib: pip install "dask-embedding-reader[plot]"') from error
     mpl.use("Agg")
     figure: Any = reader.plot_plan(batch_size, max_piece_size=max_piece_size).figure
+    suffix = os.path.splitext(path)[1].lower().removeprefix(".")
+    if suffix and suffix not in (known := figure.canvas.get_supported_filetypes()):
+        raise ArgumentError(f"--plot {path!r}: nothing draws .{suffix} files; those that can be are {', '.join(known)}")
     figure.savefig(path, dpi=120)
 
 

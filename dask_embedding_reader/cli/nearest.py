@@ -25,7 +25,9 @@ def find_nearest(
     ArgumentError
         If neither rows nor a file are given, or both; if there is no such row, or the file holds no vectors.
     """
-    if bool(rows) == (queries is not None):
+    if rows and queries is not None:
+        raise ArgumentError("--row and --queries cannot be combined: search for rows, or for the vectors of a file")
+    if not rows and queries is None:
         raise ArgumentError("name what to search for: rows of the collection (--row), or a file of vectors (--queries)")
     if beyond := [row for row in rows if row >= reader.count]:
         raise ArgumentError(f"--row {beyond[0]:,} is out of range: the collection has {reader.count:,} rows, from 0 on")

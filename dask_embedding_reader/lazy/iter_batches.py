@@ -124,7 +124,8 @@ def checked_array(array: Any) -> da.Array:
     """Return an array whose chunks can be computed one after the other; raise an error for others."""
     if not isinstance(array, da.Array):
         raise ArgumentTypeError(
-            f"array must be a dask.array.Array, not {type(array).__name__}; da.from_array makes one of a numpy array"
+            f"array must be a dask.array.Array, not {type(array).__name__}; da.from_array makes one of a numpy array, "
+            "reader.to_dask_array() of a reader, whose own batches are reader(batch_size)"
         )
     if array.ndim == 0:
         raise ArgumentError("array has no axes; its first axis must be the rows")

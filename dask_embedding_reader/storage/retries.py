@@ -157,6 +157,21 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def explain(error: BaseException) -> str:
+    """Describe why a storage tells nothing of a path, with the remedy where the error shows what is missing."""
+    remedy = ""
+    if type(error).__name__ in _NO_CREDENTIALS:
+        remedy = (
+            "; give credentials in storage_options or in the environment; a public bucket needs none, with "
+            '{"anon": True} on S3 and {"token": "anon"} on Google'
+        )
+    elif isinstance(error, PermissionError) or http_status(error) in {401, 403}:
+        remedy = "; check the credentials, and what they give permission for"
+    elif isinstance(error, TypeError | ValueError):  # an option that the client does not know, a bucket without a name
+        remedy = "; check the URL and storage_options"
+    return describe(error) + remedy
+
+
 def hide_secrets(text: str) -> str:
     """Leave out what may be secret in the URLs of a text: passwords, and queries, which may be signatures.
 

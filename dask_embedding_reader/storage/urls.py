@@ -20,7 +20,7 @@ from dask_embedding_reader.storage.clients import hf
 from dask_embedding_reader.storage.connections import CACHES, asking, cuts_paths, path_within, protocols
 from dask_embedding_reader.storage.fsspec import FsspecStore
 from dask_embedding_reader.storage.local import LocalStore, with_slashes
-from dask_embedding_reader.storage.retries import describe, hide_secrets, shown_cause, with_retries
+from dask_embedding_reader.storage.retries import describe, explain, hide_secrets, shown_cause, with_retries
 from dask_embedding_reader.storage.store import Store, shown_url
 
 _COLONS = "\ue000"
@@ -75,7 +75,7 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
             f"{shown!r} does not exist ({describe(error)}); check the spelling of the path"
         ) from shown_cause(error)
     except Exception as error:  # noqa: BLE001 - such as of a client that looks for credentials
-        message = f"{hide_secrets(text)!r} cannot be opened: {describe(error)}"
+        message = f"{hide_secrets(text)!r} cannot be opened: {explain(error)}"
         if text.startswith("hdfs:") and importlib.util.find_spec("hdfs_native") is None:
             message += f"; {_install(text)}"  # pyarrow, which fsspec turns to instead, needs a Java machine
         raise ReadError(message) from shown_cause(error)

@@ -87,7 +87,7 @@ def make_settings(
     if layout.metadata == "none" and has_columns:
         raise ArgumentError(
             f'{layout.name} files hold no metadata; write file_format="parquet_{layout.name}" or "parquet", or leave '
-            "it out"
+            "it out: a reader is opened without meta_columns"
         )
     if layout.metadata == "beside" and has_columns is False:
         raise ArgumentError(

@@ -129,7 +129,15 @@ def with_meta(meta: Any) -> Any:
 @pytest.mark.parametrize(
     ("array", "frame", "error", "message"),
     [
-        (np.zeros((3, 2)), None, ArgumentTypeError, "array must be a dask.array.Array, not ndarray; da.from_array"),
+        (
+            np.zeros((3, 2)),
+            None,
+            ArgumentTypeError,
+            (
+                "array must be a dask.array.Array, not ndarray; da.from_array makes one of a numpy array, "
+                "reader.to_dask_array() of a reader, whose own batches are reader(batch_size)"
+            ),
+        ),
         (X.sum(), None, ArgumentError, "array has no axes; its first axis must be the rows"),
         (X[X[:, 0] > 0], None, ArgumentError, "array has unknown chunk sizes (shape (nan, 3)), as"),
         (X[:, X[0] > 0], None, ArgumentError, "array has unknown chunk sizes (shape (30, nan)), as"),

@@ -329,6 +329,14 @@ def test_plan(run: Run, shards: Path, tmp_path: Path) -> None:
     assert f"drawn in {picture}" in out
 
 
+def test_a_plan_is_drawn_in_formats_that_matplotlib_knows(run: Run, shards: Path) -> None:
+    code, out, err = run("plan", shards, "--plot", shards / "plan.xyz")
+    assert (code, out) == (2, "")
+    assert "plan.xyz': nothing draws .xyz files; those that can be are" in err
+    assert "png" in err
+    assert run("plan", shards, "--plot", shards / "plan.SVG")[0] == 0
+
+
 def test_a_plan_is_not_drawn_without_matplotlib(run: Run, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, out, err = run("plan", shards, "--plot", shards / "plan.png")
@@ -440,6 +448,7 @@ def test_nearest(run: Run, shards: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "name what to search for"),
+        (["--row", 1, "--queries", __file__], "--row and --queries cannot be combined"),
         (["--row", 20], "--row 20 is out of range: the collection has 20 rows"),
         (["--row", 1, "-k", 0], "0 is not in the range"),
         (["--queries", __file__], 'not an npy file, as it begins with b\'"""The\''),
