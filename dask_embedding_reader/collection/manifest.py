@@ -421,6 +421,8 @@ def _named_alike(wanted: StoredFile, other: StoredFile) -> str:
     """Write out a glob that names files like one, and not the other; nothing where there is none."""
     (folder, _, name), (other_folder, _, other_name) = (file.url.rpartition("/") for file in (wanted, other))
     pattern = numbered_alike(name)
+    if folder == other_folder and pattern.startswith("*"):  # a name of a number alone
+        pattern = f"[0-9]{pattern}"
     if folder != other_folder and (pattern == name or fnmatch.fnmatch(other_name, pattern)):
         pattern = "*" + os.path.splitext(name)[1]
     elif fnmatch.fnmatch(other_name, pattern):

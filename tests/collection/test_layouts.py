@@ -620,15 +620,18 @@ def test_files_that_do_not_belong_are_left_out_by_a_glob(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("other", [{"neighbors": [[1, 2], [3, 4]]}, {"text": ["a", "b"]}])
 @pytest.mark.parametrize("name", ["a.parquet", "z.parquet"])
-def test_files_of_other_columns_are_told_apart_whichever_comes_first(tmp_path: Path, name: str, other: Any) -> None:
+@pytest.mark.parametrize(("base", "glob"), [("base-", "base-*"), ("", "[0-9]*")])
+def test_files_of_other_columns_are_told_apart_whichever_comes_first(
+    tmp_path: Path, base: str, glob: str, name: str, other: Any
+) -> None:
     put(tmp_path / name, **other)
     for number in range(2):
-        put(tmp_path / f"base-{number}.parquet", emb=lists())
+        put(tmp_path / f"{base}{number}.parquet", emb=lists())
     with pytest.raises(ColumnError, match=r"several collections, name those of one by a glob, such as ") as told:
         EmbeddingReader(tmp_path)
     globs = re.findall("'([^']*)'", str(told.value).partition("such as ")[2].rpartition("such as ")[2])
-    assert sorted(globs) == sorted([f"{tmp_path}/{name}", f"{tmp_path}/base-*.parquet"])
-    assert EmbeddingReader(f"{tmp_path}/base-*.parquet").count == 8
+    assert sorted(globs) == sorted([f"{tmp_path}/{name}", f"{tmp_path}/{glob}.parquet"])
+    assert EmbeddingReader(f"{tmp_path}/{glob}.parquet").count == 8
 
 
 # --------------------------------------------------------------------------------------------------------------------
