@@ -161,7 +161,10 @@ def write_embeddings(
     if isinstance(array, da.Array):
         return write_array(array, meta, request, compute=bool(compute))
     if not compute:
-        raise ArgumentError("compute=False is only for Dask arrays; da.from_array makes one of a numpy array")
+        raise ArgumentError(
+            "compute=False is only for Dask arrays; da.from_array makes one of a numpy array, reader.to_dask_array() "
+            "of a reader"
+        )
     if isinstance(array, EmbeddingReader):
         _refuse_meta(meta, "a reader brings its own: open it with meta_columns=[...]")
         source = of_reader(array, request)
