@@ -287,7 +287,7 @@ def _list_source(store: Store, path: str, suffixes: tuple[str, ...], source: Sou
             f"{shown!r} does not exist (searched {shown_url(store, path)!r}); check the spelling of the path"
         ) from shown_cause(error)
     except Exception as error:  # noqa: BLE001 - raised again
-        raise ReadError(f"{shown!r} cannot be listed: {explain(error)}") from shown_cause(error)
+        raise ReadError(f"{shown!r} cannot be listed: {explain(error, asks_first=True)}") from shown_cause(error)
     own = [info for info in infos if info.path.endswith(_OWN_FILES)]
     return _Source(_ordered(store, [info for info in infos if not is_litter(info.path, root)]), own, named)
 
@@ -347,7 +347,9 @@ def _look_up(store: Store, path: str, first_nbytes: int = 0) -> ObjectInfo | Non
     except (EmbeddingReaderError, NotADirectoryError):
         raise
     except Exception as error:  # noqa: BLE001 - raised again
-        raise ReadError(f"{shown_url(store, path)}: cannot be looked up: {explain(error)}") from shown_cause(error)
+        raise ReadError(
+            f"{shown_url(store, path)}: cannot be looked up: {explain(error, asks_first=True)}"
+        ) from shown_cause(error)
 
 
 def _find(store: Store, folder: str, root: str | None = None) -> Sequence[ObjectInfo]:

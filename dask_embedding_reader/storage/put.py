@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from dask_embedding_reader.errors import ColumnError, ReadError, WriteError
-from dask_embedding_reader.storage.retries import describe, shown_cause
+from dask_embedding_reader.storage.retries import credentials_remedy, describe, shown_cause
 from dask_embedding_reader.storage.store import ObjectInfo, Store, T, Write, shown_url
 
 _CACHED_SHARE = 16
@@ -246,7 +246,9 @@ def _explained(
         if isinstance(error, passes) or (isinstance(error, FileNotFoundError) and action != "written"):
             raise
         what = f"{shown_url(store, path)}: cannot be {action}: {describe(error)}"
-        remedy = _remedy(error) if kind is WriteError else "check the storage, the connection and your permissions"
+        remedy = credentials_remedy(error) or "check the storage, the connection and your permissions"
+        if kind is WriteError:
+            remedy = _remedy(error)
         raise kind(f"{what}; {remedy}") from shown_cause(error)
 
 
@@ -260,6 +262,8 @@ def _remedy(error: Exception) -> str:
         return f"make the bucket first, or check the spelling; {kept}"
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return f"get the permission to write there, or name another folder; {kept}"
+    if remedy := credentials_remedy(error):
+        return f"{remedy}; {kept}"
     if isinstance(error, NotImplementedError | ValueError | TypeError):
         return "this kind of storage cannot be written to in this way; name a folder on another one"
     return f"check the storage and the connection; {kept}"

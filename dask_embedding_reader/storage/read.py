@@ -16,7 +16,7 @@ import pyarrow as pa
 from dask_embedding_reader.errors import EmbeddingReaderError, FileChangedError, ReadError
 from dask_embedding_reader.storage.connections import remembers_files
 from dask_embedding_reader.storage.local import kept_open, open_local, read_open
-from dask_embedding_reader.storage.retries import describe, http_status, shown_cause, with_retries
+from dask_embedding_reader.storage.retries import explain, http_status, shown_cause, with_retries
 from dask_embedding_reader.storage.scatter import Int64s, read_scattered
 from dask_embedding_reader.storage.store import (
     Answer,
@@ -212,7 +212,7 @@ def _check(file: StoredFile) -> None:
     except EmbeddingReaderError:
         raise
     except Exception as error:  # noqa: BLE001 - raised again
-        raise ReadError(f"{file.url}: looking it up failed: {describe(error)}") from shown_cause(error)
+        raise ReadError(f"{file.url}: looking it up failed: {explain(error)}") from shown_cause(error)
     if not is_same(file.version, info):
         raise _changed(file, info)
 
@@ -232,7 +232,7 @@ def _read(file: StoredFile, ranges: Sequence[Span]) -> bool:
     except EmbeddingReaderError:
         raise
     except Exception as error:  # noqa: BLE001 - raised again
-        raise ReadError(f"{file.url}: cannot be read: {describe(error)}") from shown_cause(error)
+        raise ReadError(f"{file.url}: cannot be read: {explain(error)}") from shown_cause(error)
     proved: Answer = None
     proofs = []
     for span, answer in zip(ranges, answers, strict=True):
@@ -271,7 +271,7 @@ def _finish(file: StoredFile, span: Span, answer: Answer) -> bool:
     except Exception as error:  # noqa: BLE001 - raised again
         if http_status(error) == 416:  # a range past the end: the file may have become shorter
             _check(file)
-        raise ReadError(f"{where}: reading failed: {describe(error)}") from shown_cause(error)
+        raise ReadError(f"{where}: reading failed: {explain(error)}") from shown_cause(error)
 
 
 def _changed(file: StoredFile, info: ObjectInfo) -> FileChangedError:

@@ -157,19 +157,27 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def explain(error: BaseException) -> str:
-    """Describe why a storage tells nothing of a path, with the remedy where the error shows what is missing."""
-    remedy = ""
+def explain(error: BaseException, *, asks_first: bool = False) -> str:
+    """Describe why a storage does not answer, with the remedy where the error shows what is missing.
+
+    ``asks_first`` is for the first requests, which fail where the URL or an option is at fault.
+    """
+    remedy = credentials_remedy(error)
+    if not remedy and asks_first and isinstance(error, TypeError | ValueError):
+        remedy = "check the URL and storage_options"
+    return f"{describe(error)}; {remedy}" if remedy else describe(error)
+
+
+def credentials_remedy(error: BaseException) -> str:
+    """Say what to do where credentials are missing or give no permission; nothing where they are not at fault."""
     if type(error).__name__ in _NO_CREDENTIALS:
-        remedy = (
-            "; give credentials in storage_options or in the environment; a public bucket needs none, with "
+        return (
+            "give credentials in storage_options or in the environment; a public bucket needs none, with "
             '{"anon": True} on S3 and {"token": "anon"} on Google'
         )
-    elif isinstance(error, PermissionError) or http_status(error) in {401, 403}:
-        remedy = "; check the credentials, and what they give permission for"
-    elif isinstance(error, TypeError | ValueError):  # an option that the client does not know, a bucket without a name
-        remedy = "; check the URL and storage_options"
-    return describe(error) + remedy
+    if isinstance(error, PermissionError) or http_status(error) in {401, 403}:
+        return "check the permissions, and the credentials in storage_options"
+    return ""
 
 
 def hide_secrets(text: str) -> str:

@@ -75,7 +75,7 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
             f"{shown!r} does not exist ({describe(error)}); check the spelling of the path"
         ) from shown_cause(error)
     except Exception as error:  # noqa: BLE001 - such as of a client that looks for credentials
-        message = f"{hide_secrets(text)!r} cannot be opened: {explain(error)}"
+        message = f"{hide_secrets(text)!r} cannot be opened: {explain(error, asks_first=True)}"
         if text.startswith("hdfs:") and importlib.util.find_spec("hdfs_native") is None:
             message += f"; {_install(text)}"  # pyarrow, which fsspec turns to instead, needs a Java machine
         raise ReadError(message) from shown_cause(error)

@@ -9,6 +9,7 @@ import errno
 import itertools
 import os
 import pickle
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -415,7 +416,8 @@ def test_what_cannot_pass_is_not_read_again(place: Place) -> None:
     place.put("0.bin", DATA)
     found = place.found("0.bin")
     store = FailingStore(place.store, lambda _: PermissionError("not yours"))
-    with pytest.raises(ReadError, match=r"0\.bin, bytes 0 to 100: reading failed: PermissionError: not yours"):
+    said = r"0\.bin, bytes 0 to 100: reading failed: PermissionError: not yours; check the permissions, and"
+    with pytest.raises(ReadError, match=said):
         read_ranges(StoredFile(store, *found[1:]), [(0, 100)])
 
 
@@ -623,6 +625,7 @@ def test_what_is_below_a_link_is_neither_listed_nor_removed_with_a_folder(tmp_pa
         (ValueError("no"), "this kind of storage cannot be written to in this way; name a folder on another one"),
         (TypeError("no"), "this kind of storage cannot be written to in this way; name a folder on another one"),
         (ConnectionError("away"), "check the storage and the connection; what is finished is kept, and running the"),
+        (type("NoCredentialsError", (Exception,), {})("none"), "give credentials in storage_options or in the"),
     ],
     ids=repr,
 )
@@ -645,7 +648,8 @@ def test_what_keeps_a_file_from_being_written_has_its_remedy(
     if isinstance(error, FileNotFoundError):
         assert put.get_file(store, "/0.bin") is None
         return
-    for kind, told in ((WriteError, remedy), (ReadError, "check the storage, the connection and your permissions")):
+    asked = retries.credentials_remedy(error) or "check the storage, the connection and your permissions"
+    for kind, told in ((WriteError, remedy), (ReadError, re.escape(asked))):
         with pytest.raises(kind, match=f"memory:///0.bin: cannot be read: .*; {told}"):
             put.get_file(store, "/0.bin", kind)
 
