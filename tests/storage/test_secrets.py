@@ -303,7 +303,8 @@ def test_what_other_libraries_say_is_described_and_never_told_as_it_is() -> None
                     for node in ast.walk(handler):
                         told = [ast.unparse(value) for value in told_by(node)]
                         assert handler.name not in told, f"{path.name}:{handler.lineno}: {ast.unparse(node)}"
-                        described += f"describe({handler.name})" in told
+                        ways = f"describe({handler.name})", f"explain({handler.name}"  # which describes it, too
+                        described += any(each.startswith(ways) for each in told)
     assert described >= 15
 
 
