@@ -178,6 +178,26 @@ def ordered_pass(work: Work, data: Data) -> Job:
     return passing(work, open_reader(work, data))
 
 
+def reducing(reader: Any) -> Job:
+    """The largest of all items, as Dask finds it."""
+    return lambda: {"max": float(reader.to_dask_array().max().compute())}
+
+
+@contends(OURS, "rows-array-*")
+def array_in_another_order(work: Work, data: Data) -> Job:
+    """All rows in another order."""
+    import_dask()
+    reader = open_reader(work, data)
+    return reducing(reader.shuffle(1) if work.name.endswith("shuffled") else reader.take(slice(None, None, -1)))
+
+
+@contends(IN_ORDER, "rows-array-*")
+def array_in_order(work: Work, data: Data) -> Job:
+    """All rows as they lie in the files."""
+    import_dask()
+    return reducing(open_reader(work, data))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Billions of rows
 

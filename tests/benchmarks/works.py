@@ -319,6 +319,9 @@ def rows_works() -> list[Work]:
     return [
         *works,
         Work("rows-shuffle-npy", "a shuffled epoch, npy, rows of 1 kB", vectors, 1_000, floors=shuffled),
+        # Chunks are new memory, of 128 MB where rows are shuffled: what matters is that no row is read by itself.
+        Work("rows-array-shuffled", "x.max() of shuffled rows of 1 kB", vectors, 1, floors=(Faster(IN_ORDER, 0.1),)),
+        Work("rows-array-reversed", "x.max() of reversed rows of 1 kB", vectors, 1, floors=(Faster(IN_ORDER, 0.25),)),
         # No floor: 128 MB of rows are mixed, for which row groups are decoded whole, each once for each such window.
         Work("rows-shuffle-parquet", "a shuffled epoch, snappy parquet", parquet, 1_000, rounds=2),
         Work(
