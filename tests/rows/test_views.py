@@ -369,13 +369,14 @@ def test_nan_of_which_statistics_know_nothing_is_found(tmp_path: Path) -> None:
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(6, np.float32)), 1)
     pq.write_table(pa.table({"embedding": vectors, "score": score}), tmp_path / "0.parquet", row_group_size=2)
     reader = EmbeddingReader(tmp_path)
-    for conditions, rows in [
+    cases: list[tuple[list[Any], list[int]]] = [
         ([("score", "!=", 5)], [1, 2, 3, 5]),
         ([("score", "not in", [5.0, 7.0])], [1, 3]),
         ([("score", "in", [np.float32("nan"), 7.0])], [1, 2, 3, 5]),
         ([("score", ">", 5), ("score", "!=", 6)], [2, 5]),
         ([[("score", "!=", 5), ("score", "!=", 7)], [("score", "<", 6)]], [0, 1, 3]),
-    ]:
+    ]
+    for conditions, rows in cases:
         assert list(reader.filter(conditions).rows) == rows
 
 
