@@ -50,34 +50,36 @@ class Buffers:
         # The last reference to an array may go anywhere, while somebody presses Ctrl-C too: Python drops what is
         # raised in a finalizer. So what ends is put in a queue, by C, in which no Ctrl-C can arrive.
         self._ended: SimpleQueue[weakref.ref[_Lease] | None] = SimpleQueue()
-        # Re-entrant: an iterator that is collected as garbage closes this, perhaps from the midst of it.
-        self.changed = threading.Condition(threading.RLock())
+        # Re-entrant: an iterator that is collected as garbage closes this, perhaps from the midst of it. It is taken as
+        # it is, not by way of the condition: that is Python, and a Ctrl-C that arrives there leaves it taken for ever.
+        self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
         self._is_watched = False
 
     @property
     def free_nbytes(self) -> int:
         """Bytes kept for arrays to come."""
-        with self.changed:
+        with self.lock:
             self._collect()
             return self._free_nbytes
 
     @property
     def lent_nbytes(self) -> int:
         """Bytes of arrays that are alive."""
-        with self.changed:
+        with self.lock:
             self._collect()
             return self._lent_nbytes
 
     def has_free(self, nbytes: int) -> bool:
         """Tell whether memory of about this size is there: a small array must not keep a large buffer alive."""
-        with self.changed:
+        with self.lock:
             self._collect()
             return self._find(nbytes) is not None
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return an array of undefined content."""
         nbytes = math.prod(shape) * dtype.itemsize
-        with self.changed:
+        with self.lock:
             self._collect()
             place = self._find(nbytes)
             buffer = _new_memory(nbytes) if place is None else self._free.pop(place)
@@ -90,11 +92,11 @@ class Buffers:
 
     def wait_while(self, lacking: Callable[[], bool], seconds: float) -> None:
         """Wait until anything has changed if something is lacking, but not for ever."""
-        with self.changed:
+        with self.lock:
             if not lacking():
                 return
             if self._is_watched:
-                self.changed.wait(seconds)
+                self._changed.wait(seconds)
                 return
             self._is_watched = True
         # Of those who wait, one watches what ends, and tells the others.
@@ -103,20 +105,20 @@ class Buffers:
             with suppress(Empty):
                 ended = self._ended.get(timeout=seconds)
         finally:
-            with self.changed:
+            with self.lock:
                 self._is_watched = False
                 self._keep(ended)
-                self.changed.notify_all()
+                self._changed.notify_all()
 
     def wake(self) -> None:
         """Have those who wait look again: there are none where nobody watches, who tells the others."""
-        with self.changed:
+        with self.lock:
             if self._is_watched:
                 self._ended.put(None)
 
     def close(self) -> None:
         """Let go of all memory, and keep none from now on."""
-        with self.changed:
+        with self.lock:
             self._kept_nbytes = -1
             self._free.clear()
             self._lent.clear()
@@ -204,7 +206,7 @@ class Slot:
 
     def make(self) -> Array:
         """Return the batch, in new memory if there is no other."""
-        with self._buffers.changed:
+        with self._buffers.lock:
             if self._array is None:
                 self._array = self._buffers.take(self._shape, self._dtype)
                 if self._most_nbytes is not None:
@@ -222,12 +224,12 @@ class Slot:
         if self._most_nbytes is None:
             return self.make()
         self._buffers.wait_while(self.lacks_memory, _WAIT_SECONDS)
-        with self._buffers.changed:
+        with self._buffers.lock:
             return None if self.lacks_memory() else self.make()
 
     def lacks_memory(self) -> bool:
         """Tell whether the caller holds on to more batches than expected."""
-        with self._buffers.changed:
+        with self._buffers.lock:
             if self._array is not None or self._most_nbytes is None or self._buffers.has_free(self.nbytes):
                 return False
             return self._buffers.lent_nbytes + self.nbytes > self._most_nbytes

@@ -144,12 +144,31 @@ def test_all_who_wait_go_on_when_an_array_ends_each_time(buffers: Buffers) -> No
         for thread in threads:
             thread.start()
         assert wait_until(lambda asked=asked: len(asked) == 3)  # type: ignore[misc]
-        with buffers.changed:  # each of them waits by now
+        with buffers.lock:  # each of them waits by now
             arrays.clear()
         for thread in threads:
             thread.join(30)
         assert not any(thread.is_alive() for thread in threads)
         assert (buffers.lent_nbytes, buffers.free_nbytes) == (0, LARGE)
+
+
+def test_no_lock_is_taken_by_way_of_a_condition(buffers: Buffers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is Python: a Ctrl-C that arrives there leaves the lock taken, and who reads waits for ever."""
+
+    def arrive(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("__enter__", "__exit__"):
+        monkeypatch.setattr(threading.Condition, name, arrive)
+    slot = Slot(buffers, (1_000, 64), FLOAT32, LARGE)
+    assert not slot.lacks_memory()
+    assert slot.wait() is slot.make()
+    assert (buffers.lent_nbytes, buffers.free_nbytes, buffers.has_free(LARGE)) == (LARGE, 0, False)
+    del slot
+    buffers.wait_while(lambda: False, 1e9)
+    buffers.wait_while(lambda: True, 0.01)
+    buffers.wake()
+    buffers.close()
 
 
 @pytest.mark.parametrize("watched", [False, True])

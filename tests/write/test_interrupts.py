@@ -2,8 +2,10 @@
 
 One Ctrl-C ends it, unless it arrives where Python runs a callback of its own because something died: of a thread that
 was the last to go (``threading._dangling``), of a pool of threads (``concurrent.futures``), of an expression (Dask's
-``WeakValueDictionary``). Python prints ``Exception ignored in`` then and goes on; people press again, and so do these
-tests. No code of this package may be where that happens: it runs none when something dies.
+``WeakValueDictionary``). Python prints ``Exception ignored in`` then and goes on. Nor where it takes the lock of a
+future or gives it back: that stays taken, and what waits for it would wait for ever. People press again, and so do
+these tests. No code of this package may be where that happens: it runs none when something dies, and takes no lock by
+way of a condition.
 """
 
 from __future__ import annotations
@@ -162,7 +164,7 @@ def test_reading_ends_at_once(activity: str, number: signal.Signals, source: Pat
     code, said = interrupted(activity, number, source, tmp_path / "out")
     assert code == expected_code(activity, number), said
     if number == signal.SIGINT:
-        assert said.rstrip().endswith("KeyboardInterrupt")
+        assert said.rstrip().endswith(("KeyboardInterrupt", "KeyboardInterrupt:")), said  # the other is a second one
         dropped = re.findall("Exception ignored in.*?KeyboardInterrupt", said, re.DOTALL)
         assert not any("dask_embedding_reader" in text for text in dropped), said
         assert "Exception in thread" not in said or "cluster" in activity, said
