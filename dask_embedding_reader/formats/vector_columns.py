@@ -143,7 +143,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _is_view(kind: pa.DataType) -> bool:
-    return str(kind).startswith(("list_view<", "large_list_view<"))  # pyarrow 16 has no name for the second
+    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
 
 
 def is_binary(kind: pa.DataType) -> bool:

@@ -252,8 +252,12 @@ def _work(threads: _Threads) -> None:
 
 def protocols(filesystem: FileSystem) -> frozenset[str]:
     """Return the names of the protocols that a file system speaks."""
-    protocol = filesystem.protocol
-    return frozenset((protocol,) if isinstance(protocol, str) else protocol)
+
+    def names(protocol: str | tuple[str, ...]) -> frozenset[str]:
+        return frozenset((protocol,) if isinstance(protocol, str) else protocol)
+
+    # Caches of fsspec 2024.12 tell, when asked, what lies behind them speaks.
+    return names(type(filesystem).protocol) & CACHES or names(filesystem.protocol)
 
 
 def class_name(filesystem: FileSystem) -> str:

@@ -400,9 +400,7 @@ def _only_new(filesystem: AbstractFileSystem) -> dict[str, Any]:
     names = protocols(filesystem)
     if names & _AZURE:
         return {"overwrite": False}
-    if names & _ATOMIC_PUT and any_client.takes_mode(filesystem):  # clients from 2024 on
-        return {"mode": "create"}
-    return {"IfNoneMatch": "*"} if names & {"s3", "s3a"} else {}
+    return {"mode": "create"} if names & _ATOMIC_PUT and any_client.takes_mode(filesystem) else {}
 
 
 def _put_and_rename(filesystem: AbstractFileSystem, path: str, data: bytes, temporary: str) -> None:

@@ -692,7 +692,7 @@ def test_a_flipped_bit_in_a_manifest_changes_nothing_or_is_noticed(tmp_path: Pat
     assert noticed > 200
 
 
-@pytest.mark.filterwarnings("ignore:pickle-based|pyarrow.PyExtensionType")  # pyarrow 16 warns that it unpickles nothing
+@pytest.mark.filterwarnings("ignore:pickle-based|pyarrow.PyExtensionType")  # pyarrow 19 warns that it unpickles nothing
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> Any:
@@ -707,7 +707,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     schema = pa.schema([pa.field("x", pa.int64(), metadata=extension)])
     spelled = base64.b64encode(schema.serialize()).decode()
     rewrite(tmp_path / ".manifest.embeddings", lambda columns, facts: facts.update(columns=[spelled]))
-    with suppress(FormatError):  # pyarrow 16 has a type for it
+    with suppress(FormatError):  # pyarrow 19 has a type for it
         EmbeddingReader.from_manifest(tmp_path / ".manifest.embeddings")
     assert not (tmp_path / "exploded").exists()
 

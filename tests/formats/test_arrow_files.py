@@ -28,7 +28,7 @@ from dask_embedding_reader.formats.arrow_tables import iter_arrow_tables
 from dask_embedding_reader.formats.ipc import read_index
 from dask_embedding_reader.storage.local import LocalStore, file_info
 from dask_embedding_reader.storage.store import StoredFile
-from tests.support.collections import as_others_read
+from tests.support.collections import as_others_read, skipping_what_pyarrow_lacks
 from tests.support.stores import Bucket, emptied_bucket
 
 ROWS: npt.NDArray[Any] = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
@@ -108,7 +108,8 @@ def test_rows_of_text_of_polars_are_taken(tmp_path: Path, suffix: str) -> None:
     ]
     pl.concat(frames).rechunk().write_ipc(tmp_path / "0.arrow")
     if suffix == "parquet":
-        pq.write_table(pa.ipc.open_file(tmp_path / "0.arrow").read_all(), tmp_path / "0.parquet", 20)
+        with skipping_what_pyarrow_lacks():
+            pq.write_table(pa.ipc.open_file(tmp_path / "0.arrow").read_all(), tmp_path / "0.parquet", 20)
         (tmp_path / "0.arrow").unlink()
     reader = EmbeddingReader(tmp_path, meta_columns="*")
     for rows in ([45, 3, 20, 19], [1, 2], [49]):
@@ -120,7 +121,7 @@ def test_rows_of_text_of_polars_are_taken(tmp_path: Path, suffix: str) -> None:
 
 
 def test_files_for_pyarrow_and_polars(tmp_path: Path) -> None:
-    words = pd.DataFrame({"word": pd.array(WORDS, "str"), "n": pd.array([None, *range(49)], "Int64")})
+    words = pd.DataFrame({"word": WORDS, "n": pd.array([None, *range(49)], "Int64")})
     write_embeddings(ROWS, tmp_path, "arrow", words, dtype="float16", rows_per_file=30)
     paths = sorted(tmp_path.glob("*.arrow"))
     np.testing.assert_array_equal(np.concatenate([as_others_read(path) for path in paths]), ROWS.astype(np.float16))
@@ -382,6 +383,8 @@ def test_any_rows_of_any_column_are_decoded(
     for start, stop, step in ((0, 50, 50), (0, 50, 7), (3, 4, 1), (9, 41, 16), (36, 50, 5), (13, 29, 100)):
         for name, column in columns.items():
             plain = column.dictionary_decode() if name == "category" else column
+            if plain.slice(1).to_pylist() != plain.to_pylist()[1:]:  # of sparse unions, before pyarrow 25
+                continue
             read = pa.Table.from_batches(list(iter_arrow_tables(header, [name], start, stop, step)))
             assert all(chunk.num_rows <= step for chunk in read.to_batches())
             assert read[name].to_pylist() == plain.slice(start, stop - start).to_pylist(), name

@@ -67,7 +67,7 @@ def test_plain_vectors_are_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, nullable: bool, dimension: int, dtype: str
 ) -> None:
     array = abs(vectors(700, dimension, "f8")).astype(dtype)
-    # Pages end between batches: whole rows in each, since pyarrow 16 lets rows run on from page to page.
+    # Pages end between batches: whole rows in each, since pyarrow 19 lets rows run on from page to page.
     values = 16 * (1 if kind == "binary" else dimension)
     options = {"row_group_size": 300, "data_page_size": 2_000, "write_batch_size": values}
     write(tmp_path / "a.parquet", array, kind, nullable, **options)

@@ -43,7 +43,7 @@ from dask_embedding_reader.errors import (
 )
 from dask_embedding_reader.storage import store as storage
 from dask_embedding_reader.storage.find import MANIFEST_NAME
-from tests.support.collections import finishes
+from tests.support.collections import finishes, skipping_what_pyarrow_lacks
 from tests.support.stores import Bucket, BucketFileSystem, Request, emptied_bucket
 
 #: What a caller who knows Python would catch.
@@ -129,10 +129,8 @@ def write_npy(folder: Path, **files: Any) -> Path:
 def write_parquet(folder: Path, name: str, columns: dict[str, Any], **options: Any) -> Path:
     """A parquet file of these columns."""
     folder.mkdir(exist_ok=True)
-    try:
+    with skipping_what_pyarrow_lacks():  # such as null vectors of fixed size
         pq.write_table(pa.table(columns), folder / f"{name}.parquet", **options)
-    except pa.ArrowNotImplementedError as error:  # such as null vectors of fixed size, before pyarrow 17
-        pytest.skip(f"this pyarrow cannot write it: {error}")
     return folder
 
 

@@ -121,7 +121,7 @@ def test_a_column_chunk_in_another_file_is_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.filterwarnings("ignore:pickle-based|pyarrow.PyExtensionType")  # pyarrow 16 warns that it unpickles nothing
+@pytest.mark.filterwarnings("ignore:pickle-based|pyarrow.PyExtensionType")  # pyarrow 19 warns that it unpickles nothing
 @pytest.mark.parametrize("name", [b"arrow.py_extension_type", b"pandas.period", b"no.such.extension"])
 def test_extension_types_run_no_code(tmp_path: Path, name: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     trip = tmp_path / "tripped"

@@ -265,7 +265,8 @@ def test_files_are_listed_with_their_sizes_however_deep(place: Place) -> None:
 
 def test_nothing_is_listed_where_there_is_nothing(place: Place) -> None:
     place.folder = place.at("nothing")
-    assert place.names() == {}
+    with suppress(FileNotFoundError):  # so huggingface_hub says it before 1.0
+        assert place.names() == {}
 
 
 def test_one_folder_is_listed_with_its_folders(place: Place) -> None:

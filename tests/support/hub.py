@@ -143,7 +143,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send_tree(self, files: Mapping[str, bytes], folder: str) -> None:
         start = f"{folder}/" if folder else ""
         below = {name: content for name, content in files.items() if name.startswith(start)}
-        if not below:
+        if folder and not below:
             self._fail(404, "EntryNotFound")
             return
         is_deep = "recursive=true" in self.path.lower()

@@ -749,7 +749,7 @@ def test_a_frame_of_other_rows_is_refused(tmp_path: Path, kind: str, compute: bo
     if kind == "lazy":
         write(x[5:15], lazy.loc[5:14], "part")
         assert open_folder(tmp_path / "part", ["id"])["id"].tolist() == list(range(5, 15))
-        with pytest.raises(MismatchError, match="is 5 beside row 0 of the array, where 0 was expected"):
+        with pytest.raises(MismatchError, match=r"is \d+ beside row \d+ of the array, where \d+ was expected"):
             write(x[:10], lazy.loc[5:14], "other")
     if kind == "foreign":  # the first number is looked for where there is none
         with pytest.raises(MismatchError, match="0 rows"):

@@ -1,4 +1,4 @@
-"""What all file systems of fsspec have, but do not promise, as of fsspec 2024.2 to 2026.9."""
+"""What all file systems of fsspec have, but do not promise, as of fsspec 2024.12 to 2026.9."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from dask_embedding_reader.storage.retries import STALL_SECONDS
 
 async def get(filesystem: AbstractFileSystem, path: str, wanted: ByteRange) -> Mapping[str, Any]:
     """Read a range; return what the answer tells of the file."""
-    # Of adlfs 2024.2 to 2026.8: the path without a protocol, and its options for waiting.
+    # Of adlfs 2024.12 to 2026.8: the path without a protocol, and its options for waiting.
     container, blob, version = filesystem.split_path(filesystem._strip_protocol(path))
     # Its retries would multiply with ours.
     options = {"read_timeout": int(STALL_SECONDS), **filesystem._timeout_kwargs, "retry_total": 0}

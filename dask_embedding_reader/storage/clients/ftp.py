@@ -8,7 +8,7 @@ import re
 def is_missing(error: BaseException | None) -> bool:
     """Tell whether an error says that there is no such file or folder.
 
-    fsspec 2024.2 to 2026.9 looks for a file in the listing of its folder, and stops; servers say it in words, as the
+    fsspec 2024.12 to 2026.9 looks for a file in the listing of its folder, and stops; servers say it in words, as the
     same number stands for a lack of permission.
     """
     return isinstance(error, StopIteration) or (

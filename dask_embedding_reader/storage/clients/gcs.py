@@ -13,7 +13,7 @@ from dask_embedding_reader.storage.ranges import ByteRange
 
 async def get(filesystem: AbstractFileSystem, path: str, wanted: ByteRange) -> Mapping[str, Any]:
     """Read a range; return what the answer tells of the file."""
-    # Of gcsfs 2024.2 to 2026.10: its session, and the parameters, address and headers of its own requests.
+    # Of gcsfs 2024.12 to 2026.10: its session, and the parameters, address and headers of its own requests.
     await filesystem._set_session()
     options = {"params": filesystem._get_params({}), "timeout": filesystem.requests_timeout or stall_timeout()}
     url = filesystem._format_path(filesystem.url(path), ())

@@ -15,7 +15,7 @@ _BLOCK_NBYTES = 2**18
 async def get(filesystem: AbstractFileSystem, path: str, wanted: ByteRange) -> Mapping[str, Any]:
     """Read a range; return what the answer tells of the file."""
     bucket, key, version = filesystem.split_path(path)
-    # Of s3fs 2024.2 to 2026.9: the call with its options for requests, whose public twin is not asynchronous.
+    # Of s3fs 2024.12 to 2026.9: the call with its options for requests, whose public twin is not asynchronous.
     answer = await filesystem._call_s3(
         "get_object",
         Bucket=bucket,
