@@ -145,7 +145,7 @@ $(BIN)/uv:
 .venv-torch/.with-test-torch: pyproject.toml
 	@$(call make_venv,.venv-torch)
 	@echo "Installing dask-embedding-reader[test-torch] in .venv-torch"
-	@.venv-torch/bin/uv pip install --quiet --python .venv-torch/bin/python --torch-backend cpu \
+	@.venv-torch/bin/uv pip install --quiet --compile-bytecode --python .venv-torch/bin/python --torch-backend cpu \
 	    --editable '.[test-torch]' 2>/dev/null || { $(call install,.venv-torch,--editable '.[test-torch]'); }
 	@touch $@
 
@@ -176,11 +176,12 @@ $(1)/bin/python -m pip install -qq uv
 endef
 
 # $(call install,FOLDER,ARGUMENTS): uv does in seconds what takes pip a minute, but it does not read pip's configuration:
-# where that names an index, pip does it.
+# where that names an index, pip does it. Compiled, as pip does: where Python writes no bytecode (PYTHONDONTWRITEBYTECODE),
+# each of the processes that tests start would compile Dask for 3 s, and those of the command line take twice as long.
 define install
 if $(1)/bin/python -m pip config list | grep -q '[.]index-url='; then \
     $(1)/bin/python -m pip install -qq $(subst --requirements,--requirement,$(2)); \
 else \
-    $(1)/bin/uv pip install --quiet --python $(1)/bin/python $(2); \
+    $(1)/bin/uv pip install --quiet --compile-bytecode --python $(1)/bin/python $(2); \
 fi
 endef
