@@ -22,6 +22,7 @@ from dask_embedding_reader._common.arguments import (
     check_options,
     check_piece_rows,
     check_positive,
+    check_range,
     check_rows,
     check_share,
     check_slice,
@@ -489,6 +490,8 @@ class EmbeddingReader:
         self._before_shuffling("take")
         if isinstance(rows, slice):
             return self._view(self.rows[check_slice("rows", rows)])
+        if isinstance(rows, range):
+            return self._view(self.rows[check_range("rows", rows, self.count)])
         if isinstance(rows, Rows):
             return self._view(pick_all(map(self.rows.at, self._checked_parts(rows))))
         return self._view(pick(self.rows.at(check_rows("rows", rows, self.count))))

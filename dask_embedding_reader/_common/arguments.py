@@ -90,6 +90,16 @@ def check_slice(name: str, value: slice) -> slice:
     return slice(*parts)
 
 
+def check_range(name: str, value: range, count: int) -> slice:
+    """Return the slice that picks the same of ``count`` rows: unlike a list of them it takes no memory."""
+    if not value:
+        return slice(0)
+    if min(value[0], value[-1]) < 0 or max(value[0], value[-1]) >= count:
+        there = f"rows from 0 to {count - 1:,} only" if count else "no rows"
+        raise RowError(f"{name} is {value}, but there are {there}")
+    return slice(value.start, None if value.stop < 0 else value.stop, value.step)
+
+
 def check_rows(name: str, value: Any, count: int) -> npt.NDArray[np.int64]:
     """Return positions among ``count`` rows, given as such or as a mask."""
     given = np.asarray(value)

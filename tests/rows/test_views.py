@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from dask_embedding_reader.errors import (
     ArgumentTypeError,
     ColumnError,
     FileChangedError,
+    RowError,
 )
 from dask_embedding_reader.formats import columns, picking
 from dask_embedding_reader.formats.base import Columns, FileHeader, StretchReader
@@ -720,6 +722,28 @@ def test_rows_of_another_reader_are_taken_part_by_part(sparse: EmbeddingReader) 
         ArgumentError, match=r"rows holds 60 at position 1 \(and 8,333,332 more\), but there are rows from"
     ):
         sparse.take(slice(0, 50)).take(given)
+
+
+@pytest.mark.parametrize(
+    "rows", [range(5), range(9, -1, -1), range(7, 2, -3), range(2, 10, 3), range(4, 5, 9), range(-3, -5)]
+)
+def test_ranges_are_taken_as_lists_of_their_numbers_are(tmp_path: Path, rows: range) -> None:
+    np.save(tmp_path / "0.npy", np.arange(20).reshape(10, 2))
+    reader = EmbeddingReader(tmp_path)
+    for view in (reader, reader.take([9, 3, 3, 4, 0, 1, 2, 8, 7, 5]), reader.sample(10)):
+        assert view.take(rows).rows == view.take(list(rows)).rows
+        np.testing.assert_array_equal(
+            view.take(rows).to_dask_array().compute(), view.to_dask_array().compute()[list(rows)]
+        )
+
+
+def test_ranges_take_no_memory_and_are_checked(sparse: EmbeddingReader) -> None:
+    assert sparse.take(range(499_999_999, -1, -1)).rows.nbytes == 24
+    for rows in (range(500_000_001), range(10**30), range(3, -2, -1), range(10**30, 0, -7)):
+        with pytest.raises(RowError, match=re.escape(f"rows is {rows}, but there are rows from 0 to 499,999,999 only")):
+            sparse.take(rows)
+    with pytest.raises(RowError, match="but there are no rows"):
+        sparse.take(range(0)).take(range(1))
 
 
 def test_arrays_of_a_percent_are_made_at_once_of_small_tasks(sparse: EmbeddingReader) -> None:
