@@ -29,6 +29,9 @@ _COLONS = "\ue000"
 _SCHEME = re.compile(r"(?:^|(?<=::))[A-Za-z][A-Za-z0-9+.-]*://")
 """The beginning of a URL, or of a link of a chain, which may be written in capitals."""
 
+_ONE_SLASH = re.compile(r"(?:\w+::)*([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
+"""What ``pathlib.Path`` makes of the beginning of a URL."""
+
 _ON_OTHERS = frozenset({"fo", "target_protocol"})
 """Options of file systems that stand on another one."""
 
@@ -57,6 +60,7 @@ def shown_from_here(store: Store, path: str) -> str:
 def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) -> tuple[Store, str]:
     """Return the storage of a path or URL, and the path within it."""
     text = _SCHEME.sub(lambda found: found[0].lower(), os.fspath(source))
+    _check_slashes(text)
     try:
         if "://" not in text and os.path.lexists(text):
             # Taken literally: fsspec would read a `::` in a name as a chain of file systems.
@@ -88,6 +92,18 @@ def resolve(source: Source, storage_options: Mapping[str, Any] | None = None) ->
         )
     # A web server may know a folder by one of the two spellings only.
     return make_store(filesystem), path if "http" in protocols(filesystem) else path.rstrip("/") or path
+
+
+def _check_slashes(text: str) -> None:
+    """Refuse a URL that lost a slash, unless it is there: fsspec would write to a local folder named ``s3:``."""
+    found = _ONE_SLASH.match(text)
+    if found and found[1].lower() in {*fsspec.available_protocols()} - {"file", "local"} and not os.path.lexists(text):
+        meant = hide_secrets(f"{text[: found.end()]}/{text[found.end() :]}")
+        given = meant.replace("://", ":/")
+        raise ArgumentError(
+            f"cannot open {given!r}: URLs have two slashes, of which pathlib.Path keeps one; write {meant!r} as a "
+            f"string, or {f'./{given}'!r} if a local folder is meant"
+        )
 
 
 def pin(store: Store, path: str, commits: dict[Any, str]) -> str:

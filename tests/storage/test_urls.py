@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from dask_embedding_reader import EmbeddingReader, write_embeddings
 from dask_embedding_reader.errors import ArgumentError, EmbeddingReaderError, NoFilesError, ReadError
 from dask_embedding_reader.storage import urls
 from dask_embedding_reader.storage.fsspec import FsspecStore
@@ -48,7 +51,35 @@ def test_an_address_means_a_storage_and_a_path_in_it(
     store, found = resolve(source.format(here=tmp_path))
     assert (store.is_local, found) == (is_local, path.format(here=tmp_path))
     assert isinstance(store, LocalStore if is_local else FsspecStore)
-    assert resolve(Path(source), {"skip_instance_cache": True})[1] or "://" in source
+    assert "://" in source or resolve(Path(source), {"skip_instance_cache": True})[1]
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        (
+            "s3://bucket/a",
+            "cannot open 's3:/bucket/a': .* write 's3://bucket/a' as a .* or './s3:/bucket/a' if a local",
+        ),
+        ("GS://b", "write 'gs://b' as"),
+        ("simplecache::https://h/a.npy", "write 'simplecache::https://h/a.npy' as"),
+        ("ftp://user:secret@h/a", "cannot open 'ftp:/h/a': .* write 'ftp://h/a' as a string, or './ftp:/h/a' if"),
+    ],
+)
+def test_a_url_that_lost_a_slash_is_no_local_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    writing = () if "::" in url else (partial(write_embeddings, np.ones((2, 3))),)  # chains are only read
+    for use in (resolve, EmbeddingReader, *writing):
+        with pytest.raises(ArgumentError, match=f"(?i:{told})") as caught:
+            use(Path(url))
+        assert "secret" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    store, path = resolve(f"./{Path(url)}")
+    assert (store.is_local, path) == (True, str(tmp_path / Path(url)))
+    assert resolve("nosuch:/a")[0].is_local
+    assert resolve("file:/a") == (LocalStore(LocalFileSystem()), "/a")
 
 
 @pytest.mark.parametrize("name", ["zip::there", "s3://there", "a::b::c"])
