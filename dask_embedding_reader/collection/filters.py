@@ -169,8 +169,29 @@ def _alternatives(filters: Any) -> list[list[Condition]]:
                 raise ArgumentError(f"{one!r}: the operator {one[1]!r} is none of {', '.join(_OPERATORS)}")
             if one[1] in ("in", "not in") and not isinstance(one[2], list | tuple | set | frozenset | np.ndarray):
                 raise ArgumentTypeError(f"{one!r}: the value of {one[1]!r} must be a list, tuple or set")
-        found.append([(name, operator, value) for name, operator, value in conditions])
+        found.append([(name, operator, _exact(value)) for name, operator, value in conditions])
     return found
+
+
+def _exact(value: Any) -> Any:
+    """Return a value, or several, with their nanoseconds: pyarrow takes the times of pandas for Python's without."""
+    if isinstance(value, list | tuple | set | frozenset):
+        return _exact_items(list(value)) if any(map(_has_nanoseconds, value)) else value
+    return _exact_items([value])[0] if _has_nanoseconds(value) else value
+
+
+def _exact_items(values: list[Any]) -> list[Any]:
+    times = pd.Index(values)
+    if times.dtype.kind in "mM":
+        return list(pa.array(times))
+    # What pandas does not hold as times of one type, Arrow refuses.
+    return [pa.array(pd.Index([one]))[0] if _has_nanoseconds(one) else one for one in values]
+
+
+def _has_nanoseconds(value: Any) -> bool:
+    if isinstance(value, pd.Timestamp):
+        return bool(value.nanosecond)
+    return isinstance(value, pd.Timedelta) and bool(value.nanoseconds)
 
 
 def _type_of(column: pa.ChunkedArray, values: Sequence[Any]) -> pa.DataType | None:
@@ -220,7 +241,11 @@ def _held(values: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _items(values: Any) -> list[Any]:
-    return values.tolist() if isinstance(values, np.ndarray) else list(values)
+    if not isinstance(values, np.ndarray):
+        return list(values)
+    # Of times that Python's own cannot hold, numpy makes integers.
+    is_fine = values.dtype.kind in "mM" and np.datetime_data(values.dtype)[0] in ("ns", "ps", "fs", "as")
+    return list(pa.array(values)) if is_fine else values.tolist()
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -52,6 +52,8 @@ def write_source(source: PartSource, prepared: Prepared, request: Request) -> No
             while len(running) >= writers:
                 collect()
             if not begun and part.number not in known:
+                while running:  # other data than those that are complete must not make these unreadable
+                    collect()
                 begin(prepared)
                 begun = True
             running.append((part.number, pool.submit(write_part, destination, part, known.get(part.number))))

@@ -191,6 +191,11 @@ DAY = dt.date(2020, 1, 1)
         (pd.Series([DAY, None, DAY], dtype=object), "date32[day][pyarrow]"),
         (pd.Series([decimal.Decimal("1.50"), None, None], dtype=object), "decimal128(3, 2)[pyarrow]"),
         (pd.Series([b"x", None, b""], dtype=object), "binary[pyarrow]"),
+        (pd.Series([DAY, pd.NaT, DAY], dtype=object), "date32[day][pyarrow]"),
+        (pd.Series([pd.Timestamp(1), None, pd.Timestamp(2**40 + 5)], dtype=object), "datetime64[ns]"),
+        (pd.Series([pd.Timestamp(1, tz="UTC"), pd.NaT, None], dtype=object), "datetime64[ns, UTC]"),
+        (pd.Series([pd.Timedelta(1), None, pd.Timedelta(-5)], dtype=object), "timedelta64[ns]"),
+        (pd.Series([dt.datetime(3000, 1, 1), None, dt.datetime(2020, 1, 1)], dtype=object), "datetime64[us]"),
         (pd.Series(np.array([1, 2, 3], ">i4")), "int32"),
         (
             pd.Series(pd.arrays.ArrowExtensionArray(pa.array([np.float16(1), None, np.float16(2)], pa.float16()))),
@@ -223,6 +228,15 @@ def test_what_other_dtypes_become(tmp_path: Path, values: pd.Series[Any], dtype:
         (pd.Series([1j] * 3), "complex128"),
         (pd.Series([1, "a", 2.5], dtype=object), "object"),
         (pd.Series([2**70] * 3, dtype=object), "too large"),
+        (pd.Series([DAY, dt.datetime(2020, 1, 1, 5), None], dtype=object), "some are dates, others have a time"),
+        (pd.Series(["a", b"b", None], dtype=object), "some are text, others bytes"),
+        (pd.Series([dt.time(1, tzinfo=dt.timezone.utc)] * 3, dtype=object), "times of the day with a zone lose it"),
+        (
+            pd.Series([dt.datetime(2020, 1, 1, tzinfo=dt.timezone.utc), dt.datetime(2020, 1, 1), None], dtype=object),
+            "some times have a zone, others have none",
+        ),
+        (pd.Series([[pd.Timestamp(1)]] * 3, dtype=object), "the nanoseconds of pandas' times would be lost"),
+        (pd.Series([{"a": pd.Timedelta(1)}] * 3, dtype=object), "the nanoseconds of pandas' times would be lost"),
         (pd.Series(pd.arrays.SparseArray([0, 0, 1])), "Sparse"),
     ],
 )

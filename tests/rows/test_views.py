@@ -264,6 +264,39 @@ def test_filters_pick_what_pandas_picks(pair: Collection, filters: Any, expected
     assert list(pair.open().take(some).filter(filters).rows) == [n for n in some.tolist() if n in set(numbers)]
 
 
+@pytest.mark.parametrize("column", ["taken", "zoned", "length"])
+def test_filters_compare_nanoseconds(tmp_path: Path, column: str) -> None:
+    """pyarrow takes pandas' times for Python's, which end at microseconds, and numpy makes integers of arrays."""
+    length = pd.Series(pd.to_timedelta([1005, 1006, 1007, 1008, None], unit="ns"))
+    taken = pd.Timestamp("2020-01-01") + length
+    frame = pd.DataFrame({"taken": taken, "zoned": taken.dt.tz_localize("Asia/Kathmandu"), "length": length})
+    write_embeddings(np.ones((5, 2), np.float32), tmp_path, "parquet", frame, rows_per_file=2)
+    reader = EmbeddingReader(tmp_path, "parquet")
+
+    def found(operator: str, value: Any) -> list[int]:
+        return list(reader.filter([(column, operator, value)]).rows)
+
+    first, second = frame[column][1], frame[column][3]
+    assert [found(operator, first) for operator in ("==", "!=", "<", ">=")] == [[1], [0, 2, 3], [0], [1, 2, 3]]
+    for several in ([first, second], {first, second}, (first, second, None)):
+        assert (found("in", several), found("not in", several)) == ([1, 3], [0, 2])
+    assert found("in", [first, first.floor("us")]) == [1]
+    with pytest.raises(ArgumentError, match="cannot be compared"):
+        found("in", [first, "text"])
+
+
+@pytest.mark.parametrize("unit", ["us", "ns"])
+def test_filters_take_arrays_of_times(tmp_path: Path, unit: str) -> None:
+    taken = np.array(["2020-01-01", "2021-01-01"], f"M8[{unit}]")
+    frame = pd.DataFrame({"taken": taken, "length": taken - taken[0]})
+    write_embeddings(np.ones((2, 2), np.float32), tmp_path, "parquet", frame)
+    reader = EmbeddingReader(tmp_path, "parquet")
+    for column in ("taken", "length"):
+        for other in ("us", "ns"):
+            values = frame[column].to_numpy()[1:].astype(f"{frame[column].dtype.kind}8[{other}]")
+            assert list(reader.filter([(column, "in", values)]).rows) == [1]
+
+
 @pytest.mark.parametrize("name", WITH_METADATA)
 def test_filtered_rows_are_read_in_every_way(tmp_path: Path, name: str) -> None:
     collection = write_collection(tmp_path, name, file_rows=FILE_ROWS, columns=COLUMNS, row_group_rows=32)

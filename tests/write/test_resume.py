@@ -431,3 +431,12 @@ def test_a_pass_over_a_lazy_expression_can_be_resumed(tmp_path: Path) -> None:
     reader = EmbeddingReader(tmp_path, "parquet", meta_columns="n")
     np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS - ROWS.mean(axis=0))
     assert reader.to_dask_dataframe()["n"].compute().tolist() == list(range(20))
+
+
+def test_longer_batches_that_are_refused_leave_what_is_complete(tmp_path: Path) -> None:
+    """The last file of what is there is a shorter one: more rows are other data, and no file may be begun for them."""
+    rows = np.arange(40, dtype=np.float32).reshape(20, 2)
+    write_embeddings(iter([(rows[:3], None)]), tmp_path, rows_per_file=5)
+    with pytest.raises(DestinationError, match="with other values"):
+        write_embeddings(iter([(rows, None)]), tmp_path, rows_per_file=5)
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), rows[:3])

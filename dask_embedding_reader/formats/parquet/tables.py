@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -110,6 +111,8 @@ def _column(values: pd.Series[Any], name: str, first_row: int) -> tuple[pa.Field
             column = pa.array(values.to_numpy().astype(dtype.newbyteorder("="), copy=False), from_pandas=False)
         else:
             column = pa.array(values, from_pandas=True)
+            if isinstance(dtype, np.dtype):
+                column = _as_held(values, column)
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
         column = convert(column, decoded_type(column.type))  # parquet makes its own dictionaries, readers get values
@@ -120,6 +123,58 @@ def _column(values: pd.Series[Any], name: str, first_row: int) -> tuple[pa.Field
             f"{first_row + len(values):,}: {describe(error)}; convert it to one type that parquet knows"
         ) from error
     return _field(name, column, isinstance(dtype, pd.api.extensions.ExtensionDtype) and dtype.kind in "biu"), column
+
+
+def _as_held(values: pd.Series[Any], column: pa.Array) -> pa.Array:
+    """Return Python objects as Arrow columns; raise an error where what Arrow makes of them is something else.
+
+    It cuts the nanoseconds off the times of pandas, the hours off times among dates, and zones off times of the day.
+    """
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_duration(kind):
+        # Of Python's own times pandas might make others that end in 2262.
+        times = (
+            values.infer_objects() if any(isinstance(one, pd.Timestamp | pd.Timedelta) for one in values) else values
+        )
+        if times.dtype.kind in "mM":
+            return pa.array(times, from_pandas=True)
+    if _may_lose(kind):
+        for value in values:
+            _check_held(value, kind)
+    return column
+
+
+def _may_lose(kind: pa.DataType) -> bool:
+    if pa.types.is_nested(kind):
+        return any(_may_lose(kind.field(place).type) for place in range(kind.num_fields))
+    return bool(pa.types.is_temporal(kind) or pa.types.is_binary(kind))
+
+
+def _check_held(value: Any, kind: pa.DataType) -> None:
+    """Raise an error if a value is not what Arrow holds of it as a type."""
+    if value is pd.NaT:  # it is a time of any type
+        return
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if pa.types.is_struct(kind) and kind.get_field_index(name) >= 0:
+                _check_held(item, kind.field(name).type)
+    elif isinstance(value, list | tuple | set | frozenset) or (isinstance(value, np.ndarray) and value.dtype == object):
+        for item in value:
+            if pa.types.is_list(kind):
+                _check_held(item, kind.value_type)
+    elif pa.types.is_binary(kind) and isinstance(value, str):
+        raise TypeError("some are text, others bytes")
+    elif pa.types.is_date(kind) and isinstance(value, datetime):
+        raise TypeError("some are dates, others have a time of the day")
+    elif pa.types.is_time(kind) and getattr(value, "tzinfo", None) is not None:
+        raise TypeError("times of the day with a zone lose it")
+    elif pa.types.is_timestamp(kind) and isinstance(value, datetime):
+        if (value.tzinfo is None) != (kind.tz is None):
+            raise TypeError("some times have a zone, others have none")
+        if isinstance(value, pd.Timestamp) and value.nanosecond:
+            raise TypeError("the nanoseconds of pandas' times would be lost")
+    elif pa.types.is_duration(kind) and isinstance(value, pd.Timedelta) and value.nanoseconds:
+        raise TypeError("the nanoseconds of pandas' times would be lost")
 
 
 def _field(name: str, column: pa.Array | pa.ChunkedArray, masked: bool) -> pa.Field:
