@@ -131,11 +131,10 @@ def _as_held(values: pd.Series[Any], column: pa.Array) -> pa.Array:
     It cuts the nanoseconds off the times of pandas, the hours off times among dates, and zones off times of the day.
     """
     kind = column.type
-    if pa.types.is_timestamp(kind) or pa.types.is_duration(kind):
-        # Of Python's own times pandas might make others that end in 2262.
-        times = (
-            values.infer_objects() if any(isinstance(one, pd.Timestamp | pd.Timedelta) for one in values) else values
-        )
+    are_times = pa.types.is_timestamp(kind) or pa.types.is_duration(kind)
+    # Of Python's own times pandas might make others that end in 2262.
+    if are_times and any(isinstance(one, pd.Timestamp | pd.Timedelta) for one in values):
+        times = values.infer_objects()
         if times.dtype.kind in "mM":
             return pa.array(times, from_pandas=True)
     if _may_lose(kind):
