@@ -77,8 +77,8 @@ def save_manifest(
 
 def _saved_files(kind: str, table: FileTable, first_source: int, meta: tuple[MetaColumn, ...]) -> Iterator[SavedFile]:
     exact = {root: position for position, root in enumerate(table.roots)}
-    folders = sorted(((_folder(root), position) for root, position in exact.items()), key=lambda item: -len(item[0]))
-    folders += [(root, position) for root, position in exact.items() if _folder(root) != root]
+    starts = ((_start(root, table.paths), position) for root, position in exact.items())
+    folders = sorted(starts, key=lambda item: -len(item[0]))
     for position, path in enumerate(table.paths):
         header = table.header(position)._replace(meta=meta, checksum=table.checksums[position])
         if path in exact:
@@ -86,6 +86,13 @@ def _saved_files(kind: str, table: FileTable, first_source: int, meta: tuple[Met
             continue
         folder, source = next(item for item in folders if path.startswith(_inside(item[0])))
         yield SavedFile(kind, first_source + source, path[len(_inside(folder)) :], header)
+
+
+def _start(root: str, paths: Sequence[str]) -> str:
+    """Return the folder that paths are told from: names of folders may hold what else makes a pattern."""
+    if GLOB_CHARACTERS.isdisjoint(root) or any(path.startswith(_inside(root)) for path in paths):
+        return root
+    return glob_root(root)
 
 
 def _folder(root: str) -> str:

@@ -800,3 +800,16 @@ def test_a_manifest_that_is_of_no_use_is_told(tmp_path: Path, caplog: pytest.Log
     [record] = caplog.records
     assert record.getMessage().startswith(f"{tmp_path}/.manifest.embeddings")
     assert record.getMessage().endswith("; it is not used")
+
+
+@pytest.mark.parametrize("name", ["which?", "a*b", "a[1]b", "50% #1"])
+def test_folders_whose_names_look_like_patterns_are_opened_with_what_was_saved_of_them(
+    tmp_path: Path, name: str
+) -> None:
+    write_embeddings(np.ones((6, 2), "float32"), tmp_path / name / "written", "npy", rows_per_file=3)
+    write_embeddings(np.ones((6, 2), "float32"), tmp_path / "other" / name, "npy", rows_per_file=3)
+    for folder in (tmp_path / name / "written", tmp_path / "other" / name):
+        assert len(verify_embeddings(folder)) == 0
+        assert EmbeddingReader(folder).to_dask_array().sum().compute() == 12
+        EmbeddingReader(folder).save_manifest()
+        assert EmbeddingReader.from_manifest(folder).to_dask_array().sum().compute() == 12
