@@ -95,11 +95,6 @@ def _start(root: str, paths: Sequence[str]) -> str:
     return glob_root(root)
 
 
-def _folder(root: str) -> str:
-    """Return the folder that a pattern starts in."""
-    return root if GLOB_CHARACTERS.isdisjoint(root) else glob_root(root)
-
-
 def _inside(folder: str) -> str:
     return folder if folder.endswith("/") or not folder else f"{folder}/"
 
@@ -205,8 +200,9 @@ def check_place(manifest: Manifest, store: Store, path: str) -> None:
     for table, suffixes in kinds:
         if table is None or not path.endswith(suffixes) or not _is_in(store, table):
             continue
-        root = next((root for root in table.roots if path.startswith(_inside(_folder(root)))), None)
-        if root is not None and not is_litter(path, _folder(root)):
+        starts = {root: _start(root, table.paths) for root in table.roots}
+        root = next((root for root, start in starts.items() if path.startswith(_inside(start))), None)
+        if root is not None and not is_litter(path, starts[root]):
             raise ArgumentError(
                 f"{shown_url(store, path)} would be read as data of {shown_url(store, root)}; let its name "
                 "end in .embeddings, or save it elsewhere"

@@ -10,6 +10,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
@@ -504,7 +506,7 @@ def test_a_manifest_that_claims_gigabytes_is_refused_before_it_is_decoded(
     path = tmp_path / ".manifest.embeddings"
     _claiming(path, column)
     assert path.stat().st_size < 300_000
-    monkeypatch.setattr(pq, "read_table", lambda *_, **__: pytest.fail("it was decoded"))
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("it was decoded"))
     with pytest.raises(FormatError, match=r"\.manifest\.embeddings: not a usable manifest: it claims to"):
         EmbeddingReader.from_manifest(path)
     assert EmbeddingReader(tmp_path).count == 20
@@ -559,7 +561,7 @@ def test_a_manifest_of_another_shape_is_refused_before_it_is_decoded(
     else:  # each text says how much of the one before it begins with
         options = {"use_dictionary": False, "column_encoding": {"path": "DELTA_BYTE_ARRAY"}}
     pq.write_table(table, path, **options)
-    monkeypatch.setattr(pq, "read_table", lambda *_, **__: pytest.fail("it was decoded"))
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("it was decoded"))
     with pytest.raises(FormatError, match=rf"not a usable manifest: it has {told}; remove it, and save it again"):
         EmbeddingReader.from_manifest(path)
 
@@ -813,3 +815,23 @@ def test_folders_whose_names_look_like_patterns_are_opened_with_what_was_saved_o
         assert EmbeddingReader(folder).to_dask_array().sum().compute() == 12
         EmbeddingReader(folder).save_manifest()
         assert EmbeddingReader.from_manifest(folder).to_dask_array().sum().compute() == 12
+
+
+_COUNT_THREADS = """
+import os, sys
+from dask_embedding_reader.collection.saved import decode_manifest
+with open(sys.argv[1], "rb") as file:
+    data = file.read()
+before = len(os.listdir("/proc/self/task"))
+assert len(decode_manifest(data, sys.argv[1], lambda source, path: None).columns.meta) == 1
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists the threads of a process")
+def test_a_manifest_is_decoded_in_no_thread_of_arrow(tmp_path: Path) -> None:
+    # One that lets go of the bytes while Python ends takes the process with it.
+    pq.write_table(pa.table({"embedding": list(ROWS), "id": range(len(ROWS))}), tmp_path / "0.parquet")
+    EmbeddingReader(tmp_path, "parquet", meta_columns="*").save_manifest()
+    command = [sys.executable, "-c", _COUNT_THREADS, str(tmp_path / ".manifest.embeddings")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "0\n"
