@@ -33,7 +33,7 @@ from dask_embedding_reader._common.arguments import (
 from dask_embedding_reader._common.units import counted, human_size
 from dask_embedding_reader.batches.read import read_batches
 from dask_embedding_reader.batches.request import Batch, BatchRequest, span_of
-from dask_embedding_reader.collection.filters import select
+from dask_embedding_reader.collection.filters import check_mask, select
 from dask_embedding_reader.collection.layout import ALL_COLUMNS, metadata_types
 from dask_embedding_reader.collection.manifest import Manifest, likely_metadata_folder, read_manifest
 from dask_embedding_reader.collection.plan import count_by_file
@@ -455,13 +455,14 @@ class EmbeddingReader:
     def take(self, rows: slice | Sequence[int] | npt.NDArray[Any] | Rows) -> EmbeddingReader:
         """Return a reader of some rows, in the order given.
 
-        Nothing is read. What is computed from it reads these rows only, near ones at once; ``x[list]`` of a Dask array
-        reads whole chunks.
+        Nothing is read, unless the rows are a Dask collection, which is computed. What is computed from the new reader
+        reads these rows only, near ones at once; ``x[list]`` of a Dask array reads whole chunks.
 
         Parameters
         ----------
         rows : slice, sequence of int or of bool
-            A slice; positions in this reader, in any order and more than once; or a mask, a boolean for each row.
+            A slice; positions in this reader, in any order and more than once; or a mask, a boolean for each row. A
+            mask of pandas picks by position too, and its index may not tell of another order; a null is false.
 
         Returns
         -------
@@ -475,6 +476,8 @@ class EmbeddingReader:
             end: searches give them for hits that they did not find.
         ArgumentError, ArgumentTypeError
             If a mask has another length, or these are no rows.
+        MismatchError
+            If a mask of pandas is of other rows, or of these in another order.
 
         Examples
         --------
@@ -494,7 +497,8 @@ class EmbeddingReader:
             return self._view(self.rows[check_range("rows", rows, self.count)])
         if isinstance(rows, Rows):
             return self._view(pick_all(map(self.rows.at, self._checked_parts(rows))))
-        return self._view(pick(self.rows.at(check_rows("rows", rows, self.count))))
+        given = check_mask(graph.computed(rows), self.rows)
+        return self._view(pick(self.rows.at(check_rows("rows", given, self.count))))
 
     def _checked_parts(self, rows: Rows) -> Iterator[Int64s]:
         """Yield positions in this reader part by part: those that a filter has found are never all in memory."""
@@ -532,6 +536,8 @@ class EmbeddingReader:
             If a column is missing.
         ArgumentError, ArgumentTypeError
             If a column cannot be compared with a value, or the function returns something else.
+        MismatchError
+            If the function returns a mask with another index than its frame has.
 
         Examples
         --------

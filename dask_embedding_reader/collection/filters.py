@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from dask_embedding_reader._common.threads import threads_at_once
 from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.manifest import Manifest
-from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError, MismatchError
 from dask_embedding_reader.formats.base import Columns, FileFormat, FileHeader, MetaColumn
 from dask_embedding_reader.formats.columns import iter_columns, may_match, step_rows
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, make_frame, merge_columns
@@ -64,6 +64,51 @@ def select(manifest: Manifest, rows: Rows, filters: Any, columns: Any) -> Rows:
     found = np.asarray(pick_all(_matching(files, distinct, checked)))
     numbers = np.asarray(rows)
     return pick(numbers[np.isin(numbers, found)])
+
+
+def check_mask(given: Any, rows: Rows) -> Any:
+    """Return a mask of pandas as an array, its nulls as false, and whatever else is given as it is.
+
+    Raises
+    ------
+    MismatchError
+        If its index holds other row numbers than those of the reader, or numbers that do not ascend and are each
+        there once: it is not of these rows, or not in their order.
+    """
+    if not isinstance(given, pd.Series) or not pd.api.types.is_bool_dtype(given.dtype):
+        return given
+    if len(given) != len(rows):  # told as for any other mask
+        return _values(given)
+    index = given.index
+    if index.name == ROW_NUMBER:
+        start = 0
+        for part in rows.parts():
+            found = index[start : start + len(part)].to_numpy()
+            if len(differ := np.flatnonzero(found != part)):
+                place = int(differ[0])
+                raise MismatchError(
+                    f"the mask is of row {found[place]} ({ROW_NUMBER!r} in its index) at position {start + place:,}, "
+                    f"where the reader has row {part[place]}; {_MASK_REMEDY}"
+                )
+            start += len(part)
+    elif index.dtype.kind in "iu" and index.is_unique and not index.is_monotonic_increasing:
+        raise MismatchError(
+            f"the index of the mask does not ascend (it begins with {', '.join(map(str, index[:4]))}), as if it had "
+            f"been sorted by something else; {_MASK_REMEDY}"
+        )
+    return _values(given)
+
+
+def _values(mask: Any) -> Mask:
+    """Return a mask as an array; pandas has types that hold nulls, which are as false here as where it picks rows."""
+    nullable = isinstance(mask, pd.Series) and str(mask.dtype) in ("boolean", "bool[pyarrow]")
+    return mask.to_numpy(bool, na_value=False) if nullable else np.asarray(mask)
+
+
+_MASK_REMEDY = (
+    "a mask picks by position: bring it into the order of the reader, as mask.sort_index() does for one that reads its "
+    "collection in order, or pass mask.to_numpy() if it is"
+)
 
 
 def _files(manifest: Manifest) -> FileTable:
@@ -271,12 +316,17 @@ def _called(function: Callable[[pd.DataFrame], Any], fields: Sequence[MetaField]
     def mask(table: pa.Table, url: str) -> Mask:
         frame = make_frame(fields, table, pd.RangeIndex(table.num_rows), url)
         found = function(frame)
-        nullable = isinstance(found, pd.Series) and str(found.dtype) in ("boolean", "bool[pyarrow]")
-        values = found.to_numpy(bool, na_value=False) if nullable else np.asarray(found)
+        values = _values(found)
         if values.dtype != bool or values.shape != (len(frame),):
             raise ArgumentTypeError(
                 f"the filter returned {type(found).__name__} of shape {values.shape} and dtype {values.dtype}; "
                 f"{_expected(len(frame))}"
+            )
+        if isinstance(found, pd.Series) and not found.index.equals(frame.index):
+            raise MismatchError(
+                "the filter returned a mask with another index than that of its frame: its rows may be in another "
+                "order. Return one in the order of the frame, as mask.sort_index() makes of a sorted frame, or "
+                "mask.to_numpy() where it is in order"
             )
         return values
 

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from dask.array.chunk import getitem
 from dask.array.core import getter
+from dask.base import is_dask_collection
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.layers import ArrayBlockwiseDep
 
@@ -51,6 +52,11 @@ from dask_embedding_reader.rows.selection import Rows
 
 AnyPlan = ReadPlan | SelectionPlan
 """Consecutive rows, or selected ones."""
+
+
+def computed(value: Any) -> Any:
+    """Return what a Dask collection holds, and anything else as it is."""
+    return value.compute() if is_dask_collection(value) else value
 
 
 def make_array(manifest: Manifest, start: int, stop: int, max_rows: int, dtype: np.dtype[Any]) -> da.Array:

@@ -35,6 +35,7 @@ from dask_embedding_reader.errors import (
     ArgumentTypeError,
     ColumnError,
     FileChangedError,
+    MismatchError,
     RowError,
 )
 from dask_embedding_reader.formats import columns, picking
@@ -413,6 +414,63 @@ def test_nan_of_which_statistics_know_nothing_is_found(tmp_path: Path) -> None:
     ]
     for conditions, rows in cases:
         assert list(reader.filter(conditions).rows) == rows
+
+
+def test_masks_of_pandas_pick_by_position_and_may_not_tell_of_another_order(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.arange(12).reshape(6, 2))
+    pd.DataFrame({"score": [3, 1, 5, 2, 4, 6]}).to_parquet(tmp_path / "0.parquet")
+    reader = EmbeddingReader(tmp_path, "parquet_npy", meta_columns=["score"])
+    frame, shuffled = reader.to_dask_dataframe().compute(), reader.shuffle(seed=1)
+    high = frame["score"] > 3
+    by_score = (frame.sort_values("score")["score"] > 3, frame.reset_index().sort_values("score")["score"] > 3)
+    assert list(reader.take(high).rows) == list(reader.take(by_score[0].sort_index()).rows) == [2, 4, 5]
+    # An index of something else, and one of several frames put together, tell no order.
+    for index in ([0, 1, 2, 0, 1, 2], list("fedcba"), range(1, 7)):
+        assert list(reader.take(high.set_axis(pd.Index(index))).rows) == [2, 4, 5]
+    nullable = high.astype("boolean")
+    nullable[4] = None
+    assert list(reader.take(nullable).rows) == list(reader.take(nullable.astype("bool[pyarrow]")).rows) == [2, 5]
+    lazy = reader.to_dask_dataframe()
+    assert list(reader.take(lazy["score"] > 3).rows) == [2, 4, 5]
+    assert list(reader.take((reader.to_dask_array() > 5)[:, 0]).rows) == [3, 4, 5]
+    with pytest.raises(MismatchError, match=r"of row 1 [(].*[)] at position 0"):
+        reader.take(lazy.sort_values("score")["score"] > 3)
+    with pytest.raises(ArgumentError, match="a mask of 5 booleans where there are 6 rows"):
+        reader.take(high[1:])
+    # Numbers pick by themselves.
+    assert list(reader.take(frame.sort_values("score")["score"] - 1).rows) == [0, 1, 2, 3, 4, 5]
+    some = reader.take([5, 0, 2])
+    assert list(some.take(high[[5, 0, 2]]).rows) == [5, 2]
+    told = "the mask is of row 1 \\('i' in its index\\) at position 0, where the reader has row 0"
+    with pytest.raises(MismatchError, match=told):
+        reader.take(by_score[0])
+    with pytest.raises(MismatchError, match="does not ascend \\(it begins with 1, 3, 0, 4\\)"):
+        reader.take(by_score[1])
+    with pytest.raises(MismatchError, match=r"of row 0 [(].*[)] at position 0, where the reader has row 5"):
+        some.take(high[[0, 5, 2]])
+    in_order = shuffled.to_dask_dataframe().compute()["score"] > 3
+    assert sorted(np.asarray(reader.take(in_order.sort_index()).rows)) == [2, 4, 5]
+    with pytest.raises(MismatchError, match="where the reader has row"):
+        reader.take(in_order)
+
+
+@pytest.mark.parametrize("made", ["sorted", "indexed"])
+def test_a_function_returns_its_mask_in_the_order_of_its_frame(tmp_path: Path, made: str) -> None:
+    np.save(tmp_path / "0.npy", np.arange(12).reshape(6, 2))
+    pd.DataFrame({"score": [3, 1, 5, 2, 4, 6]}).to_parquet(tmp_path / "0.parquet")
+    reader = EmbeddingReader(tmp_path, "parquet_npy", meta_columns=["score"])
+
+    def high(frame: pd.DataFrame) -> pd.Series[bool]:
+        return (frame.sort_values("score") if made == "sorted" else frame.set_index("score", drop=False))["score"] > 3
+
+    with pytest.raises(MismatchError, match="a mask with another index than that of its frame"):
+        reader.filter(high, columns="score")
+    for good in (lambda frame: frame["score"] > 3, lambda frame: list(frame["score"] > 3)):
+        assert list(reader.filter(good, columns="score").rows) == [2, 4, 5]
+    if made == "sorted":
+        assert list(reader.filter(lambda frame: high(frame).sort_index(), columns="score").rows) == [2, 4, 5]
+    else:
+        assert list(reader.filter(lambda frame: high(frame).to_numpy(), columns="score").rows) == [2, 4, 5]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
