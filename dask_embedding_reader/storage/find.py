@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from dask_embedding_reader._common.arguments import Source
+from dask_embedding_reader._common.notices import warn
 from dask_embedding_reader._common.threads import map_at_once
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import EmbeddingReaderError, NoFilesError, ReadError
@@ -109,8 +110,9 @@ class Finder:
         """Find the files with one of some suffixes in folders (searched recursively), globs and lists of these.
 
         A path that exists literally wins over its reading as a glob. A file that is named, by itself or by a glob, is
-        taken whatever its suffix if ``named``, unless that is the one of another format. Hidden files, names that start
-        with an underscore (``_SUCCESS``, ``_temporary/``) and files of zero bytes are passed over.
+        taken whatever its suffix if ``named``, unless that is the one of another format. Hidden files and names that
+        start with an underscore (``_SUCCESS``, ``_temporary/``) and files of zero bytes are passed over; so are local
+        links to nothing, with a warning.
 
         Raises
         ------
@@ -120,12 +122,14 @@ class Finder:
         """
         listed = self._list(sources, suffixes, storage_options, first_nbytes)
         found, taken = list[tuple[Store, list[ObjectInfo]]](), defaultdict[Store, set[str]](set)
-        own, empty, problems = list[StoredFile](), list[Source](), list[str]()
+        own, empty, problems, dangling = list[StoredFile](), list[Source](), list[str](), list[str]()
         for source, (store, _, (infos, of_ours, are_named)) in zip(sources, listed, strict=True):
             own += [_stored(store, info) for info in of_ours]
             paths = [info.path for info in infos]
             chosen = set(_choose(store, paths, suffixes, are_named if named else None))
             wanted = {info.path: info for info in infos if info.path in chosen and info.size != 0}
+            if store.is_local:
+                dangling += [path for path in chosen - wanted.keys() if _leads_nowhere(path)]
             if not wanted:
                 if any(info.path.endswith(f"/{INCOMPLETE_NAME}") for info in of_ours):
                     raise NoFilesError(_nothing_written(source, suffixes))
@@ -150,6 +154,11 @@ class Finder:
         if not files and required:
             paths = [info.path for _, infos in found for info in infos]
             raise NoFilesError(_nothing_found(listed[0][0], sources[0], suffixes, paths))
+        if dangling:
+            warn(
+                f"{counted(len(dangling), 'link')} to nothing, such as {min(dangling)}: the rows of what is missing "
+                "are left out; mount or fetch it, or remove the link"
+            )
         return Listing(files, own, [path for _, path, _ in listed], empty, heads)
 
     def find_kinds(
@@ -235,6 +244,10 @@ def find_sibling(source: Source, name: re.Pattern[str], storage_options: Mapping
     folders = [entry.path.rpartition("/")[2] for entry in entries if entry.is_folder]
     likely = sorted(folder for folder in folders if name.search(folder) and folder != own)
     return hide_secrets(f"{parent}/{likely[0]}" if parent or text.startswith("/") else likely[0]) if likely else None
+
+
+def _leads_nowhere(path: str) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def _known(store: Store, info: ObjectInfo, first_nbytes: int = 0) -> ObjectInfo:

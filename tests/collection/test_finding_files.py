@@ -305,6 +305,7 @@ def test_temporary_folders_that_vanish_hide_no_others(tmp_path: Path, monkeypatc
     assert numbers(tmp_path) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.filterwarnings("ignore:1 link to nothing")
 @pytest.mark.parametrize("pattern", ["", "/*.npy", "/**/*.npy"])
 def test_a_local_file_that_vanishes_while_it_is_listed(
     pattern: str, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -661,8 +662,23 @@ def test_links_that_lead_back_up_are_followed_once_by_no_pattern(folder: Path, t
 
 def test_a_link_that_leads_in_a_circle_is_not_followed_for_ever(folder: Path) -> None:
     os.symlink(folder, folder / "deep" / "circle")
-    os.symlink(folder / "round.npy", folder / "round.npy")
     assert numbers(folder) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.npy", "/**/*.npy"])
+def test_links_to_nothing_are_passed_over_with_a_warning(folder: Path, pattern: str) -> None:
+    # As where a disk is not mounted, or git-annex has not fetched the content: rows are missing.
+    os.symlink(folder / "round.npy", folder / "round.npy")
+    os.symlink("nowhere", folder / "gone.npy")
+    os.symlink("nowhere", folder / ".hidden.npy")
+    os.symlink("nowhere", folder / "other.txt")
+    os.symlink("b.npy", folder / "c.npy")
+    os.symlink(os.devnull, folder / "device.npy")
+    told = f"^2 links to nothing, such as {folder}/gone.npy: the rows of what is missing are left out; mount or fetch"
+    with pytest.warns(UserWarning, match=told):
+        assert numbers(f"{folder}{pattern}") == ([1, 2, 2] if pattern == "/*.npy" else [1, 2, 2, 3])
+    with pytest.raises(NoFilesError, match="1 empty"):
+        EmbeddingReader(folder / "gone.npy")
 
 
 # --------------------------------------------------------------------------------------------------------------------
