@@ -194,6 +194,9 @@ def _kind(manifest: Manifest) -> FileFormat:
     return manifest.format.vectors if manifest.format.metadata == "same" else PARQUET
 
 
+_SETS = (list, tuple, set, frozenset, np.ndarray, pd.Series, pd.Index)
+
+
 def _alternatives(filters: Any) -> list[list[Condition]]:
     """Return a filter as alternatives, of each of which all conditions hold."""
     expected = (
@@ -212,7 +215,7 @@ def _alternatives(filters: Any) -> list[list[Condition]]:
                 raise ArgumentTypeError(f"filters holds {one!r}: {expected}")
             if one[1] not in _OPERATORS:
                 raise ArgumentError(f"{one!r}: the operator {one[1]!r} is none of {', '.join(_OPERATORS)}")
-            if one[1] in ("in", "not in") and not isinstance(one[2], list | tuple | set | frozenset | np.ndarray):
+            if one[1] in ("in", "not in") and not isinstance(one[2], _SETS):
                 raise ArgumentTypeError(f"{one!r}: the value of {one[1]!r} must be a list, tuple or set")
         found.append([(name, operator, _exact(value)) for name, operator, value in conditions])
     return found
@@ -220,6 +223,8 @@ def _alternatives(filters: Any) -> list[list[Condition]]:
 
 def _exact(value: Any) -> Any:
     """Return a value, or several, with their nanoseconds: pyarrow takes the times of pandas for Python's without."""
+    if isinstance(value, pd.Series | pd.Index):
+        value = (value if value.dtype.kind == "f" else value.dropna()).tolist()  # a NaN is a number, not a null
     if isinstance(value, list | tuple | set | frozenset):
         return _exact_items(list(value)) if any(map(_has_nanoseconds, value)) else value
     return _exact_items([value])[0] if _has_nanoseconds(value) else value
@@ -254,7 +259,10 @@ def _compare(table: pa.Table, name: str, operator: str, value: Any) -> Any:
                 return pa.nulls(len(column), pa.bool_())
             if pa.types.is_null(column.type):
                 column = column.cast(pa.scalar(value).type)
-            return _COMPARISONS[operator](column, pa.scalar(value, _type_of(column, [value])))
+            scalar = pa.scalar(value, _type_of(column, [value]))
+            if isinstance(value, str) and pa.types.is_temporal(column.type):  # as pandas and a set of values have it
+                scalar = scalar.cast(column.type)
+            return _COMPARISONS[operator](column, scalar)
         if pa.types.is_null(column.type):
             return pa.nulls(len(column), pa.bool_())
         items = [item for item in _items(value) if item is not None]
@@ -266,20 +274,39 @@ def _compare(table: pa.Table, name: str, operator: str, value: Any) -> Any:
         return pc.if_else(pc.is_null(column), None, found if operator == "in" else pc.invert(found))
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(
-            f"the column {name!r} is {column.type}, which cannot be compared with {value!r} ({operator}): "
-            f"{describe(error)}"
+            f"the column {name!r} is {column.type}, which cannot be compared with {_short(value)} ({operator}): "
+            f"{describe(error)}{_remedy(column.type)}"
         ) from error
+
+
+def _short(value: Any) -> str:
+    """Write out a value, or the first of many."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
+_MOST_SHOWN = 200  # characters
+
+
+def _remedy(kind: pa.DataType) -> str:
+    if not pa.types.is_timestamp(kind):
+        return ""
+    return f"; give a pandas.Timestamp with {'a' if kind.tz else 'no'} time zone"
 
 
 def _held(values: pa.Array, kind: pa.DataType) -> pa.Array:
     """Return those of some values that a type holds exactly: a column of it has no others."""
     if not len(values) or values.type == kind:
         return values.cast(kind)  # a set of no values has no type of its own
+    if pa.types.is_integer(kind) and pa.types.is_floating(values.type):
+        values = values.filter(pc.is_finite(values))
     found = values.cast(kind, safe=False)
     try:
         same = pc.equal(found, values)
-    except pa.ArrowException:  # they are not compared with columns of this type, but may be read as such: text as times
-        return values.cast(kind)
+    except pa.ArrowException:
+        if pa.types.is_timestamp(kind) and pa.types.is_timestamp(values.type):  # one has a time zone, one has none
+            raise
+        return values.cast(kind)  # they are not compared with columns of this type, but may be read as such: text
     if pa.types.is_floating(kind) and pa.types.is_floating(values.type):
         same = pc.or_(same, pc.is_nan(values))
     return found.filter(same)

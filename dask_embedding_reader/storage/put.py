@@ -258,6 +258,8 @@ def _remedy(error: Exception) -> str:
         error = error.__cause__  # what it failed with each time
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"make room, or name a folder on another storage; {kept}"
+    if isinstance(error, IsADirectoryError):
+        return f"there is a folder of this name: name a file in it, or another one; {kept}"
     if isinstance(error, FileNotFoundError):
         return f"make the bucket first, or check the spelling; {kept}"
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:

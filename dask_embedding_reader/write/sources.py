@@ -84,6 +84,13 @@ def _missing_runs(known: set[int], count: int) -> Iterator[tuple[int, int]]:
         first = number + 1
 
 
+def _name_of(kind: type) -> str:
+    """Return the name of a type with its library: others have a DataFrame, too."""
+    return (
+        f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}" if kind.__module__ != "builtins" else kind.__name__
+    )
+
+
 def of_numpy(array: Array, meta: Any, request: Request) -> PartSource:
     """Parts of an array in memory."""
     array = plain_array(array, "array")
@@ -91,8 +98,8 @@ def of_numpy(array: Array, meta: Any, request: Request) -> PartSource:
         raise ArgumentError(f"array has the shape {array.shape}; embeddings are 2-D: (rows, dimension)")
     if meta is not None and not isinstance(meta, pd.DataFrame):
         raise ArgumentTypeError(
-            f"meta of a numpy array must be a pandas DataFrame, not {type(meta).__name__}; compute it, or make a Dask "
-            "array with da.from_array"
+            f"meta of a numpy array must be a pandas DataFrame, not {_name_of(type(meta))}; compute or convert it "
+            "(to_pandas), or make a Dask array with da.from_array"
         )
     if meta is not None and len(meta) != len(array):
         raise MismatchError(
@@ -141,7 +148,7 @@ def _check_batches(batches: Iterator[Any], embedding_column: str) -> Iterator[tu
             )
         rows, frame = plain_array(batch[0], where), batch[1]
         if not (frame is None or isinstance(frame, pd.DataFrame)):
-            raise ArgumentTypeError(f"{where} has metadata of type {type(frame).__name__}, not a pandas DataFrame")
+            raise ArgumentTypeError(f"{where} has metadata of type {_name_of(type(frame))}, not a pandas DataFrame")
         if rows.ndim != 2:
             raise ArgumentError(f"{where} has the shape {rows.shape}; embeddings are 2-D: (rows, dimension)")
         if frame is not None and len(frame) != len(rows):

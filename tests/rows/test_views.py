@@ -416,6 +416,49 @@ def test_nan_of_which_statistics_know_nothing_is_found(tmp_path: Path) -> None:
         assert list(reader.filter(conditions).rows) == rows
 
 
+@pytest.mark.parametrize("write_statistics", [True, False])
+def test_times_are_compared_with_text_and_sets_may_be_of_pandas(tmp_path: Path, write_statistics: bool) -> None:
+    days = pd.date_range("2021-01-01", periods=6)
+    columns = {
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(6, np.float32)), 1),
+        "day": pa.array(days.date),
+        "time": pa.array(days, pa.timestamp("us")),
+        "there": pa.array(days.tz_localize("UTC"), pa.timestamp("ns", "UTC")),
+        "n": range(6),
+        "text": list("abcdef"),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet", row_group_size=2, write_statistics=write_statistics)
+    reader = EmbeddingReader(tmp_path)
+
+    def found(*condition: Any) -> list[int]:
+        return list(reader.filter([condition]).rows)
+
+    for name, text in [("day", "2021-01-03"), ("time", "2021-01-03 00:00"), ("there", "2021-01-03T00:00Z")]:
+        assert found(name, ">", text) == [3, 4, 5]
+        assert found(name, "<=", text) == [0, 1, 2]
+        assert found(name, "==", text) == found(name, "in", [text]) == [2]
+    picked: list[tuple[str, Any]] = [
+        ("n", pd.Series([1, 3])),
+        ("n", pd.Index([1, 3])),
+        ("n", pd.Series([1, np.nan, 3])),
+        ("n", pd.Series([1, None, 3], dtype="Int64")),
+        ("n", pd.Series([1, 3], dtype="int64[pyarrow]")),
+        ("text", pd.Series(["b", None, "d"])),
+        ("text", pd.Series(["b", "d"], dtype="category")),
+        ("time", pd.Series(days[[1, 3]])),
+        ("time", days[[1, 3]]),
+        ("there", days[[1, 3]].tz_localize("UTC")),
+    ]
+    for name, values in picked:
+        assert found(name, "in", values) == [1, 3]
+        assert found(name, "not in", values) == [0, 2, 4, 5]
+    for name, values, zone in [("time", days.tz_localize("UTC"), "no"), ("there", days, "a")]:
+        for condition in [(name, "in", values), (name, "==", values[0])]:
+            with pytest.raises(ArgumentError, match=f"give a pandas.Timestamp with {zone} time zone$") as caught:
+                reader.filter([condition])
+            assert len(str(caught.value)) < 700
+
+
 def test_masks_of_pandas_pick_by_position_and_may_not_tell_of_another_order(tmp_path: Path) -> None:
     np.save(tmp_path / "0.npy", np.arange(12).reshape(6, 2))
     pd.DataFrame({"score": [3, 1, 5, 2, 4, 6]}).to_parquet(tmp_path / "0.parquet")

@@ -619,6 +619,7 @@ def test_what_is_below_a_link_is_neither_listed_nor_removed_with_a_folder(tmp_pa
     [
         (OSError(errno.ENOSPC, "full"), "make room, or name a folder on another storage; what is finished is kept"),
         (OSError(errno.EDQUOT, "full"), "make room, or name a folder on another storage; what is finished is kept"),
+        (IsADirectoryError("a"), "there is a folder of this name: name a file in it, or another one; what is finished"),
         (FileNotFoundError("no bucket"), "make the bucket first, or check the spelling; what is finished is kept"),
         (PermissionError("no"), "get the permission to write there, or name another folder; what is finished is kept"),
         (OSError(errno.EROFS, "ro"), "get the permission to write there, or name another folder; what is finished is"),

@@ -135,7 +135,10 @@ def test_a_batch_that_is_not_as_the_others_is_named_by_its_number_and_first_row(
 
     changes: list[tuple[Callable[[Any, Any], Any], str]] = [
         (lambda rows, frame: [rows], where + "must be a pair"),
-        (lambda rows, frame: (rows, frame.to_numpy()), where + "has metadata of type ndarray, not a pandas DataFrame"),
+        (
+            lambda rows, frame: (rows, frame.to_numpy()),
+            where + "has metadata of type numpy.ndarray, not a pandas DataFrame",
+        ),
         (lambda rows, frame: (rows[0], frame), where + r"has the shape \(3,\); embeddings are 2-D"),
         (lambda rows, frame: (rows, frame[1:]), f"{where}has {count} vectors, but {counted(count - 1)} of metadata"),
         (lambda rows, frame: (rows[:, 1:], frame), where + r"holds vectors of 2 x float32, those before it are 3 x fl"),
