@@ -213,13 +213,13 @@ _KINDS = re.compile(
 def folders_within(root: str, paths: Sequence[str], rows: Sequence[int]) -> dict[str, Folder]:
     """Return the folders that files lie in below the one that was named, those in that itself under an empty name."""
     inside = root if root.endswith("/") else f"{root}/"
-    found: dict[str, Folder] = {}
+    files, counts = Counter[str](), Counter[str]()
     for path, count in zip(paths, rows, strict=True):
         if count and path.startswith(inside):
             name = path[len(inside) :].rpartition("/")[0].partition("/")[0]
-            files, before = found.get(name, (0, 0))
-            found[name] = Folder(files + 1, before + count)
-    return found
+            files[name] += 1
+            counts[name] += count
+    return {name: Folder(files[name], counts[name]) for name in files}
 
 
 class Split(NamedTuple):

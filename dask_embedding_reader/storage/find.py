@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -135,8 +136,9 @@ class Finder:
                     raise NoFilesError(_nothing_written(source, suffixes))
                 problems.append(_nothing_found(store, source, suffixes, paths))
                 empty.append(source)
-            found.append((store, [info for path, info in wanted.items() if path not in taken[store]]))
-            taken[store].update(wanted)
+            before = taken[store]
+            found.append((store, [info for path, info in wanted.items() if path not in before]))
+            before.update(wanted)
         if required and not any(infos for _, infos in found):
             raise NoFilesError("; ".join([*problems[:3], "…"] if len(problems) > 3 else problems))
         # An HTTP listing tells names only.
@@ -178,8 +180,9 @@ class Finder:
         for store, _, (infos, of_ours, named) in self._list(sources, tuple(kind_of), storage_options, first_nbytes):
             own += [_stored(store, info) for info in of_ours]
             paths = [info.path for info in infos if info.size != 0]
-            suffixes = {os.path.splitext(_without_query(store, path))[1] for path in paths}
-            of_named = {_suffix_of(store, path) for path in paths if path in named} if named else set()
+            plain = _without_query(store)
+            suffixes = {os.path.splitext(plain(path))[1] for path in paths}
+            of_named = {_suffix_of(plain(path)) for path in paths if path in named} if named else set()
             kinds_here = {kind_of[suffix] for suffix in suffixes | of_named if suffix in kind_of}
             found |= kinds_here or ({""} if None in of_named else set())
         return sorted(found), own
@@ -266,7 +269,7 @@ def _list_source(store: Store, path: str, suffixes: tuple[str, ...], source: Sou
     pinned = _VERSION.search(path) if getattr(store.filesystem, "version_aware", False) else None
     try:
         info = None
-        if pinned or _has_suffix(store, path, suffixes):
+        if pinned or _without_query(store)(path).endswith(suffixes):
             info = _look_up(store, path, first_nbytes)
         elif _may_be_web_file(store, path):
             with suppress(Exception):  # listing it will tell
@@ -305,15 +308,11 @@ def _list_source(store: Store, path: str, suffixes: tuple[str, ...], source: Sou
     return _Source(_ordered(store, [info for info in infos if not is_litter(info.path, root)]), own, named)
 
 
-def _has_suffix(store: Store, path: str, suffixes: tuple[str, ...]) -> bool:
-    return _without_query(store, path).endswith(suffixes)
-
-
-def _without_query(store: Store, path: str) -> str:
-    """Return the name of a file without what signed URLs end in, or those of one version."""
+def _without_query(store: Store) -> Callable[[str], str]:
+    """Return what leaves out of a path what signed URLs end in, or those of one version."""
     if "http" in protocols(store.filesystem):
-        return path.partition("?")[0]
-    return _VERSION.sub("", path) if getattr(store.filesystem, "version_aware", False) else path
+        return lambda path: path.partition("?")[0]
+    return partial(_VERSION.sub, "") if getattr(store.filesystem, "version_aware", False) else str
 
 
 def _may_be_web_file(store: Store, path: str) -> bool:
@@ -331,25 +330,26 @@ def _choose(store: Store, paths: Sequence[str], suffixes: tuple[str, ...], named
 
     A glob may name more than the data: files without any suffix of a format are meant if there are no others.
     """
-    chosen = [path for path in paths if _has_suffix(store, path, suffixes)]
+    plain = _without_query(store)
+    chosen = [path for path in paths if plain(path).endswith(suffixes)]
     if named:
-        kinds = {path: _suffix_of(store, path) for path in paths if path in named}
+        kinds = {path: _suffix_of(plain(path)) for path in paths if path in named}
         chosen += [path for path, kind in kinds.items() if kind in suffixes]
         if not chosen:
             chosen = [path for path, kind in kinds.items() if kind is None]
     return chosen
 
 
-def _suffix_of(store: Store, path: str) -> str | None:
+def _suffix_of(path: str) -> str | None:
     """Return the suffix that the name of a file ends in, however it is written."""
-    path = _without_query(store, path)
     return next((suffix for suffix, pattern in _SUFFIXES.items() if pattern.search(path)), None)
 
 
 def _ordered(store: Store, infos: Sequence[ObjectInfo]) -> list[ObjectInfo]:
     """Order files by path: of web servers, which write it with `%20` and the like, by the path that is meant."""
-    named = unquote if "http" in protocols(store.filesystem) else str
-    return sorted(infos, key=lambda info: (named(info.path), info.path))
+    if "http" in protocols(store.filesystem):
+        return sorted(infos, key=lambda info: (unquote(info.path), info.path))
+    return sorted(infos, key=attrgetter("path"))
 
 
 def _look_up(store: Store, path: str, first_nbytes: int = 0) -> ObjectInfo | None:

@@ -120,13 +120,17 @@ class LocalStore:
         """Read byte ranges of a file, which is opened once, one after the other."""
         del again
         counts: dict[int, int] = {}
-        with _opened(path) as descriptor:
+        descriptor, is_kept = _open(path)
+        try:
             for number, (start, buffers) in enumerate(ranges):
                 # One call is enough, mostly: where ranges are many and short, all else takes longer than it.
                 one = len(buffers) == 1 and buffers[0].nbytes <= _CALL_NBYTES
                 if not one or _scatter(descriptor, buffers, start) < buffers[0].nbytes:
                     counts[number] = _fill(descriptor, start, [buffer for buffer in buffers if buffer.nbytes])
             info = local_info(path, os.fstat(descriptor))
+        finally:
+            if not is_kept:
+                os.close(descriptor)
         answers: list[Answer] = [info] * len(ranges)
         for number, count in counts.items():
             if count < (nbytes := sum(buffer.nbytes for buffer in ranges[number][1])):
@@ -346,19 +350,13 @@ def kept_open(path: str) -> Iterator[None]:
             os.close(descriptor)
 
 
-@contextmanager
-def _opened(path: str) -> Iterator[int]:
-    """Open a file, unless this thread keeps it open."""
-    if path == _kept.path:
-        if _kept.descriptor < 0:
-            _kept.descriptor = open_local(path)
-        yield _kept.descriptor
-        return
-    descriptor = open_local(path)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _open(path: str) -> tuple[int, bool]:
+    """Open a file, unless this thread keeps it open; tell whether it does."""
+    if path != _kept.path:
+        return open_local(path), False
+    if _kept.descriptor < 0:
+        _kept.descriptor = open_local(path)
+    return _kept.descriptor, True
 
 
 def read_open(descriptor: int, start: int, buffer: memoryview) -> int:
