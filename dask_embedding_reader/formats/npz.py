@@ -327,7 +327,7 @@ def _member(file: StoredFile, archive: zipfile.ZipFile, name: str) -> _Member:
         shown = ", ".join(map(repr, names[:10]))
         raise ColumnError(
             f"{file.url}: has {'several arrays' if name in names else 'no array'} {name!r}; its arrays are {shown}; "
-            "name one with embedding_column="
+            f"name one with embedding_column=, or open all files in the archive as zip://::{file.url}"
         )
     info = archive.getinfo(f"{name}.npy")
     if info.flag_bits & 1:

@@ -423,6 +423,14 @@ def test_other_compression_and_no_such_array(tmp_path: Path) -> None:
         ColumnError, match="has no array 'text'; its arrays are 'embedding'; name one with embedding_col"
     ):
         EmbeddingReader(zipped(tmp_path / "1.npz"), "npz", "text")
+    with zipfile.ZipFile(tmp_path / "files.zip", "w") as archive:
+        for number in range(2):
+            np.save(tmp_path / f"{number}.npy", np.full((3, 2), number))
+            archive.write(tmp_path / f"{number}.npy", f"in/{number}.npy")
+    told = f"or open all files in the archive as zip://::{tmp_path}/files.zip$"
+    with pytest.raises(ColumnError, match=told):
+        EmbeddingReader(tmp_path / "files.zip")
+    assert EmbeddingReader(f"zip://::{tmp_path}/files.zip").to_dask_array().sum().compute() == 6
     np.savez(tmp_path / "2.npz", embedding=np.array([{}], object))
     with pytest.raises(FormatError, match="Python objects"):
         EmbeddingReader(tmp_path / "2.npz", "npz")
