@@ -291,4 +291,7 @@ def _changed(file: StoredFile, info: ObjectInfo) -> FileChangedError:
 
 
 def _gone(file: StoredFile) -> FileChangedError:
-    return FileChangedError(f"{file.url}: the file has gone since it was opened; open the reader again")
+    return FileChangedError(
+        f"{file.url}: the file has gone since it was opened; open the reader again, and where a saved manifest lies "
+        "elsewhere than its files, say where these are (embeddings_folder=)"
+    )

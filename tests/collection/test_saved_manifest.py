@@ -835,3 +835,15 @@ def test_a_manifest_is_decoded_in_no_thread_of_arrow(tmp_path: Path) -> None:
     EmbeddingReader(tmp_path, "parquet", meta_columns="*").save_manifest()
     command = [sys.executable, "-c", _COUNT_THREADS, str(tmp_path / ".manifest.embeddings")]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "0\n"
+
+
+def test_a_manifest_that_lies_elsewhere_than_its_files_needs_to_be_told_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    np.save(tmp_path / "data" / "0.npy", ROWS)
+    EmbeddingReader(tmp_path / "data").save_manifest(tmp_path / "saved.embeddings")
+    with pytest.raises(
+        FileChangedError, match=r"/0\.npy: the file has gone .* where these are \(embeddings_f"
+    ):
+        EmbeddingReader.from_manifest(tmp_path / "saved.embeddings").to_dask_array().compute()
+    reader = EmbeddingReader.from_manifest(tmp_path / "saved.embeddings", tmp_path / "data")
+    np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)
