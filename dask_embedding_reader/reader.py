@@ -273,7 +273,7 @@ class EmbeddingReader:
         metadata_folder : str, os.PathLike or list of these, optional
             Where the metadata files are, if they were named when the collection was opened.
         meta_columns : str or list of str, optional
-            The metadata columns to read; by default all that the manifest knows.
+            The metadata columns to read; by default, and as ``"*"``, all that the manifest knows.
         storage_options : dict, optional
             Passed to fsspec for ``embeddings_folder``.
         metadata_storage_options, manifest_storage_options : dict, optional
@@ -308,13 +308,14 @@ class EmbeddingReader:
         """
         options = check_options("storage_options", storage_options)
         own_options = check_options("manifest_storage_options", manifest_storage_options)
+        names = None if meta_columns is None else check_columns(meta_columns)
         place = resolve(check_sources("url", url)[0], options if own_options is None else own_options)
         reader = cls.__new__(cls)
         reader.manifest, path = reopen_manifest(
             place,
             None if embeddings_folder is None else check_sources("embeddings_folder", embeddings_folder),
             None if metadata_folder is None else check_sources("metadata_folder", metadata_folder),
-            None if meta_columns is None else check_columns(meta_columns),
+            None if names == ALL_COLUMNS else names,
             options,
             check_options("metadata_storage_options", metadata_storage_options),
         )

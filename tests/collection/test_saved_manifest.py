@@ -211,6 +211,8 @@ def test_other_columns_than_those_saved(tmp_path: Path) -> None:
     reader = EmbeddingReader.from_manifest(url, meta_columns="caption")
     assert reader.to_dask_dataframe().columns.tolist() == ["caption"]
     assert EmbeddingReader.from_manifest(url, meta_columns=[]).to_dask_dataframe().columns.tolist() == []
+    for everything in ("*", ["*"]):
+        assert EmbeddingReader.from_manifest(url, meta_columns=everything) == EmbeddingReader.from_manifest(url)
     with pytest.raises(ColumnError, match=r"does not know the metadata column 'day'; it knows 'id', 'caption'"):
         EmbeddingReader.from_manifest(url, meta_columns=["day"])
     # A plain open reads what the manifest does not know.
@@ -841,9 +843,7 @@ def test_a_manifest_that_lies_elsewhere_than_its_files_needs_to_be_told_where_th
     (tmp_path / "data").mkdir()
     np.save(tmp_path / "data" / "0.npy", ROWS)
     EmbeddingReader(tmp_path / "data").save_manifest(tmp_path / "saved.embeddings")
-    with pytest.raises(
-        FileChangedError, match=r"/0\.npy: the file has gone .* where these are \(embeddings_f"
-    ):
+    with pytest.raises(FileChangedError, match=r"/0\.npy: the file has gone .* where these are \(embeddings_f"):
         EmbeddingReader.from_manifest(tmp_path / "saved.embeddings").to_dask_array().compute()
     reader = EmbeddingReader.from_manifest(tmp_path / "saved.embeddings", tmp_path / "data")
     np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)
