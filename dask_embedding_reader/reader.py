@@ -942,11 +942,13 @@ class EmbeddingReader:
         if whole is None or whole.block_rows == 1:
             return
         rows = batch_rows * (self._shards[0] if self._shards else 1)
-        if rows > whole.blocks_mixed:
+        if whole.blocks_mixed < rows < len(whole):
+            # Blocks that are in a batch as a whole vary so many times as much.
+            times = min(1 + rows / whole.blocks_mixed, whole.block_rows)
             warnings.warn(
                 f"batches of {rows:,} rows{' (of all shards)' if self._shards else ''} are mixed from "
                 f"{whole.blocks_mixed:,} blocks of {whole.block_rows:,} neighbouring rows: where neighbours are alike, "
-                f"what a batch has of each kind varies {1 + rows / whole.blocks_mixed:.3g} times as much as by chance "
+                f"what a batch has of each kind varies {times:.3g} times as much as by chance "
                 "(chi2/df); a larger buffer_rows (of shuffle), or a smaller batch_size, mixes more",
                 stacklevel=3,
             )

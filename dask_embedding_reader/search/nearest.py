@@ -23,6 +23,7 @@ from dask_embedding_reader._common.arguments import check_nbytes, check_positive
 from dask_embedding_reader._common.progress import Progress, progress_bar
 from dask_embedding_reader._common.threads import threads_at_once
 from dask_embedding_reader.batches.pieces import reads_apart, use_pieces
+from dask_embedding_reader.batches.read import read_batches
 from dask_embedding_reader.batches.request import span_of
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError
 from dask_embedding_reader.lazy.iter_batches import active_client, checked_array, iter_batches
@@ -231,7 +232,9 @@ def _batches(source: Any, dtype: np.dtype[Any], rows: int, limit_nbytes: int) ->
     if isinstance(source, EmbeddingReader):
         read_as = _read_as(source.dtype, dtype)
         rows = max(1, min(rows, limit_nbytes // 8 // max(1, source.dimension * read_as.itemsize)))
-        batches = source(rows, show_progress=False, max_ram_usage_in_bytes=limit_nbytes, dtype=read_as)
+        asked: dict[str, Any] = {"show_progress": False, "max_ram_usage_in_bytes": limit_nbytes, "dtype": read_as}
+        request = source._request(rows, 0, None, max_piece_size=None, parallel_pieces=None, **asked)
+        batches = read_batches(source.manifest, request)  # without a word of the order: it decides nothing here
     else:
         rows = max(1, min(rows, limit_nbytes // 8 // max(1, source.shape[1] * source.dtype.itemsize)))
         batches = iter_batches(source, batch_size=rows, max_ram_usage_in_bytes=limit_nbytes)

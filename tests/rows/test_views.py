@@ -29,7 +29,7 @@ from dask.base import compute, tokenize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
+from dask_embedding_reader import EmbeddingReader, iter_batches, nearest, write_embeddings
 from dask_embedding_reader.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -948,12 +948,32 @@ def test_memory_that_two_windows_do_not_fit_into_is_told(pair: Collection) -> No
 
 def test_what_is_left_of_chance_is_told(pair: Collection) -> None:
     epoch = pair.open().shuffle(1, buffer_rows=128)
-    with pytest.warns(UserWarning, match="256 rows are mixed from 64 blocks of 2 neighbouring rows.* 5 times") as told:
+    with pytest.warns(UserWarning, match="256 rows are mixed from 64 blocks of 2 neighbouring rows.* 2 times") as told:
         epoch(256, show_progress=False)
     assert [warning.filename for warning in told] == [__file__]
     with pytest.warns(UserWarning, match=r"batches of 200 rows \(of all shards\)"):
         epoch.shard(4, 0)(50, show_progress=False)
     epoch(64, show_progress=False)
+    epoch(len(epoch), show_progress=False)  # all rows, whatever their order
+    nearest(epoch, np.ones((3, 4)), 5, max_ram_usage_in_bytes=40_000)  # and that of 312 here
+
+
+def test_as_much_is_left_of_chance_as_is_told(tmp_path: Path) -> None:
+    # A thousand kinds of 64 neighbours each: what a batch has of one kind varies as told, compared with chance.
+    np.save(tmp_path / "0.npy", np.arange(64_000)[:, None])
+    reader = EmbeddingReader(tmp_path)
+    for batch_rows in (1_024, 4_096, 8_192):
+        found = []
+        for seed in range(4):
+            epoch = reader.shuffle(seed, buffer_rows=4_096)
+            with pytest.warns(UserWarning, match=r"varies ([\d.]+) times as much") as told:
+                batches = [x[:, 0] // 64 for x, _ in epoch(batch_rows, show_progress=False, dtype=None)]
+            for batch in batches:
+                if len(batch) == batch_rows:
+                    counts = np.bincount(batch, minlength=1_000)
+                    found.append(((counts - batch_rows / 1_000) ** 2).mean() / (batch_rows / 1_000))
+        [times] = re.findall(r"varies ([\d.]+) times", str(told[0].message))
+        assert 0.5 < np.mean(found) / float(times) < 1.5
 
 
 @pytest.mark.timeout(700)  # six processes, each of which imports all: a minute and more on a busy machine
