@@ -274,8 +274,7 @@ def _link(filesystem: FileSystem) -> _Link:
                 made_in = link.pid if link is not None else any_client.made_in(filesystem)
                 # A file system that came through a fork shares sockets, file positions and a dead thread with its twin.
                 other = _prepared(filesystem, anew=made_in != pid)
-                one_at_a_time = protocols(filesystem) & _ONE_AT_A_TIME
-                link = _Link(pid, other, threading.RLock() if one_at_a_time else nullcontext(), {})
+                link = _Link(pid, other, nullcontext() if may_ask_at_once(filesystem) else threading.RLock(), {})
                 _links[id(filesystem)] = weakref.ref(filesystem, partial(_forget, id(filesystem))), link
     return link
 
@@ -386,6 +385,11 @@ def headers_for(url: str, asked: str, headers: Mapping[str, str]) -> Mapping[str
     if here.hostname == there.hostname and (servers[0] == servers[1] or servers == [("http", 80), ("https", 443)]):
         return headers
     return {name: value for name, value in headers.items() if name.lower() in _OPEN_HEADERS}
+
+
+def may_ask_at_once(filesystem: FileSystem) -> bool:
+    """Tell whether several threads, or tasks of an event loop, may use a file system at once."""
+    return protocols(filesystem).isdisjoint(_ONE_AT_A_TIME)
 
 
 def cuts_paths(filesystem: FileSystem) -> bool:

@@ -23,7 +23,8 @@ from dask_embedding_reader.storage.connections import (
     connected,
     exclusive,
     given_up,
-    protocols,
+    may_ask_at_once,
+    remembers_files,
     run,
     run_apart,
 )
@@ -136,14 +137,15 @@ def ask_info(filesystem: FileSystem, path: str, first_nbytes: int = 0) -> dict[s
                 return {"name": path, "type": "file", **told}
         if class_name(live) in _CLIENTS:  # which may be stopped while they wait
             return run(live.loop, partial(any_client.info, live, path))
-        return dict(live.info(path))
+        # Some caches of fsspec look a file up in the listing of its folder, which a web server may not have.
+        return dict((live.fs if remembers_files(live) else live).info(path))
 
 
 def _request_plainly(
     filesystem: FileSystem, live: FileSystem, path: str, ranges: Sequence[ByteRange]
 ) -> list[Told | BaseException | None]:
     results: list[Any]
-    if live.async_impl and "dir" not in protocols(live):  # which says so whatever it stands on
+    if live.async_impl and may_ask_at_once(live):  # caches and "dir" say the former of what they stand on
         starts, stops = [wanted.start for wanted in ranges], [wanted.stop for wanted in ranges]
         nbytes = sum(stops) - sum(starts)
         try:

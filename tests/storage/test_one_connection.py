@@ -197,10 +197,8 @@ def test_threads_that_share_a_cache_never_see_a_file_before_it_is_whole(cache: s
     (tmp_path / "emb").mkdir()
     np.save(tmp_path / "emb" / "0.npy", rows)
     with servers.http_files(tmp_path / "emb") as server:
-        # The two others ask for the listing of the folder, which this server does not have.
-        target = f"{server.url}/0.npy" if cache == "simplecache" else f"file://{tmp_path}/emb/0.npy"
         options = {cache: {"cache_storage": str(tmp_path / "cache")}}
-        x = EmbeddingReader(f"{cache}::{target}", storage_options=options).to_dask_array(max_piece_size=1000)
+        x = EmbeddingReader(f"{cache}::{server.url}/0.npy", storage_options=options).to_dask_array(max_piece_size=1000)
         with ThreadPoolExecutor(2) as pool:
             passes = [pool.submit(lambda: x.compute(scheduler="threads", num_workers=8)) for _ in range(2)]
             for finished in passes:
