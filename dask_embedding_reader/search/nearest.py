@@ -79,7 +79,7 @@ def nearest(
         Of shape ``(queries, k)``, or ``(k,)`` for a single vector; the best first.
     rows : numpy.ndarray of int64
         Of the same shape: the rows of ``source`` that have these scores, counted in it, as ``source.take(rows)`` takes
-        them. Of rows with equal scores the first ones come first.
+        them. Of rows with equal scores, as all are beyond the largest float32 (3.4e38), the first ones come first.
 
     Raises
     ------
@@ -91,8 +91,8 @@ def nearest(
     Warns
     -----
     UserWarning
-        If rows hold NaN or infinity, or are of length 0 where the metric is the cosine: they come after all others,
-        with the score NaN.
+        If rows hold NaN or infinity, or values beyond 1e154, whose squares are infinite, or are of length 0 where the
+        metric is the cosine: they come after all others, with the score NaN.
 
     Notes
     -----
@@ -134,9 +134,9 @@ def nearest(
     with progress_bar(bool(show_progress), int(rows), "searching", " embeddings", row_nbytes) as progress:
         best = _search(vectors, asked, dtype, limit_nbytes, progress)
     if best.unranked_count:
-        zero = " or are of length 0" if metric == "cosine" else ""
+        zero = " or are of length 0," if metric == "cosine" else ""
         warnings.warn(
-            f"{best.unranked_count:,} of {rows:,} rows hold NaN or infinity{zero}, such as row "
+            f"{best.unranked_count:,} of {rows:,} rows hold NaN or infinity, also as a square,{zero} such as row "
             f"{best.unranked[0]:,}: they come after all others, with the score NaN",
             stacklevel=2,
         )

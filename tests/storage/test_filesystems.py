@@ -206,10 +206,13 @@ def _http_urls_without_ranges(folder: Path, tmp_path: Path, request: pytest.Fixt
     return Place(lambda suffix: [f"{server.url}/{name}.{suffix}" for name in FILES])
 
 
-def _simplecache_http(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
-    server: servers.HttpServer = request.getfixturevalue("http_files")
-    options = {"simplecache": {"cache_storage": str(tmp_path / "cache")}}
-    return Place(lambda suffix: [f"simplecache::{server.url}/{name}.{suffix}" for name in FILES], options)
+def _cached_http(cache: str) -> Callable[[Path, Path, pytest.FixtureRequest], Place]:
+    def place(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+        server: servers.HttpServer = request.getfixturevalue("http_files")
+        options = {cache: {"cache_storage": str(tmp_path / "cache")}}
+        return Place(lambda suffix: [f"{cache}::{server.url}/{name}.{suffix}" for name in FILES], options)
+
+    return place
 
 
 def _s3(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
@@ -223,10 +226,13 @@ def _s3_slash(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> P
     return _always(f"s3://{server.bucket}/emb/", server.storage_options)
 
 
-def _simplecache_s3(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
-    server: servers.S3Server = request.getfixturevalue("s3_emb")
-    options = {"simplecache": {"cache_storage": str(tmp_path / "cache")}, "s3": server.storage_options}
-    return _always(f"simplecache::s3://{server.bucket}/emb", options)
+def _cached_s3(cache: str) -> Callable[[Path, Path, pytest.FixtureRequest], Place]:
+    def place(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
+        server: servers.S3Server = request.getfixturevalue("s3_emb")
+        options = {cache: {"cache_storage": str(tmp_path / "cache")}, "s3": server.storage_options}
+        return _always(f"{cache}::s3://{server.bucket}/emb", options)
+
+    return place
 
 
 def _s3_signed(folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Place:
@@ -263,8 +269,7 @@ def _webhdfs_slash(folder: Path, tmp_path: Path, request: pytest.FixtureRequest)
     return _always(f"{replace(server, protocol='webhdfs').root}/emb/")
 
 
-#: Every file system of the contract. Not among them: ``filecache``, which loses track of its files when several threads
-#: open some, and ``blockcache``, which cannot read from ``memory://``.
+#: Every file system of the contract but ``blockcache``, which leaves closing its files to the garbage collector.
 PLACES: dict[str, Callable[[Path, Path, pytest.FixtureRequest], Place]] = {
     "local": _local,
     "file-url": _file_url,
@@ -282,10 +287,12 @@ PLACES: dict[str, Callable[[Path, Path, pytest.FixtureRequest], Place]] = {
     "http-listing-no-ranges": _http_listing_without_ranges,
     "http-urls": _http_urls,
     "http-urls-no-ranges": _http_urls_without_ranges,
-    "simplecache-http": _simplecache_http,
+    "simplecache-http": _cached_http("simplecache"),
     "s3": _s3,
     "s3-trailing-slash": _s3_slash,
-    "simplecache-s3": _simplecache_s3,
+    "simplecache-s3": _cached_s3("simplecache"),
+    "filecache-http": _cached_http("filecache"),
+    "filecache-s3": _cached_s3("filecache"),
     "s3-signed": _s3_signed,
     "gs": _gs,
     "gcs-trailing-slash": _gcs_slash,
