@@ -100,6 +100,14 @@ def part(content_range: str | None, content_length: str | int | None) -> tuple[i
     return int(first or 0), None if size == "*" else int(size)
 
 
+def is_as_stored(encoding: str | None) -> bool:
+    """Tell, from its ``Content-Encoding``, whether a body is the file: some servers compress whatever they are asked.
+
+    Positions and lengths that the answer tells then are those of other bytes.
+    """
+    return encoding in (None, "", "identity")
+
+
 def only(wanted: ByteRange, first: int) -> Callable[[bytes], bool]:
     """Return what takes a body that starts at byte ``first``, keeps what is wanted, and tells when it has had enough.
 

@@ -213,7 +213,10 @@ def _check(file: StoredFile) -> None:
         raise
     except Exception as error:  # noqa: BLE001 - raised again
         raise ReadError(f"{file.url}: looking it up failed: {explain(error)}") from shown_cause(error)
-    if not is_same(file.version, info):
+    same = is_same(file.version, info)
+    if same is None and info.version == file.version:
+        raise _untold(file)
+    if not same:
         raise _changed(file, info)
 
 
@@ -287,6 +290,17 @@ def _changed(file: StoredFile, info: ObjectInfo) -> FileChangedError:
     return FileChangedError(
         f"{file.url}: the file changed since it was opened ({how}its size and version were {str(file.version)!r}, "
         f"now {str(now)!r}); {remedy}"
+    )
+
+
+def _untold(file: StoredFile) -> ReadError:
+    """Say that nothing tells one version from another: old and new pieces would be mixed, and nobody would notice."""
+    remedy = "copy it to a disk, or to a storage that tells of either"
+    if remembers_files(file.store.filesystem):
+        remedy = "open it without the cache in front of it, or with 'simplecache::'"
+    return ReadError(
+        f"{file.url}: the storage tells neither its size, nor a time or an etag, so that it would not be noticed if it "
+        f"changed while it is read; {remedy}"
     )
 
 

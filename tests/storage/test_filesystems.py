@@ -510,6 +510,21 @@ def test_a_server_that_ignores_ranges_never_gives_wrong_rows(folder: Path) -> No
             np.testing.assert_array_equal(np.concatenate(batches), ROWS)
 
 
+@pytest.mark.parametrize("way", ["direct", "fsspec"])
+@pytest.mark.parametrize("etags", [True, False])
+def test_a_server_that_compresses_uncalled_for_gives_the_right_rows(
+    folder: Path, etags: bool, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The length that it tells is that of what it sends: it was taken for that of a file that was cut short.
+    if way == "fsspec":
+        monkeypatch.setattr(direct, "find_place", lambda filesystem, path: None)
+    with servers.http_files(folder, ranges=False, etags=etags, compresses=True) as server:
+        reader = EmbeddingReader([f"{server.url}/{name}.npy" for name in FILES])
+        np.testing.assert_array_equal(reader.to_dask_array(max_piece_size=2).compute(), ROWS)
+        with pytest.raises(ReadError, match=r"0\.parquet: the storage does not tell its size"):
+            EmbeddingReader([f"{server.url}/{name}.parquet" for name in FILES])
+
+
 @pytest.mark.parametrize("fault", list(servers.FAULTS))
 @pytest.mark.parametrize("file_format", ["npy", "parquet"])
 def test_one_failed_request_does_not_end_the_work(folder: Path, fault: str, file_format: str) -> None:

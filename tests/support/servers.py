@@ -6,6 +6,7 @@ again. Other clouds are in ``clouds``, HDFS is in ``hadoop``.
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import importlib.util
 import json
@@ -199,6 +200,8 @@ class HttpServer:
     ranges: bool = True
     #: Whether it tells an ETag; some servers tell the time of the last change only.
     etags: bool = True
+    #: Sends what it sends compressed, whatever the client takes.
+    compresses: bool = False
     #: A request that carries no ``Authorization`` is refused.
     password_needed: bool = False
     #: Faults to come: each is used up by one GET. Names are those of ``FAULTS``.
@@ -250,6 +253,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             FAULTS[fault](self)
             return
         content = path.read_bytes()
+        if served.compresses:
+            content = gzip.compress(content)
         start, stop = self._range(len(content))
         partial = (start, stop) != (0, len(content))
         if start >= stop and content:
@@ -257,6 +262,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         self.send_response(206 if partial else 200)
         self.send_header("Content-Length", str(stop - start))
+        if served.compresses:
+            self.send_header("Content-Encoding", "gzip")
         if served.etags:
             self.send_header("ETag", f'"{path.stat().st_mtime_ns}-{len(content)}"')
         self.send_header("Last-Modified", self.date_time_string(int(path.stat().st_mtime)))

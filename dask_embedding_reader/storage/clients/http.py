@@ -7,7 +7,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from dask_embedding_reader.storage.ranges import ByteRange, only, part
+from dask_embedding_reader.storage.ranges import ByteRange, is_as_stored, only, part
 from dask_embedding_reader.storage.retries import STALL_SECONDS
 
 
@@ -33,6 +33,8 @@ async def get_web(
         if answer.status in (401, 403):
             raise PermissionError(f"{answer.status} {answer.reason}")
         first, size = part(answer.headers.get("Content-Range"), answer.headers.get("Content-Length"))
+        if not is_as_stored(answer.headers.get("Content-Encoding")):
+            size = None  # of what is sent: aiohttp makes the file of it
         if answer.status != 416:  # the file is shorter than it was, as its size tells
             answer.raise_for_status()
             put = only(wanted, first)

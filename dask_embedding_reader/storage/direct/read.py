@@ -20,7 +20,7 @@ from dask_embedding_reader.storage.connections import Asked, FileSystem, class_n
 from dask_embedding_reader.storage.direct.s3 import find_s3
 from dask_embedding_reader.storage.direct.site import Address, NotDirectError, Site
 from dask_embedding_reader.storage.direct.web import find_web
-from dask_embedding_reader.storage.ranges import ByteRange, part
+from dask_embedding_reader.storage.ranges import ByteRange, is_as_stored, part
 from dask_embedding_reader.storage.retries import EndlessAnswerError, status_may_pass
 
 logger = logging.getLogger("dask_embedding_reader")
@@ -148,7 +148,7 @@ def _ask_head(place: Place, asked: Asked) -> Mapping[str, Any]:
     headers = place.site.headers(place.url, "")
     with place.site.connections.ask_and_follow("HEAD", place.url, headers, asked) as answer:
         length = answer.getheader("Content-Length")
-        if answer.status != 200 or length is None:
+        if answer.status != 200 or length is None or not is_as_stored(answer.getheader("Content-Encoding")):
             raise UnusualAnswer
         answer.read()
         return _told(answer, int(length))
@@ -163,7 +163,7 @@ def _check(answer: HTTPResponse, site: Site) -> None:
         raise FileNotFoundError(status, answer.reason)
     if site.has_answered and status in (401, 403):
         raise PermissionError(f"{status} {answer.reason}")
-    if status >= 300 or answer.getheader("Content-Encoding", "identity") != "identity":
+    if status >= 300 or not is_as_stored(answer.getheader("Content-Encoding")):
         raise UnusualAnswer
 
 
