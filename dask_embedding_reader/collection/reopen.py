@@ -77,7 +77,7 @@ def save_manifest(
 
 def _saved_files(kind: str, table: FileTable, first_source: int, meta: tuple[MetaColumn, ...]) -> Iterator[SavedFile]:
     exact = {root: position for position, root in enumerate(table.roots)}
-    starts = ((_start(root, table.paths), position) for root, position in exact.items())
+    starts = ((start, exact[root]) for root, start in _starts(table).items())
     folders = sorted(starts, key=lambda item: -len(item[0]))
     for position, path in enumerate(table.paths):
         header = table.header(position)._replace(meta=meta, checksum=table.checksums[position])
@@ -88,11 +88,20 @@ def _saved_files(kind: str, table: FileTable, first_source: int, meta: tuple[Met
         yield SavedFile(kind, first_source + source, path[len(_inside(folder)) :], header)
 
 
-def _start(root: str, paths: Sequence[str]) -> str:
-    """Return the folder that paths are told from: names of folders may hold what else makes a pattern."""
-    if GLOB_CHARACTERS.isdisjoint(root) or any(path.startswith(_inside(root)) for path in paths):
-        return root
-    return glob_root(root)
+def _starts(table: FileTable) -> dict[str, str]:
+    """Return for each source the folder that paths are told from: names of folders may hold what else is a pattern."""
+    if all(map(GLOB_CHARACTERS.isdisjoint, table.roots)):
+        return {root: root for root in table.roots}
+    folders = set[str]()
+    for path in table.paths:
+        folder = path.rpartition("/")[0]
+        while folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+    return {
+        root: root if GLOB_CHARACTERS.isdisjoint(root) or root.rstrip("/") in folders else glob_root(root)
+        for root in table.roots
+    }
 
 
 def _inside(folder: str) -> str:
@@ -200,7 +209,7 @@ def check_place(manifest: Manifest, store: Store, path: str) -> None:
     for table, suffixes in kinds:
         if table is None or not path.endswith(suffixes) or not _is_in(store, table):
             continue
-        starts = {root: _start(root, table.paths) for root in table.roots}
+        starts = _starts(table)
         root = next((root for root, start in starts.items() if path.startswith(_inside(start))), None)
         if root is not None and not is_litter(path, starts[root]):
             raise ArgumentError(
