@@ -112,8 +112,8 @@ class Finder:
 
         A path that exists literally wins over its reading as a glob. A file that is named, by itself or by a glob, is
         taken whatever its suffix if ``named``, unless that is the one of another format. Hidden files and names that
-        start with an underscore (``_SUCCESS``, ``_temporary/``) and files of zero bytes are passed over; so are local
-        links to nothing, with a warning.
+        start with an underscore (``_SUCCESS``, ``_temporary/``) and files of zero bytes are passed over; so are links
+        to nothing, with a warning.
 
         Raises
         ------
@@ -129,8 +129,7 @@ class Finder:
             paths = [info.path for info in infos]
             chosen = set(_choose(store, paths, suffixes, are_named if named else None))
             wanted = {info.path: info for info in infos if info.path in chosen and info.size != 0}
-            if store.is_local:
-                dangling += [path for path in chosen - wanted.keys() if _leads_nowhere(path)]
+            dangling += [shown_url(store, info.path) for info in infos if info.leads_nowhere and info.path in chosen]
             if not wanted:
                 if any(info.path.endswith(f"/{INCOMPLETE_NAME}") for info in of_ours):
                     raise NoFilesError(_nothing_written(source, suffixes))
@@ -247,10 +246,6 @@ def find_sibling(source: Source, name: re.Pattern[str], storage_options: Mapping
     folders = [entry.path.rpartition("/")[2] for entry in entries if entry.is_folder]
     likely = sorted(folder for folder in folders if name.search(folder) and folder != own)
     return hide_secrets(f"{parent}/{likely[0]}" if parent or text.startswith("/") else likely[0]) if likely else None
-
-
-def _leads_nowhere(path: str) -> bool:
-    return os.path.islink(path) and not os.path.exists(path)
 
 
 def _known(store: Store, info: ObjectInfo, first_nbytes: int = 0) -> ObjectInfo:

@@ -300,7 +300,7 @@ def file_info(path: str) -> ObjectInfo:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) or not stat.S_ISLNK(os.lstat(path).st_mode):
             raise  # its rows would be missing, in silence
         # A link to nothing or to itself: like a file of zero bytes, which is passed over.
-        return ObjectInfo(path, 0)
+        return ObjectInfo(path, 0, leads_nowhere=True)
     return local_info(path, status)
 
 

@@ -97,6 +97,8 @@ class ObjectInfo(NamedTuple):
     """Whether it is a page of a web server, for people."""
     head: bytes = b""
     """Its first bytes, where they were asked for and came in the same answer."""
+    leads_nowhere: bool = False
+    """Whether it is a link to what is not there."""
 
     @property
     def version(self) -> Version:
