@@ -295,12 +295,9 @@ def _changed(file: StoredFile, info: ObjectInfo) -> FileChangedError:
 
 def _untold(file: StoredFile) -> ReadError:
     """Say that nothing tells one version from another: old and new pieces would be mixed, and nobody would notice."""
-    remedy = "copy it to a disk, or to a storage that tells of either"
-    if remembers_files(file.store.filesystem):
-        remedy = "open it without the cache in front of it, or with 'simplecache::'"
     return ReadError(
         f"{file.url}: the storage tells neither its size, nor a time or an etag, so that it would not be noticed if it "
-        f"changed while it is read; {remedy}"
+        "changed while it is read; copy it to a disk, or to a storage that tells of either"
     )
 
 
