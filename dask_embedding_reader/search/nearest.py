@@ -232,8 +232,16 @@ def _batches(source: Any, dtype: np.dtype[Any], rows: int, limit_nbytes: int) ->
     if isinstance(source, EmbeddingReader):
         read_as = _read_as(source.dtype, dtype)
         rows = max(1, min(rows, limit_nbytes // 8 // max(1, source.dimension * read_as.itemsize)))
-        asked: dict[str, Any] = {"show_progress": False, "max_ram_usage_in_bytes": limit_nbytes, "dtype": read_as}
-        request = source._request(rows, 0, None, max_piece_size=None, parallel_pieces=None, **asked)
+        request = source._request(
+            rows,
+            0,
+            None,
+            max_piece_size=None,
+            parallel_pieces=None,
+            show_progress=False,
+            max_ram_usage_in_bytes=limit_nbytes,
+            dtype=read_as,
+        )
         batches = read_batches(source.manifest, request)  # without a word of the order: it decides nothing here
     else:
         rows = max(1, min(rows, limit_nbytes // 8 // max(1, source.shape[1] * source.dtype.itemsize)))

@@ -86,9 +86,8 @@ def _missing_runs(known: set[int], count: int) -> Iterator[tuple[int, int]]:
 
 def _name_of(kind: type) -> str:
     """Return the name of a type with its library: others have a DataFrame, too."""
-    return (
-        f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}" if kind.__module__ != "builtins" else kind.__name__
-    )
+    library = kind.__module__.partition(".")[0]
+    return kind.__qualname__ if library == "builtins" else f"{library}.{kind.__qualname__}"
 
 
 def of_numpy(array: Array, meta: Any, request: Request) -> PartSource:
