@@ -10,7 +10,8 @@ import struct
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from types import SimpleNamespace
@@ -1152,8 +1153,9 @@ import os, threading
 count, counting, interrupted, replace = 0, threading.Lock(), threading.Event(), os.replace
 
 def interrupt(*_):
-    interrupted.set()
-    raise KeyboardInterrupt
+    if not interrupted.is_set():
+        interrupted.set()
+        raise KeyboardInterrupt
 
 def replace_and_wait(source, target):
     global count
@@ -1161,10 +1163,9 @@ def replace_and_wait(source, target):
     if target.endswith(".npy"):
         with counting:
             count += 1
-            if count == 20:
-                os.kill(os.getpid(), signal.SIGINT)
-        if count >= 20:
-            interrupted.wait()
+        while count >= 20 and not interrupted.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+            interrupted.wait(1)  # and again: the main thread sleeps on if it comes just as that falls asleep
 
 signal.signal(signal.SIGINT, interrupt)
 os.replace = replace_and_wait
@@ -1172,14 +1173,19 @@ os.replace = replace_and_wait
 """However busy the machine is, Ctrl-C comes when so many files have their names, and before many more have."""
 
 
-def start(*arguments: Any, before: str = "") -> subprocess.Popen[str]:
+@contextmanager
+def start(*arguments: Any, before: str = "") -> Iterator[subprocess.Popen[str]]:
     # Background jobs of some shells start with Ctrl-C ignored, and pass that on.
     code = (
         f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{before}"
         "from dask_embedding_reader.cli.commands import main; main()"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # if it hangs, no more than this test fails
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs /proc")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,32 @@ def place(tmp_path: Path) -> Iterator[Place]:
         yield Place(tmp_path, proxy, [f"{proxy.url}/{k}.npy" for k in range(FILES)])
 
 
-@pytest.fixture(autouse=True)
-def _heeds_ctrl_c() -> Iterator[None]:
-    """Also where the tests run in the background of a script, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+@contextmanager
+def ctrl_c_after(seconds: float) -> Iterator[None]:
+    """Expect that a block ends with the Ctrl-C that comes then."""
+    came = threading.Event()
+
+    def interrupt(*_: Any) -> None:
+        if not came.is_set():
+            came.set()
+            raise KeyboardInterrupt
+
+    def send() -> None:
+        pause = seconds
+        while not came.wait(pause):
+            os.kill(os.getpid(), signal.SIGINT)
+            pause = 1.0  # and again: the main thread sleeps on if it comes just as that falls asleep
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        came.set()
+        sender.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def reading_threads() -> list[threading.Thread]:
@@ -131,11 +152,8 @@ def test_a_server_that_is_gone_is_not_asked_again(tmp_path: Path, monkeypatch: p
     with servers.http_files(tmp_path) as server:
         batches = of_reader(EmbeddingReader([f"{server.url}/0.npy"]))
         next(batches)
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c_after(0.5):
         list(batches)  # finds nobody, and waits a minute before it tries again
-    timer.join()
     assert nothing_is_left(), reading_threads()
 
 
@@ -144,21 +162,15 @@ def test_ctrl_c_ends_the_reads_under_way(
     place: Place, iterate: Callable[[EmbeddingReader], Iterator[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = start(place, "stalled", iterate)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c_after(0.3):
         list(batches)
-    timer.join()
     assert nothing_is_left(), reading_threads()
 
 
 def test_ctrl_c_ends_opening(place: Place) -> None:
     place.proxy.every = "stalled"
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c_after(0.3):
         EmbeddingReader(place.urls)
-    timer.join()
     assert nothing_is_left(), reading_threads()
 
 
