@@ -144,6 +144,8 @@ def check_sources(name: str, value: Any) -> list[Source]:
     given = [value] if isinstance(value, str | os.PathLike) else value
     if isinstance(given, bytes | Mapping) or not isinstance(given, Iterable):
         raise ArgumentTypeError(f"{name} must be a path, a URL or a list of them, not {value!r}")
+    if isinstance(given, set | frozenset):  # another order in each process, and other rows with the same numbers
+        raise ArgumentTypeError(f"{name} is a set, which has no order, but rows are numbered in it: use sorted({name})")
     given = list(given)
     for source in given:
         if not isinstance(source, str | os.PathLike) or not isinstance(os.fspath(source), str):

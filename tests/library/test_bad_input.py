@@ -1008,6 +1008,13 @@ def test_a_folder_of_another_type_is_refused(where: Any) -> None:
         EmbeddingReader(where)
 
 
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_a_set_of_folders_is_refused(kind: type, folder: Path) -> None:
+    """Python orders it otherwise in each process, and rows would have other numbers."""
+    with refused(ArgumentTypeError, "no order", "sorted(embeddings_folder)"):
+        EmbeddingReader(kind([str(folder)]))
+
+
 @pytest.mark.parametrize("where", ["", [], [""]])
 def test_an_empty_folder_argument_is_refused(where: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # An empty string would be the working directory to fsspec.
