@@ -166,8 +166,9 @@ def rows_of_partitions(array: da.Array, frame: Any) -> tuple[int, ...]:
                 "them has nothing to go with the other"
             )
         return ()
-    npartitions = frame.optimize().npartitions  # of a frame that was sorted Dask tells others before (2026.8)
-    divided = _rows_by_divisions(frame.divisions) if npartitions == frame.npartitions else ()
+    # Before it is optimized, Dask tells other partitions of a frame that was sorted or repartitioned (2026.8).
+    divisions = frame.optimize().divisions
+    npartitions, divided = len(divisions) - 1, _rows_by_divisions(divisions)
     if divided and sum(divided) == rows:
         return divided
     chunks = tuple(map(int, array.chunks[0]))

@@ -577,6 +577,19 @@ def test_a_frame_that_is_computed_in_other_partitions_than_dask_tells() -> None:
             iter_batches(da.arange(23, chunks=6), ordered, batch_size=3)
 
 
+@pytest.mark.parametrize("asked", [3, 5, 40])
+def test_a_frame_that_is_cut_into_fewer_partitions_than_asked_for(asked: int, numbered: tuple[Any, Any, Any]) -> None:
+    # Dask cuts at most between any two divisions that it knows, and tells the number asked for all the same.
+    x, whole = numbered[0], numbered[2]
+    cut = dd.from_pandas(whole, npartitions=1).repartition(divisions=(0, 1, 39)).repartition(npartitions=asked)
+    assert cut.npartitions > len(cut.divisions) - 1
+    array = x.rechunk({0: (1, 39)})  # as many chunks as partitions of three asked for, of other rows
+    for batch, meta in iter_batches(array, cut, batch_size=7):
+        assert (batch[:, 0] == meta["row"]).all()
+    with pytest.raises(MismatchError, match=r"is 0 beside row 0 of the array, where 39 was expected"):
+        next(iter_batches(array[::-1], cut, batch_size=7))
+
+
 def test_a_frame_without_row_numbers_is_paired_by_position(numbered: tuple[Any, Any, Any]) -> None:
     x, lazy, frame = numbered
     backwards = frame[::-1].reset_index(drop=True)
