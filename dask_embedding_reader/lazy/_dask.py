@@ -12,6 +12,8 @@ __all__ = [
     "JOINING_IN_ORDER",
     "JOINING_SHUFFLED",
     "LISTING",
+    "P2P_BARRIER",
+    "P2P_RECHUNK",
     "PICKING",
     "PICKING_BY_PAIR",
     "TURNING",
@@ -50,3 +52,9 @@ JOINING_IN_ORDER = "dask.array.core.concatenate_shaped"
 
 JOINING_SHUFFLED = "dask.array._shuffle.concatenate_arrays"
 """Joins parts of blocks, and then puts them into an order."""
+
+P2P_RECHUNK = "P2PRechunkLayer"
+"""The layer of chunks that workers cut anew by sending each other the parts."""
+
+P2P_BARRIER = "shuffle-barrier-"
+"""Begins the key by which workers look for the task that waits until they have sent each other everything."""

@@ -23,6 +23,7 @@ from dask_embedding_reader._common.arguments import check_nbytes, check_positive
 from dask_embedding_reader.batches.request import Batch
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, MismatchError
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
+from dask_embedding_reader.lazy.p2p import rechunked_by_tasks
 from dask_embedding_reader.lazy.window import Request, iterate
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def iter_batches(
     Raises
     ------
     ArgumentError, ArgumentTypeError
-        At the call, if an argument makes no sense.
+        At the call, if an argument makes no sense; at the first batch, if Dask sorts, shuffles or merges a frame by
+        P2P, as it does on a cluster: ``persist()`` it first.
     MismatchError
         If the frame does not have the rows of the array, or has them in another order, before a wrong pair is returned.
 
@@ -91,8 +93,9 @@ def iter_batches(
     [[-4.0, -4.0], [-2.0, -2.0], [0.0, 0.0]] [0, 1, 2]
     [[2.0, 2.0], [4.0, 4.0]] [3, 4]
     """
+    array = rechunked_by_tasks(checked_array(array))
     request = Request(
-        array=checked_array(array),
+        array=array,
         frame=checked_frame(frame),
         frame_rows=rows_of_partitions(array, frame),
         inner_nbytes=2 * _largest_inner_chunk(array),

@@ -24,7 +24,14 @@ from dask.core import flatten
 from dask.order import order
 
 from dask_embedding_reader.errors import ArgumentError
-from dask_embedding_reader.lazy._dask import Alias, DataNode, GraphNode, TaskRef, convert_legacy_graph
+from dask_embedding_reader.lazy._dask import (
+    P2P_BARRIER,
+    Alias,
+    DataNode,
+    GraphNode,
+    TaskRef,
+    convert_legacy_graph,
+)
 
 Key = Any
 """A key of Dask's graph: a string, or a tuple of a name and numbers."""
@@ -58,6 +65,11 @@ def make_graph(array: da.Array, frame: Any, frame_rows: Sequence[int]) -> tuple[
 
     The graph has a node for each key of a result that is persisted on a cluster, which depends on nothing: where it
     lies among the rows counts as for any task, but it is not computed.
+
+    Raises
+    ------
+    ArgumentError
+        If the workers would have to find tasks by their keys (P2P), which are others in each pass.
     """
     graph: Any = array.__dask_graph__()
     keys = list(flatten(array.__dask_keys__()))
@@ -72,6 +84,12 @@ def make_graph(array: da.Array, frame: Any, frame_rows: Sequence[int]) -> tuple[
         tasks |= _by_own_keys(dict(optimized.__dask_graph__()))
         units += _units(frame_rows, [[key] for key in partitions], is_frame=True)
         keys += partitions
+    if any(isinstance(key, str) and key.startswith(P2P_BARRIER) for key in tasks):
+        raise ArgumentError(
+            "array or frame come from a Dask DataFrame that is sorted, shuffled or merged by P2P, as Dask does it on a "
+            "cluster: that cannot be computed batch by batch. Call persist() on it first, or have tasks do it, with "
+            'dask.config.set({"dataframe.shuffle.method": "tasks"})'
+        )
     units.sort(key=lambda unit: unit.start)
     # A plain dictionary, so that Dask only joins chains of tasks and moves slices into reads. With its layers Dask
     # would also join what several tasks use to each of them, and compute it as often.

@@ -22,6 +22,7 @@ from distributed import Client, Event, LocalCluster, secede, worker_client
 
 from dask_embedding_reader import EmbeddingReader, write_embeddings
 from dask_embedding_reader.errors import ArgumentError, MismatchError
+from dask_embedding_reader.lazy._dask import P2P_RECHUNK
 from dask_embedding_reader.lazy.engines import Cluster
 from dask_embedding_reader.lazy.iter_batches import iter_batches
 from tests.support.collections import assert_batches, finishes, wait_until, write_collection
@@ -163,6 +164,35 @@ def test_workers_forget_what_no_later_chunk_uses(client: Client) -> None:
         assert min(engine._results, default=99) > number
     assert most
     assert not engine._lent
+
+
+def test_an_array_that_workers_would_rechunk_by_p2p(client: Client) -> None:
+    """They look for such tasks by their keys, which are other ones here."""
+    rows = np.arange(240.0).reshape(60, 4)
+    by_columns = da.from_array(rows, chunks=(60, 1)).rechunk((1, 4), method="p2p")
+    array = (by_columns * 2).rechunk((20, 1), method="p2p").rechunk((7, 4), method="p2p") + 1
+    assert any(type(layer).__name__ == P2P_RECHUNK for layer in array.dask.layers.values())
+    batches = [batch for batch, _ in iter_batches(array, batch_size=11)]
+    np.testing.assert_array_equal(np.concatenate(batches), rows * 2 + 1)
+    backwards = [batch for batch, _ in iter_batches(array[::-1], batch_size=11)]
+    np.testing.assert_array_equal(np.concatenate(backwards), rows[::-1] * 2 + 1)
+
+
+@pytest.mark.parametrize("change", ["sort_values", "shuffle"])
+def test_a_frame_that_workers_sort_by_p2p_is_to_be_persisted_first(client: Client, change: str) -> None:
+    rows = dd.from_pandas(pd.DataFrame({"a": np.arange(40)[::-1], "b": np.arange(40)}), npartitions=4)
+    frame = getattr(rows, change)("a")
+    counts = tuple(frame.map_partitions(len).compute())
+    array = da.zeros((40, 2), chunks=(counts, 2))
+    with pytest.raises(ArgumentError, match=r"by P2P.*Call persist\(\) on it first.*\"dataframe.shuffle.method\""):
+        next(iter_batches(array, frame, batch_size=7))
+    with pytest.raises(ArgumentError, match="by P2P"):
+        next(iter_batches(frame.to_dask_array(lengths=counts), batch_size=7))
+    persisted = frame.persist()
+    values = persisted.to_dask_array(lengths=counts)
+    for batch, meta in iter_batches(values, persisted, batch_size=7):
+        np.testing.assert_array_equal(batch, meta[["a", "b"]])
+        assert (meta["a"] + meta["b"] == 39).all()
 
 
 def test_what_the_threads_of_a_cluster_are_good_for(client: Client) -> None:
