@@ -234,8 +234,11 @@ def _filter(reader: EmbeddingReader, condition: Condition) -> EmbeddingReader:
 def _parse(text: str, kind: pa.DataType) -> Any:
     """Read a value as a column of this type would hold it; of a column of integers also other numbers."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    number = pa.types.is_integer(kind) and not re.fullmatch(r"[+-]?\d+", text)
+    if pa.types.is_string(kind):
+        return text
+    if pa.types.is_integer(kind) and re.fullmatch(r"[+-]?\d+", text):
+        return int(text)  # of any size: a column of int8 is compared with 300, too
     try:
-        return text if pa.types.is_string(kind) else pa.scalar(text).cast(pa.float64() if number else kind).as_py()
+        return pa.scalar(text).cast(pa.float64() if pa.types.is_integer(kind) else kind).as_py()
     except pa.ArrowException as error:
         raise ArgumentError(f"the column is {kind}, and {text!r} cannot be read as that ({describe(error)})") from error

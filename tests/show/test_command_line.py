@@ -949,6 +949,7 @@ def typed(tmp_path: Path) -> Path:
             "day": pd.date_range("2024-01-01", periods=12),
             "full name": [f"{k}" for k in range(12)],
             "list": [[k] for k in range(12)],
+            "small": np.arange(-6, 6, dtype=np.int8),
         }
     )
     frame.to_parquet(folder / "0.parquet")
@@ -976,6 +977,8 @@ def typed(tmp_path: Path) -> Path:
         (["--where", "day == '2024-01-03 00:00:00'"], [2]),
         (["--where", '"full name" in [7, 5]'], [5, 7]),
         (["--where", "full name == 7"], [7]),
+        (["--where", "small <= 300", "--where", "small > -1000", "--where", "small == +5"], [11]),
+        (["--where", "small in [300, -6]"], [0]),
         (["--rows", "10:20"], [10, 11]),
         (["--rows", "11:12"], [11]),
         (["--rows", "2:5", "--sample", "3"], [2, 3, 4]),
