@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +30,11 @@ _CONDITION = re.compile(
     """,
     re.VERBOSE,
 )
+
+_ITEM = re.compile(
+    r"""\s* (?: "(?P<double>[^"]*)" | '(?P<single>[^']*)' | (?P<bare>[^"',\s][^,]*?)? ) \s* (?:,|$)""", re.VERBOSE
+)
+"""A value of a list; what stands between quotes is kept as it is, with the blanks at its ends."""
 
 _EXPECTED = (
     "a condition is COLUMN OPERATOR VALUE with ==, !=, <, <=, > or >=, COLUMN in [VALUE, VALUE], COLUMN not in [...], "
@@ -134,13 +138,15 @@ def parse_condition(text: str) -> Condition:
 
 
 def _items(text: str, listed: str) -> tuple[str, ...]:
-    """Take a list of values apart, at commas that are not in quotes."""
-    lexer = shlex.shlex(listed, posix=True)
-    lexer.whitespace, lexer.whitespace_split, lexer.commenters, lexer.escape = ",", True, "", ""
-    try:
-        return tuple(item.strip() for item in lexer)
-    except ValueError as error:
-        raise ArgumentError(f"--where {text!r}: a quote of the list is not closed: {_EXPECTED}") from error
+    """Take a list of values apart, at commas that are not in quotes. Within a value a quote is a part of it."""
+    items, place = list[str](), 0
+    while place < len(listed):
+        found = _ITEM.match(listed, place)
+        if found is None:
+            raise ArgumentError(f"--where {text!r}: a quote of the list is not closed: {_EXPECTED}")
+        items += [item for item in found.groups() if item is not None]
+        place = found.end()
+    return tuple(items)
 
 
 def _choose(
@@ -228,8 +234,11 @@ def _filter(reader: EmbeddingReader, condition: Condition) -> EmbeddingReader:
 def _parse(text: str, kind: pa.DataType) -> Any:
     """Read a value as a column of this type would hold it; of a column of integers also other numbers."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    number = pa.types.is_integer(kind) and not re.fullmatch(r"[+-]?\d+", text)
+    if pa.types.is_string(kind):
+        return text
+    if pa.types.is_integer(kind) and re.fullmatch(r"[+-]?\d+", text):
+        return int(text)  # of any size: a column of int8 is compared with 300, too
     try:
-        return text if pa.types.is_string(kind) else pa.scalar(text).cast(pa.float64() if number else kind).as_py()
+        return pa.scalar(text).cast(pa.float64() if pa.types.is_integer(kind) else kind).as_py()
     except pa.ArrowException as error:
         raise ArgumentError(f"the column is {kind}, and {text!r} cannot be read as that ({describe(error)})") from error

@@ -245,7 +245,12 @@ def _has_nanoseconds(value: Any) -> bool:
 
 
 def _type_of(column: pa.ChunkedArray, values: Sequence[Any]) -> pa.DataType | None:
-    """Return the type as which values are compared; None for their own: that of integers ends at 2**63."""
+    """Return the type as which values are compared; None for their own: that of integers ends at 2**63.
+
+    Half floats cannot be compared.
+    """
+    if any(isinstance(value, np.float16) for value in values):
+        return pa.float64()
     are_natural = all(type(value) is int and value >= 0 for value in values)
     return column.type if pa.types.is_uint64(column.type) and are_natural else None
 
@@ -321,13 +326,15 @@ def _items(values: Any) -> list[Any]:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column as a type that has functions: not every one knows dictionaries, or views of strings."""
+    """Return a column as a type that has functions: dictionaries, views of strings and half floats have few."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
         kind = kind.value_type
     if str(kind) == "string_view":
         return column.cast(pa.large_string())
+    if pa.types.is_float16(kind):
+        return column.cast(pa.float32())
     return column
 
 

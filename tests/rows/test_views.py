@@ -575,6 +575,24 @@ def test_integers_beyond_those_with_a_sign_are_compared(tmp_path: Path) -> None:
         assert list(reader.filter([("hash", operator, value)]).rows) == rows
 
 
+def test_half_floats_are_compared(tmp_path: Path) -> None:
+    # pyarrow compares them with nothing, not even with each other.
+    halves = np.array([0, -0.0, 0.1, np.nan, np.inf, 1], np.float16)
+    missing = np.arange(6) == 5
+    columns = {"half": pa.array(halves, mask=missing), "float": pa.array(halves.astype(np.float32), mask=missing)}
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(6, np.float32)), 1)
+    pq.write_table(pa.table({"embedding": vectors, **columns}), tmp_path / "0.parquet", row_group_size=2)
+    reader = EmbeddingReader(tmp_path)
+    tenth = np.float16(0.1)
+    for name in columns:
+        for operator, value, rows in [
+            ("==", 0, [0, 1]), ("==", 0.1, []), ("==", tenth, [2]), ("<", 0.1, [0, 1, 2]), ("!=", tenth, [0, 1, 3, 4]),
+            (">=", np.float16(1), [4]), ("in", [0.0, tenth], [0, 1, 2]), ("in", halves[3:], [3, 4]),
+            ("not in", {tenth, 5}, [0, 1, 3, 4]),
+        ]:  # fmt: skip
+            assert list(reader.filter([(name, operator, value)]).rows) == rows, (name, operator, value)
+
+
 def test_readers_without_columns_say_how_to_open_them(tmp_path: Path) -> None:
     plain = write_collection(tmp_path / "npy", "npy").open()
     with pytest.raises(ArgumentError, match="parquet_npy"):

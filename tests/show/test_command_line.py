@@ -949,6 +949,7 @@ def typed(tmp_path: Path) -> Path:
             "day": pd.date_range("2024-01-01", periods=12),
             "full name": [f"{k}" for k in range(12)],
             "list": [[k] for k in range(12)],
+            "small": np.arange(-6, 6, dtype=np.int8),
         }
     )
     frame.to_parquet(folder / "0.parquet")
@@ -976,6 +977,8 @@ def typed(tmp_path: Path) -> Path:
         (["--where", "day == '2024-01-03 00:00:00'"], [2]),
         (["--where", '"full name" in [7, 5]'], [5, 7]),
         (["--where", "full name == 7"], [7]),
+        (["--where", "small <= 300", "--where", "small > -1000", "--where", "small == +5"], [11]),
+        (["--where", "small in [300, -6]"], [0]),
         (["--rows", "10:20"], [10, 11]),
         (["--rows", "11:12"], [11]),
         (["--rows", "2:5", "--sample", "3"], [2, 3, 4]),
@@ -1039,6 +1042,10 @@ def test_every_command_chooses_rows(run: Run, typed: Path, tmp_path: Path) -> No
         ("word in [a]", ("a",)),
         ("word not  in ['a, b' , \"c'\",d e]", ("a, b", "c'", "d e")),
         ("word in [#a, b\\c]", ("#a", "b\\c")),
+        ("word in [' a', \"b \", '', ' ']", (" a", "b ", "", " ")),
+        ("word not in [O'Neill, D'Arcy, 5\" disk, a 'b]", ("O'Neill", "D'Arcy", '5" disk', "a 'b")),
+        ("word in [ ]", ()),
+        ("word in [a,, b, ]", ("a", "b")),
     ],
 )
 def test_quotes_are_taken_off_values_that_stand_in_them(text: str, values: tuple[str, ...]) -> None:
@@ -1061,6 +1068,7 @@ def test_quotes_are_taken_off_values_that_stand_in_them(text: str, values: tuple
         (["--where", "n not in 3]"], "after not in a list is expected, such as [3]]"),
         (["--where", "n in "], "after in a list is expected, such as [a, b]"),
         (["--where", "kind in [a, 'b]"], "a quote of the list is not closed"),
+        (["--where", "kind not in ['a' b]"], "a quote of the list is not closed"),
         (["--where", "n > 100"], "--where 'n > 100': none of 12 rows satisfies it"),
         (["-f", "npy", "--where", "n > 1"], "have no columns to filter by"),
         (["--rows", "12:20"], "--rows 12:20 is no row: there are those from 0 to 11"),
