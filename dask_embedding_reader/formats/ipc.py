@@ -86,10 +86,14 @@ class Index(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """The memory that it takes; parts of dictionaries that several batches know are there once."""
+        """Roughly the memory that it takes; parts of dictionaries that several batches know are there once.
+
+        A schema takes four times its bytes in the file, and once those of its metadata, which may be long.
+        """
         known = {id(each): each for each in self.dictionaries}.values()
         parts = {id(part): part for each in known for some in each.values() for part in some}.values()
-        return sum(batch.nbytes for batch in (*self.batches, *parts))
+        schema_nbytes: int = self.schema.serialize().size
+        return 2_000 + 2 * schema_nbytes + sum(batch.nbytes for batch in (*self.batches, *parts))
 
 
 INDICES: CountedCache[StoredFile, Index] = CountedCache(32 * 2**20)

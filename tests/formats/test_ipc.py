@@ -124,6 +124,25 @@ def test_dictionaries_of_streams_are_those_of_before_a_batch(tmp_path: Path) -> 
         )
 
 
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_what_is_kept_of_files_without_rows_is_counted_too(tmp_path: Path, kind: str) -> None:
+    """What counted as nothing was never forgotten, and of other files their schema was not counted."""
+    plain = pa.schema([("n", pa.int64())])
+    nbytes = {}
+    for name, schema in {
+        "plain": plain,
+        "with metadata": plain.with_metadata({"info": "x" * 20_000}),
+        "wide": pa.schema([(f"column number {n}", pa.int64()) for n in range(300)]),
+    }.items():
+        index = read_index(stored(tmp_path / f"{name}.arrow", written(schema.empty_table(), 1, kind)))
+        assert (index.schema, index.batches) == (schema, ())
+        assert index.schema.metadata == schema.metadata
+        nbytes[name] = index.nbytes
+    assert nbytes["plain"] > 2_000
+    assert nbytes["with metadata"] > nbytes["plain"] + 20_000
+    assert nbytes["wide"] > 40_000
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is refused
 
