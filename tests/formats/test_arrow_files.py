@@ -192,6 +192,12 @@ def without_end(data: bytes) -> bytes:
         ({"embedding": vectors()}, {"stream": True}, without_end, "without the mark of its end"),
         ({"embedding": vectors()}, {}, lambda data: b"ARROW1" * 9, "its footer claims"),
         ({"embedding": vectors()}, {}, lambda data: b"nothing of the kind", "no message of a stream"),
+        (
+            {"embedding": vectors()},
+            {},
+            lambda data: b"FEA1" + data + b"FEA1",
+            "first version of Feather; write_feather",
+        ),
         ({"embedding": [[1.0, 2.0], None, [3.0, 4.0]]}, {}, None, "row 1: .*is null"),
         ({"embedding": [[1.0, 2.0], [1.0, 2.0], [3.0]]}, {}, None, "row 2: .*1 item where vectors of 2"),
         ({"embedding": [[1.0, 2.0], [3.0], [3.0, 2.0, 1.0]]}, {}, None, "row 1: .*1 item where vectors of 2"),
