@@ -19,7 +19,7 @@ from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.partitions import shared_partitions
 from dask_embedding_reader.formats.registry import BESIDE, KINDS, get_file_format, get_format
-from dask_embedding_reader.storage.find import elsewhere_remedy
+from dask_embedding_reader.storage.find import elsewhere_remedy, text_remedy
 from dask_embedding_reader.storage.names import suffixes_of
 from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import StoredFile
@@ -32,6 +32,10 @@ _FIRST_BYTES = {
     b"\xff\xff\xff\xff": "arrow",  # a stream
 }
 """What files begin with whose names do not tell what they are."""
+
+_PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".lz4")
+_PACKED_BYTES = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
+"""What the names of files end in, and what they begin with, that are compressed as a whole."""
 
 _MOST_FIRST_BYTES = 9
 """What is looked at of them: eight bytes, and the brace behind the length that a safetensors file begins with."""
@@ -83,13 +87,18 @@ def tell_kind(file: StoredFile, head: bytes) -> str:
     FormatError
         If they do not tell it.
     """
-    if remedy := elsewhere_remedy(file.path):
+    if remedy := elsewhere_remedy(file.path) or text_remedy([file.path]):
         raise FormatError(f"{file.url}: {remedy}")
+    nbytes = min(_MOST_FIRST_BYTES, file.size) if file.size >= 0 else _MOST_FIRST_BYTES
+    # Such a name alone does not tell: some call files so whose pages are compressed.
+    if file.path.endswith(_PACKED_SUFFIXES):
+        head = head[:nbytes] or read_range(file, 0, nbytes)
+        if head.startswith(_PACKED_BYTES):
+            raise FormatError(f"{file.url}: it is compressed as a whole, so that no row can be read alone; unpack it")
     for suffix in suffixes_of(file.path):  # such as `base.1B.u8bin.crop_nb_10000000` of big-ann-benchmarks
         for kind in KINDS:
             if suffix in get_file_format(kind).suffixes:
                 return kind
-    nbytes = min(_MOST_FIRST_BYTES, file.size) if file.size >= 0 else _MOST_FIRST_BYTES
     first = head[:nbytes] or read_range(file, 0, nbytes)
     for start, kind in _FIRST_BYTES.items():
         if first.startswith(start):

@@ -180,6 +180,8 @@ def _read_stream(file: StoredFile) -> Index:
     head = read_range(file, 0, min(file.size, _TAIL_NBYTES))
     if head[:4] == MAGIC[:4]:
         fail(file, f"it ends with {head[-6:]!r}, not with {MAGIC!r}: it was cut short; write it again")
+    if head[:4] == b"FEA1":
+        fail(file, "it is of the first version of Feather; write_feather(read_table(path), path) of pyarrow renews it")
     schema, fields = None, None
     batches: list[tuple[Batch, Dictionaries]] = []
     dictionaries: Dictionaries = {}

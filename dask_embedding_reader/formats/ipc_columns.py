@@ -266,7 +266,7 @@ class _Building:
             own, children = self._union(kind, rows)
             return pa.Array.from_buffers(kind, high - low, [None, *own], 0, 0, children)
         valid = self._read(1, rows)
-        if nulls and not valid.size:
+        if nulls and high > low and not valid.size:  # of no rows there is nothing to tell
             fail(self._file, "a column has nulls, but does not tell which; write it again")
         if valid.size:
             here = high - low - int(_bits(valid, high - low).sum())

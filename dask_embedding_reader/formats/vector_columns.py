@@ -67,7 +67,8 @@ def type_of_items(
     if isinstance(kind, pa.FixedShapeTensorType):
         dimension = math.prod(kind.shape)
     else:
-        dimension = kind.list_size if pa.types.is_fixed_size_list(kind) and not is_nested(kind) else None
+        stored = _stored(kind)
+        dimension = stored.list_size if pa.types.is_fixed_size_list(stored) and not is_nested(stored) else None
     return np.dtype(item.to_pandas_dtype()), dimension
 
 
@@ -109,6 +110,7 @@ def item_type(kind: pa.DataType) -> pa.DataType | None:
         # Of shape (D,), or (1, D) and the like, which is the same.
         item = kind.value_type if sum(length != 1 for length in kind.shape) <= 1 else None
     else:
+        kind = _stored(kind)
         item = kind.value_type.value_type if is_nested(kind) else kind.value_type if _is_any_list(kind) else None
     return item if item is not None and (pa.types.is_floating(item) or pa.types.is_integer(item)) else None
 
@@ -130,7 +132,16 @@ _DENSE = 1
 
 def is_nested(kind: pa.DataType) -> bool:
     """Tell whether a type is that of lists of lists, of which each may hold one vector."""
+    kind = _stored(kind)
     return _is_any_list(kind) and _is_any_list(kind.value_type)
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    """Return the type that values are stored as.
+
+    Types of other libraries (``Array2D`` of datasets) are known as such only where these are imported.
+    """
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
 def _is_any_list(kind: pa.DataType) -> bool:

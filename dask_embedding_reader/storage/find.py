@@ -422,8 +422,9 @@ def _nothing_found(store: Store, source: Source, suffixes: tuple[str, ...], pass
             return f'{message}; did you mean file_format="{file_format}"?'
     if not any(suffix in _SUFFIXES for suffix in suffixes):
         return f"{message}; check the path"
-    if alike := next((name for name in passed_over if _called_alike(name, suffixes)), ""):
-        return f"{message}; to read files that are called otherwise, name them, as in {_naming(store, alike)!r}"
+    alike = (name for name in passed_over if _called_alike(name, suffixes) and not elsewhere_remedy(name))
+    if named := next(alike, ""):
+        return f"{message}; to read files that are called otherwise, name them, as in {_naming(store, named)!r}"
     if remedy := next((remedy for name in passed_over if (remedy := elsewhere_remedy(name))), ""):
         return f"{message}; {remedy}"
     return (
@@ -461,7 +462,8 @@ def text_remedy(names: Sequence[str]) -> str:
 
 def elsewhere_remedy(name: str) -> str:
     """Say how to open a file that is read by other means, by its name; nothing where it is none of these."""
-    return next((remedy for suffixes, remedy in _ELSEWHERE.items() if name.lower().endswith(suffixes)), "")
+    name = re.sub(r"\.zarr/.*", ".zarr", name.lower())  # its chunks are files that are called by numbers
+    return next((remedy for suffixes, remedy in _ELSEWHERE.items() if name.endswith(suffixes)), "")
 
 
 _MOST_SUFFIXES = 5
@@ -489,6 +491,14 @@ _ELSEWHERE: dict[tuple[str, ...], str] = {
     ),
     (".h5", ".hdf5"): (
         'iter_batches(da.from_array(h5py.File(path)["name"])) reads it, and write_embeddings takes such arrays, too'
+    ),
+    (".zarr",): "iter_batches(da.from_zarr(path)) reads it, and write_embeddings takes such arrays, too",
+    (".lance",): (
+        "read it by lance.dataset(path).to_batches(), and give write_embeddings the (vectors, frame) of each batch"
+    ),
+    (".faiss", ".index"): "save the vectors of a faiss index by np.save(..., faiss.read_index(path).reconstruct_n())",
+    (".tar",): (
+        '"tar://::" before its path opens the files in it; of one file a sample, give write_embeddings batches of them'
     ),
 }
 """How to open what this library does not read."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -187,14 +190,35 @@ PICKLED = r"pickled Python, which is not loaded .* where you trust it"
         ("v.pkl", PICKLED + r", load it, and save it by np\.save"),
         ("v.h5", r"da\.from_array\(h5py\.File\(path\)"),
         ("v.hdf5", r"da\.from_array\(h5py\.File\(path\)"),
+        ("v.zarr/c/0/0", r"da\.from_zarr\(path\)"),
+        ("v.lance", r"lance\.dataset\(path\)\.to_batches\(\)"),
+        ("v.faiss", r"faiss\.read_index\(path\)\.reconstruct_n\(\)"),
+        ("v.index", r"faiss\.read_index\(path\)\.reconstruct_n\(\)"),
+        ("v.tar", r"\"tar://::\" before its path"),
+        ("v.csv", r"pandas\.read_csv\(path\)\.to_parquet"),
+        ("v.jsonl.gz", r"pandas\.read_json\(path, lines=True\)\.to_parquet"),
     ],
 )
 def test_files_that_are_read_by_other_means_are_told_these(tmp_path: Path, name: str, remedy: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(NoFilesError, match=f"found instead 1 file: 1 .*{remedy}"):
         EmbeddingReader(tmp_path)
     with pytest.raises(FormatError, match=f"{name}: .*{remedy}"):
         EmbeddingReader(tmp_path / name)
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_files_that_are_compressed_as_a_whole_are_to_be_unpacked(
+    tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]
+) -> None:
+    np.save(tmp_path / "0.npy", np.ones((2, 3)))
+    path = tmp_path / f"0.npy.{suffix}"
+    path.write_bytes(pack((tmp_path / "0.npy").read_bytes()))
+    with pytest.raises(FormatError, match=f"^{path}: it is compressed as a whole, .* unpack it"):
+        EmbeddingReader(path)
+    path.write_bytes((tmp_path / "0.npy").read_bytes())
+    assert EmbeddingReader(path).count == 2
 
 
 def test_an_archive_of_torch_is_told_from_one_of_arrays(tmp_path: Path) -> None:

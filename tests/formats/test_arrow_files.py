@@ -192,6 +192,12 @@ def without_end(data: bytes) -> bytes:
         ({"embedding": vectors()}, {"stream": True}, without_end, "without the mark of its end"),
         ({"embedding": vectors()}, {}, lambda data: b"ARROW1" * 9, "its footer claims"),
         ({"embedding": vectors()}, {}, lambda data: b"nothing of the kind", "no message of a stream"),
+        (
+            {"embedding": vectors()},
+            {},
+            lambda data: b"FEA1" + data + b"FEA1",
+            "first version of Feather; write_feather",
+        ),
         ({"embedding": [[1.0, 2.0], None, [3.0, 4.0]]}, {}, None, "row 1: .*is null"),
         ({"embedding": [[1.0, 2.0], [1.0, 2.0], [3.0]]}, {}, None, "row 2: .*1 item where vectors of 2"),
         ({"embedding": [[1.0, 2.0], [3.0], [3.0, 2.0, 1.0]]}, {}, None, "row 1: .*1 item where vectors of 2"),
@@ -359,6 +365,7 @@ def columns_of_all_kinds() -> dict[str, pa.Array]:
         "no items": pa.array([[], None] * 25, pa.list_view(pa.string())),
         "no letters": pa.array(["", None] * 25),
         "empty lists": pa.array([[], None] * 25, pa.list_(pa.string())),
+        "empty lists beside nulls": pa.array([[], [None, "a"]] * 25, pa.list_(pa.string())),
         "map": pa.array(some_null([[(word, 1)] * (row % 3) for row, word in enumerate(words)]), pa.map_("str", "i8")),
         "struct": pairs,
         "structs": pa.ListArray.from_arrays(pa.array(range(51), pa.int32()), pairs),
@@ -380,7 +387,7 @@ def test_any_rows_of_any_column_are_decoded(
     columns = columns_of_all_kinds()
     path = put(tmp_path / "0.arrow", 37, codec=codec, embedding=vectors(), **columns)
     header = EmbeddingReader(path, meta_columns="all").manifest.vectors.header(0)
-    for start, stop, step in ((0, 50, 50), (0, 50, 7), (3, 4, 1), (9, 41, 16), (36, 50, 5), (13, 29, 100)):
+    for start, stop, step in ((0, 50, 50), (0, 50, 7), (0, 1, 1), (3, 4, 1), (9, 41, 16), (36, 50, 5), (13, 29, 100)):
         for name, column in columns.items():
             plain = column.dictionary_decode() if name == "category" else column
             if plain.slice(1).to_pylist() != plain.to_pylist()[1:]:  # of sparse unions, before pyarrow 25

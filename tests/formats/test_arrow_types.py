@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
@@ -387,3 +388,40 @@ def test_types_without_a_common_one_are_refused_when_opening(
         put(tmp_path, pa.nulls(2, kind), f"{number}")
     with pytest.raises(MismatchError, match=r"1\.parquet: column 'x' is .*, but in .*0\.parquet it is"):
         EmbeddingReader(tmp_path, "parquet", meta_columns="x")
+
+
+VECTOR_IN_LIST = pa.list_(pa.list_(pa.float32()))
+
+
+class Matrix(pa.ExtensionType):  # type: ignore[misc]
+    """As ``Array2D`` of datasets is."""
+
+    def __init__(self, storage_type: pa.DataType = VECTOR_IN_LIST) -> None:
+        super().__init__(storage_type, "tests.matrix")
+
+    def __arrow_ext_serialize__(self) -> bytes:
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> Matrix:
+        return cls(storage_type)
+
+
+@pytest.mark.parametrize("kind", [VECTOR_IN_LIST, pa.list_(pa.float32()), pa.list_(pa.float32(), 2)], ids=str)
+def test_vectors_of_types_that_python_defines_are_read_as_they_are_stored(tmp_path: Path, kind: pa.DataType) -> None:
+    rows = [[1.5, 2.0], [3.0, -4.0]]
+    storage = pa.array([[row] for row in rows] if kind == VECTOR_IN_LIST else rows, kind)
+    table = pa.table({"ids": [1, 2], "v": extension(Matrix(kind), storage)})
+    for is_known in (False, True):
+        if is_known:
+            pa.register_extension_type(Matrix())
+        try:
+            # Files of their own: what is known of a file is kept.
+            pq.write_table(table, tmp_path / f"{is_known}.parquet")
+            pyarrow.feather.write_feather(table, tmp_path / f"{is_known}.arrow", "uncompressed")
+            for suffix in ("parquet", "arrow"):
+                reader = EmbeddingReader(tmp_path / f"{is_known}.{suffix}", meta_columns="*")
+                assert (reader.to_dask_array().compute().tolist(), list(reader.columns)) == (rows, ["ids"])
+        finally:
+            if is_known:
+                pa.unregister_extension_type("tests.matrix")
