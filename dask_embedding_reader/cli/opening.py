@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -239,6 +240,8 @@ def _parse(text: str, kind: pa.DataType) -> Any:
     if pa.types.is_integer(kind) and re.fullmatch(r"[+-]?\d+", text):
         return int(text)  # of any size: a column of int8 is compared with 300, too
     try:
-        return pa.scalar(text).cast(pa.float64() if pa.types.is_integer(kind) else kind).as_py()
+        value = pa.scalar(text).cast(pa.float64() if pa.types.is_integer(kind) else kind).as_py()
+        # Beyond what the column can hold is not infinite: `f <= 1e39` is not true of infinity.
+        return float(text) if pa.types.is_floating(kind) and math.isinf(value) else value
     except pa.ArrowException as error:
         raise ArgumentError(f"the column is {kind}, and {text!r} cannot be read as that ({describe(error)})") from error

@@ -132,9 +132,11 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
         destination = Destination(folder, settings, bool(job.replaces), overwrite, claim, job.job)
         return Prepared(destination, _records(destination, listing), job.replaces, unfinished=True)
     if job is not None:
-        if not overwrite:
+        of_job = [name for name in listing if _is_of_job(name)]
+        # What ended before its first file, as a cast that is refused does, has left nothing that could be lost.
+        if not overwrite and (len(of_job) > 1 or (data and not job.replaces)):
             raise DestinationError(_other_job(folder, job.settings, _as_json(settings)))
-        claim.remove([folder.at(name) for name in listing if _is_of_job(name)])
+        claim.remove([folder.at(name) for name in of_job])
     manifest = next((name for name in MANIFEST_NAMES if name in listing), None)
     saved = None if manifest is None else _saved(folder, manifest)
     # Without a token only the rows tell whether they are the same, and may not be written in the place of others.

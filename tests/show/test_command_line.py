@@ -950,6 +950,7 @@ def typed(tmp_path: Path) -> Path:
             "full name": [f"{k}" for k in range(12)],
             "list": [[k] for k in range(12)],
             "small": np.arange(-6, 6, dtype=np.int8),
+            "float": np.array([np.inf, -np.inf, 0.1, *range(9)], np.float32),
         }
     )
     frame.to_parquet(folder / "0.parquet")
@@ -979,6 +980,10 @@ def typed(tmp_path: Path) -> Path:
         (["--where", "full name == 7"], [7]),
         (["--where", "small <= 300", "--where", "small > -1000", "--where", "small == +5"], [11]),
         (["--where", "small in [300, -6]"], [0]),
+        (["--where", "float >= 8"], [0, 11]),
+        (["--where", "float >= 1e39"], [0]),
+        (["--where", "float in [1e39, 0.1, -inf]"], [1, 2]),
+        (["--where", "float <= 1e39", "--where", "float > -1e39", "--where", "float < 1"], [2, 3]),
         (["--rows", "10:20"], [10, 11]),
         (["--rows", "11:12"], [11]),
         (["--rows", "2:5", "--sample", "3"], [2, 3, 4]),

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, iter_batches, write_embeddings
+from dask_embedding_reader import EmbeddingReader, iter_batches, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import CastError, DestinationError, NoFilesError, ReadError, WriteError
 from dask_embedding_reader.storage.find import MANIFEST_NAME, Finder
 from dask_embedding_reader.storage.put import get_file, move_file
@@ -290,6 +290,24 @@ def test_other_data_is_never_mixed_in(tmp_path: Path, what: str) -> None:
     other(overwrite=True)
     rows = EmbeddingReader(tmp_path).to_dask_array().compute()
     np.testing.assert_array_equal(rows, ROWS[:10] if what == "shorter" else ROWS + (what == "rows"))
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_what_ended_before_its_first_file_is_in_nobodys_way(tmp_path: Path, is_lazy: bool) -> None:
+    """A cast that is refused advises another dtype: with that it goes."""
+    rows = ROWS * np.float32(1e6)
+    array = da.from_array(rows, chunks=(20, 3)) if is_lazy else rows
+    with pytest.raises(CastError, match="choose a wider dtype"):
+        write_embeddings(array, tmp_path, dtype="float16")
+    write_embeddings(array, tmp_path)
+    with pytest.raises(CastError, match="choose a wider dtype"):
+        write_embeddings(array, tmp_path, dtype="float16", overwrite=True)
+    with pytest.raises(DestinationError, match="holds 1 file of other data"):
+        write_embeddings(array, tmp_path, dtype="float64")
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), rows)
+    write_embeddings(array, tmp_path, dtype="float64", overwrite=True)
+    assert EmbeddingReader(tmp_path).dtype == np.float64
+    assert verify_embeddings(tmp_path).empty
 
 
 @pytest.mark.parametrize("npartitions", [None, 2])
