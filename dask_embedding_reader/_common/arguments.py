@@ -202,7 +202,7 @@ def check_dtype(name: str, dtype: Any) -> np.dtype[Any]:
     """Return a numeric dtype."""
     try:
         found: np.dtype[Any] = np.dtype(dtype)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # of "5:2", and of text that is no UTF-8, numpy raises the latter
         raise ArgumentTypeError(f"{name}={dtype!r} is no dtype that numpy knows") from error
     if not is_numeric(found):
         raise ArgumentError(f"{name}={found} is none of numpy's own numeric dtypes")

@@ -42,7 +42,7 @@ from dask_embedding_reader.cli.output import (
     shown_groups,
     shown_rows,
 )
-from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, EmbeddingReaderError
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, EmbeddingReaderError, WriteError
 
 if TYPE_CHECKING:
     from dask_embedding_reader.reader import EmbeddingReader
@@ -89,7 +89,10 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
         known = isinstance(error, EmbeddingReaderError | ImportError)
         from dask_embedding_reader.storage.retries import describe  # noqa: PLC0415 - help needs none of it
 
-        echo(f"Error: {_as_options(str(error) if known else describe(error))}", err=True)
+        told = _as_options(str(error) if known else describe(error))
+        if isinstance(error, WriteError):
+            told = told.replace("--storage-options", "--target-storage-options")
+        echo(f"Error: {told}", err=True)
         sys.exit(2 if isinstance(error, ArgumentError | ArgumentTypeError) else 1)
     sys.exit(result if isinstance(result, int) else 0)
 
@@ -102,18 +105,29 @@ def _drop_output() -> int:
 
 def _as_options(message: str) -> str:
     """Write out the arguments that a message names as the options of the command."""
-    names = "overwrite|scale|dtype|embedding_column|embedding_dtype|metadata_folder|storage_options"
+    named = re.sub(r'(?<= write )file_format="(\w+)"', r"--to \1", message)
     # After a blank or a bracket: folders may be called `dtype=float16`.
-    named = re.sub(
-        rf"(?<![^ (])(rows_per_file\b|({names})(?==))", lambda found: "--" + found[0].replace("_", "-"), message
-    )
+    named = re.sub(rf"(?<![^ (])(({_ARGUMENTS})\b|({_WORDS})(?==))", _as_option, named)
+    named = re.sub(r'(?<![^ (])(--[a-z-]+)="(\w+)"', r"\1 \2", named)
     named = re.sub(r"(?<![^ (])(--[a-z-]+)=(True\b|\.\.\.|(?=[,;)]|$))", r"\1", named)
-    named = re.sub(r'(?<= write )file_format="(\w+)"', r"--to \1", named)
-    return re.sub(r'(?<![^ (])file_format="(\w+)"', r"--file-format \1", named)
+    return re.sub(r"(?<![^ (])-m=(?:\[\.\.\.\])?", lambda found: "-m NAME" if "]" in found[0] else "-m ", named)
+
+
+_ARGUMENTS = (
+    "embeddings_folder|metadata_folder|meta_columns|embedding_column|embedding_dtype|file_format|storage_options|"
+    "max_piece_size|batch_size|rows_per_file"
+)
+_WORDS = "overwrite|scale|dtype|metric|start|end"
+"""Arguments that are words of other sentences, too, unless a value follows."""
+
+
+def _as_option(found: re.Match[str]) -> str:
+    special = {"embeddings_folder": "URL", "meta_columns": "-m"}
+    return special.get(found[0]) or "--" + found[0].replace("_", "-")
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    echo(f"Warning: {message}", err=True)
+    echo(f"Warning: {_as_options(str(message))}", err=True)
 
 
 class _LogHandler(logging.Handler):
@@ -125,7 +139,7 @@ class _LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show a line, unless the program that called this takes the log itself."""
         if not logging.getLogger().handlers:
-            echo(record.getMessage(), err=True)
+            echo(_as_options(record.getMessage()), err=True)
 
 
 class _Commands(click.Group):

@@ -16,7 +16,7 @@ from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.formats.base import default_piece_rows
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.reader import EmbeddingReader
-from dask_embedding_reader.storage.retries import hide_secrets
+from dask_embedding_reader.storage.retries import describe, hide_secrets
 
 Facts = dict[str, Any]
 
@@ -122,7 +122,7 @@ def draw_plan(reader: EmbeddingReader, max_piece_size: int | None, batch_size: i
     Raises
     ------
     ArgumentError
-        If matplotlib does not know the suffix of the path.
+        If matplotlib does not know the suffix of the path, or nothing can be written there.
     """
     try:
         import matplotlib as mpl  # noqa: PLC0415 - an extra
@@ -133,7 +133,10 @@ def draw_plan(reader: EmbeddingReader, max_piece_size: int | None, batch_size: i
     suffix = os.path.splitext(path)[1].lower().removeprefix(".")
     if suffix and suffix not in (known := figure.canvas.get_supported_filetypes()):
         raise ArgumentError(f"--plot {path!r}: nothing draws .{suffix} files; those that can be are {', '.join(known)}")
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"--plot {path!r} cannot be written: {describe(error)}") from error
 
 
 def read_head(reader: EmbeddingReader, start: int, rows: int) -> list[Facts]:

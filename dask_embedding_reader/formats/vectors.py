@@ -60,12 +60,14 @@ def plan_casting(stored: np.dtype[Any], dtype: np.dtype[Any] | None, scale: floa
         if not (np.isfinite(scale) and scale > 0):
             raise ArgumentError(f"scale={scale} must be a positive number: what a step of one stands for")
         if wanted.kind not in "iu" or stored.kind != "f":
+            remedy = 'leave it out, or ask for dtype="int8"' if stored.kind == "f" else "leave it out"
             raise ArgumentError(
                 f"scale={scale} is only for floating-point vectors that are stored as integers, not for {stored} as "
-                f'{wanted}; leave it out, or ask for dtype="int8"'
+                f"{wanted}; {remedy}"
             )
     elif not np.can_cast(stored, wanted, "same_kind") and stored.kind not in "iu":
-        remedy = "give scale=, the value that a step of one stands for" if wanted.kind in "iu" else "choose another"
+        can_scale = wanted.kind in "iu" and stored.kind == "f"
+        remedy = "give scale=, the value that a step of one stands for" if can_scale else "choose another"
         raise ArgumentError(f"dtype={wanted} cannot hold vectors of {stored}; {remedy}")
     return Casting(wanted, scale)
 

@@ -62,7 +62,7 @@ def check_queries(queries: Any, dimension: int, dtype: np.dtype[Any], metric: Me
         raise ArgumentError(f"query {int(finite.argmin()):,} holds NaN, infinity, or what {dtype} cannot hold")
     if metric == "cosine" and not (some := rows.any(axis=1)).all():
         raise ArgumentError(
-            f'query {int(some.argmin()):,} is of length 0, which no cosine has; use metric="ip" or "l2"'
+            f'query {int(some.argmin()):,} is of length 0, which no cosine has; use metric="ip" or metric="l2"'
         )
     return rows, given.ndim == 1
 

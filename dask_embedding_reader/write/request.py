@@ -81,9 +81,9 @@ def make_settings(
     dtype = plan_casting(stored, request.dtype, request.scale).dtype
     layout = get_format(request.file_format)
     if layout.vectors.suffix_for(dtype) is None:
-        raise ArgumentError(
-            f'{layout.vectors.name} files hold no vectors of {dtype}; give dtype=, or write file_format="npy"'
-        )
+        # No other dtype that complex numbers can be cast to is one that these files hold.
+        give = "" if dtype.kind == "c" else "give dtype=, or "
+        raise ArgumentError(f'{layout.vectors.name} files hold no vectors of {dtype}; {give}write file_format="npy"')
     if layout.metadata == "none" and has_columns:
         raise ArgumentError(
             f'{layout.name} files hold no metadata; write file_format="parquet_{layout.name}" or "parquet", or leave '

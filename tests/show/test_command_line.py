@@ -803,11 +803,14 @@ def test_bench_reads_on_where_it_stopped_and_takes_the_fewest_pieces_that_are_as
         (["info", "no/such/folder"], 1, "Error: 'no/such/folder' does not exist"),
         (["info", "{shards}", "-m", "wrod"], 1, "has no column 'wrod'; its columns are 'word', 'n'"),
         (["info", "nosuchprotocol://x"], 2, "nosuchprotocol"),
-        (["info", "{shards}", "--embedding-dtype", "float32"], 2, "embedding_dtype is only for files that do not tell"),
-        (["stats", "{shards}", "--start", "30"], 2, "start=30 is out of range"),
+        (["info", "{shards}", "--embedding-dtype", "float32"], 2, "--embedding-dtype is only for files that do not"),
+        (["stats", "{shards}", "--start", "30"], 2, "--start=30 is out of range"),
         (["head", "{shards}", "--rows", "0"], 2, "x>=1"),
         (["info", "{shards}", "--storage-options", "{{"], 2, "not JSON"),
         (["info", "{shards}", "--storage-options", "[]"], 2, "a JSON object is expected"),
+        (["info", "{shards}", "--embedding-dtype", "5:2"], 2, "--embedding-dtype='5:2' is no dtype that numpy knows"),
+        (["info", ""], 2, "URL holds an empty path"),
+        (["plan", "{shards}", "--plot", "no/folder.png"], 2, "--plot 'no/folder.png' cannot be written: FileNotFound"),
         (["nonsense"], 2, "No such command 'nonsense'"),
         (["info"], 2, "Missing argument 'URL...'"),
     ],
@@ -1144,6 +1147,55 @@ def test_what_is_refused_is_explained_in_options(
     code, _, err = run("convert", shards, tmp_path / "dtype=float32", "-f", "parquet_npy", *options)
     assert code in (1, 2)
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["nearest", "{folder}", "-r", "0"], "use --metric ip or --metric l2"),
+        (["convert", "{folder}", "{out}", "--scale", "1"], "as float32; leave it out, or ask for --dtype int8"),
+        (["head", "{folder}/i.parquet", "-m", "i"], "or leave it out of -m\n"),
+        (["convert", "{folder}/0.npy", "{out}", "--to", "parquet_npy"], "that it was opened with: -m NAME)"),
+        (["info", "{folder}", "-f", "npy", "-m", "word"], "for those elsewhere --metadata-folder\n"),
+        (["info", "{folder}", "-f", "npy", "-m", "word"], "Warning: -m ['word'] is passed over: npy files have no"),
+    ],
+)
+def test_errors_and_warnings_name_options_not_arguments(
+    run: Run, tmp_path: Path, command: list[str], message: str
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    np.save(folder / "0.npy", np.zeros((2, 3), np.float32))
+    pd.DataFrame({"embedding": [[0.0], [1.0]], "i": [0, 1]}).to_parquet(folder / "i.parquet")
+    _, _, err = run(*(argument.format(folder=folder, out=tmp_path / "out") for argument in command))
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dtype", "int8"], "--dtype=int8 cannot hold vectors of complex64; choose another\n"),
+        (["--dtype", "int8", "--scale", "1"], "not for complex64 as int8; leave it out\n"),
+        (["--to", "parquet"], "parquet files hold no vectors of complex64; write --to npy\n"),
+    ],
+)
+def test_no_remedy_for_complex_vectors_is_refused_in_turn(
+    run: Run, tmp_path: Path, options: list[str], message: str
+) -> None:
+    np.save(tmp_path / "complex.npy", np.ones((2, 3), np.complex64))
+    code, _, err = run("convert", tmp_path / "complex.npy", tmp_path / "out", *options)
+    assert (code, message in err) == (2, True)
+
+
+def test_credentials_that_a_destination_needs_are_those_of_its_option(
+    run: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise errors.WriteError("check the credentials in storage_options")
+
+    monkeypatch.setattr("dask_embedding_reader.cli.convert.write_embeddings", fail)
+    code, _, err = run("convert", shards, tmp_path / "out", "-q")
+    assert (code, err) == (1, "Error: check the credentials in --target-storage-options\n")
 
 
 def test_verify_names_damaged_files_and_fails(run: Run, shards: Path, tmp_path: Path) -> None:
