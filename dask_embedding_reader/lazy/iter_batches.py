@@ -205,11 +205,23 @@ def _largest_inner_chunk(array: da.Array) -> int:
 
 
 def active_client() -> distributed.Client | None:
-    """Return the client of the cluster that ``compute`` would use, or None."""
+    """Return the client of the cluster that ``compute`` would use, or None.
+
+    Raises
+    ------
+    ArgumentError
+        If that client is asynchronous and this is its event loop, which would wait for itself.
+    """
     if "distributed" not in sys.modules:  # without it there is no client; importing it takes time
         return None
     from distributed import Client  # noqa: PLC0415
 
-    # What compute() would use: also heeds dask.config.set(scheduler="threads").
-    client = getattr(get_scheduler(), "__self__", None)
+    try:
+        scheduler = get_scheduler()  # what compute() would use: also heeds dask.config.set(scheduler="threads")
+    except RuntimeError as error:  # it says that the client is asynchronous, and no more
+        raise ArgumentError(
+            "the active client is asynchronous, and its event loop would wait for itself: call this in a thread, as "
+            'await asyncio.to_thread(...) does, or within dask.config.set(scheduler="threads")'
+        ) from error
+    client = getattr(scheduler, "__self__", None)
     return client if isinstance(client, Client) else None

@@ -95,10 +95,11 @@ def write_array(array: da.Array, meta: Any, request: Request, *, compute: bool) 
         with claimed(folder.store, folder.work) if is_used else unclaimed as claim:
             prepared = prepare(folder, settings, request.overwrite, claim)
         return _lazy(prepared, _graph(prepared, array, frame, frame_rows, numbers, step, request.embedding_column))
+    client = active_client()
     with claimed(folder.store, folder.work) as claim:
         prepared = prepare(folder, settings, request.overwrite, claim)
         graph = _graph(prepared, array, frame, frame_rows, numbers, step, request.embedding_column)
-        check_persisted(graph.persisted, active_client())
+        check_persisted(graph.persisted, client)
         if graph.writes or prepared.unfinished:
             begin(prepared)
             records = _compute(prepared, graph, request, part_nbytes)

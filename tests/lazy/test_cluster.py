@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import time
@@ -176,6 +177,12 @@ def test_an_array_that_workers_would_rechunk_by_p2p(client: Client) -> None:
     np.testing.assert_array_equal(np.concatenate(batches), rows * 2 + 1)
     backwards = [batch for batch, _ in iter_batches(array[::-1], batch_size=11)]
     np.testing.assert_array_equal(np.concatenate(backwards), rows[::-1] * 2 + 1)
+    # Of these Dask does not tell any longer which tasks rechunk.
+    for told in (optimize(array)[0], da.Array(dict(array.dask), array.name, array.chunks, array.dtype)):
+        with pytest.raises(ArgumentError, match=r"rechunked by P2P.*Call persist\(\).*array.rechunk.method"):
+            next(iter_batches(told, batch_size=11))
+    persisted = [batch for batch, _ in iter_batches(array.persist(), batch_size=11)]
+    np.testing.assert_array_equal(np.concatenate(persisted), rows * 2 + 1)
 
 
 @pytest.mark.parametrize("change", ["sort_values", "shuffle"])
@@ -193,6 +200,22 @@ def test_a_frame_that_workers_sort_by_p2p_is_to_be_persisted_first(client: Clien
     for batch, meta in iter_batches(values, persisted, batch_size=7):
         np.testing.assert_array_equal(batch, meta[["a", "b"]])
         assert (meta["a"] + meta["b"] == 39).all()
+
+
+def test_in_the_event_loop_of_its_client_is_refused(cluster: LocalCluster, tmp_path: Path) -> None:
+    x = da.arange(30, chunks=10)[:, None]
+    folder = tmp_path / "new"
+
+    async def work() -> list[Any]:
+        async with Client(cluster.scheduler_address, asynchronous=True):
+            for call in (lambda: iter_batches(x, batch_size=7), lambda: write_embeddings(x, folder)):
+                with pytest.raises(ArgumentError, match=r"asynchronous.*await asyncio\.to_thread"):
+                    call()
+            return await asyncio.to_thread(lambda: list(iter_batches(x, batch_size=7)))
+
+    batches = asyncio.run(work())
+    np.testing.assert_array_equal(np.concatenate([batch for batch, _ in batches])[:, 0], np.arange(30))
+    assert not folder.exists()
 
 
 def test_what_the_threads_of_a_cluster_are_good_for(client: Client) -> None:
