@@ -291,6 +291,9 @@ def stats(urls: tuple[str, ...], start: int, end: int | None, quiet: bool, as_js
         return
     norms, duplicates = facts["norms"], facts["duplicates"]
 
+    def norm(which: str) -> str:
+        return "beyond float64" if norms[which] is None else f"{norms[which]:.6g}"
+
     def rows_of(kind: str) -> str:
         found = facts[kind]
         named = ", ".join(f"{row:,}" for row in found["first_rows"])
@@ -304,7 +307,7 @@ def stats(urls: tuple[str, ...], start: int, end: int | None, quiet: bool, as_js
             "rows": f"{facts['rows']:,}",
             "norms": "none is finite"
             if norms is None
-            else f"{norms['min']:.6g} to {norms['max']:.6g}, mean {norms['mean']:.6g}"
+            else f"{norm('min')} to {norm('max')}, mean {norm('mean')}"
             + ("" if norms["std"] is None else f", deviation {norms['std']:.3g}"),
             "NaN": rows_of("nan"),
             "infinite": rows_of("infinite"),

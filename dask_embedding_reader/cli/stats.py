@@ -66,7 +66,8 @@ def _norms(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return the lengths of vectors, also of such whose squares are too large or too small for a float."""
     largest = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
     scale = np.where(largest > 0, largest, 1.0)
-    lengths: npt.NDArray[np.float64] = np.linalg.norm(rows / scale, axis=1) * scale[:, 0]
+    with np.errstate(over="ignore"):
+        lengths: npt.NDArray[np.float64] = np.linalg.norm(rows / scale, axis=1) * scale[:, 0]
     return lengths
 
 
@@ -95,12 +96,15 @@ class _Norms:
     def add(self, norms: npt.NDArray[np.float64]) -> None:
         if not len(norms):
             return
-        mean = float(norms.mean())
-        difference, count = mean - self.mean, self.count + len(norms)
-        with np.errstate(over="ignore"):
+        count = self.count + len(norms)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = float(norms.mean())
+            if math.isinf(mean):  # their sum, perhaps, not they
+                mean = float((norms / len(norms)).sum())
+            difference = mean - self.mean
             squares = float(((norms - mean) ** 2).sum())
         self.squares += squares + difference * difference * self.count * len(norms) / count
-        self.mean += difference * len(norms) / count
+        self.mean += difference * (len(norms) / count)
         self.count = count
         self.least, self.most = min(self.least, float(norms.min())), max(self.most, float(norms.max()))
 

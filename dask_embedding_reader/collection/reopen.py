@@ -125,7 +125,7 @@ def reopen_manifest(
     FormatError
         If it cannot be used.
     ArgumentError
-        If its files lie in more folders than are named.
+        If its files lie in more folders than are named, or the only one was named itself and is not named now.
     ColumnError
         If it does not know a column.
     ReadError
@@ -153,6 +153,11 @@ def reopen_manifest(
             f"{url} was saved of a collection in {counted(saved.sources, 'folder')} with metadata in "
             f"{saved.metadata_sources or 'the same'}; name as many, in the same order, as embeddings_folder and "
             f"metadata_folder: {len(roots)} and {len(metadata_roots) or 'none'} are named"
+        )
+    if sources is None and any(file.header.file.path == roots[0][1] for file in saved.files):
+        raise ArgumentError(
+            f"{url} was saved of a collection that was named by its file, not by the folder of it; say where the file "
+            "is (embeddings_folder=)"
         )
     names = saved.columns.meta if meta_columns is None else tuple(meta_columns)
     if missing := [name for name in names if name not in saved.columns.meta]:

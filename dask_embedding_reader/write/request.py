@@ -82,7 +82,7 @@ def make_settings(
     layout = get_format(request.file_format)
     if layout.vectors.suffix_for(dtype) is None:
         # No other dtype that complex numbers can be cast to is one that these files hold.
-        give = "" if dtype.kind == "c" else "give dtype=, or "
+        give = "" if stored.kind == "c" else "give dtype=, or "
         raise ArgumentError(f'{layout.vectors.name} files hold no vectors of {dtype}; {give}write file_format="npy"')
     if layout.metadata == "none" and has_columns:
         raise ArgumentError(

@@ -847,3 +847,12 @@ def test_a_manifest_that_lies_elsewhere_than_its_files_needs_to_be_told_where_th
         EmbeddingReader.from_manifest(tmp_path / "saved.embeddings").to_dask_array().compute()
     reader = EmbeddingReader.from_manifest(tmp_path / "saved.embeddings", tmp_path / "data")
     np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)
+
+
+def test_a_manifest_of_a_file_that_was_named_itself_needs_to_be_told_where_it_is(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    EmbeddingReader(tmp_path / "0.npy").save_manifest(tmp_path / "saved.embeddings")
+    with pytest.raises(ArgumentError, match=r"saved\.embeddings was saved .* by its file.* \(embeddings_folder=\)"):
+        EmbeddingReader.from_manifest(tmp_path / "saved.embeddings")
+    reader = EmbeddingReader.from_manifest(tmp_path / "saved.embeddings", tmp_path / "0.npy")
+    np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)

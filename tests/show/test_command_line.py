@@ -396,6 +396,21 @@ def test_norms_neither_overflow_nor_vanish(run: Run, tmp_path: Path) -> None:
     assert norms["std"] is None, "the squares of these do overflow"
 
 
+def test_norms_at_the_end_of_float64(run: Run, tmp_path: Path) -> None:
+    largest = np.finfo(np.float64).max
+    np.save(tmp_path / "0.npy", np.array([[largest, 0], [largest / 2, 0], [largest / 2, 0]]))
+    code, out, err = run("stats", tmp_path, "--json", "-q")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["norms"]["mean"] == pytest.approx(largest * (2 / 3)), "their sum is infinite"
+    assert "norms         8.98847e+307 to 1.79769e+308, mean 1.19846e+308\n" in run("stats", tmp_path, "-q")[1]
+    np.save(tmp_path / "1.npy", np.array([[largest, largest]]))
+    code, out, err = run("stats", tmp_path, "-q")
+    assert (code, err) == (0, "")
+    assert "norms         8.98847e+307 to beyond float64, mean beyond float64\n" in out
+    norms = json.loads(run("stats", tmp_path, "--json", "-q")[1])["norms"]
+    assert norms == {"min": largest / 2, "max": None, "mean": None, "std": None}
+
+
 def test_duplicates_of_more_rows_than_are_remembered_are_estimated(tmp_path: Path) -> None:
     distinct = np.random.default_rng(2).standard_normal((10_000, 2))
     np.save(tmp_path / "0.npy", np.concatenate([distinct, distinct]))
