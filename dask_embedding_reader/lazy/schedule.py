@@ -86,9 +86,9 @@ def make_graph(array: da.Array, frame: Any, frame_rows: Sequence[int]) -> tuple[
         keys += partitions
     if any(isinstance(key, str) and key.startswith(P2P_BARRIER) for key in tasks):
         raise ArgumentError(
-            "array or frame come from a Dask DataFrame that is sorted, shuffled or merged by P2P, as Dask does it on a "
-            "cluster: that cannot be computed batch by batch. Call persist() on it first, or have tasks do it, with "
-            'dask.config.set({"dataframe.shuffle.method": "tasks"})'
+            "array or frame are sorted, shuffled, merged or rechunked by P2P, as Dask does it on a cluster: that "
+            "cannot be computed batch by batch. Call persist() on it first, or have tasks do it: make it under "
+            'dask.config.set({"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"})'
         )
     units.sort(key=lambda unit: unit.start)
     # A plain dictionary, so that Dask only joins chains of tasks and moves slices into reads. With its layers Dask

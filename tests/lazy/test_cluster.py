@@ -176,6 +176,14 @@ def test_an_array_that_workers_would_rechunk_by_p2p(client: Client) -> None:
     np.testing.assert_array_equal(np.concatenate(batches), rows * 2 + 1)
     backwards = [batch for batch, _ in iter_batches(array[::-1], batch_size=11)]
     np.testing.assert_array_equal(np.concatenate(backwards), rows[::-1] * 2 + 1)
+    # Of these Dask does not tell any longer which tasks rechunk.
+    for told in (optimize(array)[0], da.Array(dict(array.dask), array.name, array.chunks, array.dtype)):
+        with pytest.raises(
+            ArgumentError, match=r"rechunked by P2P.*Call persist\(\).*\"array.rechunk.method\": \"tasks\""
+        ):
+            next(iter_batches(told, batch_size=11))
+    persisted = [batch for batch, _ in iter_batches(array.persist(), batch_size=11)]
+    np.testing.assert_array_equal(np.concatenate(persisted), rows * 2 + 1)
 
 
 @pytest.mark.parametrize("change", ["sort_values", "shuffle"])
