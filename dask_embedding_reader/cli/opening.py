@@ -237,7 +237,7 @@ def _parse(text: str, kind: pa.DataType) -> Any:
     if pa.types.is_string(kind):
         return text
     if pa.types.is_integer(kind) and re.fullmatch(r"[+-]?\d+", text):
-        return int(text)  # of any size: a column of int8 is compared with 300, too
+        return int(text)  # as it is: a column of int8 is compared with 300, too
     try:
         return pa.scalar(text).cast(pa.float64() if pa.types.is_integer(kind) else kind).as_py()
     except pa.ArrowException as error:

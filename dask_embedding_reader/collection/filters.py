@@ -262,9 +262,9 @@ def _compare(table: pa.Table, name: str, operator: str, value: Any) -> Any:
         if operator in _COMPARISONS:
             if value is None:
                 return pa.nulls(len(column), pa.bool_())
-            if pa.types.is_null(column.type):
-                column = column.cast(pa.scalar(value).type)
             scalar = pa.scalar(value, _type_of(column, [value]))
+            if pa.types.is_null(column.type):
+                column = column.cast(scalar.type)
             if isinstance(value, str) and pa.types.is_temporal(column.type):  # as pandas and a set of values have it
                 scalar = scalar.cast(column.type)
             return _COMPARISONS[operator](column, scalar)
