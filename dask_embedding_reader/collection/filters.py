@@ -326,7 +326,12 @@ def _items(values: Any) -> list[Any]:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column as a type that has functions: dictionaries, views of strings and half floats have few."""
+    """Return a column as a type that has functions: dictionaries, views of strings and half floats have few.
+
+    Types of other libraries have none; they are known as such only where these are imported.
+    """
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.cast(column.type.storage_type)
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
