@@ -238,7 +238,7 @@ def _parse(text: str, kind: pa.DataType) -> Any:
     if pa.types.is_string(kind):
         return text
     if pa.types.is_integer(kind) and re.fullmatch(r"[+-]?\d+", text):
-        return int(text)  # of any size: a column of int8 is compared with 300, too
+        return int(text)  # as it is: a column of int8 is compared with 300, too
     try:
         value = pa.scalar(text).cast(pa.float64() if pa.types.is_integer(kind) else kind).as_py()
         # Beyond what the column can hold is not infinite: `f <= 1e39` is not true of infinity.

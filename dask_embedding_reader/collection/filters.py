@@ -262,9 +262,9 @@ def _compare(table: pa.Table, name: str, operator: str, value: Any) -> Any:
         if operator in _COMPARISONS:
             if value is None:
                 return pa.nulls(len(column), pa.bool_())
-            if pa.types.is_null(column.type):
-                column = column.cast(pa.scalar(value).type)
             scalar = pa.scalar(value, _type_of(column, [value]))
+            if pa.types.is_null(column.type):
+                column = column.cast(scalar.type)
             if isinstance(value, str) and pa.types.is_temporal(column.type):  # as pandas and a set of values have it
                 scalar = scalar.cast(column.type)
             return _COMPARISONS[operator](column, scalar)
@@ -326,7 +326,12 @@ def _items(values: Any) -> list[Any]:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column as a type that has functions: dictionaries, views of strings and half floats have few."""
+    """Return a column as a type that has functions: dictionaries, views of strings and half floats have few.
+
+    Types of other libraries have none; they are known as such only where these are imported.
+    """
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.cast(column.type.storage_type)
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)

@@ -34,7 +34,7 @@ def type_of_items(
     ArgumentError
         If the dtype is not told, or told twice.
     """
-    kind, where = field.type, f"{url}: column {field.name!r}"
+    kind, where = _stored(field.type), f"{url}: column {field.name!r}"
     if pa.types.is_fixed_size_binary(kind):
         dtype = _binary_dtype(f"{where} is binary of {kind.byte_width} bytes", columns)
         return dtype, binary_dimension(f"{where} is binary of {kind.byte_width} bytes", kind.byte_width, dtype)
@@ -67,8 +67,7 @@ def type_of_items(
     if isinstance(kind, pa.FixedShapeTensorType):
         dimension = math.prod(kind.shape)
     else:
-        stored = _stored(kind)
-        dimension = stored.list_size if pa.types.is_fixed_size_list(stored) and not is_nested(stored) else None
+        dimension = kind.list_size if pa.types.is_fixed_size_list(kind) and not is_nested(kind) else None
     return np.dtype(item.to_pandas_dtype()), dimension
 
 
@@ -139,9 +138,10 @@ def is_nested(kind: pa.DataType) -> bool:
 def _stored(kind: pa.DataType) -> pa.DataType:
     """Return the type that values are stored as.
 
-    Types of other libraries (``Array2D`` of datasets) are known as such only where these are imported.
+    Types of other libraries (``Array2D`` of datasets) are known as such only where these are imported. Those of Arrow
+    itself, tensors and UUIDs, say what they are.
     """
-    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    return kind.storage_type if isinstance(kind, pa.ExtensionType) else kind
 
 
 def _is_any_list(kind: pa.DataType) -> bool:
@@ -159,12 +159,13 @@ def _is_view(kind: pa.DataType) -> bool:
 
 def is_binary(kind: pa.DataType) -> bool:
     """Tell whether a type is that of bytes that tell their lengths."""
+    kind = _stored(kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) or str(kind) == "binary_view"
 
 
 def is_bytes(kind: pa.DataType) -> bool:
     """Tell whether a type is that of bytes, of one length or of many."""
-    return is_binary(kind) or bool(pa.types.is_fixed_size_binary(kind))
+    return is_binary(kind) or bool(pa.types.is_fixed_size_binary(_stored(kind)))
 
 
 def _binary_dtype(where: str, columns: Columns) -> np.dtype[Any]:

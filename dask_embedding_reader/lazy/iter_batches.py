@@ -75,7 +75,8 @@ def iter_batches(
     ------
     ArgumentError, ArgumentTypeError
         At the call, if an argument makes no sense; at the first batch, if Dask sorts, shuffles or merges a frame by
-        P2P, as it does on a cluster: ``persist()`` it first.
+        P2P, as it does on a cluster, or rechunks by P2P what ``dask.optimize`` has made or a frame was made of:
+        ``persist()`` it first.
     MismatchError
         If the frame does not have the rows of the array, or has them in another order, before a wrong pair is returned.
 

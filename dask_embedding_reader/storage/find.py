@@ -462,7 +462,8 @@ def text_remedy(names: Sequence[str]) -> str:
 
 def elsewhere_remedy(name: str) -> str:
     """Say how to open a file that is read by other means, by its name; nothing where it is none of these."""
-    name = re.sub(r"\.zarr/.*", ".zarr", name.lower())  # its chunks are files that are called by numbers
+    # The chunks of zarr are files that are called by numbers (0/0, 0.0, c.0.0); files of other names may be anything.
+    name = re.sub(r"\.zarr/(?:.*/)?(?:c\.)?[0-9.]+$", ".zarr", name.lower())
     return next((remedy for suffixes, remedy in _ELSEWHERE.items() if name.endswith(suffixes)), "")
 
 

@@ -191,6 +191,7 @@ PICKLED = r"pickled Python, which is not loaded .* where you trust it"
         ("v.h5", r"da\.from_array\(h5py\.File\(path\)"),
         ("v.hdf5", r"da\.from_array\(h5py\.File\(path\)"),
         ("v.zarr/c/0/0", r"da\.from_zarr\(path\)"),
+        ("v.zarr/0.0", r"da\.from_zarr\(path\)"),
         ("v.lance", r"lance\.dataset\(path\)\.to_batches\(\)"),
         ("v.faiss", r"faiss\.read_index\(path\)\.reconstruct_n\(\)"),
         ("v.index", r"faiss\.read_index\(path\)\.reconstruct_n\(\)"),
@@ -206,6 +207,13 @@ def test_files_that_are_read_by_other_means_are_told_these(tmp_path: Path, name:
         EmbeddingReader(tmp_path)
     with pytest.raises(FormatError, match=f"{name}: .*{remedy}"):
         EmbeddingReader(tmp_path / name)
+
+
+def test_a_file_in_a_folder_of_zarr_that_is_no_chunk_is_read(tmp_path: Path) -> None:
+    (tmp_path / "v.zarr").mkdir()
+    np.save(tmp_path / "v.npy", np.ones((2, 3)))
+    path = (tmp_path / "v.npy").rename(tmp_path / "v.zarr" / "part-a")
+    assert EmbeddingReader(path).count == 2
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])

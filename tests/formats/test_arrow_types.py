@@ -407,11 +407,23 @@ class Matrix(pa.ExtensionType):  # type: ignore[misc]
         return cls(storage_type)
 
 
-@pytest.mark.parametrize("kind", [VECTOR_IN_LIST, pa.list_(pa.float32()), pa.list_(pa.float32(), 2)], ids=str)
-def test_vectors_of_types_that_python_defines_are_read_as_they_are_stored(tmp_path: Path, kind: pa.DataType) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [VECTOR_IN_LIST, pa.list_(pa.float32()), pa.list_(pa.float32(), 2), pa.binary(), pa.large_binary(), pa.binary(8)],
+    ids=str,
+)
+def test_columns_of_types_that_python_defines_are_read_as_they_are_stored(tmp_path: Path, kind: pa.DataType) -> None:
     rows = [[1.5, 2.0], [3.0, -4.0]]
-    storage = pa.array([[row] for row in rows] if kind == VECTOR_IN_LIST else rows, kind)
-    table = pa.table({"ids": [1, 2], "v": extension(Matrix(kind), storage)})
+    is_bytes = "binary" in str(kind)
+    given = [[row] if kind == VECTOR_IN_LIST else np.array(row, "f4").tobytes() if is_bytes else row for row in rows]
+    ids, words = pa.array([1, 2]), pa.array(["a", "b"])
+    table = pa.table(
+        {
+            "ids": extension(Matrix(ids.type), ids),
+            "words": extension(Matrix(words.type), words),
+            "v": extension(Matrix(kind), pa.array(given, kind)),
+        }
+    )
     for is_known in (False, True):
         if is_known:
             pa.register_extension_type(Matrix())
@@ -420,8 +432,12 @@ def test_vectors_of_types_that_python_defines_are_read_as_they_are_stored(tmp_pa
             pq.write_table(table, tmp_path / f"{is_known}.parquet")
             pyarrow.feather.write_feather(table, tmp_path / f"{is_known}.arrow", "uncompressed")
             for suffix in ("parquet", "arrow"):
-                reader = EmbeddingReader(tmp_path / f"{is_known}.{suffix}", meta_columns="*")
-                assert (reader.to_dask_array().compute().tolist(), list(reader.columns)) == (rows, ["ids"])
+                dtype = "float32" if is_bytes else None
+                path = tmp_path / f"{is_known}.{suffix}"
+                reader = EmbeddingReader(path, embedding_column="v", embedding_dtype=dtype, meta_columns="*")
+                assert (reader.to_dask_array().compute().tolist(), list(reader.columns)) == (rows, ["ids", "words"])
+                assert list(reader.filter([("ids", ">", 1)]).rows) == [1]
+                assert list(reader.filter([("words", "in", ["a", "c"])]).rows) == [0]
         finally:
             if is_known:
                 pa.unregister_extension_type("tests.matrix")

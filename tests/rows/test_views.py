@@ -581,7 +581,8 @@ def test_half_floats_are_compared(tmp_path: Path) -> None:
     missing = np.arange(6) == 5
     columns = {"half": pa.array(halves, mask=missing), "float": pa.array(halves.astype(np.float32), mask=missing)}
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(6, np.float32)), 1)
-    pq.write_table(pa.table({"embedding": vectors, **columns}), tmp_path / "0.parquet", row_group_size=2)
+    table = pa.table({"embedding": vectors, "nothing": pa.nulls(6), **columns})
+    pq.write_table(table, tmp_path / "0.parquet", row_group_size=2)
     reader = EmbeddingReader(tmp_path)
     tenth = np.float16(0.1)
     for name in columns:
@@ -591,6 +592,8 @@ def test_half_floats_are_compared(tmp_path: Path) -> None:
             ("not in", {tenth, 5}, [0, 1, 3, 4]),
         ]:  # fmt: skip
             assert list(reader.filter([(name, operator, value)]).rows) == rows, (name, operator, value)
+    for operator, value in (("==", tenth), ("<", tenth), ("in", [tenth]), ("not in", [tenth])):
+        assert list(reader.filter([("nothing", operator, value)]).rows) == []
 
 
 def test_readers_without_columns_say_how_to_open_them(tmp_path: Path) -> None:
