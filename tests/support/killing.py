@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -57,19 +58,30 @@ def content(folder: Path) -> dict[str, str]:
 
 def _count_steps(limit: int) -> list[int]:
     """Kill this process before the step of that number; return where steps are counted."""
-    steps = [0]
+    steps, making, plain_mkdir = [0], threading.Lock(), os.mkdir
+
+    def step() -> None:
+        steps[0] += 1
+        if steps[0] == limit:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def counted(change: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            steps[0] += 1
-            if steps[0] == limit:
-                os.kill(os.getpid(), signal.SIGKILL)
+            step()
             return change(*args, **kwargs)
 
         return wrapper
 
-    for name in ("replace", "remove", "fsync", "rmdir", "link", "mkdir"):
+    def counted_mkdir(path: Any, *args: Any, **kwargs: Any) -> None:
+        # Of threads that try to make one folder, as chance has it, one changes something.
+        with making:
+            if not os.path.isdir(path):
+                step()
+            plain_mkdir(path, *args, **kwargs)
+
+    for name in ("replace", "remove", "fsync", "rmdir", "link"):
         setattr(os, name, counted(getattr(os, name)))
+    os.mkdir = counted_mkdir
     from dask_embedding_reader.storage import local as writing
 
     plain_open = open
@@ -78,7 +90,7 @@ def _count_steps(limit: int) -> list[int]:
         opened = plain_open(*args, **kwargs)
         if "x" in str(args[1:2]):  # half a file may be there when it comes to it
             opened.write(b"")
-            counted(lambda: None)()
+            step()
         return opened
 
     writing.open = counted_open  # type: ignore[attr-defined]
