@@ -15,6 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dask_embedding_reader._common.threads import threads_at_once
+from dask_embedding_reader.collection.comparisons import (
+    OPERATORS,
+    SET_OPERATORS,
+    exact_value,
+    make_comparison,
+)
 from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError, MismatchError
@@ -26,21 +32,9 @@ from dask_embedding_reader.formats.partitions import settled
 from dask_embedding_reader.formats.picking import open_table_picker
 from dask_embedding_reader.rows.picked import pick, pick_all
 from dask_embedding_reader.rows.selection import Int64s, Rows
-from dask_embedding_reader.storage.retries import describe
 
 Mask = npt.NDArray[np.bool_]
 Condition = tuple[str, str, Any]
-
-_COMPARISONS: dict[str, Callable[..., Any]] = {
-    "=": pc.equal,
-    "==": pc.equal,
-    "!=": pc.not_equal,
-    "<": pc.less,
-    "<=": pc.less_equal,
-    ">": pc.greater,
-    ">=": pc.greater_equal,
-}
-_OPERATORS = (*_COMPARISONS, "in", "not in")
 
 
 class _Filter(NamedTuple):
@@ -138,9 +132,11 @@ def _checked(manifest: Manifest, files: FileTable, filters: Any, columns: Any) -
     names = tuple(dict.fromkeys(name for conditions in alternatives for name, _, _ in conditions))
     _check_names(manifest, files, names)
 
+    comparisons = [[make_comparison(*one) for one in conditions] for conditions in alternatives]
+
     def mask(table: pa.Table, url: str) -> Mask:
         del url
-        masks = (reduce(pc.and_kleene, (_compare(table, *one) for one in conditions)) for conditions in alternatives)
+        masks = (reduce(pc.and_kleene, (compare(table) for compare in all_of)) for all_of in comparisons)
         return _true(reduce(pc.or_kleene, masks))
 
     # What cannot be compared is refused now, though no row may ever be looked at.
@@ -164,11 +160,9 @@ def _is_told(name: str, operator: str, value: Any) -> bool:
     """Tell whether statistics, which know of no NaN and of one zero, know all values that satisfy a condition."""
     del name
     if operator in ("!=", "not in"):  # NaN is unlike any number
-        values = _items(value) if operator == "not in" else [value]
+        values = value if operator == "not in" else [value]
         return all(isinstance(one, str) for one in values)
-    return operator != "in" or all(
-        one < 0 or one > 0 for one in _items(value) if isinstance(one, int | float | np.number)
-    )
+    return operator != "in" or all(one < 0 or one > 0 for one in value if isinstance(one, int | float))
 
 
 def _names(columns: Any) -> tuple[str, ...]:
@@ -213,134 +207,12 @@ def _alternatives(filters: Any) -> list[list[Condition]]:
         for one in conditions:
             if not isinstance(one, tuple | list) or len(one) != 3 or not isinstance(one[0], str):
                 raise ArgumentTypeError(f"filters holds {one!r}: {expected}")
-            if one[1] not in _OPERATORS:
-                raise ArgumentError(f"{one!r}: the operator {one[1]!r} is none of {', '.join(_OPERATORS)}")
-            if one[1] in ("in", "not in") and not isinstance(one[2], _SETS):
+            if one[1] not in OPERATORS:
+                raise ArgumentError(f"{one!r}: the operator {one[1]!r} is none of {', '.join(OPERATORS)}")
+            if one[1] in SET_OPERATORS and not isinstance(one[2], _SETS):
                 raise ArgumentTypeError(f"{one!r}: the value of {one[1]!r} must be a list, tuple or set")
-        found.append([(name, operator, _exact(value)) for name, operator, value in conditions])
+        found.append([(name, operator, exact_value(value)) for name, operator, value in conditions])
     return found
-
-
-def _exact(value: Any) -> Any:
-    """Return a value, or several, with their nanoseconds: pyarrow takes the times of pandas for Python's without."""
-    if isinstance(value, pd.Series | pd.Index):
-        value = (value if value.dtype.kind == "f" else value.dropna()).tolist()  # a NaN is a number, not a null
-    if isinstance(value, list | tuple | set | frozenset):
-        return _exact_items(list(value)) if any(map(_has_nanoseconds, value)) else value
-    return _exact_items([value])[0] if _has_nanoseconds(value) else value
-
-
-def _exact_items(values: list[Any]) -> list[Any]:
-    times = pd.Index(values)
-    if times.dtype.kind in "mM":
-        return list(pa.array(times))
-    # What pandas does not hold as times of one type, Arrow refuses.
-    return [pa.array(pd.Index([one]))[0] if _has_nanoseconds(one) else one for one in values]
-
-
-def _has_nanoseconds(value: Any) -> bool:
-    if isinstance(value, pd.Timestamp):
-        return bool(value.nanosecond)
-    return isinstance(value, pd.Timedelta) and bool(value.nanoseconds)
-
-
-def _type_of(column: pa.ChunkedArray, values: Sequence[Any]) -> pa.DataType | None:
-    """Return the type as which values are compared; None for their own: that of integers ends at 2**63.
-
-    Half floats cannot be compared.
-    """
-    if any(isinstance(value, np.float16) for value in values):
-        return pa.float64()
-    are_natural = all(type(value) is int and value >= 0 for value in values)
-    return column.type if pa.types.is_uint64(column.type) and are_natural else None
-
-
-def _compare(table: pa.Table, name: str, operator: str, value: Any) -> Any:
-    """Compare a column with a value: true, false, or null where the column is null."""
-    column = _plain(table.column(name))
-    try:
-        if operator in _COMPARISONS:
-            if value is None:
-                return pa.nulls(len(column), pa.bool_())
-            scalar = pa.scalar(value, _type_of(column, [value]))
-            if pa.types.is_null(column.type):
-                column = column.cast(scalar.type)
-            if isinstance(value, str) and pa.types.is_temporal(column.type):  # as pandas and a set of values have it
-                scalar = scalar.cast(column.type)
-            return _COMPARISONS[operator](column, scalar)
-        if pa.types.is_null(column.type):
-            return pa.nulls(len(column), pa.bool_())
-        items = [item for item in _items(value) if item is not None]
-        values = _held(pa.array(items, _type_of(column, items)), column.type)
-        if pa.types.is_floating(column.type):  # two zeros are equal, but not found as each other
-            zero = pa.scalar(0, column.type)
-            column, values = pc.add(column, zero), pc.add(values, zero)
-        found = pc.is_in(column, value_set=values, skip_nulls=True)
-        return pc.if_else(pc.is_null(column), None, found if operator == "in" else pc.invert(found))
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise ArgumentError(
-            f"the column {name!r} is {column.type}, which cannot be compared with {_short(value)} ({operator}): "
-            f"{describe(error)}{_remedy(column.type)}"
-        ) from error
-
-
-def _short(value: Any) -> str:
-    """Write out a value, or the first of many."""
-    text = repr(value)
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
-
-
-_MOST_SHOWN = 200  # characters
-
-
-def _remedy(kind: pa.DataType) -> str:
-    if not pa.types.is_timestamp(kind):
-        return ""
-    return f"; give a pandas.Timestamp with {'a' if kind.tz else 'no'} time zone"
-
-
-def _held(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Return those of some values that a type holds exactly: a column of it has no others."""
-    if not len(values) or values.type == kind:
-        return values.cast(kind)  # a set of no values has no type of its own
-    if pa.types.is_integer(kind) and pa.types.is_floating(values.type):
-        values = values.filter(pc.is_finite(values))
-    found = values.cast(kind, safe=False)
-    try:
-        same = pc.equal(found, values)
-    except pa.ArrowException:
-        if pa.types.is_timestamp(kind) and pa.types.is_timestamp(values.type):  # one has a time zone, one has none
-            raise
-        return values.cast(kind)  # they are not compared with columns of this type, but may be read as such: text
-    if pa.types.is_floating(kind) and pa.types.is_floating(values.type):
-        same = pc.or_(same, pc.is_nan(values))
-    return found.filter(same)
-
-
-def _items(values: Any) -> list[Any]:
-    if not isinstance(values, np.ndarray):
-        return list(values)
-    # Of times that Python's own cannot hold, numpy makes integers.
-    is_fine = values.dtype.kind in "mM" and np.datetime_data(values.dtype)[0] in ("ns", "ps", "fs", "as")
-    return list(pa.array(values)) if is_fine else values.tolist()
-
-
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column as a type that has functions: dictionaries, views of strings and half floats have few.
-
-    Types of other libraries have none; they are known as such only where these are imported.
-    """
-    if isinstance(column.type, pa.BaseExtensionType):
-        column = column.cast(column.type.storage_type)
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
-        kind = kind.value_type
-    if str(kind) == "string_view":
-        return column.cast(pa.large_string())
-    if pa.types.is_float16(kind):
-        return column.cast(pa.float32())
-    return column
 
 
 def _true(mask: Any) -> Mask:

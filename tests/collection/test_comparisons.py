@@ -1,0 +1,138 @@
+"""Numbers are compared for what they are worth: as Python compares them, whatever types hold them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader.collection import comparisons
+from dask_embedding_reader.collection.comparisons import exact_value, make_comparison
+
+COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "in": lambda one, values: any(one == value or (one != one and value != value) for value in values),
+    "not in": lambda one, values: not COMPARE["in"](one, values),
+}
+INTEGERS = [pa.int8(), pa.uint8(), pa.int32(), pa.int64(), pa.uint64()]
+FLOATS = [pa.float16(), pa.float32(), pa.float64()]
+EDGES = [0, 2**7, 2**8, 2**11, 2**24, 2**31, 2**53, 2**63, 2**64, 10**40, 10**400]
+"""Where types end, or hold each integer no longer."""
+
+
+def integers() -> st.SearchStrategy[int]:
+    return st.builds(lambda edge, near, sign: sign * edge + near, st.sampled_from(EDGES), st.integers(-2, 2), SIGNS)
+
+
+SIGNS = st.sampled_from([-1, 1])
+NUMBERS = st.one_of(
+    integers(),
+    st.floats(),
+    integers().filter(lambda number: abs(number) < 10**300).map(float),
+    st.floats(width=32).map(np.float32),
+    st.floats(width=16).map(np.float16),
+    st.integers(0, 2**64 - 1).map(np.uint64),
+    st.integers(-(2**63), 2**63 - 1).map(np.int64),
+)
+
+
+def _as_type(number: float, kind: pa.DataType) -> Any:
+    with np.errstate(over="ignore"):
+        return kind.to_pandas_dtype()(number)
+
+
+@st.composite
+def columns(draw: st.DrawFn) -> pa.Array:
+    """A column of numbers and nulls."""
+    kind = draw(st.sampled_from(INTEGERS + FLOATS))
+    if kind in INTEGERS:
+        bounds = np.iinfo(kind.to_pandas_dtype())
+        values: Any = integers().map(lambda number: min(max(number, int(bounds.min)), int(bounds.max)))
+    else:
+        values = st.one_of(st.floats(width=32), integers().filter(lambda number: abs(number) < 10**300).map(float))
+        values = values.map(lambda number: _as_type(number, kind))
+    return pa.array(draw(st.lists(st.none() | values, min_size=1, max_size=6)), kind, from_pandas=False)
+
+
+def satisfying(column: pa.Array, compare: str, value: Any) -> list[bool | None]:
+    """Compare as Python does."""
+
+    def plain(one: Any) -> Any:
+        return one.item() if isinstance(one, np.generic) else one
+
+    value = [plain(one) for one in value] if isinstance(value, list) else plain(value)
+    return [None if one is None else COMPARE[compare](plain(one), value) for one in column.to_pylist()]
+
+
+@given(column=columns(), compare=st.sampled_from(sorted(COMPARE)), values=st.lists(NUMBERS, min_size=1, max_size=3))
+def test_numbers_are_compared_as_python_compares_them(column: pa.Array, compare: str, values: list[Any]) -> None:
+    value = values if compare.endswith("in") else values[0]
+    table = pa.table({"c": column})
+    assert make_comparison("c", compare, exact_value(value))(table).to_pylist() == satisfying(column, compare, value)
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> tuple[EmbeddingReader, dict[str, pa.Array]]:
+    """Columns of all types, a row group a row, of which statistics tell all there is to know."""
+    there = {str(kind): [*range(3), int(np.iinfo(kind.to_pandas_dtype()).max)] for kind in INTEGERS}
+    there["int64"] = [2**53, 2**53 + 1, -5, 2**62 + 1]
+    floats = [1.5, 2.0**24, 2.0**60, -0.5]
+    given = {name: pa.array([*values, None], name) for name, values in there.items()}
+    given |= {str(kind): pa.array([*floats, None], kind) for kind in FLOATS[1:]}
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(5, np.float32)), 1)
+    path = tmp_path_factory.mktemp("numbers") / "0.parquet"
+    pq.write_table(pa.table({"embedding": vectors, **given}), path, row_group_size=1)
+    return EmbeddingReader(path), given
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        0.5, -1, -1.5, 300, 2**24 + 1, 20_000_000, 2.0**53, 2**53 + 1, 0.1 * 2**63, 2**63 - 1, 2**64 - 1, 2**70,
+        10**400, float("inf"), float("-inf"), float("nan"), np.float16(1.5), np.float32(0.1), np.int64(2**53 + 1),
+        np.uint64(2), np.uint64(2**64 - 1),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_statistics_rule_out_no_number_that_satisfies_a_comparison(
+    numbers: tuple[EmbeddingReader, dict[str, pa.Array]], value: Any
+) -> None:
+    reader, there = numbers
+    for name, column in there.items():
+        for compare in COMPARE:
+            for one in ([value], [value, 1], [value, 1.5]) if compare.endswith("in") else (value,):
+                expected = np.flatnonzero([told is True for told in satisfying(column, compare, one)]).tolist()
+                assert list(reader.filter([(name, compare, one)]).rows) == expected, (name, compare, one)
+
+
+def test_a_set_is_made_ready_once_for_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be thousands of files, and millions of values."""
+    for number in range(6):
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2, np.float32)), 1)
+        pq.write_table(pa.table({"embedding": vectors, "id": [number, 100]}), tmp_path / f"{number}.parquet")
+    made: list[pa.DataType] = []
+    held_numbers = comparisons._held_numbers
+
+    def counted(numbers: list[Any], kind: pa.DataType) -> pa.Array:
+        made.append(kind)
+        return held_numbers(numbers, kind)
+
+    monkeypatch.setattr(comparisons, "_held_numbers", counted)
+    found = EmbeddingReader(tmp_path).filter([("id", "in", np.arange(2, 50))])
+    assert list(found.rows) == [4, 6, 8, 10]
+    assert made == [pa.int64()]
