@@ -25,6 +25,7 @@ from dask_embedding_reader.errors import CastError, DestinationError, NoFilesErr
 from dask_embedding_reader.storage.find import MANIFEST_NAME, Finder
 from dask_embedding_reader.storage.put import get_file, move_file
 from dask_embedding_reader.write import destination
+from dask_embedding_reader.write.claim import Claim
 from dask_embedding_reader.write.notes import Job
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="killing a writer takes fork()")
@@ -290,6 +291,28 @@ def test_other_data_is_never_mixed_in(tmp_path: Path, what: str) -> None:
     other(overwrite=True)
     rows = EmbeddingReader(tmp_path).to_dask_array().compute()
     np.testing.assert_array_equal(rows, ROWS[:10] if what == "shorter" else ROWS + (what == "rows"))
+
+
+def test_a_record_does_not_tell_of_a_file_that_took_the_place_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other rows, in files of the same size, were stopped before the record of the first one."""
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(interrupted(1), tmp_path, rows_per_file=5)
+    put = Claim.put
+
+    def stop(held: Claim, path: str, data: bytes) -> None:
+        if "/done/" in path:
+            raise KeyboardInterrupt
+        put(held, path, data)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Claim, "put", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_embeddings(whole(shift=1), tmp_path, rows_per_file=5, overwrite=True)
+    write_embeddings(whole(), tmp_path, rows_per_file=5)
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), ROWS)
+    assert verify_embeddings(tmp_path).empty
 
 
 @pytest.mark.parametrize("is_lazy", [False, True])
