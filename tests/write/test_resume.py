@@ -481,3 +481,13 @@ def test_longer_batches_that_are_refused_leave_what_is_complete(tmp_path: Path) 
     with pytest.raises(DestinationError, match="with other values"):
         write_embeddings(iter([(rows, None)]), tmp_path, rows_per_file=5)
     np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), rows[:3])
+
+
+def test_fewer_batches_do_not_remove_the_last_file_of_a_collection_that_lost_another_one(tmp_path: Path) -> None:
+    write_embeddings(whole(), tmp_path, rows_per_file=5)
+    os.remove(tmp_path / "00000001.npy")
+    with pytest.raises(DestinationError, match="4 files written before, 3 now: this is other data"):
+        write_embeddings(list(whole())[:3], tmp_path, rows_per_file=5)
+    np.testing.assert_array_equal(np.load(tmp_path / "00000003.npy"), ROWS[15:])
+    write_embeddings(whole(), tmp_path, rows_per_file=5)
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), ROWS)
