@@ -624,6 +624,15 @@ def test_who_cannot_take_over_leaves_no_claim(tmp_path: Path, monkeypatch: pytes
     assert not os.path.exists(folder)
 
 
+def test_who_cannot_read_another_claim_leaves_none_itself(tmp_path: Path) -> None:
+    """It would keep off all other processes for as long as this one lives, once the damaged one is removed."""
+    store, folder = resolve(tmp_path / "_writing")
+    put_file(store, f"{folder}/writer-00000002.json", b"no claim")
+    with pytest.raises(DestinationError, match=r"writer-00000002.json: this claim of a writer cannot be read"):
+        claim.take(store, folder, "a" * 32)
+    assert os.listdir(folder) == ["writer-00000002.json"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The folder
 
