@@ -73,6 +73,8 @@ def test_a_chunk_that_is_not_as_told_is_named_by_its_first_row(tmp_path: Path, n
             rf"was computed with the shape \({count - 1}, 3\), the array tells \({count}, 3\); g",
         ),
         (lambda chunk: np.ma.masked_array(chunk, chunk >= 0), "has masked values"),
+        (lambda chunk: chunk * 1j, r"was computed as complex64, the array tells float32; give map_blocks .* dtype="),
+        (lambda chunk: chunk.astype("S4"), r"was computed as \|S4, the array tells float32"),
     ):
         with (
             dask.config.set(scheduler="synchronous"),

@@ -565,6 +565,14 @@ def test_integers_with_a_stated_scale(tmp_path: Path) -> None:
         write_embeddings(np.array([[1, 2], [3, 128]]), tmp_path / "c", dtype="int8")
 
 
+def test_integers_that_are_told_and_computed_as_fractions_are_not_cut_off(tmp_path: Path) -> None:
+    array = da.from_array(np.arange(6, dtype="int8").reshape(3, 2)).map_blocks(lambda block: block / 2, dtype="int8")
+    with pytest.raises(
+        MismatchError, match=r"rows from 0 on was computed as float.*, the array tells int8; give map_b"
+    ):
+        write_embeddings(array, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
