@@ -49,6 +49,8 @@ def cast_into(out: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
 def outside(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[np.bool_]:
     """Tell which values an integer dtype cannot hold; NaN, which compares false, is one of them."""
     limits = np.iinfo(dtype)
+    if values.dtype.kind == "f":  # no float is the greatest integer of 64 bits: comparing makes it the next one
+        return ~((values >= float(limits.min)) & (values < float(limits.max + 1)))
     return ~((values >= limits.min) & (values <= limits.max))
 
 

@@ -304,7 +304,13 @@ def _claim(store: Store, folder: str, job: str) -> tuple[Claim, list[_Found]]:
     claim = Claim(store, folder, job, 1)
     for _ in range(_ATTEMPTS):
         is_new = create_file(store, claim.path, _content(job))
-        found = _find_claims(store, folder)
+        try:
+            found = _find_claims(store, folder)
+        except EmbeddingReaderError:
+            if is_new:  # of a process that goes on, it would keep others off
+                with suppress(WriteError):
+                    remove_files(store, [claim.path])
+            raise
         own = [other for other in found if other.job == job]
         others = [other for other in found if other.job != job]
         living = [other for other in others if other.is_alive]

@@ -308,6 +308,8 @@ def write_part(destination: Destination, part: Part, known: Record | None = None
                 f"{folder.shown}: rows {part.first_row:,} to {part.first_row + record.rows:,} were written before with "
                 "other values: this is other data; name another folder, or pass overwrite=True to replace it"
             )
+        # The new files are as long as the old ones: what is killed before the new record must not find the old one.
+        destination.claim.remove([folder.at(_record_name(part.number))])
     record = record._replace(
         files={name: _put_data(destination, destination.place + name, content) for name, content in contents.items()}
     )

@@ -181,6 +181,7 @@ def _graph(
             destination,
             number,
             start,
+            array.dtype,
             tuple(cut[1:] for cut in own_chunks),
             tuple(cut[1:] for cut in own_partitions),
             numbers and numbers.cut(start, stop),
@@ -201,6 +202,8 @@ class _WritePart(NamedTuple):
     """Which part."""
     first_row: int
     """Its first row in the array."""
+    dtype: np.dtype[Any]
+    """What the array tells that its chunks are."""
     chunk_cuts: tuple[tuple[int, int, int], ...]
     """Which rows of each chunk, and how many it has to have."""
     partition_cuts: tuple[tuple[int, int, int], ...]
@@ -225,6 +228,11 @@ class _WritePart(NamedTuple):
                 raise MismatchError(
                     f"a chunk of the rows from {first_row - a:,} on was computed with the shape {computed.shape}, the "
                     f"array tells {told}; give map_blocks the right chunks="
+                )
+            if not np.can_cast(computed.dtype, self.dtype, "same_kind"):
+                raise MismatchError(
+                    f"a chunk of the rows from {first_row - a:,} on was computed as {computed.dtype}, the array tells "
+                    f"{self.dtype}; give map_blocks the right dtype="
                 )
             rows.append(computed[a:b])
             first_row += b - a

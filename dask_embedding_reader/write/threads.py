@@ -64,9 +64,11 @@ def write_source(source: PartSource, prepared: Prepared, request: Request) -> No
         pool.shutdown()  # what has been read is written, though it may be for another run to go on from
         parts.close()
         progress.close()
-    if len(known) > len(records) and not request.overwrite:
+    # By the last number: of what is there, one in the middle may have gone.
+    before = 1 + max(known, default=-1)
+    if before > len(records) and not request.overwrite:
         raise DestinationError(
-            f"{request.folder.shown}: {counted(len(known), 'file')} written before, "
+            f"{request.folder.shown}: {counted(before, 'file')} written before, "
             f"{len(records):,} now: this is other "
             "data; name another folder, or pass overwrite=True to replace it"
         )

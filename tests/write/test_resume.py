@@ -25,6 +25,7 @@ from dask_embedding_reader.errors import CastError, DestinationError, NoFilesErr
 from dask_embedding_reader.storage.find import MANIFEST_NAME, Finder
 from dask_embedding_reader.storage.put import get_file, move_file
 from dask_embedding_reader.write import destination
+from dask_embedding_reader.write.claim import Claim
 from dask_embedding_reader.write.notes import Job
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="killing a writer takes fork()")
@@ -292,6 +293,28 @@ def test_other_data_is_never_mixed_in(tmp_path: Path, what: str) -> None:
     np.testing.assert_array_equal(rows, ROWS[:10] if what == "shorter" else ROWS + (what == "rows"))
 
 
+def test_a_record_does_not_tell_of_a_file_that_took_the_place_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other rows, in files of the same size, were stopped before the record of the first one."""
+    with pytest.raises(KeyboardInterrupt):
+        write_embeddings(interrupted(1), tmp_path, rows_per_file=5)
+    put = Claim.put
+
+    def stop(held: Claim, path: str, data: bytes) -> None:
+        if "/done/" in path:
+            raise KeyboardInterrupt
+        put(held, path, data)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Claim, "put", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_embeddings(whole(shift=1), tmp_path, rows_per_file=5, overwrite=True)
+    write_embeddings(whole(), tmp_path, rows_per_file=5)
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), ROWS)
+    assert verify_embeddings(tmp_path).empty
+
+
 @pytest.mark.parametrize("is_lazy", [False, True])
 def test_what_ended_before_its_first_file_is_in_nobodys_way(tmp_path: Path, is_lazy: bool) -> None:
     """A cast that is refused advises another dtype: with that it goes."""
@@ -458,3 +481,13 @@ def test_longer_batches_that_are_refused_leave_what_is_complete(tmp_path: Path) 
     with pytest.raises(DestinationError, match="with other values"):
         write_embeddings(iter([(rows, None)]), tmp_path, rows_per_file=5)
     np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), rows[:3])
+
+
+def test_fewer_batches_do_not_remove_the_last_file_of_a_collection_that_lost_another_one(tmp_path: Path) -> None:
+    write_embeddings(whole(), tmp_path, rows_per_file=5)
+    os.remove(tmp_path / "00000001.npy")
+    with pytest.raises(DestinationError, match="4 files written before, 3 now: this is other data"):
+        write_embeddings(list(whole())[:3], tmp_path, rows_per_file=5)
+    np.testing.assert_array_equal(np.load(tmp_path / "00000003.npy"), ROWS[15:])
+    write_embeddings(whole(), tmp_path, rows_per_file=5)
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), ROWS)

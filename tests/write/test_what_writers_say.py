@@ -73,6 +73,8 @@ def test_a_chunk_that_is_not_as_told_is_named_by_its_first_row(tmp_path: Path, n
             rf"was computed with the shape \({count - 1}, 3\), the array tells \({count}, 3\); g",
         ),
         (lambda chunk: np.ma.masked_array(chunk, chunk >= 0), "has masked values"),
+        (lambda chunk: chunk * 1j, r"was computed as complex64, the array tells float32; give map_blocks .* dtype="),
+        (lambda chunk: chunk.astype("S4"), r"was computed as \|S4, the array tells float32"),
     ):
         with (
             dask.config.set(scheduler="synchronous"),
@@ -622,6 +624,15 @@ def test_who_cannot_take_over_leaves_no_claim(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(WriteError, match="no permission"):
             claim.take(store, folder, "a" * 32)
     assert not os.path.exists(folder)
+
+
+def test_who_cannot_read_another_claim_leaves_none_itself(tmp_path: Path) -> None:
+    """It would keep off all other processes for as long as this one lives, once the damaged one is removed."""
+    store, folder = resolve(tmp_path / "_writing")
+    put_file(store, f"{folder}/writer-00000002.json", b"no claim")
+    with pytest.raises(DestinationError, match=r"writer-00000002.json: this claim of a writer cannot be read"):
+        claim.take(store, folder, "a" * 32)
+    assert os.listdir(folder) == ["writer-00000002.json"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -566,6 +566,24 @@ def test_integers_with_a_stated_scale(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("dtype", "most", "beyond"), [("int64", 2**63 - 1024, 2.0**63), ("uint64", 2**64 - 2048, 2.0**64)]
+)
+def test_the_greatest_integer_of_64_bits_is_no_float(tmp_path: Path, dtype: str, most: int, beyond: float) -> None:
+    write_embeddings(np.array([[float(most), 1.0]]), tmp_path / "most", dtype=dtype, scale=1)
+    assert np.load(tmp_path / "most/00000000.npy").tolist() == [[most, 1]]
+    with pytest.raises(CastError, match=rf"1 of 2 values cannot be stored as {dtype} with scale=1"):
+        write_embeddings(np.array([[1.0, beyond]]), tmp_path / "beyond", dtype=dtype, scale=1)
+
+
+def test_integers_that_are_told_and_computed_as_fractions_are_not_cut_off(tmp_path: Path) -> None:
+    array = da.from_array(np.arange(6, dtype="int8").reshape(3, 2)).map_blocks(lambda block: block / 2, dtype="int8")
+    with pytest.raises(
+        MismatchError, match=r"rows from 0 on was computed as float.*, the array tells int8; give map_b"
+    ):
+        write_embeddings(array, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"dtype": "int8"}, "give scale="),
