@@ -36,6 +36,9 @@ IOV_MAX = 1024  # buffers that Linux and macOS fill in one preadv call
 _CALL_NBYTES = 2**30  # bytes in one call: macOS refuses 2 GiB
 _COPY_NBYTES = 2**24  # where there is no preadv, each byte passes through new memory
 
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""What the system says of a link to nothing or to itself."""
+
 _FLUSH_NBYTES = 8 * 2**20
 """After so many bytes the disk begins to write a file: else it would idle until the file is complete."""
 
@@ -240,8 +243,17 @@ def _entries(folder: str) -> list[dict[str, Any]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Tell folders and links to them; of a link that leads to itself ``entry.is_dir()`` is an error."""
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+    """Tell folders and links to them; of a link that leads to itself ``entry.is_dir()`` is an error.
+
+    What a link leads to may be for others only. It passes for a folder: who goes into it gets the error. Taken for a
+    file it would match no pattern, and all that is in it would be missing in silence.
+    """
+    if not entry.is_symlink():
+        return entry.is_dir()
+    try:
+        return stat.S_ISDIR(os.stat(entry.path).st_mode)
+    except OSError as error:
+        return error.errno not in _NOWHERE
 
 
 def _leads_back(link: str) -> bool:
@@ -297,7 +309,7 @@ def file_info(path: str) -> ObjectInfo:
     try:
         status = os.stat(path)
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) or not stat.S_ISLNK(os.lstat(path).st_mode):
+        if error.errno not in _NOWHERE or not stat.S_ISLNK(os.lstat(path).st_mode):
             raise  # its rows would be missing, in silence
         # A link to nothing or to itself: like a file of zero bytes, which is passed over.
         return ObjectInfo(path, 0, leads_nowhere=True)

@@ -681,6 +681,27 @@ def test_links_to_nothing_are_passed_over_with_a_warning(folder: Path, pattern: 
         EmbeddingReader(folder / "gone.npy")
 
 
+@pytest.mark.parametrize("pattern", ["", "/*", "/l*", "/*/*.npy", "/**/*.npy", "/**"])
+def test_a_link_to_what_is_for_others_only_is_no_empty_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    os.symlink(plant(tmp_path / "private" / "in", {"x.npy": 9}), folder / "link", target_is_directory=True)
+
+    def refusing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: Any = ".", **options: Any) -> Any:
+            if str(path).startswith(str(folder / "link")):  # as for users who may not enter the folder that it is in
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path, **options)
+
+        return refuse
+
+    for name in ("stat", "scandir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    with pytest.raises(ReadError, match=r"cannot be listed: .*Permission denied: '[^']*/link.*check the permissions"):
+        EmbeddingReader(f"{folder}{pattern}")
+    assert numbers(f"{folder}/*.npy") == [1, 2]  # who asks for nothing in it needs no permission
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # get_file_list
 
