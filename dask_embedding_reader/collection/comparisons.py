@@ -115,9 +115,9 @@ def _with_value(operator: str, value: Any, kind: pa.DataType) -> _OnColumn:
         return lambda column: pa.nulls(len(column), pa.bool_())
     if _are_numbers([value], kind):
         return _with_number(operator, value, kind)
-    scalar = pa.scalar(value)
     if pa.types.is_null(kind):
         return lambda column: pa.nulls(len(column), pa.bool_())
+    scalar = _in_zone(pa.scalar(value), kind)
     if isinstance(value, str) and pa.types.is_temporal(kind):  # as pandas and a set of values have it
         scalar = scalar.cast(kind)
     return lambda column: compare(column, scalar)
@@ -129,7 +129,7 @@ def _in_set(operator: str, values: Any, kind: pa.DataType) -> _OnColumn:
         return lambda column: pa.nulls(len(column), pa.bool_())
     items = [item for item in values if item is not None]
     is_floating = pa.types.is_floating(kind)
-    held = _held_numbers(items, kind) if _are_numbers(items, kind) else _held(pa.array(items), _widest(kind))
+    held = _held_numbers(items, kind) if _are_numbers(items, kind) else _held_values(items, _widest(kind))
     if is_floating:  # two zeros are equal, but not found as each other
         held = pc.add(held, _ZERO)
 
@@ -144,17 +144,34 @@ def _in_set(operator: str, values: Any, kind: pa.DataType) -> _OnColumn:
 _ZERO = pa.scalar(0, pa.float64())
 
 
-def _held(values: pa.Array, kind: pa.DataType) -> pa.Array:
+def _held_values(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Return those of some values that a type holds exactly: a column of it has no others."""
-    if not len(values) or values.type == kind:
-        return values.cast(kind)  # a set of no values has no type of its own
+    # Of several types Arrow takes the first for all: dates lose the hours of times after them, and 5 becomes a day.
+    alike: dict[Any, list[Any]] = {}
+    for value in values:
+        alike.setdefault((type(value), getattr(value, "tzinfo", None) is None), []).append(value)
+    held = [_held(_in_zone(pa.array(some), kind), kind) for some in alike.values()]
+    return pa.concat_arrays(held) if held else pa.array([], kind)
+
+
+def _held(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    if values.type == kind:
+        return values
     found = values.cast(kind, safe=False)
     try:
         return found.filter(pc.equal(found, values))
     except pa.ArrowException:
-        if pa.types.is_timestamp(kind) and pa.types.is_timestamp(values.type):  # one has a time zone, one has none
+        # Not compared with columns of this type, but maybe read as such: text. Arrow would read 5 as a time, too.
+        if not any(is_kind(values.type) for is_kind in (pa.types.is_string, pa.types.is_binary, pa.types.is_decimal)):
             raise
-        return values.cast(kind)  # they are not compared with columns of this type, but may be read as such: text
+        return values.cast(kind)
+
+
+def _in_zone(times: Any, kind: pa.DataType) -> Any:
+    """Return times of another time zone, an array or one of them, in that of a type: Arrow compares no others."""
+    if not all(pa.types.is_timestamp(one) and one.tz for one in (times.type, kind)):
+        return times
+    return times.cast(pa.timestamp(times.type.unit, kind.tz))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

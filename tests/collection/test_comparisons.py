@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from dask_embedding_reader import EmbeddingReader
 from dask_embedding_reader.collection import comparisons
 from dask_embedding_reader.collection.comparisons import exact_value, make_comparison
+from dask_embedding_reader.errors import ArgumentError
 
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -136,3 +139,50 @@ def test_a_set_is_made_ready_once_for_all_files(tmp_path: Path, monkeypatch: pyt
     found = EmbeddingReader(tmp_path).filter([("id", "in", np.arange(2, 50))])
     assert list(found.rows) == [4, 6, 8, 10]
     assert made == [pa.int64()]
+
+
+DAY, NOON, UTC = dt.date(2020, 1, 1), dt.datetime(2020, 1, 1, 12), dt.timezone.utc
+
+
+def _found(column: pa.Array, compare: str, value: Any) -> list[int]:
+    told = make_comparison("c", compare, exact_value(value))(pa.table({"c": column}))
+    return np.flatnonzero(told.fill_null(False).to_numpy()).tolist()
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_dates_and_times_in_one_list_are_each_what_they_are(unit: str) -> None:
+    """Arrow takes all for dates where the first is one, and refuses dates after times."""
+    midnight = NOON.replace(hour=0)
+    times = pa.array([midnight, NOON, midnight + dt.timedelta(1), None], pa.timestamp(unit))
+    days = times.cast(pa.date32(), safe=False)
+    second = midnight + dt.timedelta(1)
+    for several in ([DAY, NOON], [NOON, DAY], [None, DAY, pd.Timestamp(NOON)], [np.datetime64(NOON), DAY]):
+        assert (_found(times, "in", several), _found(times, "not in", several)) == ([0, 1], [2])
+        assert (_found(days, "in", several), _found(days, "not in", several)) == ([0, 1], [2])
+    assert _found(days, "in", [second.date(), NOON]) == _found(days, "in", [NOON, second]) == [2]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.date32(), pa.duration("us"), pa.time64("us"), pa.bool_()])
+@pytest.mark.parametrize("values", [[5], [True, 5], [dt.date(1970, 1, 1), 5], [dt.timedelta(0), 5], [dt.time(0), 5]])
+def test_numbers_are_no_times(kind: pa.DataType, values: list[Any]) -> None:
+    """They are refused in a list as they are alone; Arrow reads 5 as five days, or microseconds, or as true."""
+    for value, compare in [(values, "in"), (values[::-1], "not in"), (5, "==")]:
+        with pytest.raises(ArgumentError, match="cannot be compared with"):
+            _found(pa.nulls(1, kind), compare, value)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Paris", "+05:30"])
+@pytest.mark.parametrize("unit", ["s", "ns"])
+def test_times_of_all_zones_are_compared(zone: str, unit: str) -> None:
+    noon = pd.Timestamp("2020-01-01 12:00", tz="UTC")
+    times = pa.array([noon + pd.Timedelta(hours=hours) for hours in range(3)], pa.timestamp(unit, zone))
+    for other in ("UTC", "Asia/Tokyo"):
+        one = (noon + pd.Timedelta(hours=1)).tz_convert(other)
+        finer = one + pd.Timedelta(1, "ns")
+        for value in (one, one.to_pydatetime()):
+            assert _found(times, "==", value) == _found(times, "in", [value]) == [1]
+            assert (_found(times, "<", value), _found(times, "not in", [value])) == ([0], [0, 2])
+        assert (_found(times, "<", finer), _found(times, "in", [finer])) == ([0, 1], [])
+    for several in ([noon, NOON], [NOON, noon]):  # the second has no zone
+        with pytest.raises(ArgumentError, match=r"give a pandas.Timestamp with a time zone$"):
+            _found(times, "in", several)
