@@ -10,6 +10,7 @@ from dask_embedding_reader.collection.saved import METADATA, MOST_FILE_NBYTES, S
 from dask_embedding_reader.errors import FileChangedError, FormatError, ReadError
 from dask_embedding_reader.formats.base import Columns, FileHeader
 from dask_embedding_reader.storage.find import EARLIER_MANIFEST_NAME, INCOMPLETE_NAME, MANIFEST_NAME
+from dask_embedding_reader.storage.names import meant_path
 from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import Store, StoredFile, shown_url
 
@@ -58,10 +59,14 @@ def saved_headers(
         If files that a manifest names have gone: the rows after them would have other numbers.
     """
     known: dict[StoredFile, FileHeader] = {}
-    listed = {(file.store, file.path) for file in files}
+    listed = {(file.store, path) for file in files for path in (file.path, meant_path(file.path))}
     for manifest, saved in manifests:
-        headers = [file.header for file in saved.files if file.header.file.path.endswith(suffixes)]
-        gone = [h.file.url for h in headers if (h.file.store, h.file.path) not in listed]
+        # Names as they are in the folder: saved there, and served by a web server since, they are not written as URLs.
+        folder = meant_path(manifest.path.rpartition("/")[0])
+        headers = [(file.header, f"{folder}/{file.path}") for file in saved.files if file.path.endswith(suffixes)]
+        gone = [
+            h.file.url for h, name in headers if listed.isdisjoint([(h.file.store, h.file.path), (h.file.store, name)])
+        ]
         if gone:
             raise FileChangedError(
                 f"{len(gone):,} of the {counted(len(headers), 'file')} that {manifest.url} names have gone: "

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import MismatchError
+from dask_embedding_reader.storage.names import meant_path
 from dask_embedding_reader.storage.store import StoredFile
 
 Files = Sequence[StoredFile]
@@ -200,14 +201,15 @@ _RULES: tuple[Callable[[_Names], list[Key]], ...] = (
 
 
 def _relative_names(files: Files, roots: Roots) -> list[str]:
-    folder = f"{roots[0].rstrip('/')}/" if len(roots) == 1 else ""
-    if not folder or not all(file.path.startswith(folder) for file in files):
-        folder = _common_folder(files)
-    return [os.path.splitext(file.path)[0][len(folder) :] for file in files]
+    paths = [meant_path(file.path) for file in files]
+    folder = f"{meant_path(roots[0]).rstrip('/')}/" if len(roots) == 1 else ""
+    if not folder or not all(path.startswith(folder) for path in paths):
+        folder = _common_folder(paths)
+    return [os.path.splitext(path)[0][len(folder) :] for path in paths]
 
 
-def _common_folder(files: Files) -> str:
-    folders = [os.path.dirname(file.path) + "/" for file in files]
+def _common_folder(paths: Sequence[str]) -> str:
+    folders = [os.path.dirname(path) + "/" for path in paths]
     common = os.path.commonprefix([min(folders), max(folders)])  # noqa: RUF071 - cut at a slash below
     return common[: common.rfind("/") + 1]
 

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from dask_embedding_reader.formats.base import FileHeader, MetaColumn
+from dask_embedding_reader.storage.names import meant_path
 
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -26,7 +27,7 @@ def partition_values(path: str) -> dict[str, str | None]:
     >>> partition_values("data/lang=en%20gb/day=__HIVE_DEFAULT_PARTITION__/x=y.parquet")
     {'lang': 'en gb', 'day': None}
     """
-    if "=" not in path:
+    if "=" not in (path := meant_path(path)):
         return {}
     parts = (part.partition("=") for part in path.split("/")[:-1])
     return {_decoded(key): None if value == _NULL else _decoded(value) for key, told, value in parts if told and key}

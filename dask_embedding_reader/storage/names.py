@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from urllib.parse import unquote
 
 GLOB_CHARACTERS = frozenset("*?[")
 
@@ -18,6 +19,17 @@ def glob_root(pattern: str) -> str:
 def is_litter(name: str, root: str = "") -> bool:
     """Tell hidden files, ``_SUCCESS``, ``_temporary/…`` and their like, wherever they lie below the folder given."""
     return _LITTER.search(name, len(root.rstrip("/")) if name.startswith(root) else 0) is not None
+
+
+def meant_path(path: str) -> str:
+    """Return a path as its folders and files are called: of web servers, which write `%20` and the like, decoded.
+
+    Examples
+    --------
+    >>> meant_path("http://host/lang%3Den/a%20b.npy?sign=a/b"), meant_path("data/a%20b.npy?")
+    ('http://host/lang=en/a b.npy', 'data/a%20b.npy?')
+    """
+    return unquote(path.partition("?")[0]) if path.startswith(("http://", "https://")) else path
 
 
 def suffixes_of(path: str) -> list[str]:

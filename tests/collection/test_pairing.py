@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote
 
 import pytest
 
@@ -20,6 +21,17 @@ TWO_EACH: Roots = (("/a", "/b"), ("/m", "/n"))
 def files(names: str, suffix: str) -> list[StoredFile]:
     store, _ = resolve("/")
     return [StoredFile(store, f"/{name}.{suffix}", Version(1)) for name in names.split()]
+
+
+def test_files_of_web_servers_are_paired_by_the_names_that_people_see() -> None:
+    # In addresses "%20" would be a number, and "%C3%A4" two.
+    (store, _), metadata = resolve("/"), files("m/201 m/1", "parquet")
+    vectors = [StoredFile(store, f"/e/ä {number}.npy", Version(1)) for number in (1, 201)]
+    web = [StoredFile(store, f"http://host{quote(file.path)}?sign=x/2", file.version) for file in vectors]
+    web_metadata = [StoredFile(store, f"http://host{quote(file.path)}", file.version) for file in metadata]
+    for some in (vectors, web):
+        for others in (metadata, web_metadata):
+            assert pair_files(some, others) == others[::-1]
 
 
 def paired(vectors: str, metadata: str, roots: Roots = ((), ())) -> str:

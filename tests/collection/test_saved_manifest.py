@@ -856,3 +856,16 @@ def test_a_manifest_of_a_file_that_was_named_itself_needs_to_be_told_where_it_is
         EmbeddingReader.from_manifest(tmp_path / "saved.embeddings")
     reader = EmbeddingReader.from_manifest(tmp_path / "saved.embeddings", tmp_path / "0.npy")
     np.testing.assert_array_equal(reader.to_dask_array().compute(), ROWS)
+
+
+def test_a_manifest_that_was_saved_before_the_folder_came_to_a_web_server_hinders_nobody(tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    for name in ("a b", "a%20b", "ä#1"):
+        np.save(folder / f"{name}.npy", ROWS)
+    EmbeddingReader(folder).save_manifest()
+    with servers.python_listing(tmp_path) as url:
+        assert EmbeddingReader(f"{url}/a%20b/").count == 3 * len(ROWS)
+        (folder / "a b.npy").unlink()
+        with pytest.raises(FileChangedError, match=r"1 of the 3 files .* have gone: .*/a b\.npy; restore them"):
+            EmbeddingReader(f"{url}/a%20b/")

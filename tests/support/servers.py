@@ -339,6 +339,27 @@ def http_files(root: Path, **behaviour: Any) -> Iterator[HttpServer]:
             thread.join()
 
 
+@contextmanager
+def python_listing(root: Path) -> Iterator[str]:
+    """Serve a folder with listings as ``python -m http.server`` does; return the URL, without a slash at the end."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(root))
+
+        def log_message(self, *args: Any, **kwargs: Any) -> None:
+            """Tests have better use for stderr."""
+
+    with QuietServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # FTP
 
