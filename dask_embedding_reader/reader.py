@@ -523,7 +523,8 @@ class EmbeddingReader:
             ``<``, ``<=``, ``>``, ``>=``, ``in`` and ``not in``; a list of such lists, of which one has to hold (as in
             ``dask.dataframe.read_parquet``); or a function that gets a frame of ``columns`` and returns a boolean for
             each row. It is called for part after part of the rows, in threads; the index of each frame begins at 0.
-            Conditions compare numbers exactly, of whatever type they and the column are.
+            Conditions compare numbers exactly, of whatever type they and the column are; with decimals, floats as they
+            are written.
         columns : str or list of str, optional
             What the function looks at. They need not be among ``meta_columns``.
 

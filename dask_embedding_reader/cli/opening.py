@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,9 @@ _EXPECTED = (
     "a condition is COLUMN OPERATOR VALUE with ==, !=, <, <=, > or >=, COLUMN in [VALUE, VALUE], COLUMN not in [...], "
     "COLUMN is null or COLUMN is not null; names that hold an operator, and values with commas, go in quotes"
 )
+
+
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,9})?")
 
 
 class Condition(NamedTuple):
@@ -233,14 +237,17 @@ def _filter(reader: EmbeddingReader, condition: Condition) -> EmbeddingReader:
 
 
 def _parse(text: str, kind: pa.DataType) -> Any:
-    """Read a value as a column of this type would hold it; of a column of integers also other numbers."""
+    """Read a value as a column of this type would hold it; of one of integers or decimals also other numbers."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_string(kind):
         return text
     if pa.types.is_integer(kind) and re.fullmatch(r"[+-]?\d+", text):
         return int(text)  # as it is: a column of int8 is compared with 300, too
+    if pa.types.is_decimal(kind) and _DECIMAL.fullmatch(text):
+        return Decimal(text)
+    is_exact = pa.types.is_integer(kind) or pa.types.is_decimal(kind)  # infinity is left, and NaN
     try:
-        value = pa.scalar(text).cast(pa.float64() if pa.types.is_integer(kind) else kind).as_py()
+        value = pa.scalar(text).cast(pa.float64() if is_exact else kind).as_py()
         # Beyond what the column can hold is not infinite: `f <= 1e39` is not true of infinity.
         return float(text) if pa.types.is_floating(kind) and math.isinf(value) else value
     except pa.ArrowException as error:

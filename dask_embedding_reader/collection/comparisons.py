@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from decimal import ROUND_FLOOR, Context, Decimal
 from functools import cache, partial
 from typing import Any
 
@@ -91,7 +92,7 @@ def _has_nanoseconds(value: Any) -> bool:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column as a type that has functions: dictionaries, views of strings and half floats have few.
+    """Return a column as a type that has functions: dictionaries, views of text, half floats, small decimals have few.
 
     Types of other libraries have none; they are known as such only where these are imported.
     """
@@ -105,6 +106,8 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column.cast(pa.large_string())
     if pa.types.is_float16(kind):
         return column.cast(pa.float32())
+    if pa.types.is_decimal(kind) and kind.bit_width < 128:
+        return column.cast(pa.decimal128(kind.precision, kind.scale))
     return column
 
 
@@ -176,16 +179,19 @@ def _in_zone(times: Any, kind: pa.DataType) -> Any:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Numbers. Arrow makes one type of two, which may hold neither exactly: it refuses 0.5 beside a hash of 64 bits, and
-# 20,000,000 beside float32.
+# 20,000,000 beside float32, and takes decimals of 18 digits for the nearest float.
 
 
 def _are_numbers(values: Sequence[Any], kind: pa.DataType) -> bool:
     """Tell whether all values, and those of a type, are numbers that Python compares exactly with each other."""
+    if pa.types.is_decimal(kind):
+        return set(map(type, values)) <= {int, float, Decimal}
     return (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and set(map(type, values)) <= {int, float}
 
 
 def _with_number(operator: str, number: Any, kind: pa.DataType) -> _OnColumn:
     """Return what compares columns of numbers with one, by way of the greatest of their type that is not above it."""
+    number = _written(number, kind)
     floor = _floor(number, kind)
     if floor is None or (floor != number and operator in _EQUAL):
         is_true = operator == "!=" or (operator in (">", ">=") and not _is_nan(number))
@@ -198,15 +204,28 @@ def _with_number(operator: str, number: Any, kind: pa.DataType) -> _OnColumn:
 
 def _held_numbers(numbers: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Return those of some numbers that a type holds, NaN among them."""
-    if set(map(type, numbers)) <= ({int} if pa.types.is_integer(kind) else {float}):
+    native = int if pa.types.is_integer(kind) else Decimal if pa.types.is_decimal(kind) else float
+    if set(map(type, numbers)) <= {native}:
         with suppress(OverflowError, pa.ArrowInvalid):  # a million in 0.1 s, one by one they take 2
             return pa.array(numbers, _widest(kind))
-    floors = ((number, _floor(number, kind)) for number in numbers)
+    written = (_written(number, kind) for number in numbers)
+    floors = ((number, _floor(number, kind)) for number in written)
     return pa.array([floor for number, floor in floors if floor == number or _is_nan(floor)], _widest(kind))
+
+
+def _written(number: Any, kind: pa.DataType) -> Any:
+    """Return a number as it is compared: beside decimals a float is what it is written as, so that 0.10 equals 0.1."""
+    if not pa.types.is_decimal(kind) or isinstance(number, int):
+        return number
+    if isinstance(number, Decimal):
+        return number if number.is_finite() else math.nan if number.is_nan() else float(number)
+    return Decimal(repr(number)) if math.isfinite(number) else number
 
 
 def _floor(number: Any, kind: pa.DataType) -> Any:
     """Return the greatest number that a type can be compared with and that is not above a number; None if none is."""
+    if pa.types.is_decimal(kind):
+        return _decimal_floor(number, kind)
     if pa.types.is_integer(kind):
         bounds = np.iinfo(kind.to_pandas_dtype())
         return math.floor(min(number, int(bounds.max))) if number >= int(bounds.min) else None
@@ -215,6 +234,16 @@ def _floor(number: Any, kind: pa.DataType) -> Any:
     except OverflowError:  # an integer
         near = math.inf if number > 0 else -math.inf
     return math.nextafter(near, -math.inf) if near > number else near
+
+
+def _decimal_floor(number: Any, kind: pa.DataType) -> Any:
+    largest = Decimal((0, (9,) * kind.precision, -kind.scale))
+    if _is_nan(number) or number < largest.copy_negate():
+        return None
+    if number >= largest:
+        return largest
+    # Contexts of others would round.
+    return Decimal(number).quantize(Decimal((0, (1,), -kind.scale)), context=Context(kind.precision, ROUND_FLOOR))
 
 
 def _widest(kind: pa.DataType) -> pa.DataType:

@@ -46,6 +46,8 @@ class _Filter(NamedTuple):
     """Tells which rows of a table of a file satisfy it."""
     expression: Any
     """The same as pyarrow writes it, for the statistics of row groups; None where nothing can be told from them."""
+    floats: frozenset[str] = frozenset()
+    """Columns that it compares with floats."""
 
 
 def select(manifest: Manifest, rows: Rows, filters: Any, columns: Any) -> Rows:
@@ -142,7 +144,7 @@ def _checked(manifest: Manifest, files: FileTable, filters: Any, columns: Any) -
     # What cannot be compared is refused now, though no row may ever be looked at.
     first = files.header(int(np.flatnonzero(files.rows)[0]))
     mask(pa.Table.from_batches([next(iter_columns(first, names, 0, 1)).slice(0, 0)]), "")
-    return _Filter(names, mask, _expression(alternatives))
+    return _Filter(names, mask, _expression(alternatives), _floats(alternatives))
 
 
 def _expression(alternatives: Sequence[Sequence[Condition]]) -> Any:
@@ -163,6 +165,16 @@ def _is_told(name: str, operator: str, value: Any) -> bool:
         values = value if operator == "not in" else [value]
         return all(isinstance(one, str) for one in values)
     return operator != "in" or all(one < 0 or one > 0 for one in value if isinstance(one, int | float))
+
+
+def _floats(alternatives: Sequence[Sequence[Condition]]) -> frozenset[str]:
+    """Return which columns are compared with floats."""
+    every = [one for conditions in alternatives for one in conditions]
+    return frozenset(
+        name
+        for name, _, value in every
+        if any(isinstance(one, float) for one in (value if isinstance(value, list) else [value]))
+    )
 
 
 def _names(columns: Any) -> tuple[str, ...]:
@@ -295,7 +307,7 @@ def _read(header: FileHeader, rows: range | Int64s, condition: _Filter) -> Int64
     found = [np.empty(0, np.int64)]
     bounds = np.cumsum((0, *(header.group_rows or (header.rows,))))
     cuts = np.clip(bounds - rows.start, 0, len(rows)) if isinstance(rows, range) else np.searchsorted(rows, bounds)
-    may = None if condition.expression is None else may_match(header, condition.expression)
+    may = None if condition.expression is None else may_match(header, condition.expression, condition.floats)
     for group, (start, stop) in enumerate(pairwise(cuts.tolist())):
         if start < stop and (may is None or group in may):
             found += _matches(header, rows[start:stop], condition)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -89,9 +89,18 @@ def row_nbytes(header: FileHeader, names: Sequence[str]) -> int:
     return arrow_row_nbytes(header, names) if header.layout else parquet_row_nbytes(header.file, names)
 
 
-def may_match(header: FileHeader, expression: Any) -> set[int] | None:
-    """Return the row groups that may hold rows for which an expression is true; None where nothing can be told."""
-    return None if header.layout else parquet_may_match(header.file, expression)  # by statistics
+def may_match(header: FileHeader, expression: Any, floats: Collection[str] = ()) -> set[int] | None:
+    """Return the row groups that may hold rows for which an expression is true; None where nothing can be told.
+
+    It compares the columns ``floats`` with floats, which Arrow rounds decimals to.
+    """
+    if header.layout:
+        return None
+    if floats and any(
+        field.name in floats and pa.types.is_decimal(field.type) for field in parquet_schema(header.file)
+    ):
+        return None
+    return parquet_may_match(header.file, expression)  # by statistics
 
 
 def step_rows(header: FileHeader, names: Sequence[str]) -> int:

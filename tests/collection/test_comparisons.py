@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import operator
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,56 @@ def test_numbers_are_compared_as_python_compares_them(column: pa.Array, compare:
     value = values if compare.endswith("in") else values[0]
     table = pa.table({"c": column})
     assert make_comparison("c", compare, exact_value(value))(table).to_pylist() == satisfying(column, compare, value)
+
+
+DECIMALS = [pa.decimal32(5, 2), pa.decimal64(18, 1), pa.decimal128(20, 2), pa.decimal256(60, 20)]
+ODD = [
+    Decimal(text) for text in ("0.1", "-1.505", "1e30", "-1e400", "1e-400", "NaN", "Infinity", "9999999999999999.99")
+]
+
+
+def written(number: Any) -> Any:
+    """Beside decimals floats are what they are written as."""
+    number = number.item() if isinstance(number, np.generic) else number
+    is_finite = isinstance(number, float) and math.isfinite(number)
+    return Decimal(repr(number)) if is_finite else float(number) if number != number else number
+
+
+@given(
+    kind=st.sampled_from(DECIMALS),
+    steps=st.lists(st.none() | st.sampled_from([0, 1, -150, 10**17 - 1]) | st.integers(-999, 999), min_size=1),
+    compare=st.sampled_from(sorted(COMPARE)),
+    values=st.lists(st.one_of(NUMBERS, st.sampled_from(ODD), st.integers(-99, 99).map(lambda k: k / 10)), min_size=1),
+)
+def test_decimals_are_compared_with_numbers_as_they_are_written(
+    kind: pa.DataType, steps: list[int | None], compare: str, values: list[Any]
+) -> None:
+    largest = 10**kind.precision - 1
+    given = [None if step is None else Decimal(min(step, largest)).scaleb(-kind.scale) for step in steps]
+    value = values if compare.endswith("in") else values[0]
+    other = [written(one) for one in values] if compare.endswith("in") else written(value)
+
+    def told(one: Decimal) -> bool:
+        is_nan = isinstance(other, float) and math.isnan(other)
+        return compare == "!=" if is_nan else COMPARE[compare](one, other)
+
+    found = make_comparison("c", compare, exact_value(value))(pa.table({"c": pa.array(given, kind)}))
+    assert found.to_pylist() == [None if one is None else told(one) for one in given]
+
+
+def test_statistics_rule_out_no_decimal_that_satisfies_a_comparison(tmp_path: Path) -> None:
+    """Arrow rounds decimals to floats: of 18 digits to another one than the nearest."""
+    there = [Decimal("0.10"), Decimal("9999999999999999.99"), Decimal("10000000000000000.01"), None]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(4, np.float32)), 1)
+    table = pa.table({"embedding": vectors, "d": pa.array(there, pa.decimal128(20, 2))})
+    pq.write_table(table, tmp_path / "0.parquet", row_group_size=1)
+    reader = EmbeddingReader(tmp_path)
+    for value in (0.1, 1e16, 10**16, 2**64, Decimal("1e16"), 10**40):
+        for compare, is_true in COMPARE.items():
+            other = [written(value)] if compare.endswith("in") else written(value)
+            expected = [row for row, one in enumerate(there) if one is not None and is_true(one, other)]
+            given = [value] if compare.endswith("in") else value
+            assert list(reader.filter([("d", compare, given)]).rows) == expected, (compare, value)
 
 
 @pytest.fixture(scope="module")

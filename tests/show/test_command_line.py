@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
 from types import SimpleNamespace
@@ -969,6 +970,7 @@ def typed(tmp_path: Path) -> Path:
             "list": [[k] for k in range(12)],
             "small": np.arange(-6, 6, dtype=np.int8),
             "float": np.array([np.inf, -np.inf, 0.1, *range(9)], np.float32),
+            "price": [Decimal(k) / 4 for k in range(12)],
         }
     )
     frame.to_parquet(folder / "0.parquet")
@@ -1002,6 +1004,8 @@ def typed(tmp_path: Path) -> Path:
         (["--where", "float >= 1e39"], [0]),
         (["--where", "float in [1e39, 0.1, -inf]"], [1, 2]),
         (["--where", "float <= 1e39", "--where", "float > -1e39", "--where", "float < 1"], [2, 3]),
+        (["--where", "price < 0.505", "--where", "price > -1e9", "--where", "price != inf"], [0, 1, 2]),
+        (["--where", "price in [.25, +5e-1, 0.505, 100000, nan]"], [1, 2]),
         (["--rows", "10:20"], [10, 11]),
         (["--rows", "11:12"], [11]),
         (["--rows", "2:5", "--sample", "3"], [2, 3, 4]),
@@ -1083,6 +1087,7 @@ def test_quotes_are_taken_off_values_that_stand_in_them(text: str, values: tuple
         (["--where", "n =="], "names no value to compare with"),
         (["--where", "nn == 3"], "there is no column 'nn'; the columns are 'n', 'kind'"),
         (["--where", "n == three"], "--where 'n == three': the column is int64, and 'three' cannot be read as that"),
+        (["--where", "price == 1_0"], "the column is decimal128(3, 2), and '1_0' cannot be read as that"),
         (["--where", "day == soon"], "the column is timestamp"),
         (["--where", "seen == perhaps"], "the column is bool"),
         (["--where", "list == 1"], "the column is list<"),
