@@ -69,7 +69,7 @@ def multiply(
     block: Floats, squares: Floats, ranked: npt.NDArray[np.bool_] | None, queries: Queries, some: slice, buffer: Floats
 ) -> Floats:
     """Return about how near each row is to some of the queries, up to a constant of each query."""
-    products = _matmul(block, queries.factors[:, some].astype(block.dtype, copy=False), buffer)
+    products = _matmul(block, queries.select(some).factors_for(block.dtype), buffer)
     if queries.metric == "cosine":
         products *= (1 / np.sqrt(squares))[:, None]
     elif queries.metric == "l2":

@@ -22,7 +22,7 @@ class Queries(NamedTuple):
     exact: npt.NDArray[np.float64]
     """The queries, of length 1 where the metric is the cosine."""
     factors: Floats
-    """What blocks are multiplied by: the queries, twice those for distances; one query a column."""
+    """What blocks of this dtype are multiplied by: the queries, twice those for distances; one query a column."""
     norms: npt.NDArray[np.float64]
     """The length of each query."""
     k: int
@@ -31,6 +31,10 @@ class Queries(NamedTuple):
     def select(self, some: slice) -> Queries:
         """Return some of the queries."""
         return self._replace(exact=self.exact[some], factors=self.factors[:, some], norms=self.norms[some])
+
+    def factors_for(self, dtype: np.dtype[Any]) -> Floats:
+        """Return what blocks of a dtype are multiplied by: not rounded to a narrower one, which may not hold it."""
+        return self.factors if dtype == self.factors.dtype else _factors(self.exact, self.metric).astype(dtype)
 
     def error_bound(self, longest: float, dtype: np.dtype[Any]) -> npt.NDArray[np.float64]:
         """Return how far products with vectors of at most a length may be from the exact ones, for each query."""
@@ -60,6 +64,13 @@ def check_queries(queries: Any, dimension: int, dtype: np.dtype[Any], metric: Me
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         raise ArgumentError(f"query {int(finite.argmin()):,} holds NaN, infinity, or what {dtype} cannot hold")
+    with np.errstate(over="ignore"):
+        fit = np.isfinite(dots(rows, rows)) if metric != "cosine" and dtype == np.float64 else finite
+    if not fit.all():
+        raise ArgumentError(
+            f"query {int(fit.argmin()):,} is longer than 1e154, and its square is infinite; scale queries and vectors, "
+            'or use metric="cosine"'
+        )
     if metric == "cosine" and not (some := rows.any(axis=1)).all():
         raise ArgumentError(
             f'query {int(some.argmin()):,} is of length 0, which no cosine has; use metric="ip" or metric="l2"'
@@ -74,8 +85,13 @@ def prepare(queries: Floats, metric: Metric, k: int) -> Queries:
         # The largest item first: squares of very small or large ones would be 0 or infinite.
         exact /= np.maximum(exact.max(axis=1, keepdims=True), -exact.min(axis=1, keepdims=True))
         exact /= np.sqrt(dots(exact, exact))[:, None]
-    factors = (exact * 2 if metric == "l2" else exact).astype(queries.dtype)
-    return Queries(metric, exact, factors.T, np.sqrt(dots(exact, exact)).astype(np.float64), k)
+    with np.errstate(over="ignore"):  # not used then: squares of these are infinite, too
+        factors = _factors(exact, metric).astype(queries.dtype)
+    return Queries(metric, exact, factors, np.sqrt(dots(exact, exact)).astype(np.float64), k)
+
+
+def _factors(exact: Floats, metric: Metric) -> Floats:
+    return (exact * 2 if metric == "l2" else exact).T
 
 
 def dots(left: Floats, right: Floats) -> Floats:

@@ -339,6 +339,8 @@ def test_nothing_is_ranked_by_how_a_block_rounds() -> None:
         (np.ones((3, 2)), [[1, 1], [1, np.nan]], {}, ArgumentError, "query 1 holds NaN"),
         (np.ones((3, 2), np.float32), [1e300, 1], {}, ArgumentError, "query 0 holds .* what float32 cannot hold"),
         (np.ones((3, 2)), [0, 0], {}, ArgumentError, "query 0 is of length 0"),
+        (np.ones((3, 2)), [[1, 1], [1e154, 1e154]], {"metric": "l2"}, ArgumentError, "query 1 is longer than 1e154"),
+        (np.ones((3, 2)), [1e200, 0], {"metric": "ip"}, ArgumentError, "its square is infinite; scale queries"),
         (np.ones((3, 2)), [1, 1], {"k": 0}, ArgumentError, "k must be at least 1"),
         (np.ones((3, 2)), [1, 1], {"metric": "dot"}, ArgumentError, "metric='dot' is none of 'cosine', 'ip', 'l2'"),
         (np.ones(3), [1, 1], {}, ArgumentError, "two axes"),
@@ -364,3 +366,28 @@ def test_queries_are_sent_once_and_not_with_each_task() -> None:
     with dask.config.set(scheduler="synchronous"):
         found = searching._search_chunks(da.ones((60, 2), chunks=(2, 2)), queries, np.dtype("float32"))
     assert found.rows[0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e30])
+def test_cosines_are_told_apart_in_float64_also_of_vectors_whose_squares_float32_cannot_hold(scale: float) -> None:
+    """Products in float64 are bounded as such: factors that are rounded to float32 are 1e-8 off, hundreds of rows."""
+    rng = np.random.default_rng(0)
+    for query in rng.standard_normal((6, 2)).astype(np.float32):
+        along = query.astype(np.float64) / np.linalg.norm(query.astype(np.float64))
+        across = np.array([-along[1], along[0]]) * rng.choice([-1, 1], (2_000, 1))
+        vectors = (rng.uniform(0, 1e-7, (2_000, 1)) * along + across) * scale
+        vectors = (vectors * rng.uniform(0.5, 2, (2_000, 1))).astype(np.float32)
+        wide = vectors.astype(np.float64)
+        cosines = (wide @ along / np.sqrt((wide * wide).sum(axis=1))).astype(np.float32)
+        assert nearest(vectors, query, k=5)[1].tolist() == np.argsort(-cosines, kind="stable")[:5].tolist()
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_no_row_is_lost_where_twice_a_query_is_more_than_float32_holds(metric: Any) -> None:
+    vectors = np.array([[3e38, -1e38], [0, 1], [2e38, 2e38], [np.nan, 0], [-3e38, 3e38]], np.float32)
+    with pytest.warns(UserWarning, match="1 of 5 rows hold NaN"):
+        scores, rows = nearest(vectors, vectors[2], k=5, metric=metric)
+    assert sorted(rows.tolist()) == [0, 1, 2, 3, 4]
+    assert rows[-1] == 3
+    if metric == "l2":
+        assert (rows.tolist(), scores[0]) == ([2, 0, 1, 4, 3], 0)
