@@ -115,7 +115,7 @@ def _as_options(message: str) -> str:
 
 _ARGUMENTS = (
     "embeddings_folder|metadata_folder|meta_columns|embedding_column|embedding_dtype|file_format|storage_options|"
-    "max_piece_size|batch_size|rows_per_file"
+    "target_storage_options|max_piece_size|batch_size|rows_per_file"
 )
 _WORDS = "overwrite|scale|dtype|metric|start|end"
 """Arguments that are words of other sentences, too, unless a value follows."""

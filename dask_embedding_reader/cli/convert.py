@@ -58,9 +58,12 @@ def convert_collection(
     )
     written = target_format or reader.manifest.format.name
     kept = [field.name for field in reader.manifest.fields]
-    write_embeddings(
-        reader, target, written, show_progress=show_progress, storage_options=target_storage_options, **how
-    )
+    try:
+        write_embeddings(
+            reader, target, written, show_progress=show_progress, storage_options=target_storage_options, **how
+        )
+    except ArgumentError as error:  # of the source all is well, as it is open
+        raise ArgumentError(str(error).replace("storage_options", "target_storage_options")) from error
     result = EmbeddingReader.from_manifest(target, storage_options=target_storage_options)
     return {
         "rows": result.count,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,13 @@ def find_nearest(
     if beyond := [row for row in rows if row >= reader.count]:
         raise ArgumentError(f"--row {beyond[0]:,} is out of range: the collection has {reader.count:,} rows, from 0 on")
     wanted = np.atleast_2d(load_npy(queries, "--queries")) if queries is not None else _vectors(reader, rows)
-    scores, found = nearest(reader, wanted, k, metric=metric, show_progress=show_progress)
+    try:
+        scores, found = nearest(reader, wanted, k, metric=metric, show_progress=show_progress)
+    except ArgumentError as error:
+        if not rows:
+            raise
+        told = re.sub(r"^query ([\d,]+)", lambda query: f"row {rows[int(query[1].replace(',', ''))]:,}", str(error))
+        raise ArgumentError(told) from error
     numbers = list(rows) or list(range(len(wanted)))
     return [
         {"query": number, "nearest": _hits(reader, hits, best)}

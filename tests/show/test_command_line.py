@@ -461,6 +461,13 @@ def test_nearest(run: Run, shards: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_nearest_names_the_row_that_cannot_be_searched_for(run: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.array([[1, 0], [0, 0], [1, 1], [np.nan, 1]], np.float32))
+    for rows, message in ([(2, 3), "row 3 holds NaN"], [(0, 1), "row 1 is of length 0"]):
+        code, _, err = run("nearest", tmp_path, "-r", rows[0], "-r", rows[1], "-q")
+        assert (code, err.startswith(f"Error: {message}")) == (2, True), err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -827,6 +834,8 @@ def test_bench_reads_on_where_it_stopped_and_takes_the_fewest_pieces_that_are_as
         (["info", "{shards}", "--embedding-dtype", "5:2"], 2, "--embedding-dtype='5:2' is no dtype that numpy knows"),
         (["info", ""], 2, "URL holds an empty path"),
         (["plan", "{shards}", "--plot", "no/folder.png"], 2, "--plot 'no/folder.png' cannot be written: FileNotFound"),
+        (["convert", "{shards}", "nosuchprotocol://x"], 2, "check the URL and --target-storage-options"),
+        (["convert", "nosuchprotocol://x", "y"], 2, "check the URL and --storage-options"),
         (["nonsense"], 2, "No such command 'nonsense'"),
         (["info"], 2, "Missing argument 'URL...'"),
     ],
