@@ -106,6 +106,8 @@ class Prepared(NamedTuple):
     """The files that the new ones take the place of."""
     unfinished: bool = False
     """Whether an interrupted run has begun this."""
+    strangers: tuple[str, ...] = ()
+    """Files that somebody put among those of a finished collection: readers would find both."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,7 +145,9 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
     goes_on = not overwrite or (was_complete and settings.token is not None)
     if saved is not None and saved.written == _as_json(settings) and goes_on:
         known = _finished(folder, saved, settings, listing)
-        return Prepared(Destination(folder, settings, False, overwrite, claim, claim.job), known)
+        ours = {file.path for file in saved.files}
+        strangers = tuple(name for name in data if name.endswith(_suffixes(settings)) and name not in ours)
+        return Prepared(Destination(folder, settings, False, overwrite, claim, claim.job), known, strangers=strangers)
     if data and not overwrite:
         raise DestinationError(_occupied(folder, data))
     ours = {file.path for file in saved.files} if saved else set()
@@ -182,6 +186,11 @@ def _is_of_job(name: str) -> bool:
 
 def _as_json(settings: Settings) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings._asdict())))
+
+
+def _suffixes(settings: Settings) -> tuple[str, ...]:
+    """Return what the names of its files end in: somebody may have put files of other kinds beside them."""
+    return tuple(name[name.rfind(".") :] for name in part_names(settings, 0))
 
 
 def _records(destination: Destination, listing: Mapping[str, int]) -> dict[int, Record]:
@@ -266,8 +275,16 @@ def _other_job(folder: Folder, there: Mapping[str, Any], here: Mapping[str, Any]
 
 
 def begin(prepared: Prepared) -> None:
-    """Say what is written and by whom, before anything is."""
+    """Say what is written and by whom, before anything is.
+
+    Raises
+    ------
+    DestinationError
+        If there are files beside a finished collection that nobody said may be replaced.
+    """
     destination = prepared.destination
+    if prepared.strangers and not destination.overwrite:
+        raise DestinationError(_occupied(destination.folder, list(prepared.strangers)))
     if not destination.staged:
         _mark_incomplete(destination)
     job = Job(_as_json(destination.settings), prepared.replaces, destination.job, destination.claim.job)
@@ -404,7 +421,7 @@ def finish(destination: Destination, records: Mapping[int, Record]) -> None:
             f"bytes, and was written with {files[others[0]][0]:,}: something else changes this folder; run this again"
         )
     # What was there before, and what an interrupted run wrote of data that were longer then, or one that came late.
-    own = {name for name in listing if is_own_name(name)}
+    own = {name for name in listing if is_own_name(name) and name.endswith(_suffixes(settings))}
     remove = sorted({*job.replaces, *own} - set(files))
     move = tuple(files) if destination.staged else ()
     claim.check()
