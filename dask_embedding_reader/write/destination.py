@@ -32,6 +32,7 @@ from dask_embedding_reader.storage.put import (
     in_threads,
     list_files,
     list_infos,
+    list_linked,
     move_file,
     remove_files,
     remove_folder,
@@ -126,7 +127,8 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
     if was_complete := _COMMIT in listing:
         complete(folder, claim, listing)
         listing = list_files(folder.store, folder.path)
-    data = [name for name in listing if name.endswith(all_suffixes()) and not is_litter(name)]
+    linked = set(list_linked(folder.store, folder.path))
+    data = [name for name in (*listing, *sorted(linked)) if name.endswith(all_suffixes()) and not is_litter(name)]
     job = _read_note(folder, _JOB, read_job) if _JOB in listing else None
     if job is not None and job.settings == _as_json(settings):
         if job.replaces and not overwrite:
@@ -150,7 +152,7 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
         return Prepared(Destination(folder, settings, False, overwrite, claim, claim.job), known, strangers=strangers)
     if data and not overwrite:
         raise DestinationError(_occupied(folder, data))
-    ours = {file.path for file in saved.files} if saved else set()
+    ours = {file.path for file in saved.files} - linked if saved else set()
     if foreign := [name for name in data if "/" in name and name not in ours]:
         raise DestinationError(
             f"{folder.shown}: {counted(len(foreign), 'file')} in folders below it would be read "
