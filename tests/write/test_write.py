@@ -1498,3 +1498,12 @@ def test_data_behind_a_link_to_a_folder_are_in_the_way(tmp_path: Path, overwrite
     assert EmbeddingReader(folder, "npy").count == len(ROWS)
     (folder / "link").symlink_to(outside, target_is_directory=True)
     assert verify_embeddings(folder)["path"].tolist() == [f"{folder}/link/0.npy"]
+
+
+def test_lazy_objects_of_one_array_and_one_path_on_two_storages_are_computed_at_once(tmp_path: Path) -> None:
+    array = da.from_array(ROWS, chunks=(4, -1))
+    folders = [str(tmp_path / "folder"), f"memory://{tmp_path}/folder"]
+    dask.compute(*(write_embeddings(array, folder, rows_per_file=4, compute=False) for folder in folders))
+    for folder in folders:
+        np.testing.assert_array_equal(EmbeddingReader(folder).to_dask_array(), ROWS)
+        assert verify_embeddings(folder).empty
