@@ -301,7 +301,15 @@ def _walk(folder: str, may_vanish: Callable[[str], bool], follow_links: bool) ->
                     refuse(error)
             else:
                 with suppress(FileNotFoundError):  # somebody else's temporary file
-                    yield local_info(path, os.lstat(path))
+                    yield local_info(path, _status(path))
+
+
+def _status(path: str) -> os.stat_result:
+    """Return what is told of a file, of a link what it leads to, which is read and has been written; else of itself."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return os.lstat(path)
 
 
 def file_info(path: str) -> ObjectInfo:

@@ -184,8 +184,19 @@ def list_files(store: Store, folder: str, kind: ErrorKind = WriteError) -> dict[
     return {name: max(info.size, 0) for name, info in list_infos(store, folder, kind).items()}
 
 
-def list_infos(store: Store, folder: str, kind: ErrorKind = WriteError) -> dict[str, ObjectInfo]:
+def list_linked(store: Store, folder: str, kind: ErrorKind = WriteError) -> list[str]:
+    """Return the paths of files below links to folders in a local folder: readers find them there, too."""
+    if not store.is_local:
+        return []
+    return sorted(list_infos(store, folder, kind, follow_links=True).keys() - list_infos(store, folder, kind).keys())
+
+
+def list_infos(
+    store: Store, folder: str, kind: ErrorKind = WriteError, *, follow_links: bool = False
+) -> dict[str, ObjectInfo]:
     """Return the same with all that the storage tells of each file.
+
+    What is below a link to a folder is not ours, and is told only where ``follow_links`` says so.
 
     Raises
     ------
@@ -194,8 +205,8 @@ def list_infos(store: Store, folder: str, kind: ErrorKind = WriteError) -> dict[
     """
     with _explained(store, folder, "listed", kind):
         try:
-            # What is below a link is not ours; what others remove meanwhile is gone.
-            infos = store.list_files(folder, may_vanish=lambda _: True, follow_links=False)
+            # What others remove meanwhile is gone.
+            infos = store.list_files(folder, may_vanish=lambda _: True, follow_links=follow_links)
         except FileNotFoundError:
             return {}
     prefix = f"{folder}/"

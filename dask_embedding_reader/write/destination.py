@@ -32,6 +32,7 @@ from dask_embedding_reader.storage.put import (
     in_threads,
     list_files,
     list_infos,
+    list_linked,
     move_file,
     remove_files,
     remove_folder,
@@ -106,6 +107,8 @@ class Prepared(NamedTuple):
     """The files that the new ones take the place of."""
     unfinished: bool = False
     """Whether an interrupted run has begun this."""
+    strangers: tuple[str, ...] = ()
+    """Files that somebody put among those of a finished collection: readers would find both."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -124,7 +127,8 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
     if was_complete := _COMMIT in listing:
         complete(folder, claim, listing)
         listing = list_files(folder.store, folder.path)
-    data = [name for name in listing if name.endswith(all_suffixes()) and not is_litter(name)]
+    linked = set(list_linked(folder.store, folder.path))
+    data = [name for name in (*listing, *sorted(linked)) if name.endswith(all_suffixes()) and not is_litter(name)]
     job = _read_note(folder, _JOB, read_job) if _JOB in listing else None
     if job is not None and job.settings == _as_json(settings):
         if job.replaces and not overwrite:
@@ -143,10 +147,12 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
     goes_on = not overwrite or (was_complete and settings.token is not None)
     if saved is not None and saved.written == _as_json(settings) and goes_on:
         known = _finished(folder, saved, settings, listing)
-        return Prepared(Destination(folder, settings, False, overwrite, claim, claim.job), known)
+        ours = {file.path for file in saved.files}
+        strangers = tuple(name for name in data if name.endswith(_suffixes(settings)) and name not in ours)
+        return Prepared(Destination(folder, settings, False, overwrite, claim, claim.job), known, strangers=strangers)
     if data and not overwrite:
         raise DestinationError(_occupied(folder, data))
-    ours = {file.path for file in saved.files} if saved else set()
+    ours = {file.path for file in saved.files} - linked if saved else set()
     if foreign := [name for name in data if "/" in name and name not in ours]:
         raise DestinationError(
             f"{folder.shown}: {counted(len(foreign), 'file')} in folders below it would be read "
@@ -182,6 +188,11 @@ def _is_of_job(name: str) -> bool:
 
 def _as_json(settings: Settings) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings._asdict())))
+
+
+def _suffixes(settings: Settings) -> tuple[str, ...]:
+    """Return what the names of its files end in: somebody may have put files of other kinds beside them."""
+    return tuple(name[name.rfind(".") :] for name in part_names(settings, 0))
 
 
 def _records(destination: Destination, listing: Mapping[str, int]) -> dict[int, Record]:
@@ -266,8 +277,16 @@ def _other_job(folder: Folder, there: Mapping[str, Any], here: Mapping[str, Any]
 
 
 def begin(prepared: Prepared) -> None:
-    """Say what is written and by whom, before anything is."""
+    """Say what is written and by whom, before anything is.
+
+    Raises
+    ------
+    DestinationError
+        If there are files beside a finished collection that nobody said may be replaced.
+    """
     destination = prepared.destination
+    if prepared.strangers and not destination.overwrite:
+        raise DestinationError(_occupied(destination.folder, list(prepared.strangers)))
     if not destination.staged:
         _mark_incomplete(destination)
     job = Job(_as_json(destination.settings), prepared.replaces, destination.job, destination.claim.job)
@@ -404,7 +423,7 @@ def finish(destination: Destination, records: Mapping[int, Record]) -> None:
             f"bytes, and was written with {files[others[0]][0]:,}: something else changes this folder; run this again"
         )
     # What was there before, and what an interrupted run wrote of data that were longer then, or one that came late.
-    own = {name for name in listing if is_own_name(name)}
+    own = {name for name in listing if is_own_name(name) and name.endswith(_suffixes(settings))}
     remove = sorted({*job.replaces, *own} - set(files))
     move = tuple(files) if destination.staged else ()
     claim.check()

@@ -148,7 +148,8 @@ def _graph(
     embedding_column: str,
 ) -> _Graph:
     destination = prepared.destination
-    token = tokenize(destination.settings, destination.folder.path, sorted(prepared.known))
+    # Dask takes tasks of one name for one task: of folders of one path on two storages it would write to one.
+    token = destination.claim.job
     rows = int(array.shape[0])
     missing = [number for number in range(-(-rows // step)) if number not in prepared.known]
     if not missing:

@@ -18,7 +18,7 @@ from dask_embedding_reader.errors import FileChangedError, NoFilesError, ReadErr
 from dask_embedding_reader.formats.base import FileHeader
 from dask_embedding_reader.storage.find import MANIFEST_NAME, MANIFEST_NAMES
 from dask_embedding_reader.storage.names import is_litter
-from dask_embedding_reader.storage.put import get_file, list_files
+from dask_embedding_reader.storage.put import get_file, list_files, list_linked
 from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.store import Store, StoredFile, Version, shown_url
 from dask_embedding_reader.storage.urls import resolve
@@ -79,7 +79,8 @@ def verify_embeddings(
     saved = decode_manifest(data, shown_url(store, where), lambda _, below: (store, f"{path}/{below}"))
     headers = {file.path: file.header for file in saved.files}
     suffixes = tuple({os.path.splitext(name)[1] for name in headers})
-    extra = [name for name in listing if name.endswith(suffixes) and name not in headers and not is_litter(name)]
+    found = (*listing, *list_linked(store, path, ReadError))
+    extra = [name for name in found if name.endswith(suffixes) and name not in headers and not is_litter(name)]
     problems = list(_problems(store, headers, listing, show_progress))
     problems += [(f"{path}/{name}", "not in the manifest: it is read with the others") for name in sorted(extra)]
     rows = [(shown_url(store, name), problem) for name, problem in problems]

@@ -491,3 +491,25 @@ def test_fewer_batches_do_not_remove_the_last_file_of_a_collection_that_lost_ano
     np.testing.assert_array_equal(np.load(tmp_path / "00000003.npy"), ROWS[15:])
     write_embeddings(whole(), tmp_path, rows_per_file=5)
     np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array().compute(), ROWS)
+
+
+@pytest.mark.parametrize("stranger", ["00000002.npy", "more.npy"])
+def test_files_that_somebody_put_beside_a_finished_collection_are_kept(tmp_path: Path, stranger: str) -> None:
+    for attempt in range(2):
+        write_embeddings(ROWS, tmp_path, rows_per_file=10)
+        (tmp_path / "00000000.parquet").write_bytes(b"metadata that belong to the first file")
+        if attempt == 0:
+            (tmp_path / "00000001.npy").unlink()  # as verify_embeddings advises of damaged ones
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path, "npy").to_dask_array(), ROWS)
+    assert (tmp_path / "00000000.parquet").exists()
+
+    np.save(tmp_path / stranger, ROWS[:5])
+    write_embeddings(ROWS, tmp_path, rows_per_file=10)  # nothing is missing
+    (tmp_path / "00000001.npy").unlink()
+    with pytest.raises(DestinationError, match=rf"holds 1 file of other data already \(such as {stranger}\)"):
+        write_embeddings(ROWS, tmp_path, rows_per_file=10)
+    np.testing.assert_array_equal(np.load(tmp_path / stranger), ROWS[:5])
+
+    write_embeddings(ROWS, tmp_path, rows_per_file=10, overwrite=True)
+    assert not (tmp_path / stranger).exists()
+    np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array(), ROWS)

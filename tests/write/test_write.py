@@ -1468,3 +1468,42 @@ def test_one_is_not_counted_as_several(tmp_path: Path) -> None:
     ones = [found for message in messages for found in re.findall(r"(?<![\d,.-])1 [a-z_.]+(?: [a-z]+)?", message)]
     assert len(ones) > 12
     assert not [found for found in ones if re.search(r"(files|rows|bytes|vectors)\b", found)]
+
+
+def test_files_that_are_links_are_those_that_they_lead_to(tmp_path: Path) -> None:
+    folder, store = tmp_path / "folder", tmp_path / "store"
+    write_embeddings(ROWS, folder, rows_per_file=8)
+    store.mkdir()
+    for path in sorted(folder.glob("*.npy")):  # as snapshots of the Hugging Face hub are
+        path.rename(store / path.name)
+        path.symlink_to(store / path.name)
+    assert verify_embeddings(folder).empty
+    write_embeddings(ROWS, folder, rows_per_file=8)  # nothing is missing
+    (store / "00000000.npy").write_bytes(b"short")
+    assert verify_embeddings(folder)["problem"].str.startswith("has 5 bytes").tolist() == [True]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_data_behind_a_link_to_a_folder_are_in_the_way(tmp_path: Path, overwrite: bool) -> None:
+    folder, outside = tmp_path / "folder", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    np.save(outside / "0.npy", ROWS)
+    (folder / "link").symlink_to(outside, target_is_directory=True)
+    (folder / "up").symlink_to(folder, target_is_directory=True)  # this is no way to other data
+    with pytest.raises(DestinationError, match=r"1 file .*such as link/0\.npy"):
+        write_embeddings(ROWS, folder, overwrite=overwrite)
+    (folder / "link").unlink()
+    write_embeddings(ROWS, folder)
+    assert EmbeddingReader(folder, "npy").count == len(ROWS)
+    (folder / "link").symlink_to(outside, target_is_directory=True)
+    assert verify_embeddings(folder)["path"].tolist() == [f"{folder}/link/0.npy"]
+
+
+def test_lazy_objects_of_one_array_and_one_path_on_two_storages_are_computed_at_once(tmp_path: Path) -> None:
+    array = da.from_array(ROWS, chunks=(4, -1))
+    folders = [str(tmp_path / "folder"), f"memory://{tmp_path}/folder"]
+    dask.compute(*(write_embeddings(array, folder, rows_per_file=4, compute=False) for folder in folders))
+    for folder in folders:
+        np.testing.assert_array_equal(EmbeddingReader(folder).to_dask_array(), ROWS)
+        assert verify_embeddings(folder).empty
