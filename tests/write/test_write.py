@@ -1503,7 +1503,8 @@ def test_data_behind_a_link_to_a_folder_are_in_the_way(tmp_path: Path, overwrite
 def test_lazy_objects_of_one_array_and_one_path_on_two_storages_are_computed_at_once(tmp_path: Path) -> None:
     array = da.from_array(ROWS, chunks=(4, -1))
     folders = [str(tmp_path / "folder"), f"memory://{tmp_path}/folder"]
-    dask.compute(*(write_embeddings(array, folder, rows_per_file=4, compute=False) for folder in folders))
+    lazy = [write_embeddings(array, folder, rows_per_file=4, compute=False) for folder in folders]
+    delayed(lazy).compute()
     for folder in folders:
         np.testing.assert_array_equal(EmbeddingReader(folder).to_dask_array(), ROWS)
         assert verify_embeddings(folder).empty
