@@ -88,7 +88,11 @@ def _request_of_fsspec(
         return _request_plainly(filesystem, live, path, ranges)
     for wanted in ranges:
         wanted.take_memory()  # here, in many threads, not in the one in which all bytes arrive
-    answers = _request_at_once(live, [partial(get, live, path, wanted) for wanted in ranges])
+
+    async def request_all() -> list[Told | BaseException | None]:
+        return await asyncio.gather(*(get(live, path, wanted) for wanted in ranges), return_exceptions=True)
+
+    answers = run(live.loop, request_all)
     # Another release of the client lacks something that it never promised. Nothing has been read yet.
     if any(isinstance(answer, AttributeError) for answer in answers):
         return _request_plainly(filesystem, live, path, ranges)
@@ -107,15 +111,6 @@ def _request_of_hub(
 def _ask_hub(live: FileSystem, path: str, wanted: ByteRange, asked: Asked) -> Told:
     del asked  # its client cannot be woken up
     return hf.get(live, path, wanted)
-
-
-def _request_at_once(
-    live: FileSystem, requests: Sequence[Callable[[], Awaitable[Told | None]]]
-) -> list[Told | BaseException | None]:
-    async def request_all() -> list[Told | BaseException | None]:
-        return await asyncio.gather(*(request() for request in requests), return_exceptions=True)
-
-    return run(live.loop, request_all)
 
 
 def ask_info(filesystem: FileSystem, path: str, first_nbytes: int = 0) -> dict[str, Any]:
