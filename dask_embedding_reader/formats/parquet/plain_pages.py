@@ -30,7 +30,7 @@ from dask_embedding_reader.formats.parquet.page_index import PageIndex
 from dask_embedding_reader.formats.parquet.pages import Fetch, PageSource, read_dictionary, read_page
 from dask_embedding_reader.formats.parquet.place import Place
 from dask_embedding_reader.formats.parquet.values import InMemory, Values
-from dask_embedding_reader.formats.raw import naming_rows
+from dask_embedding_reader.formats.raw import naming_rows, take_rows
 from dask_embedding_reader.storage.store import StoredFile
 
 Array = npt.NDArray[Any]
@@ -100,7 +100,8 @@ class PlainChunk:
         self._position, self._before = place.start, 0
         self._dictionary: _Dictionary | None = None
         self._pages: deque[Page] = deque()
-        self._is_proved = _all_tell_rows(place)
+        # Whether it is known which vectors are in pages that are passed over: else one might be longer, others shorter.
+        self._is_proved = not place.is_list or place.is_fixed
         self._idle: list[_PageReader] = []
 
     def iter_pages(self, skip: int, rows: int) -> Iterator[Page]:
@@ -302,18 +303,6 @@ class _PageReader:
         )
 
 
-def take_rows(outs: deque[Array], rows: int) -> list[Array]:
-    """Take the first so many rows out of arrays that are to be filled."""
-    taken = []
-    while rows:
-        array = outs.popleft()
-        taken.append(array[:rows])
-        if rows < len(array):
-            outs.appendleft(array[rows:])
-        rows -= len(taken[-1])
-    return taken
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Pages
 
@@ -321,11 +310,3 @@ def take_rows(outs: deque[Array], rows: int) -> list[Array]:
 def _has_rows(page: PageHeader, place: Place, before: int) -> bool:
     """Tell whether the vectors of a page of version 2, which it counts, may all have their items."""
     return page.rows is None or (page.rows * place.row_values == page.values and before % place.row_values == 0)
-
-
-def _all_tell_rows(place: Place) -> bool:
-    """Tell whether all pages tell which vectors are in them: then those that are not wanted are passed over.
-
-    Else one vector might be longer, and others shorter: only levels tell which is which.
-    """
-    return not place.is_list or place.is_fixed
