@@ -299,12 +299,8 @@ def _open(file: StoredFile, tail: bytes) -> zipfile.ZipFile:
         ) from error
 
 
-def _is_array(info: zipfile.ZipInfo) -> bool:
-    return info.filename.endswith(".npy")
-
-
 def _array_names(archive: zipfile.ZipFile) -> list[str]:
-    return [info.filename.removesuffix(".npy") for info in archive.infolist() if _is_array(info)]
+    return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
 def _is_vectors(file: StoredFile, archive: zipfile.ZipFile, name: str) -> bool:
