@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
 import pandas as pd
 
 from dask_embedding_reader._common.budget import Budget
@@ -357,11 +356,6 @@ def _wait_for_parts(parts: list[tuple[Slot, slice]]) -> list[Array] | None:
 
 def _same(value: T) -> T:
     return value
-
-
-def row_numbers(start: int, stop: int) -> pd.DataFrame:
-    """Return the frame of a batch without metadata."""
-    return numbered(np.arange(start, stop, dtype=np.int64))
 
 
 def _next_start(window: JobQueue) -> int:
