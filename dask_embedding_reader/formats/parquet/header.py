@@ -18,7 +18,6 @@ from dask_embedding_reader.formats.column_names import (
     name_vectors,
     no_column,
     no_column_of_vectors,
-    number_columns,
 )
 from dask_embedding_reader.formats.parquet.decode import iter_tables
 from dask_embedding_reader.formats.parquet.footer import Footer
@@ -76,20 +75,6 @@ def find_vectors(file: StoredFile, columns: Columns) -> list[str] | None:
         binary = [field.name for field in footer.schema.arrow if is_bytes(field.type)]
         return [name for name in binary if names.count(name) == 1]
     return _columns_of_vectors(footer)
-
-
-def expand_glob(file: StoredFile, glob: str) -> tuple[str, ...] | None:
-    """Return the columns of a file that a pattern names, in order; None if the file has no rows, and maybe no columns.
-
-    Raises
-    ------
-    ColumnError
-        If the pattern is none.
-    """
-    footer = read_footer(file, ())
-    if not sum(footer.group_rows):
-        return None
-    return () if glob in footer.schema.names else number_columns(file.url, glob, footer.schema.names)
 
 
 def _field(file: StoredFile, footer: Footer, name: str) -> tuple[pa.Field, range]:
