@@ -26,10 +26,10 @@ from dask_embedding_reader.formats.base import (
     Array,
     Columns,
     FileHeader,
+    InOrder,
     RowReader,
     Stretch,
     StretchReader,
-    in_order,
 )
 from dask_embedding_reader.formats.npy import NPY, Parsed, parse_npy, rows_and_dimension
 from dask_embedding_reader.formats.raw import copy_blocks, naming_rows
@@ -68,7 +68,7 @@ class _Member(NamedTuple):
     header_nbytes: int
 
 
-class _Npz:
+class _Npz(InOrder):
     name = "npz"
     suffixes: tuple[str, ...] = (".npz",)
     first_nbytes = 0  # the directory is at the end
@@ -126,7 +126,7 @@ class _Npz:
         """Return a function that reads the next rows."""
         if len(header.layout) == 2:
             return NPY.open_rows(header, columns, start, stop)
-        return in_order(self.open_stretches(header, columns, start, stop), start)
+        return super().open_rows(header, columns, start, stop)
 
     def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
         """Return a function that reads stretches of rows; what is deflated is inflated once, all before them, too."""
