@@ -13,11 +13,11 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.parquet.compression import decompress_prefix, decompressor
 from dask_embedding_reader.formats.parquet.levels import (
     MOST_LEVELS_NBYTES,
@@ -32,8 +32,6 @@ from dask_embedding_reader.formats.parquet.place import Place
 from dask_embedding_reader.formats.parquet.values import InMemory, Values
 from dask_embedding_reader.formats.raw import naming_rows, take_rows
 from dask_embedding_reader.storage.store import StoredFile
-
-Array = npt.NDArray[Any]
 
 _LEVELS_NBYTES = 2**12
 """Holds the levels of most pages that are compressed, and a little more."""
@@ -301,10 +299,6 @@ class _PageReader:
             self._decompress,
             as_stored=as_stored,
         )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pages
 
 
 def _has_rows(page: PageHeader, place: Place, before: int) -> bool:
