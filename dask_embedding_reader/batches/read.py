@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -42,8 +42,6 @@ from dask_embedding_reader.rows.selection import Rows
 
 _NUMBERED_ROWS = 8_192
 """Frames that hold nothing but the numbers of so many rows are made together."""
-
-T = TypeVar("T")
 
 _Kind: TypeAlias = "type[FewReading] | type[WindowReading] | type[_Reading]"
 
@@ -247,7 +245,7 @@ class _Reading:
             if window is self._vectors:
                 window.start(self._parts(job))
             else:
-                window.start(partial(_same, range(job.start, job.stop)))
+                window.start(partial(range, job.start, job.stop))
                 self._metadata_stop = job.stop
 
     def _fits(self, job: Job, window: JobQueue) -> bool:
@@ -352,10 +350,6 @@ def _wait_for_parts(parts: list[tuple[Slot, slice]]) -> list[Array] | None:
             return None
         arrays.append(array[rows])
     return arrays
-
-
-def _same(value: T) -> T:
-    return value
 
 
 def _next_start(window: JobQueue) -> int:
