@@ -167,7 +167,6 @@ class _Arrow(InOrder):
             raise ColumnError(f"the metadata columns cannot be stored: {describe(error)}; convert them") from error
 
     def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
-        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
         del file, rows, dimension, dtype  # its footer tells, which pyarrow wrote
         return None
 

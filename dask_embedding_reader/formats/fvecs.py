@@ -151,7 +151,6 @@ class _Fvecs(InOrder):
             write(block.view(np.uint8).data)
 
     def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
-        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
         return FileHeader(file, rows, dimension, dtype)
 
 

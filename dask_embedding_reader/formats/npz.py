@@ -186,7 +186,6 @@ class _Npz(InOrder):
             NPY.write(member.write, vectors, None, "")
 
     def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
-        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
         del file, rows, dimension, dtype  # its directory tells, which zipfile wrote
         return None
 

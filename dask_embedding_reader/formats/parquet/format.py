@@ -70,7 +70,6 @@ class _Parquet(InOrder):
         write_parquet(write, table, vectors, embedding_column)
 
     def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
-        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
         return FileHeader(file, rows, dimension, dtype, group_rows=group_rows(rows, dimension * dtype.itemsize))
 
 
