@@ -30,9 +30,9 @@ from dask_embedding_reader.formats.arrow_tables import (
 from dask_embedding_reader.formats.base import (
     DEFAULT_COLUMN,
     Array,
+    BaseFormat,
     Columns,
     FileHeader,
-    InOrder,
     MetaColumn,
     Stretch,
     StretchReader,
@@ -78,7 +78,7 @@ _BATCH_NBYTES = 32_000_000
 """What is written in a record batch, nearly: it is held until its buffers are known."""
 
 
-class _Arrow(InOrder):
+class _Arrow(BaseFormat):
     name = "arrow"
     suffixes: tuple[str, ...] = (".arrow", ".feather", ".ipc")
     first_nbytes = 0  # its footer is at the end
@@ -165,10 +165,6 @@ class _Arrow(InOrder):
                     writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields)))
         except pa.ArrowException as error:
             raise ColumnError(f"the metadata columns cannot be stored: {describe(error)}; convert them") from error
-
-    def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
-        del file, rows, dimension, dtype  # its footer tells, which pyarrow wrote
-        return None
 
 
 ARROW = _Arrow()

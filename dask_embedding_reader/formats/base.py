@@ -207,8 +207,8 @@ class FileFormat(Protocol):
         """Return what ``read_header`` says of a file that ``write`` wrote; None where only a look at it tells."""
 
 
-class InOrder(ABC):
-    """What formats have in common of which nothing else is told: the next rows are a stretch, and rows lie anyhow."""
+class BaseFormat(ABC):
+    """What a format does that says nothing else: the next rows are a stretch, and rows lie anyhow."""
 
     @abstractmethod
     def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
@@ -227,6 +227,11 @@ class InOrder(ABC):
         """Say nothing: rows can be read one by one, or row groups are looked at by who knows how large they are."""
         del header
         return ""
+
+    def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
+        """Return nothing: the end of a file tells, which pyarrow or zipfile wrote."""
+        del file, rows, dimension, dtype
+        return None
 
 
 @runtime_checkable

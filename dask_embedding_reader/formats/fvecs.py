@@ -18,9 +18,9 @@ import pyarrow as pa
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats.base import (
     Array,
+    BaseFormat,
     Columns,
     FileHeader,
-    InOrder,
     Stretch,
     StretchReader,
 )
@@ -48,7 +48,7 @@ _BLOCK_NBYTES = 2**20
 _DTYPES: dict[str, np.dtype[Any]] = {".fvecs": np.dtype("<f4"), ".ivecs": np.dtype("<i4"), ".bvecs": np.dtype("u1")}
 
 
-class _Fvecs(InOrder):
+class _Fvecs(BaseFormat):
     name = "fvecs"
     suffixes: tuple[str, ...] = tuple(_DTYPES)
     first_nbytes = _PREFIX_NBYTES

@@ -24,9 +24,9 @@ from dask_embedding_reader.errors import ColumnError, FormatError
 from dask_embedding_reader.formats.base import (
     DEFAULT_COLUMN,
     Array,
+    BaseFormat,
     Columns,
     FileHeader,
-    InOrder,
     RowReader,
     Stretch,
     StretchReader,
@@ -68,7 +68,7 @@ class _Member(NamedTuple):
     header_nbytes: int
 
 
-class _Npz(InOrder):
+class _Npz(BaseFormat):
     name = "npz"
     suffixes: tuple[str, ...] = (".npz",)
     first_nbytes = 0  # the directory is at the end
@@ -184,10 +184,6 @@ class _Npz(InOrder):
             archive.open(info, "w", force_zip64=True) as member,
         ):
             NPY.write(member.write, vectors, None, "")
-
-    def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
-        del file, rows, dimension, dtype  # its directory tells, which zipfile wrote
-        return None
 
 
 NPZ = _Npz()

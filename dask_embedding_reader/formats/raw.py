@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dask_embedding_reader.errors import ArgumentError, FormatError, ReadError
-from dask_embedding_reader.formats.base import Array, Columns, FileHeader, InOrder, RowReader, Stretch, StretchReader
+from dask_embedding_reader.formats.base import Array, BaseFormat, Columns, FileHeader, RowReader, Stretch, StretchReader
 from dask_embedding_reader.formats.casting import CheckedCast
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.names import suffixes_of
@@ -42,7 +42,7 @@ def _read_raw(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, o
         copy_blocks(read_blocks(file, position, row_type, sum(map(len, outs))), outs, file, row)
 
 
-class RawVectors(InOrder):
+class RawVectors(BaseFormat):
     """What formats have in common whose vectors lie in a file as in memory, from the first number of the layout on."""
 
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:

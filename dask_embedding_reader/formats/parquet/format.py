@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dask_embedding_reader.formats.base import Columns, FileHeader, InOrder, PartReader, StretchReader
+from dask_embedding_reader.formats.base import BaseFormat, Columns, FileHeader, PartReader, StretchReader
 from dask_embedding_reader.formats.parquet import read
 from dask_embedding_reader.formats.parquet.decode import WINDOW_NBYTES, decoder_nbytes, fetched_nbytes
 from dask_embedding_reader.formats.parquet.encode import group_rows, write_parquet
@@ -17,7 +17,7 @@ from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.store import StoredFile, Write
 
 
-class _Parquet(InOrder):
+class _Parquet(BaseFormat):
     name = "parquet"
     suffixes: tuple[str, ...] = (".parquet",)
     first_nbytes = 0  # its footer is at the end
