@@ -12,9 +12,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
-import numpy as np
 import pandas as pd
 
 from dask_embedding_reader._common.budget import Budget
@@ -43,8 +42,6 @@ from dask_embedding_reader.rows.selection import Rows
 
 _NUMBERED_ROWS = 8_192
 """Frames that hold nothing but the numbers of so many rows are made together."""
-
-T = TypeVar("T")
 
 _Kind: TypeAlias = "type[FewReading] | type[WindowReading] | type[_Reading]"
 
@@ -248,7 +245,7 @@ class _Reading:
             if window is self._vectors:
                 window.start(self._parts(job))
             else:
-                window.start(partial(_same, range(job.start, job.stop)))
+                window.start(partial(range, job.start, job.stop))
                 self._metadata_stop = job.stop
 
     def _fits(self, job: Job, window: JobQueue) -> bool:
@@ -353,15 +350,6 @@ def _wait_for_parts(parts: list[tuple[Slot, slice]]) -> list[Array] | None:
             return None
         arrays.append(array[rows])
     return arrays
-
-
-def _same(value: T) -> T:
-    return value
-
-
-def row_numbers(start: int, stop: int) -> pd.DataFrame:
-    """Return the frame of a batch without metadata."""
-    return numbered(np.arange(start, stop, dtype=np.int64))
 
 
 def _next_start(window: JobQueue) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -116,11 +117,7 @@ def _in_order(
     for start, stop in pairwise(cuts.tolist()):
         inner = bounds[bisect_right(bounds, start) : bisect_left(bounds, stop)]
         pieces = sorted({*range(start, stop, piece_rows), *inner, stop})
-        whole = _bind(open_rows, start, stop, at_once=False)
+        whole = partial(open_rows, start, stop, at_once=False)
         for a, b in pairwise(pieces):
             shared = files.has_groups and len(pieces) > 2
-            yield SelectedRead(a, b, whole if shared else _bind(open_rows, a, b, at_once=True))
-
-
-def _bind(function: Callable[..., Reader], *args: Any, **options: Any) -> Callable[[], Reader]:
-    return lambda: function(*args, **options)
+            yield SelectedRead(a, b, whole if shared else partial(open_rows, a, b, at_once=True))

@@ -34,7 +34,7 @@ from dask_embedding_reader.collection.manifest import Manifest
 from dask_embedding_reader.collection.plan import PickedFile, picked_files
 from dask_embedding_reader.formats.base import Array, default_piece_rows
 from dask_embedding_reader.formats.casting import cast_into
-from dask_embedding_reader.formats.picking import SCRATCH_NBYTES, read_picked
+from dask_embedding_reader.formats.picking import SCRATCH_NBYTES, by_group, read_picked
 from dask_embedding_reader.rows.selection import Int64s, Rows
 
 _WINDOW_NBYTES = 128_000_000
@@ -267,12 +267,10 @@ def _parts(files: FileTable, numbers: Int64s, part_rows: int) -> Iterator[tuple[
     """Cut sorted rows into parts of one file each, where row groups end, or by their number; with the first place."""
     place = 0
     for picked in picked_files(files, numbers, ascending=True):
-        groups = picked.header.group_rows
-        if groups:
-            ends = picked.header.first_group_row + np.cumsum(groups)
-            cuts = np.unique([0, *np.searchsorted(picked.rows, ends).tolist()]).tolist()
+        if picked.header.group_rows:
+            spans = by_group(picked.header, picked.rows)
         else:
-            cuts = [*range(0, len(picked.rows), part_rows), len(picked.rows)]
-        for start, stop in pairwise(cuts):
+            spans = pairwise([*range(0, len(picked.rows), part_rows), len(picked.rows)])
+        for start, stop in spans:
             yield place + start, picked._replace(rows=picked.rows[start:stop], places=None)
         place += len(picked.rows)

@@ -30,14 +30,13 @@ from dask_embedding_reader.formats.arrow_tables import (
 from dask_embedding_reader.formats.base import (
     DEFAULT_COLUMN,
     Array,
+    BaseFormat,
     Columns,
     FileHeader,
     MetaColumn,
-    RowReader,
     Stretch,
     StretchReader,
     default_piece_rows,
-    in_order,
 )
 from dask_embedding_reader.formats.column_names import fields_of, name_vectors
 from dask_embedding_reader.formats.ipc import Batch, Index, fail, read_index
@@ -79,7 +78,7 @@ _BATCH_NBYTES = 32_000_000
 """What is written in a record batch, nearly: it is held until its buffers are known."""
 
 
-class _Arrow:
+class _Arrow(BaseFormat):
     name = "arrow"
     suffixes: tuple[str, ...] = (".arrow", ".feather", ".ipc")
     first_nbytes = 0  # its footer is at the end
@@ -127,21 +126,12 @@ class _Arrow:
             and not 0 <= header.file.size < first + batches * stride + (rest + 1) * row_nbytes
         )
 
-    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
-        """Return a function that fills arrays with the next vectors."""
-        return in_order(self.open_stretches(header, columns, start, stop), start)
-
     def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
         """Return a function that fills arrays with some vectors."""
         del start, stop
         if len(header.layout) > 1:
             return _open_even(header)
         return _open_batches(header, columns)
-
-    def raw_offset(self, header: FileHeader) -> int | None:
-        """Return nothing: vectors lie in parts, or are encoded."""
-        del header
-        return None
 
     def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
         """Return what answers hold, or windows and blocks of what is compressed, and decoded metadata."""
@@ -151,11 +141,6 @@ class _Arrow:
         if isinstance(columns.embedding, tuple):
             held = decoder_nbytes(header, columns.vectors) + _BLOCK_NBYTES
         return threads * held + decoder_nbytes(header, columns.meta)
-
-    def drawback(self, header: FileHeader) -> str:
-        """Say nothing: record batches are looked at by who knows how large they are."""
-        del header
-        return ""
 
     def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
         """Return the suffix: Arrow has real numbers of up to 64 bits."""
@@ -180,11 +165,6 @@ class _Arrow:
                     writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields)))
         except pa.ArrowException as error:
             raise ColumnError(f"the metadata columns cannot be stored: {describe(error)}; convert them") from error
-
-    def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
-        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
-        del file, rows, dimension, dtype  # its footer tells, which pyarrow wrote
-        return None
 
 
 ARROW = _Arrow()

@@ -11,7 +11,7 @@ import pyarrow as pa
 from dask_embedding_reader.errors import EmbeddingReaderError, FormatError, ReadError
 from dask_embedding_reader.formats.arrow_types import can_be_framed
 from dask_embedding_reader.formats.base import FileHeader, MetaColumn
-from dask_embedding_reader.formats.column_names import find_field, no_column, no_column_of_vectors, number_columns
+from dask_embedding_reader.formats.column_names import find_field, no_column, no_column_of_vectors
 from dask_embedding_reader.formats.ipc import Index, read_index
 from dask_embedding_reader.formats.ipc_columns import (
     WINDOW_NBYTES,
@@ -65,14 +65,6 @@ def columns_of_vectors(file: StoredFile, index: Index) -> list[str]:
         if len(lengths) == 1 and lengths.pop()[1] == 0:
             found.append(field.name)
     return found
-
-
-def expand_arrow_glob(file: StoredFile, glob: str) -> tuple[str, ...] | None:
-    """Return the columns that a pattern names, in order; none if one is called so, None if the file has no rows."""
-    index = read_index(file)
-    if not sum(index.batch_rows):
-        return None
-    return () if glob in index.schema.names else number_columns(file.url, glob, index.schema.names)
 
 
 def meta_column(file: StoredFile, index: Index, name: str) -> MetaColumn:

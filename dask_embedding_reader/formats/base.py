@@ -7,6 +7,7 @@ the two. A new format is one module here and one line in ``registry``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -204,6 +205,33 @@ class FileFormat(Protocol):
 
     def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
         """Return what ``read_header`` says of a file that ``write`` wrote; None where only a look at it tells."""
+
+
+class BaseFormat(ABC):
+    """What a format does that says nothing else: the next rows are a stretch, and rows lie anyhow."""
+
+    @abstractmethod
+    def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
+        """Return a function that fills arrays with some of the rows."""
+
+    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
+        """Return a function that fills arrays with the next rows."""
+        return in_order(self.open_stretches(header, columns, start, stop), start)
+
+    def raw_offset(self, header: FileHeader) -> int | None:
+        """Return nothing: vectors lie in parts, have something between them, or are encoded."""
+        del header
+        return None
+
+    def drawback(self, header: FileHeader) -> str:
+        """Say nothing: rows can be read one by one, or row groups are looked at by who knows how large they are."""
+        del header
+        return ""
+
+    def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
+        """Return nothing: the end of a file tells, which pyarrow or zipfile wrote."""
+        del file, rows, dimension, dtype
+        return None
 
 
 @runtime_checkable

@@ -12,17 +12,16 @@ from dask_embedding_reader.formats.arrow_tables import (
     arrow_has_rows,
     arrow_row_nbytes,
     arrow_schema,
-    expand_arrow_glob,
     iter_arrow_tables,
 )
 from dask_embedding_reader.formats.base import FileFormat, FileHeader, FilePart, for_each_file
+from dask_embedding_reader.formats.column_names import number_columns
 from dask_embedding_reader.formats.metadata import MetaField, make_table
 from dask_embedding_reader.formats.parquet.decode import DECODE_ROWS, TableReader, iter_tables
 from dask_embedding_reader.formats.parquet.footers import has_rows as parquet_has_rows
 from dask_embedding_reader.formats.parquet.footers import may_match as parquet_may_match
-from dask_embedding_reader.formats.parquet.footers import parquet_schema
+from dask_embedding_reader.formats.parquet.footers import parquet_schema, read_footer
 from dask_embedding_reader.formats.parquet.footers import row_nbytes as parquet_row_nbytes
-from dask_embedding_reader.formats.parquet.header import expand_glob as expand_parquet_glob
 from dask_embedding_reader.formats.partitions import told_by_folders
 from dask_embedding_reader.storage.store import StoredFile
 
@@ -46,7 +45,10 @@ def expand_glob(kind: FileFormat, file: StoredFile, glob: str) -> tuple[str, ...
     ColumnError
         If the pattern names others.
     """
-    return (expand_arrow_glob if kind is ARROW else expand_parquet_glob)(file, glob)
+    if not (arrow_has_rows if kind is ARROW else parquet_has_rows)(file):
+        return None
+    names = (arrow_schema(file) if kind is ARROW else read_footer(file, ()).schema).names
+    return () if glob in names else number_columns(file.url, glob, names)
 
 
 def iter_columns(

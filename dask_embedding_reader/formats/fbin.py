@@ -71,7 +71,6 @@ class _Fbin(RawVectors):
         write_rows(write, vectors)
 
     def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
-        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
         return FileHeader(file, rows, dimension, dtype, (_HEADER_NBYTES,))
 
 

@@ -18,19 +18,18 @@ import pyarrow as pa
 from dask_embedding_reader.errors import FormatError
 from dask_embedding_reader.formats.base import (
     Array,
+    BaseFormat,
     Columns,
     FileHeader,
-    RowReader,
     Stretch,
     StretchReader,
-    in_order,
 )
 from dask_embedding_reader.formats.raw import (
-    RawVectors,
     as_bytes,
     dtype_by_name,
     naming_rows,
     open_block_stretches,
+    raw_held_nbytes,
     read_blocks,
     suffix_of_dtype,
 )
@@ -49,7 +48,7 @@ _BLOCK_NBYTES = 2**20
 _DTYPES: dict[str, np.dtype[Any]] = {".fvecs": np.dtype("<f4"), ".ivecs": np.dtype("<i4"), ".bvecs": np.dtype("u1")}
 
 
-class _Fvecs(RawVectors):
+class _Fvecs(BaseFormat):
     name = "fvecs"
     suffixes: tuple[str, ...] = tuple(_DTYPES)
     first_nbytes = _PREFIX_NBYTES
@@ -84,10 +83,6 @@ class _Fvecs(RawVectors):
         """Tell whether the file is as long as its rows."""
         row_nbytes = _row_type(header).itemsize
         return header.layout == () and not header.group_rows and header.file.size == header.rows * row_nbytes
-
-    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
-        """Return a function that reads the next rows, and checks that each has the same dimension."""
-        return in_order(self.open_stretches(header, columns, start, stop), start)
 
     def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
         """Return a function that reads stretches of rows, and checks that each row has the same dimension."""
@@ -135,10 +130,10 @@ class _Fvecs(RawVectors):
 
         return read
 
-    def raw_offset(self, header: FileHeader) -> int | None:
-        """Return nothing: each row has its dimension before it."""
-        del header
-        return None
+    def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
+        """Return what answers hold, or blocks from which items are taken."""
+        del columns
+        return raw_held_nbytes(header, rows, threads)
 
     def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
         """Return the suffix that tells the dtype, if there is one."""
@@ -156,7 +151,6 @@ class _Fvecs(RawVectors):
             write(block.view(np.uint8).data)
 
     def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
-        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
         return FileHeader(file, rows, dimension, dtype)
 
 

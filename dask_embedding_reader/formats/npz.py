@@ -24,12 +24,12 @@ from dask_embedding_reader.errors import ColumnError, FormatError
 from dask_embedding_reader.formats.base import (
     DEFAULT_COLUMN,
     Array,
+    BaseFormat,
     Columns,
     FileHeader,
     RowReader,
     Stretch,
     StretchReader,
-    in_order,
 )
 from dask_embedding_reader.formats.npy import NPY, Parsed, parse_npy, rows_and_dimension
 from dask_embedding_reader.formats.raw import copy_blocks, naming_rows
@@ -68,7 +68,7 @@ class _Member(NamedTuple):
     header_nbytes: int
 
 
-class _Npz:
+class _Npz(BaseFormat):
     name = "npz"
     suffixes: tuple[str, ...] = (".npz",)
     first_nbytes = 0  # the directory is at the end
@@ -126,7 +126,7 @@ class _Npz:
         """Return a function that reads the next rows."""
         if len(header.layout) == 2:
             return NPY.open_rows(header, columns, start, stop)
-        return in_order(self.open_stretches(header, columns, start, stop), start)
+        return super().open_rows(header, columns, start, stop)
 
     def open_stretches(self, header: FileHeader, columns: Columns, start: int, stop: int) -> StretchReader:
         """Return a function that reads stretches of rows; what is deflated is inflated once, all before them, too."""
@@ -184,11 +184,6 @@ class _Npz:
             archive.open(info, "w", force_zip64=True) as member,
         ):
             NPY.write(member.write, vectors, None, "")
-
-    def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
-        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
-        del file, rows, dimension, dtype  # its directory tells, which zipfile wrote
-        return None
 
 
 NPZ = _Npz()
@@ -299,12 +294,8 @@ def _open(file: StoredFile, tail: bytes) -> zipfile.ZipFile:
         ) from error
 
 
-def _is_array(info: zipfile.ZipInfo) -> bool:
-    return info.filename.endswith(".npy")
-
-
 def _array_names(archive: zipfile.ZipFile) -> list[str]:
-    return [info.filename.removesuffix(".npy") for info in archive.infolist() if _is_array(info)]
+    return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
 def _is_vectors(file: StoredFile, archive: zipfile.ZipFile, name: str) -> bool:

@@ -97,13 +97,13 @@ def read_picked(
     places: Int64s | None = None,
 ) -> None:
     """Read rows of a file, none less than the one before, to their places: of row groups those that hold some."""
-    for start, stop in _by_group(header, rows):
+    for start, stop in by_group(header, rows):
         here = places if stop - start == len(rows) else np.arange(start, stop) if places is None else places[start:stop]
         pick = open_picker(vectors, columns, header, int(rows[start]), int(rows[stop - 1]) + 1)
         pick(rows[start:stop], outs, here)
 
 
-def _by_group(header: FileHeader, rows: Int64s) -> Iterator[tuple[int, int]]:
+def by_group(header: FileHeader, rows: Int64s) -> Iterator[tuple[int, int]]:
     """Cut rows of a file where its row groups end."""
     if not header.group_rows:
         return iter([(0, len(rows))])
@@ -392,7 +392,7 @@ def read_picked_table(header: FileHeader, names: Sequence[str], rows: Int64s) ->
     """Decode some columns of some rows of a file, none less than the one before; of the row groups that hold some."""
     parts = [
         open_table_picker(header, names, int(rows[start]), int(rows[stop - 1]) + 1)(rows[start:stop])
-        for start, stop in _by_group(header, rows)
+        for start, stop in by_group(header, rows)
     ]
     return pa.concat_tables(parts)
 

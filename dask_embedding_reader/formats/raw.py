@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dask_embedding_reader.errors import ArgumentError, FormatError, ReadError
-from dask_embedding_reader.formats.base import Array, Columns, FileHeader, RowReader, Stretch, StretchReader
+from dask_embedding_reader.formats.base import Array, BaseFormat, Columns, FileHeader, RowReader, Stretch, StretchReader
 from dask_embedding_reader.formats.casting import CheckedCast
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.names import suffixes_of
@@ -38,10 +38,11 @@ def _read_raw(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, o
         for out in outs:
             out.byteswap(inplace=True)
     else:
-        _read_cast(file, position, dtype, row, outs)
+        row_type = np.dtype((dtype, (outs[0].shape[1],)))
+        copy_blocks(read_blocks(file, position, row_type, sum(map(len, outs))), outs, file, row)
 
 
-class RawVectors:
+class RawVectors(BaseFormat):
     """What formats have in common whose vectors lie in a file as in memory, from the first number of the layout on."""
 
     def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
@@ -69,11 +70,6 @@ class RawVectors:
         """Return what answers hold, or what is cast."""
         del columns
         return raw_held_nbytes(header, rows, threads)
-
-    def drawback(self, header: FileHeader) -> str:
-        """Say nothing: rows can be read one by one."""
-        del header
-        return ""
 
 
 def raw_reader(file: StoredFile, position: int, dtype: np.dtype[Any], row_nbytes: int, row: int) -> RowReader:
@@ -173,11 +169,6 @@ def as_bytes(array: Array) -> memoryview:
     return array.view(np.uint8).data.cast("B") if array.size else memoryview(bytearray())
 
 
-def _read_cast(file: StoredFile, position: int, dtype: np.dtype[Any], row: int, outs: Sequence[Array]) -> None:
-    row_type = np.dtype((dtype, (outs[0].shape[1],)))
-    copy_blocks(read_blocks(file, position, row_type, sum(map(len, outs))), outs, file, row)
-
-
 def read_blocks(file: StoredFile, position: int, row_type: np.dtype[Any], rows: int) -> Iterator[Array]:
     """Read rows that are not wanted as they lie, in blocks that stay in the cache; each takes the last one's memory.
 
@@ -227,16 +218,20 @@ def copy_blocks(blocks: Iterable[Array], outs: Sequence[Array], file: StoredFile
     """Copy the rows of a file from one on, which come in blocks, into arrays, one after the other."""
     cast, rest = CheckedCast(file.url, row), deque(outs)
     for block in blocks:
-        _copy_rows(block, rest, cast)
+        done = 0
+        for out in take_rows(rest, len(block)):
+            cast.into(out, block[done : done + len(out)])
+            done += len(out)
     cast.report()
 
 
-def _copy_rows(values: Array, outs: deque[Array], cast: CheckedCast) -> None:
-    """Copy rows into arrays, one after the other; what is filled is taken out."""
-    while len(values):
-        out = outs.popleft()
-        count = min(len(out), len(values))
-        cast.into(out[:count], values[:count])
-        values = values[count:]
-        if count < len(out):
-            outs.appendleft(out[count:])
+def take_rows(outs: deque[Array], rows: int) -> list[Array]:
+    """Take the first so many rows out of arrays that are to be filled."""
+    taken = []
+    while rows:
+        array = outs.popleft()
+        taken.append(array[:rows])
+        if rows < len(array):
+            outs.appendleft(array[rows:])
+        rows -= len(taken[-1])
+    return taken

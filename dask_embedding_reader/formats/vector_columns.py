@@ -187,8 +187,7 @@ def as_vectors(header: FileHeader, columns: Columns, start: int, column: pa.Arra
         column = column.storage
     rows, dimension = len(column), header.dimension
     if column.null_count:
-        bad = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-        bad_vector(header, columns, start + bad, "is null")
+        bad_vector(header, columns, start + _first_null(column), "is null")
     if is_ml_vector(column.type):
         is_dense = column.field("type").fill_null(_DENSE - 1).to_numpy() == _DENSE
         if not is_dense.all():
@@ -209,9 +208,7 @@ def as_vectors(header: FileHeader, columns: Columns, start: int, column: pa.Arra
             bad_vector(header, columns, start + bad, what, "one list", ", or give each list a row: frame.explode")
         column = column.flatten()
         if column.null_count:
-            bad_vector(
-                header, columns, start + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))), "is null"
-            )
+            bad_vector(header, columns, start + _first_null(column), "is null")
     unit, size = "item", dimension
     if is_binary(column.type):
         column = column.cast(pa.large_binary())
@@ -228,8 +225,7 @@ def as_vectors(header: FileHeader, columns: Columns, start: int, column: pa.Arra
         return raw.view(header.dtype).reshape(rows, dimension)
     values = column.flatten()
     if values.null_count:
-        bad = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // dimension
-        bad_vector(header, columns, start + bad, "has a null item")
+        bad_vector(header, columns, start + _first_null(values) // dimension, "has a null item")
     items: Array = values.to_numpy()
     return items.reshape(rows, dimension)
 
@@ -238,12 +234,15 @@ def join_items(header: FileHeader, columns: Columns, start: int, batch: pa.Recor
     """Return decoded columns, one for each item of the vectors, as a 2-D array; fail on the first null."""
     for name, column in zip(columns.vectors, batch.columns, strict=True):
         if column.null_count:
-            bad = start + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
             raise FormatError(
-                f"{header.file.url}, row {bad:,}: column {name!r} is null where an item of a vector was expected; drop "
-                "or repair the row"
+                f"{header.file.url}, row {start + _first_null(column):,}: column {name!r} is null where an item of a "
+                "vector was expected; drop or repair the row"
             )
     return np.stack([column.to_numpy() for column in batch.columns], axis=1)
+
+
+def _first_null(column: pa.Array) -> int:
+    return int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
 
 
 def lengths_of(column: pa.Array) -> Array:

@@ -46,9 +46,24 @@ class _LazyRows(ABC):
         del copy  # what is read is always new
         return np.asarray(self[:], dtype)
 
-    @abstractmethod
     def __getitem__(self, index: Any) -> Array:
         """Read some of them."""
+        rows, items = (*index, slice(None))[:2] if isinstance(index, tuple) else (index, slice(None))
+        wanted = self._numbers()[rows]
+        if wanted.ndim == 0:
+            vector: Array = self._take(wanted.reshape(1))[0, items]
+            return vector
+        vectors = self._take(wanted)
+        # A copy: a view of some items would keep all of them in memory.
+        return vectors if isinstance(items, slice) and items == slice(None) else vectors[:, items].copy()
+
+    @abstractmethod
+    def _numbers(self) -> Int64s:
+        """Return the numbers that rows are told by."""
+
+    @abstractmethod
+    def _take(self, wanted: Int64s) -> Array:
+        """Read rows in any order, these alone where they lie apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +93,10 @@ class LazyPiece(_LazyRows):
         """Rows and items of a vector."""
         return sum(part.rows for part in self.parts), self.parts[0].header.dimension
 
-    def __getitem__(self, index: Any) -> Array:
-        rows, items = (*index, slice(None))[:2] if isinstance(index, tuple) else (index, slice(None))
-        wanted = np.arange(self.shape[0])[rows]
-        if wanted.ndim == 0:
-            vector: Array = self._read(int(wanted), int(wanted) + 1)[0, items]
-            return vector
-        vectors = self._take(wanted)
-        if isinstance(items, slice) and items == slice(None):
-            return vectors
-        # A copy: a view of some items would keep the whole piece in memory.
-        return vectors[:, items].copy()
+    def _numbers(self) -> Int64s:
+        return np.arange(self.shape[0])
 
     def _take(self, wanted: Int64s) -> Array:
-        """Read rows in any order, these alone where they lie apart."""
         if len(wanted) and (np.diff(wanted) == 1).all():
             return self._read(int(wanted[0]), int(wanted[-1]) + 1)
         out = new_array((len(wanted), self.parts[0].header.dimension), self.dtype)
@@ -165,25 +170,18 @@ class LazySelection(_LazyRows):
         """Rows and items of a vector."""
         return self.picked.length, self.dimension
 
-    def __getitem__(self, index: Any) -> Array:
-        rows, items = (*index, slice(None))[:2] if isinstance(index, tuple) else (index, slice(None))
-        numbers = self.picked.numbers()[rows]
-        if numbers.ndim == 0:
-            vector: Array = self._read(numbers.reshape(1), ascending=True)[0, items]
-            return vector
-        ascending = self.picked.is_ascending and isinstance(rows, slice) and (rows.step or 1) > 0
-        vectors = self._read(numbers, ascending=ascending)
-        # A copy: a view of some items would keep all of them in memory.
-        return vectors if isinstance(items, slice) and items == slice(None) else vectors[:, items].copy()
+    def _numbers(self) -> Int64s:
+        return self.picked.numbers()
 
-    def _read(self, numbers: Int64s, *, ascending: bool) -> Array:
-        out = new_array((len(numbers), self.dimension), self.dtype)
+    def _take(self, wanted: Int64s) -> Array:
+        out = new_array((len(wanted), self.dimension), self.dtype)
+        ascending = bool((wanted[1:] >= wanted[:-1]).all())
 
         def read(header: FileHeader, rows: Int64s, places: Int64s | None) -> None:
             read_picked(self.vectors, self.columns, header, rows, [out], places)
 
         with _as_worker(self.version):
-            if files := list(self.picked.split(numbers, ascending=ascending)):
+            if files := list(self.picked.split(wanted, ascending=ascending)):
                 for_each_file(read, [header for header, _, _ in files], *zip(*files, strict=True))
         return out
 

@@ -27,8 +27,8 @@ from dask_embedding_reader._common.arguments import is_numeric
 from dask_embedding_reader._common.budget import Budget, Projection
 from dask_embedding_reader._common.memory import Buffers, has_own_memory
 from dask_embedding_reader._common.progress import progress_bar
+from dask_embedding_reader.batches.metadata import numbered
 from dask_embedding_reader.batches.pace import METADATA_ROW_NBYTES
-from dask_embedding_reader.batches.read import row_numbers
 from dask_embedding_reader.batches.request import Batch
 from dask_embedding_reader.errors import MismatchError
 from dask_embedding_reader.formats.base import Array
@@ -322,7 +322,7 @@ class _Stream:
     def _take_frame(self, start: int, stop: int) -> pd.DataFrame:
         frame = self._request.frame
         if frame is None:
-            return row_numbers(start, stop)
+            return numbered(np.arange(start, stop, dtype=np.int64))
         if isinstance(frame, pd.DataFrame):
             return _batch_frame([frame.iloc[start:stop]], start, stop)
         parts, taken = [], start

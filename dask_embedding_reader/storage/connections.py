@@ -112,8 +112,8 @@ def asking(filesystem: FileSystem) -> Iterator[FileSystem]:
             yield connected(filesystem)
         except Exception as error:
             is_told = isinstance(error, FileNotFoundError)
-            if not is_told:
-                reconnect(filesystem)
+            if not is_told and protocols(filesystem) & _STATEFUL:
+                _link(filesystem).other = _prepared(filesystem, anew=True)
             if ftp.is_missing(error.__cause__ if is_told else error):
                 raise FileNotFoundError(str(error)) from None
             raise
@@ -122,12 +122,6 @@ def asking(filesystem: FileSystem) -> Iterator[FileSystem]:
 def sites(filesystem: FileSystem) -> dict[str, Any]:
     """Return where ``direct`` keeps what it knows of the servers of a file system, as long as that lives."""
     return _link(filesystem).sites
-
-
-def reconnect(filesystem: FileSystem) -> None:
-    """Open a new connection after a failure, where the old one is of no use."""
-    if protocols(filesystem) & _STATEFUL:
-        _link(filesystem).other = _prepared(filesystem, anew=True)
 
 
 def run(loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -136,15 +136,11 @@ class FsspecStore:
     ) -> Sequence[ObjectInfo]:
         """List the files below a folder in one go where the storage can; else level by level, folders included."""
         del follow_links  # where there are links, they are said to be neither files nor folders
-        with asking(self.filesystem) as connection:
-            # A stale listing, kept by fsspec from earlier in the process, would hide changed files.
-            connection.invalidate_cache()
+        self._forget_listings()
         if any_client.walks(self.filesystem):
             entries = _walk_levels(self, folder, may_vanish, self.list_entries)
         else:
-            what = f"listing {shown_url(self, folder)}"
-            found = self.ask(lambda connection: connection.find(folder, detail=True), what)
-            entries = [{**entry, "name": path} for path, entry in found.items()]
+            entries = self._ask_entries(lambda connection: connection.find(folder, detail=True), folder)
         return [told_info(entry, entry["name"]) for entry in entries if entry["type"] in ("file", "directory")]
 
     def list_folder(self, folder: str) -> Sequence[ObjectInfo]:
@@ -155,15 +151,21 @@ class FsspecStore:
 
     def glob(self, pattern: str) -> Sequence[ObjectInfo]:
         """List the files and folders that match a pattern."""
-        with asking(self.filesystem) as connection:
-            connection.invalidate_cache()
+        self._forget_listings()
         if any_client.walks(self.filesystem):
             entries = glob_walking(self, pattern, self.list_entries)
         else:
-            what = f"listing {shown_url(self, pattern)}"
-            found = self.ask(lambda connection: connection.glob(pattern, detail=True), what)
-            entries = [{**entry, "name": path} for path, entry in found.items()]
+            entries = self._ask_entries(lambda connection: connection.glob(pattern, detail=True), pattern)
         return [told_info(entry, entry["name"]) for entry in entries]
+
+    def _forget_listings(self) -> None:
+        """Forget what fsspec keeps from earlier in the process: a stale listing would hide changed files."""
+        with asking(self.filesystem) as connection:
+            connection.invalidate_cache()
+
+    def _ask_entries(self, find: Callable[[AbstractFileSystem], Any], place: str) -> list[dict[str, Any]]:
+        found = self.ask(find, f"listing {shown_url(self, place)}")
+        return [{**entry, "name": path} for path, entry in found.items()]
 
     def list_entries(self, folder: str) -> list[dict[str, Any]]:
         """List a folder, with retries, as fsspec tells it."""

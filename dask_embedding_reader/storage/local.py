@@ -129,7 +129,7 @@ class LocalStore:
                 # One call is enough, mostly: where ranges are many and short, all else takes longer than it.
                 one = len(buffers) == 1 and buffers[0].nbytes <= _CALL_NBYTES
                 if not one or _scatter(descriptor, buffers, start) < buffers[0].nbytes:
-                    counts[number] = _fill(descriptor, start, [buffer for buffer in buffers if buffer.nbytes])
+                    counts[number] = read_open(descriptor, start, [buffer for buffer in buffers if buffer.nbytes])
             info = local_info(path, os.fstat(descriptor))
         finally:
             if not is_kept:
@@ -379,12 +379,7 @@ def _open(path: str) -> tuple[int, bool]:
     return _kept.descriptor, True
 
 
-def read_open(descriptor: int, start: int, buffer: memoryview) -> int:
-    """Fill a buffer with the bytes of an open file from a position on; return how many came."""
-    return _fill(descriptor, start, [buffer])
-
-
-def _fill(descriptor: int, start: int, buffers: list[memoryview]) -> int:
+def read_open(descriptor: int, start: int, buffers: list[memoryview]) -> int:
     """Fill buffers with the bytes of an open file from a position on; return how many came."""
     position, stop = start, start + sum(buffer.nbytes for buffer in buffers)
     while position < stop:

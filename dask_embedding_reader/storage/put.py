@@ -142,12 +142,12 @@ def remove_files(store: Store, paths: Sequence[str], trash: str | None = None) -
 
     With a folder ``trash`` on the same local disk, nothing is removed once that folder has gone.
     """
-    in_threads(lambda path: _remove(store, path, trash), paths)
 
+    def remove(path: str) -> None:
+        with suppress(FileNotFoundError), _explained(store, path, action="removed"):
+            store.remove(path, trash)
 
-def _remove(store: Store, path: str, trash: str | None = None) -> None:
-    with suppress(FileNotFoundError), _explained(store, path, action="removed"):
-        store.remove(path, trash)
+    in_threads(remove, paths)
 
 
 def remove_folder(store: Store, folder: str, trash: str | None = None) -> None:

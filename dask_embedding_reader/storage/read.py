@@ -53,15 +53,20 @@ def read_ranges(file: StoredFile, ranges: Sequence[tuple[int, int]]) -> list[byt
         As :func:`read_into` does.
     """
     buffers = [bytearray(stop - start) for start, stop in ranges]
+    read_joined_into(file, [(start, memoryview(buffer)) for (start, _), buffer in zip(ranges, buffers, strict=True)])
+    return [bytes(buffer) for buffer in buffers]
+
+
+def read_joined_into(file: StoredFile, ranges: Sequence[tuple[int, memoryview]]) -> None:
+    """Fill memory with the bytes from some positions on; those that touch are one request."""
     joined: list[tuple[int, list[memoryview]]] = []
     reached = -1
-    for (start, stop), buffer in zip(ranges, buffers, strict=True):
-        if start != reached:  # ranges that touch are one request
+    for start, buffer in ranges:
+        if start != reached:
             joined.append((start, []))
-        joined[-1][1].append(memoryview(buffer))
-        reached = stop
+        joined[-1][1].append(buffer)
+        reached = start + buffer.nbytes
     read_each_into(file, joined)
-    return [bytes(buffer) for buffer in buffers]
 
 
 def read_into(file: StoredFile, start: int, buffers: Sequence[memoryview]) -> None:
@@ -122,7 +127,7 @@ def read_blocks_into(file: StoredFile, start: int, blocks: Iterable[memoryview])
 def _fill_block(file: StoredFile, descriptor: int, start: int, block: memoryview) -> bool:
     """Fill memory with bytes of an open file; tell whether that is done, and it is the one that was found."""
     try:
-        done = read_open(descriptor, start, block) == block.nbytes
+        done = read_open(descriptor, start, [block]) == block.nbytes
         return done and is_same(file.version, local_info(file.path, os.fstat(descriptor))) is True
     except OSError:
         return False

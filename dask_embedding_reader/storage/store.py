@@ -138,24 +138,12 @@ def _is_another_here(version: Version, info: ObjectInfo) -> bool:
 
 
 _MARKS = (
-    *(
-        "ETag",
-        "etag",
-        "sha256",
-        "blob_id",
-        "CRC",
-        "mtime",
-        "LastModified",
-        "Last-Modified",
-        "last_modified",
-        "updated",
-        "modified",
-    ),
-    *("modify", "modificationTime", "modification_time", "created"),
+    "ETag etag sha256 blob_id CRC mtime LastModified Last-Modified last_modified updated modified "
+    "modify modificationTime modification_time created"
 )
 """Where file systems and answers tell of a version, the best one first."""
 
-_KINDS = {key: key.replace("-", "").replace("_", "").lower() for key in _MARKS}
+_KINDS = {key: key.replace("-", "").replace("_", "").lower() for key in _MARKS.split()}
 """The same mark under several names."""
 
 

@@ -21,10 +21,10 @@ from dask_embedding_reader.formats.arrow_tables import (
     arrow_row_nbytes,
     arrow_schema,
     decoder_nbytes,
-    expand_arrow_glob,
     iter_arrow_tables,
 )
 from dask_embedding_reader.formats.base import Columns, FileHeader, MetaColumn
+from dask_embedding_reader.formats.columns import expand_glob
 from dask_embedding_reader.formats.vectors import Casting, Vectors
 from dask_embedding_reader.storage.local import LocalStore, file_info
 from dask_embedding_reader.storage.store import StoredFile
@@ -146,7 +146,7 @@ def test_files_without_rows_hold_columns_of_no_type(tmp_path: Path) -> None:
     assert not arrow_has_rows(file)
     assert arrow_schema(file).names == ["embedding", "n"]
     assert ARROW.find_vectors(file, Columns(), b"")[0] is None
-    assert expand_arrow_glob(file, "e*") is None
+    assert expand_glob(ARROW, file, "e*") is None
     header = ARROW.read_header(file, Columns("whatever", meta=("n", "m")))
     assert (header.rows, header.dimension, header.meta) == (0, 0, (MetaColumn(pa.null(), True),) * 2)
     assert arrow_has_rows(stored(tmp_path / "1.arrow", batches_of([0, 1, 0])))

@@ -18,9 +18,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader.errors import ColumnError, FormatError, ReadError
 from dask_embedding_reader.formats.base import Columns, FileHeader, MetaColumn
+from dask_embedding_reader.formats.columns import expand_glob
 from dask_embedding_reader.formats.parquet import footers, header, schema
 from dask_embedding_reader.formats.parquet.footers import FOOTERS, read_footer
-from dask_embedding_reader.formats.parquet.header import expand_glob, find_vectors, read_header
+from dask_embedding_reader.formats.parquet.format import PARQUET
+from dask_embedding_reader.formats.parquet.header import find_vectors, read_header
 from dask_embedding_reader.formats.parquet.schema import schema_tree
 from dask_embedding_reader.formats.parquet.thrift import DEEPEST, RAW, DamagedError, read_struct
 from dask_embedding_reader.storage.local import LocalStore
@@ -183,7 +185,7 @@ def test_files_without_rows_have_columns_of_no_type(tmp_path: Path) -> None:
     assert (found.rows, found.dimension) == (0, 0)
     assert found.meta == (MetaColumn(pa.null(), True),) * 2
     assert find_vectors(file, EMBEDDING) is None
-    assert expand_glob(file, "e*") is None
+    assert expand_glob(PARQUET, file, "e*") is None
     assert not footers.has_rows(file)
 
 
@@ -223,16 +225,16 @@ def test_columns_of_the_same_name_are_none(tmp_path: Path) -> None:
     for name in ("a", "v", "c"):
         with pytest.raises(ColumnError, match=f"'{name}'"):
             read_header(file, Columns(None, None, (name,)))
-    assert expand_glob(file, "b") == ()
+    assert expand_glob(PARQUET, file, "b") == ()
 
 
 def test_patterns_name_columns_of_numbers(tmp_path: Path) -> None:
     table = pa.table({f"e{number}": [1.0] for number in (2, 0, 1)} | {"x": [1]})
     file = stored(tmp_path / "a.parquet", written([table]))
-    assert expand_glob(file, "e*") == ("e0", "e1", "e2")
-    assert expand_glob(file, "e0") == ()
+    assert expand_glob(PARQUET, file, "e*") == ("e0", "e1", "e2")
+    assert expand_glob(PARQUET, file, "e0") == ()
     with pytest.raises(ColumnError, match="names none of its columns"):
-        expand_glob(file, "f*")
+        expand_glob(PARQUET, file, "f*")
 
 
 @pytest.mark.parametrize("name", ["s.vector", "s.other", "s.inner.vector", "vector"])

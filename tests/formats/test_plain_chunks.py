@@ -17,7 +17,8 @@ from dask_embedding_reader.errors import ReadError
 from dask_embedding_reader.formats.parquet.page_headers import PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY, PageHeader
 from dask_embedding_reader.formats.parquet.page_index import PageIndex
 from dask_embedding_reader.formats.parquet.place import Place
-from dask_embedding_reader.formats.parquet.plain_pages import Page, PlainChunk, take_rows
+from dask_embedding_reader.formats.parquet.plain_pages import Page, PlainChunk
+from dask_embedding_reader.formats.raw import take_rows
 from dask_embedding_reader.storage.local import LocalStore
 from dask_embedding_reader.storage.store import StoredFile, Version
 from tests.support.pages import dictionary_of, encode_dictionary, encode_head, encode_page

@@ -16,7 +16,7 @@ import numpy as np
 
 from dask_embedding_reader._common.memory import Buffers
 from dask_embedding_reader._common.threads import count_beside, pool_beside
-from dask_embedding_reader.storage.read import read_each_into
+from dask_embedding_reader.storage.read import read_each_into, read_joined_into
 from dask_embedding_reader.storage.store import StoredFile
 
 
@@ -78,7 +78,7 @@ class ChunkFile(io.RawIOBase):
             for extent in extents
             if extent.stop - extent.start <= block_nbytes
         ]
-        _fetch_each(file, self._small)
+        read_joined_into(file, self._small)
         self._large = [_Large(extent) for extent in extents if extent.stop - extent.start > block_nbytes]
         if self._large:
             self._at_once = min(count_beside() or _ALONE, file.store.connections)
@@ -185,15 +185,3 @@ def _start_afresh() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_afresh)
-
-
-def _fetch_each(file: StoredFile, ranges: Sequence[tuple[int, memoryview]]) -> None:
-    """Fill memory with the bytes from some positions on; those that touch are one request."""
-    joined: list[tuple[int, list[memoryview]]] = []
-    reached = -1
-    for start, data in ranges:
-        if start != reached:
-            joined.append((start, []))
-        joined[-1][1].append(data)
-        reached = start + len(data)
-    read_each_into(file, joined)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dask_embedding_reader.formats.base import Columns, FileHeader, PartReader, RowReader, StretchReader, in_order
+from dask_embedding_reader.formats.base import BaseFormat, Columns, FileHeader, PartReader, StretchReader
 from dask_embedding_reader.formats.parquet import read
 from dask_embedding_reader.formats.parquet.decode import WINDOW_NBYTES, decoder_nbytes, fetched_nbytes
 from dask_embedding_reader.formats.parquet.encode import group_rows, write_parquet
@@ -17,7 +17,7 @@ from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.store import StoredFile, Write
 
 
-class _Parquet:
+class _Parquet(BaseFormat):
     name = "parquet"
     suffixes: tuple[str, ...] = (".parquet",)
     first_nbytes = 0  # its footer is at the end
@@ -37,10 +37,6 @@ class _Parquet:
         """Tell whether its rows are those of its row groups."""
         return header.layout == () and sum(header.group_rows) == header.rows
 
-    def open_rows(self, header: FileHeader, columns: Columns, start: int, stop: int) -> RowReader:
-        """Return a function that fills arrays with the next vectors, each row group decoded once at most."""
-        return in_order(read.open_stretches(header, columns, start, stop), start)
-
     def open_parts(self, header: FileHeader, columns: Columns, start: int, stop: int) -> PartReader:
         """Return a function that looks up where the next vectors are, and returns what fills arrays with them."""
         return read.open_parts(header, columns, start, stop)
@@ -54,11 +50,6 @@ class _Parquet:
         """Return a function that fills arrays with some vectors; of those between, plain ones are not even read."""
         return read.open_stretches(header, columns, start, stop)
 
-    def raw_offset(self, header: FileHeader) -> int | None:
-        """Return nothing: vectors lie in parts, or are encoded."""
-        del header
-        return None
-
     def held_nbytes(self, header: FileHeader, columns: Columns, rows: int, threads: int) -> int:
         """Return what pages, dictionaries and pyarrow's allocator take, and what is fetched from elsewhere."""
         del rows
@@ -70,11 +61,6 @@ class _Parquet:
             return decoders + threads * len(columns.embedding) * fetched_nbytes(nbytes)
         return decoders + threads * fetched_nbytes(nbytes * header.dimension)
 
-    def drawback(self, header: FileHeader) -> str:
-        """Say nothing: row groups are looked at by who knows how large they are."""
-        del header
-        return ""
-
     def suffix_for(self, dtype: np.dtype[Any]) -> str | None:
         """Return the suffix: parquet has real numbers of up to 64 bits."""
         return ".parquet" if dtype.kind in "iuf" and dtype.itemsize <= 8 else None
@@ -84,7 +70,6 @@ class _Parquet:
         write_parquet(write, table, vectors, embedding_column)
 
     def written_header(self, file: StoredFile, rows: int, dimension: int, dtype: np.dtype[Any]) -> FileHeader | None:
-        """Return what :meth:`read_header` says of a file that :meth:`write` wrote."""
         return FileHeader(file, rows, dimension, dtype, group_rows=group_rows(rows, dimension * dtype.itemsize))
 
 

@@ -18,7 +18,6 @@ from dask_embedding_reader.formats.column_names import (
     name_vectors,
     no_column,
     no_column_of_vectors,
-    number_columns,
 )
 from dask_embedding_reader.formats.parquet.decode import iter_tables
 from dask_embedding_reader.formats.parquet.footer import Footer
@@ -76,20 +75,6 @@ def find_vectors(file: StoredFile, columns: Columns) -> list[str] | None:
         binary = [field.name for field in footer.schema.arrow if is_bytes(field.type)]
         return [name for name in binary if names.count(name) == 1]
     return _columns_of_vectors(footer)
-
-
-def expand_glob(file: StoredFile, glob: str) -> tuple[str, ...] | None:
-    """Return the columns of a file that a pattern names, in order; None if the file has no rows, and maybe no columns.
-
-    Raises
-    ------
-    ColumnError
-        If the pattern is none.
-    """
-    footer = read_footer(file, ())
-    if not sum(footer.group_rows):
-        return None
-    return () if glob in footer.schema.names else number_columns(file.url, glob, footer.schema.names)
 
 
 def _field(file: StoredFile, footer: Footer, name: str) -> tuple[pa.Field, range]:
@@ -157,9 +142,7 @@ def _vector_type(header: FileHeader, footer: Footer, columns: Columns) -> tuple[
         raise FormatError(f"{header.file.url}: column {field.name!r} holds vectors of no items")
     # The counts do not tell whether each has one list, or is dense; the others are looked at when read.
     if is_nested(field.type) or is_ml_vector(field.type):
-        stop = min(header.rows, _PEEK_ROWS)
-        first = next(iter_tables(header, (field.name,), 0, stop, stop, _PEEK_NBYTES)).column(0)
-        as_vectors(header._replace(dtype=dtype, dimension=dimension), columns, 0, first)
+        as_vectors(header._replace(dtype=dtype, dimension=dimension), columns, 0, _first_values(header, columns))
     return dtype, dimension
 
 
@@ -180,14 +163,16 @@ def items_of(file: StoredFile, field: pa.Field, columns: Columns, footer: Footer
 
 def _first_width(header: FileHeader, columns: Columns, dtype: np.dtype[Any]) -> int:
     """Return the dimension of the first vectors of a column of bytes: only the values tell their lengths."""
-    name = columns.column
-    stop = min(header.rows, _PEEK_ROWS)
-    column = next(iter_tables(header, (name,), 0, stop, stop, _PEEK_NBYTES)).column(0)
-    lengths = Counter(len(value) for value in column.to_pylist() if value is not None)
+    lengths = Counter(len(value) for value in _first_values(header, columns).to_pylist() if value is not None)
     if not lengths:
         bad_vector(header, columns, 0, "is null")
     width = lengths.most_common(1)[0][0]
-    return binary_dimension(f"{header.file.url}: column {name!r} holds {width} bytes a row", width, dtype)
+    return binary_dimension(f"{header.file.url}: column {columns.column!r} holds {width} bytes a row", width, dtype)
+
+
+def _first_values(header: FileHeader, columns: Columns) -> pa.Array:
+    stop = min(header.rows, _PEEK_ROWS)
+    return next(iter_tables(header, (columns.column,), 0, stop, stop, _PEEK_NBYTES)).column(0)
 
 
 def _dimension(header: FileHeader, columns: Columns, footer: Footer, leaf: int, dimension: int | None) -> int:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.parquet.thrift import read_varint
-
-Array = npt.NDArray[Any]
 
 
 def read_indices(data: Array, count: int) -> Array | None:

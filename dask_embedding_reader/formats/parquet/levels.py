@@ -6,16 +6,13 @@ They are encoded in runs of one level, or of eight levels in each byte; no level
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.parquet.page_headers import PageHeader
 from dask_embedding_reader.formats.parquet.place import Place
 from dask_embedding_reader.formats.parquet.thrift import read_varint
-
-Array = npt.NDArray[Any]
 
 MOST_LEVELS_NBYTES = 2**22
 

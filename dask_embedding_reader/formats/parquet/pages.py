@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.parquet.compression import SNAPPY, Decompress, decompressor
 from dask_embedding_reader.formats.parquet.indices import read_indices
 from dask_embedding_reader.formats.parquet.levels import MOST_LEVELS_NBYTES, are_levels, count_level_nbytes
@@ -32,8 +31,6 @@ from dask_embedding_reader.formats.parquet.values import (
 )
 from dask_embedding_reader.storage.read import read_into
 from dask_embedding_reader.storage.store import StoredFile
-
-Array = npt.NDArray[Any]
 
 _HEAD_NBYTES = 2**9
 """Holds the header of most pages."""

@@ -13,11 +13,11 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.parquet.compression import decompress_prefix, decompressor
 from dask_embedding_reader.formats.parquet.levels import (
     MOST_LEVELS_NBYTES,
@@ -30,10 +30,8 @@ from dask_embedding_reader.formats.parquet.page_index import PageIndex
 from dask_embedding_reader.formats.parquet.pages import Fetch, PageSource, read_dictionary, read_page
 from dask_embedding_reader.formats.parquet.place import Place
 from dask_embedding_reader.formats.parquet.values import InMemory, Values
-from dask_embedding_reader.formats.raw import naming_rows
+from dask_embedding_reader.formats.raw import naming_rows, take_rows
 from dask_embedding_reader.storage.store import StoredFile
-
-Array = npt.NDArray[Any]
 
 _LEVELS_NBYTES = 2**12
 """Holds the levels of most pages that are compressed, and a little more."""
@@ -100,7 +98,8 @@ class PlainChunk:
         self._position, self._before = place.start, 0
         self._dictionary: _Dictionary | None = None
         self._pages: deque[Page] = deque()
-        self._is_proved = _all_tell_rows(place)
+        # Whether it is known which vectors are in pages that are passed over: else one might be longer, others shorter.
+        self._is_proved = not place.is_list or place.is_fixed
         self._idle: list[_PageReader] = []
 
     def iter_pages(self, skip: int, rows: int) -> Iterator[Page]:
@@ -302,30 +301,6 @@ class _PageReader:
         )
 
 
-def take_rows(outs: deque[Array], rows: int) -> list[Array]:
-    """Take the first so many rows out of arrays that are to be filled."""
-    taken = []
-    while rows:
-        array = outs.popleft()
-        taken.append(array[:rows])
-        if rows < len(array):
-            outs.appendleft(array[rows:])
-        rows -= len(taken[-1])
-    return taken
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pages
-
-
 def _has_rows(page: PageHeader, place: Place, before: int) -> bool:
     """Tell whether the vectors of a page of version 2, which it counts, may all have their items."""
     return page.rows is None or (page.rows * place.row_values == page.values and before % place.row_values == 0)
-
-
-def _all_tell_rows(place: Place) -> bool:
-    """Tell whether all pages tell which vectors are in them: then those that are not wanted are passed over.
-
-    Else one vector might be longer, and others shorter: only levels tell which is which.
-    """
-    return not place.is_list or place.is_fixed

@@ -25,8 +25,8 @@ from dask_embedding_reader.formats.parquet.footers import promised_footer, read_
 from dask_embedding_reader.formats.parquet.header import columns_type, items_of, vector_field
 from dask_embedding_reader.formats.parquet.page_index import PageIndex, read_page_index
 from dask_embedding_reader.formats.parquet.place import Place
-from dask_embedding_reader.formats.parquet.plain_pages import Page, PlainChunk, take_rows
-from dask_embedding_reader.formats.raw import copy_rows, naming_rows
+from dask_embedding_reader.formats.parquet.plain_pages import Page, PlainChunk
+from dask_embedding_reader.formats.raw import copy_rows, naming_rows, take_rows
 from dask_embedding_reader.formats.vector_columns import as_vectors, is_binary, is_ml_vector, is_nested, join_items
 from dask_embedding_reader.storage.read import reading_often
 

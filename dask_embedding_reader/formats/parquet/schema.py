@@ -56,7 +56,7 @@ _REPEATED = 2
 def whole_schema(elements: bytes, key_values: bytes, writer: bytes) -> Schema:
     """Read the lists of schema elements and of key-value pairs, as they are in the footer."""
     names, paths, leaves, flat = schema_tree(elements)
-    arrow = _read_arrow(encode_footer(elements, [], key_values, writer))
+    arrow = arrow_schema(as_file(encode_footer(elements, [], key_values, writer)))
     if len(arrow.names) != len(leaves):
         raise DamagedError(f"its schema has {len(leaves)} columns, but {len(arrow.names)} as Arrow types")
     return Schema(names, paths, arrow, leaves, flat)
@@ -83,7 +83,7 @@ def partial_schema(elements: bytes, key_values: bytes, columns: frozenset[str]) 
         encoded += [elements[places[node] : places[node + 1]] for node in range(stops[position], stops[position + 1])]
     elements = encode_structs(encoded)
     key_values = _keep_noted(key_values, len(names), kept)
-    arrow = _read_arrow(encode_footer(elements, [], key_values))
+    arrow = arrow_schema(as_file(encode_footer(elements, [], key_values)))
     kept_leaves = tuple(leaves[position] for position in kept)
     return Schema(names, paths, arrow, kept_leaves, flat, columns, elements, key_values)
 
@@ -109,10 +109,6 @@ def _keep_noted(key_values: bytes, count: int, kept: Sequence[int]) -> bytes:
     value = base64.b64encode(pa.schema([schema.field(position) for position in kept]).serialize())
     pair = b"\x18\x0cARROW:schema\x18" + encode_varint(len(value)) + value + b"\0"
     return encode_structs([pair])
-
-
-def _read_arrow(footer: bytes) -> pa.Schema:
-    return arrow_schema(as_file(footer))
 
 
 def encode_footer(elements: bytes, groups: Sequence[bytes], key_values: bytes, writer: bytes = b"") -> bytes:

@@ -227,9 +227,9 @@ def encode_structs(structs: Sequence[bytes]) -> bytes:
     return encode_list_head(len(structs)) + b"".join(structs)
 
 
-def encode_list_head(count: int) -> bytes:
-    """Encode the beginning of a list of structs."""
-    return bytes([16 * count + STRUCT]) if count < 15 else bytes([0xF0 + STRUCT]) + encode_varint(count)
+def encode_list_head(count: int, kind: int = STRUCT) -> bytes:
+    """Encode the beginning of a list."""
+    return bytes([16 * count + kind]) if count < 15 else bytes([0xF0 + kind]) + encode_varint(count)
 
 
 def encode_varint(value: int) -> bytes:

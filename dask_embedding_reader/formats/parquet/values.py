@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy.typing as npt
-
+from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.parquet.place import Place
 from dask_embedding_reader.formats.raw import as_bytes, copy_rows, naming_rows, raw_reader
 from dask_embedding_reader.storage.read import read_each_into, read_into
 from dask_embedding_reader.storage.store import Span, StoredFile
-
-Array = npt.NDArray[Any]
 
 
 class Values(Protocol):
@@ -143,12 +140,8 @@ class Literals:
         The first one, which begins with levels, is what ``open_first`` makes of the bytes before.
         """
         self._file, self._place, self._body, self._stored, self._second = file, place, body, stored, second
-        self._levels_nbytes, self.nbytes, self._open_first, self._decompress = (
-            levels_nbytes,
-            nbytes,
-            open_first,
-            decompress,
-        )
+        self._levels_nbytes, self.nbytes = levels_nbytes, nbytes
+        self._open_first, self._decompress = open_first, decompress
         self._first: Array | None = None  # of a page that several pieces need it is opened once
 
     def fill(self, start: int, outs: Sequence[Array], row: int) -> bool:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from dask_embedding_reader.formats.parquet.footer import RawFooter, RawGroup, read_raw_footer
 from dask_embedding_reader.formats.parquet.page_headers import PLAIN, RLE
-from dask_embedding_reader.formats.parquet.thrift import encode_varint
+from dask_embedding_reader.formats.parquet.thrift import encode_list_head, encode_varint
 from dask_embedding_reader.formats.vectors import Vectors
 from dask_embedding_reader.storage.store import Write
 
@@ -135,9 +135,7 @@ def _binary(value: bytes) -> bytes:
 
 def _list(kind: int, items: Sequence[bytes], encoded: bytes = b"", count: int = 0) -> bytes:
     """Encode a list; its last items may be ``count`` that are encoded already."""
-    count += len(items)
-    head = bytes([count << 4 | kind]) if count < 15 else bytes([0xF0 | kind]) + encode_varint(count)
-    return head + b"".join(items) + encoded
+    return encode_list_head(count + len(items), kind) + b"".join(items) + encoded
 
 
 def _struct(fields: Mapping[int, tuple[int, bytes]]) -> bytes:
