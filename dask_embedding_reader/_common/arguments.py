@@ -131,6 +131,20 @@ def check_text(name: str, value: Any) -> str:
     return value
 
 
+_MOST_NAME_NBYTES = 2**15  # archives hold 65,535
+
+
+def check_column_name(name: str, value: Any) -> str:
+    """Return the name of a column, an array or a tensor that is written."""
+    text = check_text(name, value)
+    if not text or "\0" in text or len(text.encode()) > _MOST_NAME_NBYTES:
+        raise ArgumentError(
+            f"{name}={text[:100]!r} cannot be the name of a column; give one of 1 to {_MOST_NAME_NBYTES:,} bytes, none "
+            "of them zero"
+        )
+    return text
+
+
 def _check_whole(name: str, text: str) -> None:
     """Refuse halves of characters, such as JSON may bring: no file holds such a text."""
     try:

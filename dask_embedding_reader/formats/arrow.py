@@ -171,7 +171,8 @@ ARROW = _Arrow()
 
 
 def _chunk(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+    # New buffers, though there be one chunk: of a slice all would be written, and equal rows in other bytes.
+    return pa.concat_arrays(column.chunks)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -46,12 +46,20 @@ def cast_into(out: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
         convert(out[start : start + rows], values[start : start + rows])
 
 
+def integer_limits(dtype: np.dtype[Any]) -> tuple[int, int]:
+    """Return the least and the greatest integer that a dtype of integers, or of booleans, holds."""
+    if dtype.kind == "b":
+        return 0, 1
+    limits = np.iinfo(dtype)
+    return int(limits.min), int(limits.max)
+
+
 def outside(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[np.bool_]:
     """Tell which values an integer dtype cannot hold; NaN, which compares false, is one of them."""
-    limits = np.iinfo(dtype)
+    least, greatest = integer_limits(dtype)
     if values.dtype.kind == "f":  # no float is the greatest integer of 64 bits: comparing makes it the next one
-        return ~((values >= float(limits.min)) & (values < float(limits.max + 1)))
-    return ~((values >= limits.min) & (values <= limits.max))
+        return ~((values >= float(least)) & (values < float(greatest + 1)))
+    return ~((values >= least) & (values <= greatest))
 
 
 class CheckedCast:
@@ -98,15 +106,15 @@ class CheckedCast:
             warnings.warn(f"{self._url}: {self._overflowed}", stacklevel=2)
 
     def _count(self, values: npt.NDArray[Any], dtype: np.dtype[Any], rows: npt.NDArray[np.int64] | None) -> None:
-        limits = np.iinfo(dtype)
-        if not values.size or (int(values.min()) >= limits.min and int(values.max()) <= limits.max):
+        least, greatest = integer_limits(dtype)
+        if not values.size or (int(values.min()) >= least and int(values.max()) <= greatest):
             return
         bad = outside(values, dtype)
         if not self._bad:
             place, item = np.unravel_index(int(np.argmax(bad)), bad.shape)
             row = self._row + int(place) if rows is None else int(rows[place])
             self._found = (
-                f"cannot be read as {dtype}, which holds {limits.min:,} to {limits.max:,}; the first is "
+                f"cannot be read as {dtype}, which holds {least:,} to {greatest:,}; the first is "
                 f"{int(values[place, item]):,} in row {row:,}"
             )
         self._bad += int(np.count_nonzero(bad))

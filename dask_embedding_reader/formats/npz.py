@@ -178,7 +178,7 @@ class _Npz(BaseFormat):
     def write(self, write: Write, vectors: Vectors, table: pa.Table | None, embedding_column: str) -> None:
         """Write the content of an archive of one stored array."""
         del table  # such a file has no columns
-        info = zipfile.ZipInfo(f"{embedding_column or 'embedding'}.npy")  # of 1980: equal data give equal bytes
+        info = zipfile.ZipInfo(f"{embedding_column}.npy")  # of 1980: equal data give equal bytes
         with (
             zipfile.ZipFile(WritableFile(write), "w", zipfile.ZIP_STORED) as archive,
             archive.open(info, "w", force_zip64=True) as member,

@@ -147,7 +147,7 @@ class _Safetensors(RawVectors):
         dtype = next(name for name, stored in _DTYPES.items() if stored == vectors.dtype)
         shape = list(vectors.array.shape)
         facts = {"dtype": dtype, "shape": shape, "data_offsets": [0, shape[0] * shape[1] * vectors.dtype.itemsize]}
-        header = json.dumps({embedding_column or "embedding": facts}).encode()
+        header = json.dumps({embedding_column: facts}).encode()
         header += b" " * (-len(header) % 8)  # the data are aligned
         write(len(header).to_bytes(_LENGTH_NBYTES, "little") + header)
         write_rows(write, vectors)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from dask_embedding_reader.errors import ArgumentError, CastError
 from dask_embedding_reader.formats.base import Array
-from dask_embedding_reader.formats.casting import cast_into, outside
+from dask_embedding_reader.formats.casting import cast_into, integer_limits, outside
 
 _BLOCK_ITEMS = 2**18
 """Values are looked at in blocks that stay in the processor's cache from one look to the next."""
@@ -84,7 +84,7 @@ def check_casting(vectors: Vectors, first_row: int = 0) -> int:
     """
     array, casting = vectors
     dtype, scale = casting
-    if dtype.kind == "b" or (scale is None and np.can_cast(array.dtype, dtype, "safe")):
+    if scale is None and np.can_cast(array.dtype, dtype, "safe"):
         return 0
     step = max(1, _BLOCK_ITEMS // max(1, array.shape[1]))
     bad, first_bad, not_finite = 0, 0, 0
@@ -147,7 +147,7 @@ def _scaled(scale: float | None) -> str:
 
 
 def _limits(dtype: np.dtype[Any], scale: float | None) -> str:
-    limits = np.finfo(dtype) if dtype.kind in "fc" else np.iinfo(dtype)
-    factor = 1.0 if scale is None else scale
-    nan = "" if dtype.kind in "fc" else ", and neither NaN nor infinity"
-    return f"{float(limits.min) * factor:g} to {float(limits.max) * factor:g}{nan}"
+    if dtype.kind in "fc":
+        return f"{float(np.finfo(dtype).min):g} to {float(np.finfo(dtype).max):g}"
+    least, greatest = (limit * (1.0 if scale is None else scale) for limit in integer_limits(dtype))
+    return f"{least:g} to {greatest:g}, and neither NaN nor infinity"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from dask_embedding_reader._common.arguments import (
     Source,
+    check_column_name,
     check_dtype,
     check_nbytes,
     check_options,
@@ -150,7 +151,7 @@ def write_embeddings(
     request = Request(
         folder=check_folder(folder, check_options("storage_options", storage_options)),
         file_format=get_format(check_text("file_format", file_format)).name,
-        embedding_column=check_text("embedding_column", embedding_column),
+        embedding_column=check_column_name("embedding_column", embedding_column),
         rows_per_file=None if rows_per_file is None else check_positive("rows_per_file", rows_per_file),
         dtype=None if dtype is None else check_dtype("dtype", dtype),
         scale=None if scale is None else float(scale),

@@ -198,6 +198,7 @@ def test_limits_of_integers_are_within_them() -> None:
     values = np.array([-129, -128, 0, 127, 128, np.nan, np.inf, -np.inf])
     assert outside(values, np.dtype("i1")).tolist() == [True, False, False, False, True, True, True, True]
     assert outside(np.array([-1, 0, 255, 256]), np.dtype("u1")).tolist() == [True, False, False, True]
+    assert outside(np.array([-1, 0, 1, 2]), np.dtype("?")).tolist() == [True, False, False, True]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -260,6 +261,7 @@ LIMITS: list[tuple[str, str, float | None, list[Any], list[Any], str]] = [
     ("f8", "f2", None, [65504, -65504, 65519.9, 1e-9], [65520, -65520, 1e300], "float16, which holds -65504 to 65504;"),
     ("f8", "f4", None, [3.4e38, -3.4e38], [3.5e38, -1e300], "float32, which holds -3.40282e+38 to 3.40282e+38;"),
     ("i8", "i1", None, [127, -128], [128, -129, 2**62], "int8, which holds -128 to 127, and neither NaN nor infinity;"),
+    ("u1", "?", None, [0, 1], [2, 255], "bool, which holds 0 to 1, and neither NaN nor infinity;"),
     ("i2", "u1", None, [0, 255], [-1, 256], "uint8, which holds 0 to 255, and neither NaN nor infinity;"),
     ("i8", "f2", None, [65504, -65519], [65520, -(2**40)], "float16, which holds -65504 to 65504;"),
     (

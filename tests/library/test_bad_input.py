@@ -1053,6 +1053,13 @@ def test_constructor_arguments_of_another_type_are_refused(folder: Path, name: s
         EmbeddingReader(folder, **arguments)
 
 
+@pytest.mark.parametrize("name", ["", "a\0b", "é" * 20_000, "\ud800"])
+def test_names_that_files_cannot_hold_are_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    with refused(ArgumentError, "embedding_column"):
+        write_embeddings(np.ones((3, 2), "f4"), tmp_path / "new", "npz", embedding_column=name)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_protocol_that_nobody_knows_is_refused() -> None:
     with refused((ArgumentError, NoFilesError, ReadError), "florp"):
         EmbeddingReader("florp://bucket/emb")

@@ -474,6 +474,22 @@ def test_a_pass_over_a_lazy_expression_can_be_resumed(tmp_path: Path) -> None:
     assert reader.to_dask_dataframe()["n"].compute().tolist() == list(range(20))
 
 
+@pytest.mark.parametrize("file_format", ["parquet", "arrow", "parquet_npy"])
+def test_batches_that_are_cut_otherwise_are_the_same_data(tmp_path: Path, file_format: str) -> None:
+    frame = pd.DataFrame(
+        {"word": [f"word {'s' * (n % 4)}" for n in range(20)], "none": [None, "a"] * 10, "n": np.arange(20)}
+    )
+    frame["kind"] = pd.Categorical(["a", "b", "c", "a"] * 5)
+    for step in (10, 20, 3, 7):
+        batches = ((ROWS[start : start + step], frame[start : start + step]) for start in range(0, 20, step))
+        write_embeddings(batches, tmp_path, file_format, rows_per_file=8)
+    reader = EmbeddingReader(tmp_path, file_format, meta_columns="*")
+    pd.testing.assert_frame_equal(
+        reader.to_dask_dataframe().compute().reset_index(drop=True)[["word", "n"]].astype({"word": object}),
+        frame[["word", "n"]].astype({"word": object}),
+    )
+
+
 def test_longer_batches_that_are_refused_leave_what_is_complete(tmp_path: Path) -> None:
     """The last file of what is there is a shorter one: more rows are other data, and no file may be begun for them."""
     rows = np.arange(40, dtype=np.float32).reshape(20, 2)
