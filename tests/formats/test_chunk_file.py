@@ -20,6 +20,7 @@ from dask_embedding_reader import FileChangedError
 from dask_embedding_reader._common.threads import threads_at_once
 from dask_embedding_reader.formats.parquet import chunk_file
 from dask_embedding_reader.formats.parquet.chunk_file import ChunkFile, Extent
+from dask_embedding_reader.storage import read as storage_read
 from dask_embedding_reader.storage.fsspec import FsspecStore
 from dask_embedding_reader.storage.read import read_each_into
 from dask_embedding_reader.storage.store import StoredFile, Version
@@ -59,7 +60,8 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         asked.extend((start, start + sum(map(len, parts))) for start, parts in ranges)
         read_each_into(file, ranges)
 
-    monkeypatch.setattr(chunk_file, "read_each_into", note)
+    for module in (chunk_file, storage_read):
+        monkeypatch.setattr(module, "read_each_into", note)
     monkeypatch.setattr(chunk_file, "pool_beside", lambda threads: _AtOnce())
     return asked
 
