@@ -81,23 +81,31 @@ def request(
 def _request_of_fsspec(
     filesystem: FileSystem, live: FileSystem, path: str, ranges: Sequence[ByteRange]
 ) -> list[Told | BaseException | None]:
-    answers: list[Told | BaseException | None]
     if class_name(live) == _HUB:
-        answers = [*run_apart([partial(_ask_hub, live, path, wanted) for wanted in ranges])]
-    elif get := _CLIENTS.get(class_name(live)):
-        for wanted in ranges:
-            wanted.take_memory()  # here, in many threads, not in the one in which all bytes arrive
-
-        async def request_all() -> list[Told | BaseException | None]:
-            return await asyncio.gather(*(get(live, path, wanted) for wanted in ranges), return_exceptions=True)
-
-        answers = run(live.loop, request_all)
-    else:
+        return _request_of_hub(filesystem, live, path, ranges)
+    get = _CLIENTS.get(class_name(live))
+    if get is None:
         return _request_plainly(filesystem, live, path, ranges)
+    for wanted in ranges:
+        wanted.take_memory()  # here, in many threads, not in the one in which all bytes arrive
+
+    async def request_all() -> list[Told | BaseException | None]:
+        return await asyncio.gather(*(get(live, path, wanted) for wanted in ranges), return_exceptions=True)
+
+    answers = run(live.loop, request_all)
     # Another release of the client lacks something that it never promised. Nothing has been read yet.
-    if any(isinstance(answer, AttributeError | ImportError) for answer in answers):
+    if any(isinstance(answer, AttributeError) for answer in answers):
         return _request_plainly(filesystem, live, path, ranges)
     return answers
+
+
+def _request_of_hub(
+    filesystem: FileSystem, live: FileSystem, path: str, ranges: Sequence[ByteRange]
+) -> list[Told | BaseException | None]:
+    answers: list[Told | BaseException] = run_apart([partial(_ask_hub, live, path, wanted) for wanted in ranges])
+    if any(isinstance(answer, AttributeError | ImportError) for answer in answers):  # as above
+        return _request_plainly(filesystem, live, path, ranges)
+    return [*answers]
 
 
 def _ask_hub(live: FileSystem, path: str, wanted: ByteRange, asked: Asked) -> Told:
@@ -113,7 +121,7 @@ def ask_info(filesystem: FileSystem, path: str, first_nbytes: int = 0) -> dict[s
     with asking(filesystem) as live:
         live.invalidate_cache(path)
         live.invalidate_cache(any_client.parent(live, path))  # some remember the listing of the folder alone
-        if (place := direct.find_place(filesystem, path)) is not None and place.site.is_web:
+        if (place := direct.find_place(filesystem, path)) is not None and place.is_web:
             # Many are asked for where a listing tells only names, and aiohttp takes several times the processor time.
             (told,) = run_apart([partial(direct.look, place, first_nbytes)])
             if isinstance(told, direct.AnswerError | EndlessAnswerError):

@@ -52,6 +52,11 @@ class Place(NamedTuple):
     url: str
     """Its address."""
 
+    @property
+    def is_web(self) -> bool:
+        """Whether it is on a web server, not in a bucket."""
+        return self.site.is_web
+
 
 def find_place(filesystem: FileSystem, path: str) -> Place | None:
     """Return where to ask for a file; None where fsspec's client has to read it."""
