@@ -155,6 +155,9 @@ def checked_frame(frame: Any) -> Any:
         raise ArgumentTypeError(f"frame must be a Dask or pandas DataFrame, not {type(frame).__name__}")
     if frame.index.name == ROW_NUMBER and ROW_NUMBER in frame.columns:
         raise ArgumentError(f'frame has both an index and a column named "{ROW_NUMBER}"; rename or drop one of them')
+    # Of columns with several levels, what is under this name is as many columns.
+    if (several := sum(name == ROW_NUMBER for name in frame.columns.get_level_values(0))) > 1:
+        raise ArgumentError(f'frame has {several} columns named "{ROW_NUMBER}"; rename or drop all but one of them')
     return frame
 
 

@@ -195,12 +195,13 @@ Span = tuple[float, float]
 def _positions(keys: Iterable[Key]) -> dict[Key, Span]:
     """Return where a task lies among those of its name, as a share of them: (name, 3, 0) of 4 lies in [0.75, 1).
 
-    Tasks that are the only one of their name lie nowhere, as those do whose keys are not numbered.
+    Tasks that are the only one of their name lie nowhere, as those do whose keys are not numbered, or not by numbers
+    alone: a shuffle of more than 32 partitions has (name, 3, (0, 1)).
     """
-    numbered = [key for key in keys if isinstance(key, tuple) and len(key) > 1 and isinstance(key[1], int)]
+    numbered = [key for key in keys if _is_numbered(key)]
     bounds: dict[Any, tuple[list[int], list[int]]] = {}
     for key in numbered:
-        low, high = bounds.setdefault(key[0], (list(key[1:]), list(key[1:])))
+        low, high = bounds.setdefault((key[0], len(key)), (list(key[1:]), list(key[1:])))
         for axis, number in enumerate(key[1:]):
             if number < low[axis]:
                 low[axis] = number
@@ -213,10 +214,14 @@ def _positions(keys: Iterable[Key]) -> dict[Key, Span]:
         axes[name] = axis + 1, low[axis], counts[axis]
     positions: dict[Key, Span] = {}
     for key in numbered:
-        axis, first, count = axes[key[0]]
+        axis, first, count = axes[key[0], len(key)]
         if count > 1:
             positions[key] = ((key[axis] - first) / count, (key[axis] - first + 1) / count)
     return positions
+
+
+def _is_numbered(key: Key) -> bool:
+    return isinstance(key, tuple) and len(key) > 1 and all(isinstance(number, int) for number in key[1:])
 
 
 def _union(spans: Iterable[Span | None]) -> Span | None:

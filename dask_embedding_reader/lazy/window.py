@@ -278,6 +278,11 @@ class _Stream:
                     f"a chunk of the rows [{unit.start:,}, {unit.stop:,}) was computed as {block.dtype}, the array "
                     f"tells {dtype}; give map_blocks the right dtype="
                 )
+            if _loses(block, dtype):
+                raise MismatchError(
+                    f"a chunk of the rows [{unit.start:,}, {unit.stop:,}) was computed as {block.dtype}, the array "
+                    f"tells {dtype}, which cannot hold all of its values; give map_blocks the right dtype="
+                )
 
     # Batches
 
@@ -369,6 +374,13 @@ class _Chunk(NamedTuple):
 def _make_chunk(unit: Unit, blocks: list[Array]) -> _Chunk:
     is_ours = _COUNTS_TELL and len(blocks) == 1 and _references(blocks) == _ONLY_OURS and _is_plain(blocks[0])
     return _Chunk(unit, blocks, is_ours)
+
+
+def _loses(block: Array, dtype: np.dtype[Any]) -> bool:
+    """Tell whether integers or text are others in a narrower dtype; fractions are rounded as everywhere."""
+    if block.dtype.kind not in "iuSU" or dtype.kind not in "iuSU" or np.can_cast(block.dtype, dtype, "safe"):
+        return False
+    return bool((block.astype(dtype) != block).any())
 
 
 def _is_plain(block: Array) -> bool:

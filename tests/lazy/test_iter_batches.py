@@ -151,6 +151,12 @@ def with_meta(meta: Any) -> Any:
             ArgumentError,
             'frame has both an index and a column named "i"; rename or drop one of them',
         ),
+        (
+            X,
+            pd.DataFrame(np.zeros((30, 3)), columns=["i", "a", "i"]),
+            ArgumentError,
+            'frame has 2 columns named "i"; rename or drop all but one of them',
+        ),
     ],
 )
 def test_what_cannot_be_had_in_batches_is_told(array: Any, frame: Any, error: type[Exception], message: str) -> None:

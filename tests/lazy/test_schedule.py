@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dask_embedding_reader import iter_batches
 from dask_embedding_reader.errors import ArgumentError
 from dask_embedding_reader.lazy._dask import Task, TaskRef
 from dask_embedding_reader.lazy.engines import Threads
@@ -153,6 +154,21 @@ GLOBALS: dict[str, tuple[dict[Key, list[Key]], Sequence[Key], list[list[Key]]]] 
         {("x", "a"): [], ("x", "b"): [], "sum": [("x", "a"), ("x", "b")], ("y", "a"): ["sum"], ("y", "b"): ["sum"]},
         [("y", "a"), ("y", "b")],
         [],
+    ),
+    "not by numbers alone": (
+        {
+            ("x", 0, (0, 0)): [],
+            ("x", 1, (0, 1)): [],
+            "sum": [("x", 0, (0, 0)), ("x", 1, (0, 1))],
+            ("y", 0, "a"): ["sum"],
+        },
+        [("y", 0, "a")],
+        [],
+    ),
+    "of one name with more numbers and fewer": (
+        {**centred(range(8), range(8)), ("x", 0): [], ("y", 8, 0): [("x", 0), "mean"]},
+        [*Y, ("y", 8, 0)],
+        [["mean"]],
     ),
 }
 
@@ -370,6 +386,18 @@ def test_units_are_bands_of_chunks_and_partitions_in_the_order_of_their_rows() -
     ]
     assert all(key in graph for unit in units for key in unit.keys)
     assert not persisted
+
+
+def test_a_frame_that_is_shuffled_in_stages() -> None:
+    """Of more than 32 partitions: tasks between the stages are numbered by pairs."""
+    pandas = pd.DataFrame({"a": np.arange(99)[::-1], "b": np.arange(99) * 2})
+    with dask.config.set({"dataframe.shuffle.method": "tasks"}):
+        frame = dd.from_pandas(pandas, npartitions=33).shuffle("a")
+    whole = frame.compute(scheduler="sync")
+    rows = tuple(frame.map_partitions(len).compute(scheduler="sync").tolist())
+    found = pd.concat([meta for _, meta in iter_batches(da.zeros((99, 1), chunks=(rows, 1)), frame, batch_size=50)])
+    assert found["b"].tolist() == whole["b"].tolist()
+    assert sorted(whole["b"]) == pandas["b"].tolist()
 
 
 def test_what_lies_on_a_cluster_is_told_with_the_remedy() -> None:

@@ -284,3 +284,28 @@ def test_a_partition_of_other_rows_is_told_with_them(made: Any, message: str) ->
     assert len([next(batches), next(batches)]) == 2
     with pytest.raises(MismatchError, match=message):
         next(batches)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (np.array([300]), "int8"),
+        (np.array([-129]), "int8"),
+        (np.array([2**63], "uint64"), "int64"),
+        (np.array(["long"]), "U2"),
+        (np.array([b"long"]), "S2"),
+    ],
+)
+def test_values_that_the_told_dtype_cannot_hold_are_not_wrapped_or_cut(values: Any, told: str) -> None:
+    blocks = [da.from_array(values.astype(told)), da.from_array(values).map_blocks(lambda block: block, dtype=told)]
+    batches = iter_batches(da.concatenate(blocks), batch_size=1)
+    next(batches)
+    with pytest.raises(MismatchError, match=rf"rows \[1, 2\) was computed as .*, the array tells .*{told[1:]}, which"):
+        next(batches)
+
+
+def test_a_wider_dtype_than_told_is_taken_if_its_values_fit() -> None:
+    array = da.arange(6, chunks=4).map_blocks(lambda block: block - 3, dtype="int8")
+    [(rows, _)] = iter_batches(array, batch_size=6)
+    assert rows.dtype == np.int8
+    assert rows.tolist() == [-3, -2, -1, 0, 1, 2]
