@@ -48,6 +48,7 @@ from dask_embedding_reader.formats.vector_columns import (
     is_binary,
     is_bytes,
     is_list,
+    is_list_view,
     is_nested,
     join_items,
     lengths_of,
@@ -219,9 +220,12 @@ def _first_length(header: FileHeader, columns: Columns, index: Index, path: Path
     number = next(number for number, batch in enumerate(index.batches) if batch.rows)
     column = find_column(header.file, index, index.batches[number], path)
     rows, items = index.batches[number].rows, int(column.nodes[-1, 0])
+    counts: Counter[int] = Counter()
+    if _has_views(column) and not column.has_nulls:
+        counts.update(_numbers(header.file, column, 2, "large_list_view<")[:rows].tolist())
+        return counts.most_common(1)[0][0] if counts else 0
     if not is_binary(column.type) and not column.has_nulls and items % rows == 0:
         return items // rows
-    counts: Counter[int] = Counter()
     for batch in open_batch(header.file, index, number, 0, {columns.column: path})(0, rows, rows):
         array = batch.column(0)
         lengths = lengths_of(array.cast(pa.large_binary()) if is_binary(column.type) else array)
@@ -235,7 +239,8 @@ def _first_length(header: FileHeader, columns: Columns, index: Index, path: Path
 
 def _can_hold(header: FileHeader, column: Column, rows: int) -> bool:
     """Tell whether counts and sizes leave room for the vectors of a batch, none of them or of their items null."""
-    items = rows * header.dimension
+    has_views = _has_views(column)
+    items = header.dimension if has_views else rows * header.dimension  # rows may share them
     if column.has_nulls:
         return False
     if is_binary(column.type) or is_nested(column.type):
@@ -245,20 +250,35 @@ def _can_hold(header: FileHeader, column: Column, rows: int) -> bool:
     if is_bytes(column.type):
         return enough
     nodes = column.nodes[column.depth :]
+    if has_views:
+        return enough and 0 < items <= int(nodes[1, 0])
     return enough and int(nodes[1, 0]) == items and not int(nodes[1, 1])
+
+
+def _stored(column: Column) -> pa.DataType:
+    return column.type.storage_type if isinstance(column.type, pa.BaseExtensionType) else column.type
+
+
+def _has_views(column: Column) -> bool:
+    """Tell whether vectors may lie in any order, with others between: pyarrow writes all items into each batch."""
+    kind = _stored(column)
+    return is_list_view(kind) and not is_nested(kind)
+
+
+def _numbers(file: StoredFile, column: Column, place: int, large: str) -> Array:
+    """Return a buffer of places or lengths of lists; in some types, whose names begin so, they have 64 bits."""
+    data = inflate(file, read_range(file, *column.spans[column.depth + place]), column.codec)
+    dtype = np.dtype("<i8" if str(_stored(column)).startswith(large) else "<i4")
+    return np.frombuffer(data, dtype, len(data) // dtype.itemsize)
 
 
 def _values(header: FileHeader, column: Column, rows: int) -> tuple[int, int] | None:
     """Return where the items of a batch are, one vector after the other, and their length; None if that is not so."""
-    kind = column.type.storage_type if isinstance(column.type, pa.BaseExtensionType) else column.type
-    if is_binary(kind) or is_nested(kind) or not _can_hold(header, column, rows):
+    kind = _stored(column)
+    if is_binary(kind) or is_nested(kind) or _has_views(column) or not _can_hold(header, column, rows):
         return None
     if is_list(kind):
-        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-            return None  # views may lie in any order
-        dtype = np.dtype("<i4" if pa.types.is_list(kind) else "<i8")
-        data = inflate(header.file, read_range(header.file, *column.spans[column.depth + 1]), column.codec)
-        offsets = np.frombuffer(data, dtype, len(data) // dtype.itemsize)[: rows + 1]
+        offsets = _numbers(header.file, column, 1, "large_list<")[: rows + 1]
         if len(offsets) <= rows or (np.diff(offsets) != header.dimension).any() or offsets[0]:
             return None
     start, nbytes = column.buffers[-1].tolist()

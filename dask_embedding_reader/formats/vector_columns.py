@@ -150,10 +150,11 @@ def _is_any_list(kind: pa.DataType) -> bool:
 
 def is_list(kind: pa.DataType) -> bool:
     """Tell whether a type is that of lists that tell their lengths, in any of Arrow's ways."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) or _is_view(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) or is_list_view(kind)
 
 
-def _is_view(kind: pa.DataType) -> bool:
+def is_list_view(kind: pa.DataType) -> bool:
+    """Tell whether a type is that of lists that tell where their items are: in any order, maybe not all."""
     return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
 
 
@@ -251,7 +252,7 @@ def lengths_of(column: pa.Array) -> Array:
         column = column.storage
     if is_ml_vector(column.type):
         column = column.field("values")
-    if _is_view(column.type):
+    if is_list_view(column.type):
         return column.sizes.to_numpy()  # type: ignore[no-any-return]
     if is_binary(column.type):
         _, offsets, _ = column.buffers()

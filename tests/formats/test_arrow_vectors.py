@@ -23,7 +23,7 @@ from dask_embedding_reader.formats.arrow_tables import (
     decoder_nbytes,
     iter_arrow_tables,
 )
-from dask_embedding_reader.formats.base import Columns, FileHeader, MetaColumn
+from dask_embedding_reader.formats.base import Array, Columns, FileHeader, MetaColumn
 from dask_embedding_reader.formats.columns import expand_glob
 from dask_embedding_reader.formats.vectors import Casting, Vectors
 from dask_embedding_reader.storage.local import LocalStore, file_info
@@ -216,9 +216,11 @@ DIMENSIONS: dict[str, tuple[Callable[[], list[pa.Array]], str]] = {
 }
 
 
-def read_all(file: StoredFile) -> None:
+def read_all(file: StoredFile) -> Array:
     header = ARROW.read_header(file, EMBEDDING)
-    ARROW.open_rows(header, EMBEDDING, 0, header.rows)([np.empty((header.rows, header.dimension), np.float32)])
+    out = np.empty((header.rows, header.dimension), np.float32)
+    ARROW.open_rows(header, EMBEDDING, 0, header.rows)([out])
+    return out
 
 
 @pytest.mark.parametrize("name", DIMENSIONS)
@@ -240,6 +242,43 @@ def test_of_bytes_most_of_the_first_batch_tell_the_dimension(tmp_path: Path) -> 
             FormatError, match=r"column 'embedding' holds 7 bytes a row, which is no whole number of flo"
         ):
             ARROW.read_header(stored(tmp_path / "0.arrow", [odd]), columns)
+
+
+@pytest.mark.parametrize("codec", [None, "zstd"])
+@pytest.mark.parametrize("kind", [pa.list_view(pa.float32()), pa.large_list_view(pa.float32())], ids=str)
+def test_views_of_lists_share_items_and_leave_some_out(tmp_path: Path, kind: pa.DataType, codec: str | None) -> None:
+    """As pyarrow writes slices of them: each record batch has the items of all rows, in any order."""
+    order = np.random.default_rng(1).permutation(50)
+    dtype, make = (
+        (np.int32, pa.ListViewArray) if kind == pa.list_view(pa.float32()) else (np.int64, pa.LargeListViewArray)
+    )
+    places, sizes = np.argsort(order).astype(dtype) * 4, np.full(50, 4, dtype)
+    whole = make.from_arrays(pa.array(places), pa.array(sizes), pa.array(ROWS[order].reshape(-1)))
+    same = make.from_arrays(pa.array(places[:1].repeat(5)), pa.array(sizes[:5]), whole.values)
+    for arrays in ([whole[:2], whole[2:33], whole[33:]], [same, whole], [whole[7:10]]):
+        file = stored(tmp_path / "0.arrow", [pa.record_batch({"embedding": each}) for each in arrays], codec=codec)
+        header = ARROW.read_header(file, EMBEDDING)
+        assert (header.rows, header.dimension) == (sum(map(len, arrays)), 4)
+        np.testing.assert_array_equal(read_all(file), pa.chunked_array(arrays).to_pylist())
+    sizes[20] = 3
+    odd = make.from_arrays(pa.array(places), pa.array(sizes), whole.values)
+    file = stored(tmp_path / "0.arrow", [pa.record_batch({"embedding": odd})], codec=codec)
+    with pytest.raises(
+        FormatError, match="row 20: column 'embedding' holds a vector that has 3 items where vectors of 4 "
+    ):
+        read_all(file)
+
+
+@pytest.mark.parametrize(("size", "told"), [(-4, "at places that are negative"), (2**30, "values has only 200")])
+def test_damaged_lengths_of_views_are_not_taken_for_the_dimension(tmp_path: Path, size: int, told: str) -> None:
+    views = pa.array(ROWS.tolist(), pa.list_view(pa.float32()))
+    file = stored(tmp_path / "0.arrow", [pa.record_batch({"embedding": views})])
+    content = Path(file.path).read_bytes()
+    lengths = np.full(50, 4, np.int32).tobytes()
+    assert content.count(lengths) == 1
+    Path(file.path).write_bytes(content.replace(lengths, np.full(50, size, np.int32).tobytes()))
+    with pytest.raises(FormatError, match=told):
+        ARROW.read_header(file._replace(version=file_info(file.path).version), EMBEDDING)
 
 
 def test_metadata_may_hold_nulls_where_rows_or_values_of_their_dictionary_do(tmp_path: Path) -> None:
