@@ -181,13 +181,14 @@ class _Listing(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        if "*" in self.path:
+        if "*" in self.path or len(self.asked) > 100:
             self.send_error(404)
             return
         page = "".join(f'<a href="{link}">x</a>' for link in self.links).encode()
-        body = npy_bytes(ROWS) if self.path.endswith(".npy") else page
+        is_file = self.path.partition("?")[0].endswith(".npy")
+        body = npy_bytes(ROWS) if is_file else page
         self.send_response(200)
-        self.send_header("Content-Type", "application/x" if self.path.endswith(".npy") else "text/html")
+        self.send_header("Content-Type", "application/x" if is_file else "text/html")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "GET":
@@ -200,7 +201,7 @@ class _Listing(http.server.BaseHTTPRequestHandler):
 def listing() -> Iterator[str]:
     _Listing.asked.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Listing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/data/"
     server.shutdown()
     server.server_close()
@@ -227,6 +228,33 @@ def test_a_listing_of_nothing_but_such_links_is_empty(listing: str) -> None:
     _Listing.links = HOSTILE[:3]
     with pytest.raises(NoFilesError):
         EmbeddingReader(listing)
+
+
+@pytest.mark.parametrize("pattern", ["", "*.npy"])
+@pytest.mark.parametrize(
+    ("links", "found"),
+    [
+        (["./0.npy", "./.1.npy", "./_2.npy"], ["0.npy"]),
+        (["0.npy", "./0.npy", "1.npy?v=1&amp;w=2", "././2.npy"], ["0.npy", "1.npy?v=1&w=2", "2.npy"]),
+        (["0.npy", "0.npy?download=1", "0.npy#top"], ["0.npy"]),
+        (["a&amp;b.npy", "c&#39;.npy", "d&copy.npy"], ["a&b.npy", "c'.npy", "d&copy.npy"]),
+        (["./", ".", "", "?sort=name/", "#top/", "./?sort=name", "0.npy"], ["0.npy"]),
+    ],
+)
+def test_links_are_taken_as_browsers_take_them(listing: str, pattern: str, links: list[str], found: list[str]) -> None:
+    _Listing.links = links
+    if "?" in "".join(found):
+        found = [name for name in found if not pattern or "?" not in name]
+    reader = EmbeddingReader(listing + pattern)
+    assert [path.rpartition("/data/")[2] for path in reader.manifest.vectors.paths] == found
+
+
+@pytest.mark.parametrize("more", ["?token=secret", "#top"])
+def test_a_folder_with_a_query_does_not_lead_into_itself_for_ever(listing: str, more: str) -> None:
+    _Listing.links = ["0.npy", "in/"]
+    with pytest.raises(NoFilesError, match="holds no files") as caught:
+        EmbeddingReader(listing + more)
+    assert "secret" not in str(caught.value)
 
 
 def test_an_npy_file_that_would_have_to_be_unpickled_is_refused(tmp_path: Path) -> None:
