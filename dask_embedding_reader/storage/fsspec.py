@@ -28,6 +28,7 @@ from dask_embedding_reader.storage.connections import (
     connected,
     cuts_paths,
     protocols,
+    remembers_files,
 )
 from dask_embedding_reader.storage.names import glob_root, is_litter
 from dask_embedding_reader.storage.ranges import ByteRange
@@ -318,7 +319,8 @@ def _list_folder(
         if may_vanish(folder):
             return []
         raise vanished(shown_url(store, folder)) from shown_cause(error)
-    return _links_below(folder, entries) if "http" in protocols(store.filesystem) else entries
+    behind = store.filesystem.fs if remembers_files(store.filesystem) else store.filesystem
+    return _links_below(folder, entries) if "http" in protocols(behind) else entries
 
 
 def _links_below(folder: str, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
