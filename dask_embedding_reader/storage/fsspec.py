@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import math
@@ -27,6 +28,7 @@ from dask_embedding_reader.storage.connections import (
     connected,
     cuts_paths,
     protocols,
+    remembers_files,
 )
 from dask_embedding_reader.storage.names import glob_root, is_litter
 from dask_embedding_reader.storage.ranges import ByteRange
@@ -317,12 +319,31 @@ def _list_folder(
         if may_vanish(folder):
             return []
         raise vanished(shown_url(store, folder)) from shown_cause(error)
-    return [entry for entry in entries if not _leads_out(store.filesystem, entry["name"])]
+    behind = store.filesystem.fs if remembers_files(store.filesystem) else store.filesystem
+    return _links_below(folder, entries) if "http" in protocols(behind) else entries
 
 
-def _leads_out(filesystem: AbstractFileSystem, name: str) -> bool:
-    """Tell whether a page of links, which anybody may have written, names what is not below its folder."""
-    return "http" in protocols(filesystem) and ".." in re.split(r"[/\\]", urllib.parse.unquote(name))
+def _links_below(folder: str, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the links of a page, which anybody may have written, lead to below its folder, each file once.
+
+    fsspec appends links as they are written: `./a` (Caddy), `a&amp;b` (Apache), and `./`, `?sort=name/` or, where the
+    folder itself has a query, any, which lead to the same page for ever.
+    """
+    links = {}
+    for entry in entries:
+        name = re.sub("&#?[0-9A-Za-z]+;", lambda found: html.unescape(found[0]), entry["name"])
+        cut = len(posixpath.commonprefix([folder, name]))
+        name = name[:cut] + re.sub(r"(?:^|(?<=/))(?:\./+)+", "", name[cut:])
+        is_below = _page_of(name).rstrip("/") != _page_of(folder).rstrip("/")
+        if is_below and ".." not in re.split(r"[/\\]", urllib.parse.unquote(name)):
+            links[name] = {**entry, "name": name}
+    # Beside a file there may be a link that downloads it.
+    return [link for name, link in links.items() if (page := _page_of(name)) == name or page not in links]
+
+
+def _page_of(url: str) -> str:
+    """Return a URL without its query and fragment."""
+    return re.split("[?#]", url, maxsplit=1)[0]
 
 
 def glob_walking(

@@ -181,13 +181,14 @@ class _Listing(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        if "*" in self.path:
+        if "*" in self.path or len(self.asked) > 100:
             self.send_error(404)
             return
         page = "".join(f'<a href="{link}">x</a>' for link in self.links).encode()
-        body = npy_bytes(ROWS) if self.path.endswith(".npy") else page
+        is_file = self.path.partition("?")[0].endswith(".npy")
+        body = npy_bytes(ROWS) if is_file else page
         self.send_response(200)
-        self.send_header("Content-Type", "application/x" if self.path.endswith(".npy") else "text/html")
+        self.send_header("Content-Type", "application/x" if is_file else "text/html")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "GET":
@@ -200,7 +201,7 @@ class _Listing(http.server.BaseHTTPRequestHandler):
 def listing() -> Iterator[str]:
     _Listing.asked.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Listing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/data/"
     server.shutdown()
     server.server_close()
@@ -209,8 +210,9 @@ def listing() -> Iterator[str]:
 HOSTILE = ["../secret.npy", "%2e%2e/secret.npy", "a/../../secret.npy", "/secret.npy", "//other.invalid/secret.npy"]
 
 
+@pytest.mark.parametrize("before", ["", "simplecache::"])
 @pytest.mark.parametrize("pattern", ["", "*.npy"])
-def test_links_that_lead_elsewhere_are_not_followed(listing: str, pattern: str) -> None:
+def test_links_that_lead_elsewhere_are_not_followed(listing: str, pattern: str, before: str) -> None:
     _Listing.links = [
         *HOSTILE,
         "http://other.invalid/secret.npy",
@@ -218,7 +220,7 @@ def test_links_that_lead_elsewhere_are_not_followed(listing: str, pattern: str) 
         "../",
         "0.npy",
     ]
-    reader = EmbeddingReader(listing + pattern)
+    reader = EmbeddingReader(before + listing + pattern)
     assert [path.rpartition("/data/")[2] for path in reader.manifest.vectors.paths] == ["0.npy"]
     assert not [path for path in _Listing.asked if "secret" in path]
 
@@ -227,6 +229,36 @@ def test_a_listing_of_nothing_but_such_links_is_empty(listing: str) -> None:
     _Listing.links = HOSTILE[:3]
     with pytest.raises(NoFilesError):
         EmbeddingReader(listing)
+
+
+@pytest.mark.parametrize("pattern", ["", "*.npy"])
+@pytest.mark.parametrize(
+    ("links", "found"),
+    [
+        (["./0.npy", "./.1.npy", "./_2.npy"], ["0.npy"]),
+        (["0.npy", "./0.npy", "1.npy?v=1&amp;w=2", "././2.npy"], ["0.npy", "1.npy?v=1&w=2", "2.npy"]),
+        (["0.npy", "0.npy?download=1", "0.npy#top"], ["0.npy"]),
+        (["a&amp;b.npy", "c&#39;.npy", "d&copy.npy"], ["a&b.npy", "c'.npy", "d&copy.npy"]),
+        (["./", ".", "", "?sort=name/", "#top/", "./?sort=name", "0.npy"], ["0.npy"]),
+    ],
+)
+def test_links_are_taken_as_browsers_take_them(listing: str, pattern: str, links: list[str], found: list[str]) -> None:
+    _Listing.links = links
+    if "?" in "".join(found):
+        found = [name for name in found if not pattern or "?" not in name]
+    for before in ("", "simplecache::"):
+        if before and "?" in "".join(found):
+            continue  # a cache asks for names as they are
+        reader = EmbeddingReader(before + listing + pattern)
+        assert [path.rpartition("/data/")[2] for path in reader.manifest.vectors.paths] == found
+
+
+@pytest.mark.parametrize("more", ["?token=secret", "#top"])
+def test_a_folder_with_a_query_does_not_lead_into_itself_for_ever(listing: str, more: str) -> None:
+    _Listing.links = ["0.npy", "in/"]
+    with pytest.raises(NoFilesError, match="holds no files") as caught:
+        EmbeddingReader(listing + more)
+    assert "secret" not in str(caught.value)
 
 
 def test_an_npy_file_that_would_have_to_be_unpickled_is_refused(tmp_path: Path) -> None:
@@ -397,6 +429,39 @@ def test_no_retry_after_prevents_the_retry(value: str, pause: float, monkeypatch
 
     assert retries.with_retries(attempt, "reading") == "came"
     assert pauses == [pytest.approx(pause, abs=0.31)]
+
+
+@pytest.mark.parametrize("location", ["/\u00fc.npy", "/%C3%BC.npy", "/\u00fc b.npy"])
+def test_a_redirect_is_followed_to_a_name_as_it_is_written(location: str) -> None:
+    def answer(question: Question) -> bytes:
+        if question.path == "/0.npy":
+            return f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+        return question.file(npy_bytes(ROWS))
+
+    with answering(answer) as server:
+        array = EmbeddingReader(f"{server.url}/0.npy").to_dask_array()
+        np.testing.assert_array_equal(array.compute(scheduler="sync"), ROWS)
+    there = "/%C3%BC%20b.npy" if " " in location else "/%C3%BC.npy"
+    assert {question.path for question in server.questions} == {"/0.npy", there}
+
+
+def test_a_part_that_does_not_tell_where_it_is_from_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was taken for the beginning of the file: rows were made of the heads between its parts, of the same etag."""
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0)
+
+    def answer(question: Question) -> bytes:
+        whole = question.file(npy_bytes(ROWS))
+        if question.headers.get("Range", "").startswith("bytes=0-") or question.method != "GET":
+            return whole
+        body = b"--x\r\n" + b"a: b\r\n" * 30 + b"\r\n" + whole.partition(b"\r\n\r\n")[2] + b"\r\n--x--\r\n"
+        kind = "Content-Type: multipart/byteranges; boundary=x"
+        head = f'HTTP/1.1 206 Some\r\nETag: "1"\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n'
+        return head.encode() + body
+
+    with answering(answer) as server:
+        array = EmbeddingReader(f"{server.url}/0.npy").to_dask_array()
+        with pytest.raises(ReadError, match="does not tell which bytes of the file it brings"):
+            array.compute(scheduler="sync")
 
 
 @pytest.mark.parametrize("date", [f"Mon, 01 Jan 2026 00:00:00 +{10**20}", f"{10**11} Jan 2026 00:00:00", "soon", ""])

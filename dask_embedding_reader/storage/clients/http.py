@@ -7,6 +7,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
+from dask_embedding_reader.errors import ReadError
 from dask_embedding_reader.storage.ranges import ByteRange, is_as_stored, only, part
 from dask_embedding_reader.storage.retries import STALL_SECONDS
 
@@ -35,6 +36,9 @@ async def get_web(
         first, size = part(answer.headers.get("Content-Range"), answer.headers.get("Content-Length"))
         if not is_as_stored(answer.headers.get("Content-Encoding")):
             size = None  # of what is sent: aiohttp makes the file of it
+        if answer.status == 206 and "Content-Range" not in answer.headers:
+            # In several parts, each under a head of its own, or of a proxy that leaves it out.
+            raise ReadError("an answer came that does not tell which bytes of the file it brings (no Content-Range)")
         if answer.status != 416:  # the file is shorter than it was, as its size tells
             answer.raise_for_status()
             put = only(wanted, first)

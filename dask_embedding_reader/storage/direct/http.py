@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import socket
 import ssl
+import string
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, parse_headers
 from typing import NamedTuple
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from dask_embedding_reader.storage.connections import MOST_INTERIM, Asked, headers_for
 from dask_embedding_reader.storage.retries import EndlessAnswerError
@@ -99,7 +100,8 @@ class Connections:
                     yield answer
                     return
                 answer.read(_SHORT_NBYTES)
-            here, url = url, urljoin(url, location)
+            # As browsers do: some servers write names as they are, in UTF-8, of which ``http.client`` makes Latin-1.
+            here, url = url, urljoin(url, quote(location, safe=string.punctuation, encoding="latin-1"))
             headers = headers_for(url, here, headers)
         raise ConnectionError(f"the server points elsewhere, more than {_MOST_REDIRECTS} times")
 
