@@ -224,14 +224,14 @@ def test_which_tensors_there_are_is_told(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["", *("x" * length for length in range(1, 9))])
+@pytest.mark.parametrize("name", ["x" * length for length in range(1, 9)])
 def test_written_tensors_are_aligned_and_have_their_name(tmp_path: Path, name: str) -> None:
     rows = np.arange(6, dtype=np.float64).reshape(2, 3)
     sink = io.BytesIO()
     SAFETENSORS.write(lambda data: sink.write(data) and None, Vectors(rows, Casting(rows.dtype)), None, name)
     data = sink.getvalue()
     [(found, array)] = safetensors.numpy.load(data).items()
-    assert found == (name or "embedding")
+    assert found == name
     np.testing.assert_array_equal(array, rows, strict=True)
     assert (len(data) - rows.nbytes) % 8 == 0
     assert len(data) - rows.nbytes - 8 == struct.unpack_from("<Q", data)[0]
