@@ -72,8 +72,9 @@ def exact_value(value: Any) -> Any:
 
 
 def _exact_items(values: list[Any]) -> list[Any]:
+    values = [one if type(one) in _OF_PYTHON else _without_numpy(one) for one in values]
     if not any(map(_has_nanoseconds, values)):
-        return [one.item() if _is_number_of_numpy(one) else one for one in values]
+        return values
     times = pd.Index(values)
     if times.dtype.kind in "mM":
         return list(pa.array(times))
@@ -81,8 +82,18 @@ def _exact_items(values: list[Any]) -> list[Any]:
     return [pa.array(pd.Index([one]))[0] if _has_nanoseconds(one) else one for one in values]
 
 
-def _is_number_of_numpy(value: Any) -> bool:
-    return isinstance(value, np.number) and not isinstance(value, np.timedelta64)
+_OF_PYTHON = {int, float, str, bool, type(None)}
+
+
+def _without_numpy(value: Any) -> Any:
+    """Return a number or a time of numpy as Python or pandas has it, and what is missing in pandas as None."""
+    if value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        if np.isnat(value):
+            return None
+        return pd.Timestamp(value) if isinstance(value, np.datetime64) else pd.Timedelta(value)
+    return value.item() if isinstance(value, np.number) else value
 
 
 def _has_nanoseconds(value: Any) -> bool:

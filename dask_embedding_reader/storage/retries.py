@@ -185,7 +185,14 @@ def hide_secrets(text: str) -> str:
 
     In a time that grows with the length of the text: a web server may link to whatever it likes.
     """
-    return re.sub(r"[^\s'\")]+", _without_query, re.sub(r"(://)[^/\s]+@", r"\1", text))
+    text = re.sub(r"(?i)https?://[^\s'\"]+", _without_web_query, re.sub(r"(://)[^/\s]+@", r"\1", text))
+    return re.sub(r"[^\s'\")]+", _without_query, text)
+
+
+def _without_web_query(found: re.Match[str]) -> str:
+    """Cut a URL at its query, wherever that begins: names may end in a bracket, patterns in a star."""
+    url, _, query = found[0].partition("?")
+    return f"{url}{query[len(query.rstrip('),.;:')) :]}" if "=" in query else found[0]
 
 
 def _without_query(found: re.Match[str]) -> str:

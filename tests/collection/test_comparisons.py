@@ -198,7 +198,7 @@ DAY, NOON, UTC = dt.date(2020, 1, 1), dt.datetime(2020, 1, 1, 12), dt.timezone.u
 
 def _found(column: pa.Array, compare: str, value: Any) -> list[int]:
     told = make_comparison("c", compare, exact_value(value))(pa.table({"c": column}))
-    return np.flatnonzero(told.fill_null(False).to_numpy()).tolist()
+    return np.flatnonzero(told.fill_null(False).to_pylist()).tolist()
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
@@ -212,6 +212,28 @@ def test_dates_and_times_in_one_list_are_each_what_they_are(unit: str) -> None:
         assert (_found(times, "in", several), _found(times, "not in", several)) == ([0, 1], [2])
         assert (_found(days, "in", several), _found(days, "not in", several)) == ([0, 1], [2])
     assert _found(days, "in", [second.date(), NOON]) == _found(days, "in", [NOON, second]) == [2]
+
+
+@pytest.mark.parametrize("unit", ["Y", "D", "s", "ns"])
+def test_times_of_numpy_are_those_of_pandas(unit: str) -> None:
+    day = np.datetime64("2020-01-01").astype(f"M8[{unit}]")
+    times = pa.array([NOON.replace(hour=0), NOON, None], pa.timestamp("us"))
+    for column in (times, times.cast(pa.timestamp("ns"))):
+        assert (_found(column, "==", day), _found(column, "in", [day, None])) == ([0], [0])
+        assert (_found(column, ">", day), _found(column, "not in", [day, None])) == ([1], [1])
+    assert _found(times.cast(pa.date32(), safe=False), "==", day) == [0, 1]
+    spans = pa.array([dt.timedelta(1), dt.timedelta(2), None])
+    for hours in (np.timedelta64(24, "h"), np.timedelta64(1, "D")):
+        assert _found(spans, "==", hours) == _found(spans, "in", [hours]) == [0]
+
+
+@pytest.mark.parametrize("missing", [None, pd.NaT, pd.NA, np.datetime64("NaT"), np.timedelta64("NaT")])
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.date32(), pa.duration("us"), pa.int64(), pa.string()])
+def test_what_is_missing_in_pandas_is_compared_as_a_null(kind: pa.DataType, missing: Any) -> None:
+    column = pa.array([1, None]).cast(kind) if kind != pa.date32() else pa.array([DAY, None])
+    for compare in ("==", "!=", "<"):
+        assert _found(column, compare, missing) == []
+    assert (_found(column, "in", [missing]), _found(column, "not in", [missing])) == ([], [0])
 
 
 @pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.date32(), pa.duration("us"), pa.time64("us"), pa.bool_()])

@@ -309,6 +309,7 @@ def test_what_is_missing_is_said_with_the_remedy(found: Exception, remedy: str) 
         ("mail me@home", "mail me@home"),
         ("/a*?b=c", "/a*?b=c"),
         ("/a?b?c=d", "/a"),
+        ("http://h/f(1)?sig=S, HTTPS://h/[01]*?a(b)=S) http://h/a?b", "http://h/f(1), HTTPS://h/[01]*) http://h/a?b"),
     ],
 )
 def test_what_is_hidden_in_a_text(text: str, shown: str) -> None:
