@@ -117,12 +117,16 @@ def has_row_numbers(frame: Any) -> bool:
     return frame.index.name == ROW_NUMBER or ROW_NUMBER in frame.columns
 
 
+_MOST_ROWS = 2**62
+"""Row numbers are counted in 64 bits."""
+
+
 def row_base(frame: pd.DataFrame, start: int = 0) -> int:
     """Return the number that a frame counts from, given its rows from ``start`` on."""
     if not len(frame):  # that it has too few rows is told elsewhere
         return 0
     [first] = _numbers(frame.iloc[:1], start)
-    if not np.isfinite(first):
+    if not -_MOST_ROWS <= first <= _MOST_ROWS:  # NaN neither
         raise _mismatch(start, f"is {first}", "an integer was expected")
     return int(first) - start
 

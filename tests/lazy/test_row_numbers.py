@@ -107,6 +107,9 @@ def test_the_number_that_a_frame_counts_from() -> None:
     assert row_base(pd.DataFrame({"i": []}), 5) == 0
     with pytest.raises(MismatchError, match=r"is nan beside row 5 of the array, where an integer was expected"):
         row_base(pd.DataFrame({"i": [np.nan, 6]}), 5)
+    for first in (np.inf, -1e300, np.uint64(2**64 - 1), np.int64(-(2**63))):  # beyond what rows can be counted to
+        with pytest.raises(MismatchError, match=r"beside row 5 of the array, where an integer was expected"):
+            row_base(pd.DataFrame({"i": [first]}), 5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
