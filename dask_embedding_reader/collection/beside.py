@@ -58,6 +58,8 @@ def saved_headers(
     FileChangedError
         If files that a manifest names have gone: the rows after them would have other numbers.
     """
+    if not manifests:
+        return {}
     known: dict[StoredFile, FileHeader] = {}
     listed = {(file.store, path) for file in files for path in (file.path, meant_path(file.path))}
     for manifest, saved in manifests:
@@ -74,8 +76,6 @@ def saved_headers(
                 "restore them, or remove the manifest to read what is left"
             )
         known |= _usable(saved, columns)
-    if not known:
-        return {}
     saved_as = {file: file._replace(version=file.version.lasting) for file in files}
     return {file: known[name]._replace(file=file) for file, name in saved_as.items() if name in known}
 
