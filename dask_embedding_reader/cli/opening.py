@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import time
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 
 from dask_embedding_reader._common.arguments import likest_first
@@ -245,6 +248,8 @@ def _parse(text: str, kind: pa.DataType) -> Any:
         return int(text)  # as it is: a column of int8 is compared with 300, too
     if pa.types.is_decimal(kind) and _DECIMAL.fullmatch(text):
         return Decimal(text)
+    if pa.types.is_time(kind) or pa.types.is_duration(kind):
+        return _parse_time(text, kind)
     is_exact = pa.types.is_integer(kind) or pa.types.is_decimal(kind)  # infinity is left, and NaN
     try:
         value = pa.scalar(text).cast(pa.float64() if is_exact else kind).as_py()
@@ -252,3 +257,15 @@ def _parse(text: str, kind: pa.DataType) -> Any:
         return float(text) if pa.types.is_floating(kind) and math.isinf(value) else value
     except pa.ArrowException as error:
         raise ArgumentError(f"the column is {kind}, and {text!r} cannot be read as that ({describe(error)})") from error
+
+
+def _parse_time(text: str, kind: pa.DataType) -> time | pd.Timedelta:
+    """Read a time of day or a duration, which Arrow does not read from text."""
+    is_time = pa.types.is_time(kind)
+    with suppress(ValueError):
+        if is_time:
+            return time.fromisoformat(text)
+        if text.strip("+-.0123456789"):  # not 5: five of what?
+            return pd.Timedelta(text)
+    example = "03:30 or 03:30:59" if is_time else "90s, 3h or '2 days 03:30:00'"
+    raise ArgumentError(f"the column is {kind}, and {text!r} is none; write it like {example}")

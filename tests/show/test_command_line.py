@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import time
 from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
@@ -975,6 +976,8 @@ def typed(tmp_path: Path) -> Path:
             "word": ["in", None, "is null", "it's"] * 3,
             "seen": [True, False, False] * 4,
             "day": pd.date_range("2024-01-01", periods=12),
+            "hour": [time(k, 30) for k in range(12)],
+            "length": pd.to_timedelta([30 * k for k in range(12)], "min"),
             "full name": [f"{k}" for k in range(12)],
             "list": [[k] for k in range(12)],
             "small": np.arange(-6, 6, dtype=np.int8),
@@ -1005,6 +1008,9 @@ def typed(tmp_path: Path) -> Path:
         (["--where", "word == it's", "--rows", ":5"], [3]),
         (["--where", "day < 2024-01-03"], [0, 1]),
         (["--where", "day == '2024-01-03 00:00:00'"], [2]),
+        (["--where", "hour < 01:30", "--where", "hour in [00:30, 02:30:00]"], [0]),
+        (["--where", "length > 5h"], [11]),
+        (["--where", "length in [90s, 90min, 0 days 02:00:00]"], [3, 4]),
         (["--where", '"full name" in [7, 5]'], [5, 7]),
         (["--where", "full name == 7"], [7]),
         (["--where", "small <= 300", "--where", "small > -1000", "--where", "small == +5"], [11]),
@@ -1098,6 +1104,8 @@ def test_quotes_are_taken_off_values_that_stand_in_them(text: str, values: tuple
         (["--where", "n == three"], "--where 'n == three': the column is int64, and 'three' cannot be read as that"),
         (["--where", "price == 1_0"], "the column is decimal128(3, 2), and '1_0' cannot be read as that"),
         (["--where", "day == soon"], "the column is timestamp"),
+        (["--where", "hour == noon"], "the column is time64[us], and 'noon' is none; write it like 03:30"),
+        (["--where", "length > 5"], "and '5' is none; write it like 90s, 3h"),
         (["--where", "seen == perhaps"], "the column is bool"),
         (["--where", "list == 1"], "the column is list<"),
         (["--where", "n in 3"], "--where 'n in 3': after in a list is expected, such as [3]"),
