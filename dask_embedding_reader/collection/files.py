@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from dask_embedding_reader.formats.partitions import partition_types
 from dask_embedding_reader.storage.store import Store, StoredFile, Version
 
 Int64s = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -167,24 +168,34 @@ class FileTable:
 
 def file_table(headers: Sequence[FileHeader], roots: Sequence[str]) -> FileTable:
     """Turn headers into columns."""
-    store_ids: dict[Store, int] = {}
-    store_of = [store_ids.setdefault(h.file.store, len(store_ids)) for h in headers]
-    dtype_ids: dict[np.dtype[Any], int] = {}
-    dtype_of = [dtype_ids.setdefault(header.dtype, len(dtype_ids)) for header in headers]
+    stores, store_of = _numbered(header.file.store for header in headers)
+    dtypes, dtype_of = _numbered(header.dtype for header in headers)
     layouts: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # most files have the same: one value for all of them
     return FileTable(
-        stores=tuple(store_ids),
-        store_of=np.array(store_of, np.int16),
+        stores=stores,
+        store_of=store_of,
         paths=tuple(header.file.path for header in headers),
         sizes=np.array([header.file.size for header in headers], np.int64),
         versions=tuple(header.file.version for header in headers),
         offsets=np.cumsum([0, *(header.rows for header in headers)], dtype=np.int64),
         dimension=next((header.dimension for header in headers if header.rows), 0),
-        dtypes=tuple(dtype_ids),
-        dtype_of=np.array(dtype_of, np.int16),
+        dtypes=dtypes,
+        dtype_of=dtype_of,
         layouts=tuple(layouts.setdefault(header.layout, header.layout) for header in headers),
         group_rows=np.array([rows for header in headers for rows in header.group_rows], np.int64),
         first_group=np.cumsum([0, *(len(header.group_rows) for header in headers)], dtype=np.int64),
         checksums=tuple(header.checksum for header in headers),
         roots=tuple(roots),
     )
+
+
+def _numbered(values: Iterable[T]) -> tuple[tuple[T, ...], npt.NDArray[np.int16]]:
+    """Return distinct values, and which one each is. Mostly one follows itself: to hash a file system takes 1 us."""
+    numbers: dict[T, int] = {}
+    found, last = [], object()
+    for value in values:
+        if value is not last:
+            number = numbers.setdefault(value, len(numbers))
+            last = value
+        found.append(number)
+    return tuple(numbers), np.array(found, np.int16)

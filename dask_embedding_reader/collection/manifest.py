@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -398,11 +398,10 @@ def _grouped(headers: Sequence[FileHeader]) -> Sequence[FileHeader]:
 
 def _check_alike(headers: Sequence[FileHeader]) -> None:
     """Check that all files with rows hold vectors of one dimension and dtype (in either byte order)."""
-
-    def kinds() -> Iterator[tuple[int, np.dtype[Any]]]:
-        return ((header.dimension, header.dtype.newbyteorder("=")) for header in headers if header.rows)
-
-    counts = Counter(kinds())
+    counts = Counter[tuple[int, np.dtype[Any]]]()
+    # Those of equal bytes first: each dtype that is made anew would be hashed for 1 us.
+    for (dimension, dtype), files in Counter((h.dimension, h.dtype) for h in headers if h.rows).items():
+        counts[dimension, dtype.newbyteorder("=")] += files
     if len(counts) <= 1:
         return
     (dimension, dtype), most = counts.most_common(1)[0]
