@@ -1417,7 +1417,7 @@ def test_another_machine_compares_what_a_copy_has_too(folder: Path, monkeypatch:
 )
 def test_inodes_count_where_they_last(was: tuple[int, int], now: tuple[int, int], another: bool) -> None:
     before, after = (
-        storage.ObjectInfo("x", 100, {"mtime": "5"}, here=storage.Here("host", *numbers)) for numbers in (was, now)
+        storage.ObjectInfo("x", 100, {"mtime": "5"}, here="host {} {}".format(*numbers)) for numbers in (was, now)
     )
     assert storage.is_same(before.version, after) is not another
 

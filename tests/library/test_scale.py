@@ -50,14 +50,14 @@ from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.lazy.graph import make_array, make_metadata_frame
 from dask_embedding_reader.collection.files import file_table
 from dask_embedding_reader.collection.manifest import Manifest
-from dask_embedding_reader.storage.store import Here, StoredFile, Version
+from dask_embedding_reader.storage.store import StoredFile, Version
 from dask_embedding_reader.storage.local import LocalStore
 
 before, storage, dtype = resident(), LocalStore(LocalFileSystem()), np.dtype(np.float16)
 
 def header(number):
     path = f"/data/collection/embeddings/shard-{number // 1000:05}/part-{number:08}.npy"
-    version = Version(15_488, "mtime", str(10**18 + number), Here("host", number, 10**18 + number))
+    version = Version(15_488, "mtime", str(10**18 + number), f"host {number} {10**18 + number}")
     return FileHeader(StoredFile(storage, path, version), 10, 768, dtype, (128, False))
 
 files = file_table([header(number) for number in range(1_000_000)], ["/data/collection"])

@@ -27,7 +27,7 @@ from dask_embedding_reader.storage.read import (
     reading_often,
     try_read_in_turn,
 )
-from dask_embedding_reader.storage.store import Answer, Here, ObjectInfo, ShortAnswerError, Span, StoredFile, Version
+from dask_embedding_reader.storage.store import Answer, ObjectInfo, ShortAnswerError, Span, StoredFile, Version
 from dask_embedding_reader.storage.urls import resolve
 
 SAME, OTHER, SILENT = ObjectInfo("", 2_000, {"etag": "a"}), ObjectInfo("", 2_000, {"etag": "b"}), ObjectInfo("")
@@ -201,14 +201,14 @@ IN_PLACE = "another one of the same size and time is in its place, or its conten
         (OTHER, "memory", "(its size and version were '2000 etag a', now '2000 etag b'); open the reader again"),
         (OTHER, "filecache", f"(its size and version were '2000 etag a', now '2000 etag b'); {OF_CACHE}"),
         (
-            SAME._replace(here=Here("host", 1, 3)),
+            SAME._replace(here="host 1 3"),
             "memory",
             f"({IN_PLACE}its size and version were '{LOCAL} 2', now '{LOCAL} 3'); open the reader again",
         ),
     ],
 )
 def test_what_has_changed_is_told(now: ObjectInfo, protocol: str, said: str) -> None:
-    version = SAME.version if now is OTHER else SAME.version._replace(kind="mtime", here=Here("host", 1, 2))
+    version = SAME.version if now is OTHER else SAME.version._replace(kind="mtime", here="host 1 2")
     if now is not OTHER:
         now = now._replace(marks={"mtime": "a"})
     store = Saying([now])
