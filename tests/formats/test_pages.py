@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dask_embedding_reader.errors import ReadError
 from dask_embedding_reader.formats.parquet import pages, values
-from dask_embedding_reader.formats.parquet.compression import SNAPPY, decompressor
+from dask_embedding_reader.formats.parquet.compression import SNAPPY
 from dask_embedding_reader.formats.parquet.page_headers import PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY, PageHeader
 from dask_embedding_reader.formats.parquet.pages import PageSource, read_dictionary, read_page
 from dask_embedding_reader.formats.parquet.place import Place
@@ -53,8 +53,8 @@ class Made(NamedTuple):
         source = self.source(is_fetched=is_fetched)
         given = self.dictionary
         dictionary = None if given is None else lambda: given
-        page, decompress = self.page._replace(**changes), decompressor(self.place.codec)
-        return read_page(source, self.place, page, BODY, self.before, dictionary, decompress, as_stored=as_stored)
+        page = self.page._replace(**changes)
+        return read_page(source, self.place, page, BODY, self.before, dictionary, as_stored=as_stored)
 
     def source(self, *, is_fetched: bool = False) -> PageSource:
         content = memoryview(Path(self.file.path).read_bytes())
@@ -167,8 +167,8 @@ def test_what_is_in_pages_is_found(tmp_path: Path, version: int, codec: int, enc
 def test_what_is_kept_of_a_page_lasts_when_the_next_is_read(tmp_path: Path) -> None:
     for encoding, has_checksum, codec in product((PLAIN, BYTE_STREAM_SPLIT), (True, False), (0, SNAPPY, 6)):
         made = make(tmp_path, encoding=encoding, has_checksum=has_checksum, codec=codec)
-        source, decompress = made.source(), decompressor(codec)
-        found = read_page(source, made.place, made.page, BODY, 0, None, decompress, as_stored=True)
+        source = made.source()
+        found = read_page(source, made.place, made.page, BODY, 0, None, as_stored=True)
         assert found is not None
         kept = found.kept()
         source.read(0, BODY + made.page.nbytes)
@@ -221,7 +221,7 @@ def test_pages_that_are_not_as_they_say_are_left_to_pyarrow(tmp_path: Path, way:
 def test_a_dictionary_that_is_none_is_asked_of_no_other(tmp_path: Path) -> None:
     made = make(tmp_path, encoding=RLE_DICTIONARY)
     source = made.source()
-    assert read_page(source, made.place, made.page, BODY, 0, lambda: None, decompressor(0), as_stored=True) is None
+    assert read_page(source, made.place, made.page, BODY, 0, lambda: None, as_stored=True) is None
 
 
 @pytest.mark.parametrize("encoding", [PLAIN, RLE_DICTIONARY, BYTE_STREAM_SPLIT])
@@ -265,8 +265,8 @@ def test_dictionaries_are_read(
 ) -> None:
     made = make(tmp_path, dtype=dtype, dimension=dimension, is_list=False, definition=0, codec=codec)
     page = made.page._replace(is_dictionary=True)
-    source, decompress = made.source(), decompressor(codec)
-    found = read_dictionary(source, made.place, page, BODY, decompress)
+    source = made.source()
+    found = read_dictionary(source, made.place, page, BODY)
     assert found is not None
     assert found.tobytes() == made.values.tobytes()
     assert len(found) == 50
@@ -277,11 +277,11 @@ def test_dictionaries_are_read(
     wrongs: list[dict[str, Any]]
     wrongs = [{"values": 49}, {"values": 51}, {"plain_nbytes": page.plain_nbytes - 1}, {"nbytes": page.nbytes - 1}]
     for wrong in wrongs:
-        assert read_dictionary(source, made.place, page._replace(**wrong), BODY, decompress) is None
+        assert read_dictionary(source, made.place, page._replace(**wrong), BODY) is None
     monkeypatch.setattr(pages, "_MOST_PAGE_NBYTES", page.plain_nbytes)
-    assert read_dictionary(source, made.place, page, BODY, decompress) is not None
+    assert read_dictionary(source, made.place, page, BODY) is not None
     monkeypatch.setattr(pages, "_MOST_PAGE_NBYTES", page.plain_nbytes - 1)
-    assert read_dictionary(source, made.place, page, BODY, decompress) is None
+    assert read_dictionary(source, made.place, page, BODY) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

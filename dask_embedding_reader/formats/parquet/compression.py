@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
 from contextlib import suppress
 from typing import Any, cast
 
@@ -24,45 +24,48 @@ def can_be_plain(codec: int) -> bool:
     return codec in CODECS
 
 
-Decompress = Callable[[memoryview, int], "pa.Buffer | bytes"]
-"""Decompresses bytes that must become exactly so many, else it fails."""
+class _Codecs(threading.local):
+    """Those of a thread, by name: some of pyarrow's have a state, and crash where two threads share one."""
+
+    def __init__(self) -> None:
+        self.opened: dict[str, Any] = {}
+
+    def __call__(self, name: str) -> Any:
+        if name not in self.opened:
+            self.opened[name] = pa.Codec(name)
+        return self.opened[name]
 
 
-def decompressor(codec: int) -> Decompress:
-    """Return what decompresses in one thread: some of pyarrow's codecs have a state, and crash where two share one.
+_codecs = _Codecs()
+
+
+def decompress(codec: int, data: memoryview, nbytes: int) -> pa.Buffer | bytes:
+    """Decompress bytes that must become exactly so many, else it fails.
 
     pyarrow's codecs do not tell how much came: what is missing at the end would be anything that was in memory before.
     So each way has a proof that it is all. They take new memory for each page, from an allocator that gives what the
     last page has just left: measured, that is as fast as to decompress into memory of our own.
     """
     name = CODECS[codec]
-
-    def by_length(data: memoryview, nbytes: int) -> pa.Buffer | bytes:
+    assert name is not None
+    if name in ("snappy", "zstd"):
         told = _snappy_nbytes(data) if name == "snappy" else _zstd_nbytes(data)
-        if told is None:
-            return streamed(data, nbytes)
-        if told != nbytes:
-            raise ValueError("another size")
-        return opened.decompress(data, nbytes)
-
-    def streamed(data: memoryview, nbytes: int) -> bytes:
-        with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(data)), name) as stream:
-            plain = cast("bytes", stream.read(nbytes + 1))
-        if len(plain) != nbytes:
-            raise ValueError("another size")
-        return plain
-
-    def twice(data: memoryview, nbytes: int) -> pa.Buffer:
-        plain = opened.decompress(data, nbytes)
+        if told is not None:
+            if told != nbytes:
+                raise ValueError("another size")
+            return _codecs(name).decompress(data, nbytes)
+    elif name == "lz4_raw":
+        plain = _codecs(name).decompress(data, nbytes)
         try:
-            opened.decompress(data, nbytes - 1)
+            _codecs(name).decompress(data, nbytes - 1)
         except (pa.ArrowException, OSError):
             return plain
         raise ValueError("another size")
-
-    opened: Any = None if name is None else pa.Codec(name)
-    ways: dict[str | None, Decompress] = {"snappy": by_length, "zstd": by_length, "lz4_raw": twice}
-    return ways.get(name, streamed)
+    with pa.CompressedInputStream(pa.BufferReader(pa.py_buffer(data)), name) as stream:
+        streamed = cast("bytes", stream.read(nbytes + 1))
+    if len(streamed) != nbytes:
+        raise ValueError("another size")
+    return streamed
 
 
 def _snappy_nbytes(data: memoryview) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from dask_embedding_reader.formats.base import Array
-from dask_embedding_reader.formats.parquet.compression import SNAPPY, Decompress, decompressor
+from dask_embedding_reader.formats.parquet.compression import SNAPPY, decompress
 from dask_embedding_reader.formats.parquet.indices import read_indices
 from dask_embedding_reader.formats.parquet.levels import MOST_LEVELS_NBYTES, are_levels, count_level_nbytes
 from dask_embedding_reader.formats.parquet.page_headers import (
@@ -88,13 +88,11 @@ class PageSource:
         return memoryview(self._memory)[start - self._start : stop - self._start]
 
 
-def read_dictionary(
-    source: PageSource, place: Place, page: PageHeader, body: int, decompress: Decompress
-) -> Array | None:
+def read_dictionary(source: PageSource, place: Place, page: PageHeader, body: int) -> Array | None:
     """Return the values of a dictionary, one a row; None if that is no plain one."""
     if page.plain_nbytes != page.values * place.stored_nbytes or page.plain_nbytes > _MOST_PAGE_NBYTES:
         return None
-    plain = _plain_body(source, place, page, body, 0, decompress)
+    plain = _plain_body(source, place, page, body, 0)
     if plain is None:
         return None
     # Copied: pages are read into the same memory. Looked up as integers these take a third of the time.
@@ -108,7 +106,6 @@ def _plain_body(
     page: PageHeader,
     body: int,
     levels: int,
-    decompress: Decompress,
     most: int = _MOST_PAGE_NBYTES,
 ) -> pa.Buffer | memoryview | bytes | None:
     """Return what is in a page after its first bytes, which are levels that are not compressed."""
@@ -120,7 +117,7 @@ def _plain_body(
     if not place.codec or not page.is_compressed:
         return stored[levels:] if page.nbytes == page.plain_nbytes else None
     try:
-        return decompress(stored[levels:], page.plain_nbytes - levels)
+        return decompress(place.codec, stored[levels:], page.plain_nbytes - levels)
     except Exception:  # noqa: BLE001 - pages may be damaged in any way; pyarrow says how
         return None
 
@@ -132,7 +129,6 @@ def read_page(
     body: int,
     before: int,
     dictionary: Callable[[], Array | None] | None,
-    decompress: Decompress,
     *,
     as_stored: bool,
 ) -> Values | None:
@@ -158,7 +154,7 @@ def read_page(
     most = _MOST_PLAIN_PAGE_NBYTES if page.encoding == PLAIN else _MOST_PAGE_NBYTES
     if nbytes > most:  # a run may stand for any number of values
         return None
-    plain = _plain_body(source, place, page, body, levels_nbytes, decompress, most)
+    plain = _plain_body(source, place, page, body, levels_nbytes, most)
     if plain is None:
         return None
     data = np.frombuffer(plain, np.uint8)
@@ -193,11 +189,10 @@ def _find_literals(source: PageSource, place: Place, page: PageHeader, body: int
     stored = source.read(body, body + page.nbytes) if source.is_fetched else None
 
     def open_first(data: memoryview) -> Array | None:
-        # Whoever reads has a codec of its own, here and below.
         try:
             told, position = read_varint(bytes(data[apart : apart + 10]), 0)
             block = encode_varint(BLOCK_NBYTES) + data[apart + position :]
-            first = np.frombuffer(decompressor(place.codec)(memoryview(block), BLOCK_NBYTES), np.uint8)
+            first = np.frombuffer(decompress(place.codec, memoryview(block), BLOCK_NBYTES), np.uint8)
         except Exception:  # noqa: BLE001 - it is compressed in another way, or damaged
             return None
         levels = first[:levels_nbytes] if page.levels is None else data[:apart]
@@ -205,8 +200,7 @@ def _find_literals(source: PageSource, place: Place, page: PageHeader, body: int
 
     def decompress_all() -> Values | None:
         fetch = None if stored is None else lambda start, stop: stored[start - body : stop - body]
-        whole, codec = PageSource(source.file, place, fetch), decompressor(place.codec)
-        return read_page(whole, place, page, body, before, None, codec, as_stored=False)
+        return read_page(PageSource(source.file, place, fetch), place, page, body, before, None, as_stored=False)
 
     return Literals(source.file, place, body, stored, second, levels_nbytes, nbytes, open_first, decompress_all)
 

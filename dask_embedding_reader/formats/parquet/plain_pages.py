@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dask_embedding_reader.formats.base import Array
-from dask_embedding_reader.formats.parquet.compression import decompress_prefix, decompressor
+from dask_embedding_reader.formats.parquet.compression import decompress_prefix
 from dask_embedding_reader.formats.parquet.levels import (
     MOST_LEVELS_NBYTES,
     are_levels,
@@ -54,9 +54,7 @@ class _Dictionary:
     def __init__(self, file: StoredFile, place: Place, fetch: Fetch | None, header: PageHeader, body: int) -> None:
         self._lock = threading.Lock()
         self._found: list[Array | None] = []
-        self._read = partial(
-            read_dictionary, PageSource(file, place, fetch), place, header, body, decompressor(place.codec)
-        )
+        self._read = partial(read_dictionary, PageSource(file, place, fetch), place, header, body)
 
     def __call__(self) -> Array | None:
         """Return its values; None if it is no plain one."""
@@ -276,7 +274,6 @@ class _PageReader:
     def __init__(self, file: StoredFile, place: Place, fetch: Fetch | None) -> None:
         self._place = place
         self._source = PageSource(file, place, fetch)
-        self._decompress = decompressor(place.codec)
 
     def read(self, page: Page, dictionary: _Dictionary | None, *, as_stored: bool) -> Values | None:
         """Return the values of a page, which are there until another one is read; None if it is not plain."""
@@ -296,7 +293,6 @@ class _PageReader:
             page.body,
             page.before,
             dictionary,
-            self._decompress,
             as_stored=as_stored,
         )
 
