@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,7 +130,7 @@ class Stopped:
 
 
 @contextmanager
-def stopped_at(number: int, meanwhile: Callable[[], object], kind: str) -> Iterator[Stopped]:
+def stopped_at(number: int, meanwhile: Callable[[], object], kind: str = "local") -> Iterator[Stopped]:
     stopped = Stopped(number, meanwhile)
     # One change after the other: a step has the same number each time.
     with pytest.MonkeyPatch.context() as patches, dask.config.set(scheduler="synchronous"):
@@ -191,6 +193,57 @@ def test_stopped_before_any_change_and_taken_for_dead(
         assert_of_one(place, SECOND)
         assert not [name for name in names_in(place) if name.startswith("_writing")], number
         assert kind == "memory" or not os.path.exists(f"{place['folder']}/_writing"), number
+
+
+@pytest.mark.parametrize("removed", ["", "/_writing"], ids=["all", "notes"])
+@pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_folder_that_is_removed_before_any_change_is_an_error_or_written(
+    tmp_path: Path, removed: str, existing: bool, every: int
+) -> None:
+    def attempt(number: int) -> tuple[int, dict[str, Any], EmbeddingReaderError | None]:
+        place = {"folder": str(tmp_path / str(number))}
+        if existing:
+            write(OLD, place)
+        with stopped_at(number, lambda: shutil.rmtree(f"{place['folder']}{removed}", ignore_errors=True)) as stopped:
+            try:
+                write(batches(FIRST), place)
+            except EmbeddingReaderError as error:
+                return stopped.seen, place, error
+        return stopped.seen, place, None
+
+    steps, whole, _ = attempt(0)
+    assert_of_one(whole, FIRST)
+    for number in range(1, steps + 1, every):
+        seen, place, error = attempt(number)
+        assert seen >= number
+        if error is not None:
+            told = "somebody removed the claim|something removed the folder|has gone while it was needed|has gone, and"
+            assert re.search(told, str(error)), number
+        elif os.path.exists(f"{place['folder']}/.manifest.embeddings"):
+            assert_of_one(place, FIRST)
+        else:  # the last changes are made when all is written
+            assert removed == "", number
+            assert number > steps - 20, number
+        write(FIRST, place)
+        assert_of_one(place, FIRST)
+        assert not os.path.exists(f"{place['folder']}/_writing"), number
+
+
+def test_a_folder_that_goes_while_a_writer_starts_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(store: Any, folder: str, prefix: str) -> list[str]:
+        shutil.rmtree(tmp_path / "out")
+        return writing.find_folders(store, folder, prefix)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(claim, "find_folders", find)
+        told = r"out: another writer took this one for dead, since its claim was not renewed for 5 minutes, and took "
+        with pytest.raises(
+            DestinationError, match=told + r"over; or else somebody removed the claim, .*/out/_writing/"
+        ):
+            write_embeddings(FIRST, tmp_path / "out")
+    write_embeddings(FIRST, tmp_path / "out")
+    assert_of_one({"folder": tmp_path / "out"}, FIRST)
 
 
 @pytest.mark.parametrize("second", [batches, lazy])

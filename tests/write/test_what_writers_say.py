@@ -745,8 +745,8 @@ def test_what_something_else_changes_while_it_is_written_is_named(tmp_path: Path
         else:
             path.write_bytes(path.read_bytes() + b"!")
 
-    found = {"longer": "189", "gone": "gone"}[change]
-    told = rf"00000000\.npy: has {found} bytes, and was written with 188: something else changes this folder; run this"
+    found = {"longer": "189 bytes", "gone": "gone"}[change]
+    told = rf"00000000\.npy: has {found}, and was written with 188 bytes: something else changes this folder; run this"
     with pytest.raises(Exception, match=told):
         write_embeddings(batches(), tmp_path, rows_per_file=5)
 
