@@ -467,7 +467,7 @@ def complete(folder: Folder, claim: Claim, listing: Mapping[str, int], written: 
         if written is not None and moved:  # where these are, the storage tells of them as of other files
             written = written._replace(infos=list_infos(store, folder.path))
         manifest = written and known_manifest(folder, settings, commit, written)
-        manifest = manifest or open_written(folder, settings, commit)
+        manifest = manifest or claim.keep(lambda: open_written(folder, settings, commit))
         path = folder.at(MANIFEST_NAME)
         claim.keep(lambda: save_manifest(manifest, store, path, _as_json(settings), claim.scratch))
     if is_due or job is None:  # all that is left is litter
