@@ -451,7 +451,11 @@ def _end(claim: Claim, signs: list[str], *, is_done: bool, is_shared: bool) -> N
     elif is_shared and is_done:
         signs = [path for found in _find_claims(store, folder) if found.job == claim.job for path in found.others]
     if claim.is_held():
-        remove_files(store, [*signs, claim.path], claim.scratch)
+        try:
+            remove_files(store, [*signs, claim.path], claim.scratch)
+        except WriteError:  # a full disk may have no room for another name
+            if claim.is_held():
+                remove_files(store, [*signs, claim.path])
     else:
         remove_files(store, signs)
     if not store.is_object_store:  # these have no temporary files

@@ -6,7 +6,9 @@ and finishes. Then the first one goes on.
 
 from __future__ import annotations
 
+import errno
 import gc
+import io
 import json
 import os
 import re
@@ -35,6 +37,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import DestinationError, EmbeddingReaderError, WriteError
 from dask_embedding_reader.storage import fsspec as remote
+from dask_embedding_reader.storage import local as local_disks
 from dask_embedding_reader.storage import put as writing
 from dask_embedding_reader.storage.put import list_files
 from dask_embedding_reader.storage.urls import resolve
@@ -228,6 +231,75 @@ def test_a_folder_that_is_removed_before_any_change_is_an_error_or_written(
         write(FIRST, place)
         assert_of_one(place, FIRST)
         assert not os.path.exists(f"{place['folder']}/_writing"), number
+
+
+@contextmanager
+def full_from(number: int, *, for_good: bool, has_links: bool) -> Iterator[list[None]]:
+    """A disk that has no room for a change of a number, or for any from then on; yields a list as long as these."""
+    changes: list[None] = []
+
+    def check() -> None:
+        changes.append(None)
+        if len(changes) == number or (for_good and 0 < number < len(changes)):
+            raise OSError(errno.ENOSPC, "no room")
+
+    def needs_room(change: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*given: Any, **options: Any) -> Any:
+            check()
+            return change(*given, **options)
+
+        return wrapper
+
+    class File(io.FileIO):
+        def write(self, data: Any) -> int:
+            try:
+                check()
+            except OSError:
+                super().write(memoryview(data)[:5])
+                raise
+            return super().write(data) or 0
+
+    def no_links(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "no links")
+
+    with stopped_at(0, lambda: None), pytest.MonkeyPatch.context() as patches:
+        patches.setattr(
+            local_disks, "open", lambda path, mode, **_: (File if "x" in mode else open)(path, mode), raising=False
+        )
+        for name in ("replace", "mkdir", "fsync", "link"):
+            patches.setattr(os, name, needs_room(getattr(os, name)))
+        if not has_links:
+            patches.setattr(os, "link", no_links)
+        yield changes
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+@pytest.mark.parametrize("has_links", [False, True])
+@pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_disk_that_is_full_keeps_no_claim_and_no_half_a_file(
+    tmp_path: Path, existing: bool, has_links: bool, for_good: bool, every: int
+) -> None:
+    def attempt(number: int) -> tuple[int, dict[str, Any]]:
+        place = {"folder": str(tmp_path / str(number))}
+        if existing:
+            write(OLD, place)
+        with full_from(number, for_good=for_good, has_links=has_links) as changes:
+            try:
+                write(batches(FIRST), place)
+            except WriteError as error:
+                assert re.search(r"no room; make room, or name a folder", str(error)), number  # noqa: PT017
+        return len(changes), place
+
+    steps, whole = attempt(0)
+    assert steps > 60
+    assert_of_one(whole, FIRST)
+    for number in range(1, steps + 1, every):
+        _, place = attempt(number)
+        left = [path for path in Path(place["folder"]).rglob("*") if re.search("writer-|scratch-|tmp", path.name)]
+        assert left == [], number
+        write(batches(FIRST), place)
+        assert_of_one(place, FIRST)
 
 
 def test_a_folder_that_goes_while_a_writer_starts_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
