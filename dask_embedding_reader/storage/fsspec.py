@@ -456,9 +456,14 @@ def _only_new(filesystem: AbstractFileSystem) -> dict[str, Any]:
 
 
 def _put_and_rename(filesystem: AbstractFileSystem, path: str, data: bytes, temporary: str) -> None:
-    filesystem.pipe_file(temporary, data)
-    filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
-    _rename(filesystem, temporary, path)
+    try:
+        filesystem.pipe_file(temporary, data)
+        filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+        _rename(filesystem, temporary, path)
+    except BaseException:
+        with suppress(Exception):
+            filesystem.rm_file(temporary)  # the next attempt may not be allowed to replace it
+        raise
 
 
 def _rename(filesystem: AbstractFileSystem, source: str, target: str) -> None:
