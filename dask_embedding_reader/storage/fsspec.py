@@ -12,8 +12,8 @@ import re
 import threading
 import urllib.parse
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -219,7 +219,8 @@ class FsspecStore:
             if scratch is None:
                 self.make_folder(folder)
             temporary = f"{scratch or folder}/.{name}.{uuid.uuid4().hex}.tmp"
-            self.ask(lambda connection: _put_and_rename(connection, path, data, temporary), what)
+            with self._removed_on_failure(lambda: [temporary]):
+                self.ask(lambda connection: _put_and_rename(connection, path, data, temporary), what)
         elif not is_new:
             self.ask(lambda connection: _upload(connection, path, data), what)
         elif not self.create(path, data):
@@ -229,7 +230,28 @@ class FsspecStore:
     def create(self, path: str, data: bytes) -> bool:
         """Write a small file unless there is one of this name; tell whether it was written."""
         self.make_folder(posixpath.dirname(path))
-        return self.ask(lambda connection: _create(connection, path, data), shown_url(self, path))
+        begun: list[str] = []
+
+        def create(connection: AbstractFileSystem) -> bool:
+            if begun:  # by an attempt that failed: what it left would seem to be of another one
+                with suppress(FileNotFoundError):
+                    _rm_file(connection, path)
+                begun.clear()
+            return _create(connection, path, data, begun)
+
+        with self._removed_on_failure(lambda: begun):
+            return self.ask(create, shown_url(self, path))
+
+    @contextmanager
+    def _removed_on_failure(self, paths: Callable[[], Sequence[str]]) -> Iterator[None]:
+        """Remove files if the block fails: by the connection that is made then, where the old one is of no use."""
+        try:
+            yield
+        except BaseException:
+            for path in paths():
+                with suppress(Exception), asking(self.filesystem) as connection:
+                    _rm_file(connection, path)
+            raise
 
     def move(self, source: str, target: str) -> None:
         """Rename a file; object stores cannot, but copy within the store."""
@@ -388,12 +410,17 @@ def _upload(filesystem: AbstractFileSystem, path: str, data: bytes, **more: Any)
     filesystem.pipe_file(path, data, **options, **more)
 
 
-def _create(filesystem: AbstractFileSystem, path: str, data: bytes) -> bool:
-    """Store a file unless there is one of this name; tell whether it was stored."""
+def _create(filesystem: AbstractFileSystem, path: str, data: bytes, begun: list[str]) -> bool:
+    """Store a file unless there is one of this name; tell whether it was stored.
+
+    Its path is put into ``begun`` where it may be there before all its bytes are.
+    """
     names = protocols(filesystem)
     try:
         if names & _EXCLUSIVE_OPEN:
-            with filesystem.open(path, "xb") as file:
+            file = filesystem.open(path, "xb")
+            begun.append(path)
+            with file:
                 file.write(data)
             return True
         if (only_new := _only_new(filesystem)) and "memory" not in names:
@@ -414,6 +441,8 @@ def _create(filesystem: AbstractFileSystem, path: str, data: bytes) -> bool:
         filesystem.invalidate_cache()
         if filesystem.exists(path):
             return False
+        if not names & _ATOMIC_PUT:
+            begun.append(path)
         _upload(filesystem, path, data)
     return True
 
@@ -433,7 +462,7 @@ def _put_and_rename(filesystem: AbstractFileSystem, path: str, data: bytes, temp
         _rename(filesystem, temporary, path)
     except BaseException:
         with suppress(Exception):
-            filesystem.rm_file(temporary)
+            filesystem.rm_file(temporary)  # the next attempt may not be allowed to replace it
         raise
 
 

@@ -35,6 +35,7 @@ _OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_BINARY", "O
 IOV_MAX = 1024  # buffers that Linux and macOS fill in one preadv call
 _CALL_NBYTES = 2**30  # bytes in one call: macOS refuses 2 GiB
 _COPY_NBYTES = 2**24  # where there is no preadv, each byte passes through new memory
+_ATTEMPTS = 4  # to make a file in a folder that others remove when it is empty
 
 _NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 """What the system says of a link to nothing or to itself."""
@@ -177,24 +178,19 @@ class LocalStore:
     def create(self, path: str, data: bytes) -> bool:
         """Write a small file unless there is one of this name; tell whether it was written."""
         folder, name = os.path.split(path)
-        os.makedirs(folder, exist_ok=True)
         temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
+        for attempt in range(_ATTEMPTS):
+            os.makedirs(folder, exist_ok=True)
             try:
-                os.link(temporary, path)  # it is there as a whole, or another one was there before
-            except FileExistsError:
-                return False
-            except OSError:  # a disk without links
-                with suppress(FileExistsError), open(path, "xb") as file:
-                    file.write(data)
-                    return True
-                return False
-            return True
-        finally:
-            with suppress(OSError):
-                os.remove(temporary)
+                _write_new(temporary, data)
+                return _link(temporary, path, data)
+            except FileNotFoundError:  # another writer, which ends, has just removed the empty folder
+                if attempt == _ATTEMPTS - 1:
+                    raise
+            finally:
+                with suppress(OSError):
+                    os.remove(temporary)
+        raise AssertionError("unreachable")
 
     def move(self, source: str, target: str) -> None:
         """Rename a file, replacing one that is there."""
@@ -440,6 +436,32 @@ def _write(path: str, content: Callable[[Write], T], *, durable: bool, cached: b
         if not cached:
             _flush(file.fileno(), 0, written)
     return result
+
+
+def _link(temporary: str, path: str, data: bytes) -> bool:
+    """Give a file its name unless there is one of that name; tell whether it was given."""
+    try:
+        try:
+            os.link(temporary, path)  # it is there as a whole, or another one was there before
+        except (FileExistsError, FileNotFoundError):
+            raise
+        except OSError:  # a disk without links
+            _write_new(path, data)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _write_new(path: str, data: bytes) -> None:
+    """Write a small file of a new name; where all of it cannot be written, as on a full disk, nothing is left."""
+    file = open(path, "xb")  # noqa: SIM115 - one that was there before is not ours to remove
+    try:
+        with file:
+            file.write(data)
+    except BaseException:
+        with suppress(OSError):
+            os.remove(path)
+        raise
 
 
 def _flush(descriptor: int, start: int, stop: int) -> None:

@@ -10,7 +10,7 @@ import errno
 import io
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -169,11 +169,18 @@ def remove_empty_folder(store: Store, folder: str) -> None:
 
 
 def find_folders(store: Store, folder: str, prefix: str) -> list[str]:
-    """Return the folders in a local folder whose names begin so."""
-    if not store.is_local:
+    """Return the folders in a folder whose names begin so; object stores have none."""
+    if store.is_object_store:
         return []
-    with _explained(store, folder, "listed"), os.scandir(folder) as entries:
-        return [f"{folder}/{entry.name}" for entry in entries if entry.name.startswith(prefix) and entry.is_dir()]
+    with _explained(store, folder, "listed"):
+        try:
+            # Of servers that is asked anew which fsspec may remember.
+            infos = store.list_folder(folder) if store.is_local else store.list_files(folder, may_vanish=lambda _: True)
+        except FileNotFoundError:
+            return []
+    start = f"{folder}/{prefix}"
+    below = [(info.path[len(folder) + 1 :].partition("/"), info) for info in infos if info.path.startswith(start)]
+    return sorted({f"{folder}/{name}" for (name, slash, _), info in below if slash or info.is_folder})
 
 
 def list_files(store: Store, folder: str, kind: ErrorKind = WriteError) -> dict[str, int]:
@@ -184,11 +191,14 @@ def list_files(store: Store, folder: str, kind: ErrorKind = WriteError) -> dict[
     return {name: max(info.size, 0) for name, info in list_infos(store, folder, kind).items()}
 
 
-def list_linked(store: Store, folder: str, kind: ErrorKind = WriteError) -> list[str]:
-    """Return the paths of files below links to folders in a local folder: readers find them there, too."""
+def list_linked(store: Store, folder: str, listing: Mapping[str, int], kind: ErrorKind = WriteError) -> list[str]:
+    """Return the paths of files below links to folders in a local folder: readers find them there, too.
+
+    ``listing`` is what :func:`list_files` has just returned of it.
+    """
     if not store.is_local:
         return []
-    return sorted(list_infos(store, folder, kind, follow_links=True).keys() - list_infos(store, folder, kind).keys())
+    return sorted(list_infos(store, folder, kind, follow_links=True).keys() - listing.keys())
 
 
 def list_infos(
@@ -259,18 +269,25 @@ def _explained(
         what = f"{shown_url(store, path)}: cannot be {action}: {describe(error)}"
         remedy = credentials_remedy(error) or "check the storage, the connection and your permissions"
         if kind is WriteError:
-            remedy = _remedy(error)
+            remedy = _remedy(store, error)
         raise kind(f"{what}; {remedy}") from shown_cause(error)
 
 
-def _remedy(error: Exception) -> str:
+def _remedy(store: Store, error: Exception) -> str:
     kept = "what is finished is kept, and running the same again goes on from there"
     if isinstance(error, ReadError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what it failed with each time
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"make room, or name a folder on another storage; {kept}"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return (
+            "the file system, or the limit of this process (ulimit -f), allows no file so large: choose fewer "
+            "rows_per_file, or name a folder on another disk"
+        )
     if isinstance(error, IsADirectoryError):
         return f"there is a folder of this name: name a file in it, or another one; {kept}"
+    if isinstance(error, FileNotFoundError) and store.is_local:
+        return f"something removed the folder or its disk meanwhile: see to it that nothing does; {kept}"
     if isinstance(error, FileNotFoundError):
         return f"make the bucket first, or check the spelling; {kept}"
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:

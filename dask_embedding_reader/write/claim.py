@@ -108,9 +108,12 @@ class Claim(NamedTuple):
     def check(self) -> None:
         """Raise ``DestinationError`` if another writer has taken over."""
         if not self.is_held():
+            folder = self.folder.rpartition("/")[0]
             raise DestinationError(
-                f"{shown_url(self.store, self.folder)}: another writer took this one for dead and took over; "
-                "nothing is damaged: look whether it is done, and run this again if not"
+                f"{shown_url(self.store, folder)}: another writer took this one for dead, since its claim was not "
+                f"renewed for {_SILENCE_SECONDS / 60:.0f} minutes, and took over; or else somebody removed the claim, "
+                f"{shown_url(self.store, self.path)}. What the other writer writes is whole: look whether it is done, "
+                "and run this again if it is not, or if there is none"
             )
 
     def keep(self, work: Callable[[], T]) -> T:
@@ -216,6 +219,9 @@ def take(store: Store, folder: str, job: str, *, is_shared: bool = False) -> Lea
             raise
         with _holding:
             lease = _held[job] = Lease(claim, is_shared=is_shared)
+    except BaseException:
+        remove_empty_folder(store, folder)
+        raise
     finally:
         _starting.discard(job)
     try:
@@ -319,7 +325,6 @@ def _claim(store: Store, folder: str, job: str) -> tuple[Claim, list[_Found]]:
         if is_new:  # another one was there before, in the place of a dead one
             remove_files(store, [claim.path])
         if living:
-            remove_empty_folder(store, folder)
             raise DestinationError(_occupied(store, folder, living[0]))
         claim = claim._replace(number=1 + max((other.number for other in others), default=0))
     raise DestinationError(
@@ -446,7 +451,11 @@ def _end(claim: Claim, signs: list[str], *, is_done: bool, is_shared: bool) -> N
     elif is_shared and is_done:
         signs = [path for found in _find_claims(store, folder) if found.job == claim.job for path in found.others]
     if claim.is_held():
-        remove_files(store, [*signs, claim.path], claim.scratch)
+        try:
+            remove_files(store, [*signs, claim.path], claim.scratch)
+        except WriteError:  # a full disk may have no room for another name
+            if claim.is_held():
+                remove_files(store, [*signs, claim.path])
     else:
         remove_files(store, signs)
     if not store.is_object_store:  # these have no temporary files

@@ -127,7 +127,7 @@ def prepare(folder: Folder, settings: Settings, overwrite: bool, claim: Claim) -
     if was_complete := _COMMIT in listing:
         complete(folder, claim, listing)
         listing = list_files(folder.store, folder.path)
-    linked = set(list_linked(folder.store, folder.path))
+    linked = set(list_linked(folder.store, folder.path, listing))
     data = [name for name in (*listing, *sorted(linked)) if name.endswith(all_suffixes()) and not is_litter(name)]
     job = _read_note(folder, _JOB, read_job) if _JOB in listing else None
     if job is not None and job.settings == _as_json(settings):
@@ -418,9 +418,12 @@ def finish(destination: Destination, records: Mapping[int, Record]) -> None:
     infos = list_infos(folder.store, folder.path)
     listing = {name: max(info.size, 0) for name, info in infos.items()}
     if others := [name for name, (size, _) in files.items() if listing.get(destination.place + name) != size]:
+        claim.check()  # who lost it may have lost these, too
+        size = listing.get(destination.place + others[0])
+        found = "has gone" if size is None else f"has {counted(size, 'byte')}"
         raise WriteError(
-            f"{folder.at(destination.place + others[0])}: has {listing.get(destination.place + others[0], 'gone')} "
-            f"bytes, and was written with {files[others[0]][0]:,}: something else changes this folder; run this again"
+            f"{folder.shown}/{destination.place}{others[0]}: {found}, and was written with {files[others[0]][0]:,} "
+            "bytes: something else changes this folder; run this again"
         )
     # What was there before, and what an interrupted run wrote of data that were longer then, or one that came late.
     own = {name for name in listing if is_own_name(name) and name.endswith(_suffixes(settings))}
@@ -464,7 +467,7 @@ def complete(folder: Folder, claim: Claim, listing: Mapping[str, int], written: 
         if written is not None and moved:  # where these are, the storage tells of them as of other files
             written = written._replace(infos=list_infos(store, folder.path))
         manifest = written and known_manifest(folder, settings, commit, written)
-        manifest = manifest or open_written(folder, settings, commit)
+        manifest = manifest or claim.keep(lambda: open_written(folder, settings, commit))
         path = folder.at(MANIFEST_NAME)
         claim.keep(lambda: save_manifest(manifest, store, path, _as_json(settings), claim.scratch))
     if is_due or job is None:  # all that is left is litter

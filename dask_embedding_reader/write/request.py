@@ -12,7 +12,7 @@ from dask_embedding_reader._common.arguments import check_sources, is_numeric
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, DestinationError
 from dask_embedding_reader.formats.base import default_piece_rows
-from dask_embedding_reader.formats.registry import get_format
+from dask_embedding_reader.formats.registry import BESIDE, get_format
 from dask_embedding_reader.formats.vectors import plan_casting
 from dask_embedding_reader.storage.put import is_local_file, most_writers, put_nbytes
 from dask_embedding_reader.storage.retries import hide_secrets
@@ -83,10 +83,13 @@ def make_settings(
     if layout.vectors.suffix_for(dtype) is None:
         # No other dtype that complex numbers can be cast to is one that these files hold.
         give = "" if stored.kind == "c" else "give dtype=, or "
-        raise ArgumentError(f'{layout.vectors.name} files hold no vectors of {dtype}; {give}write file_format="npy"')
+        instead = f"{BESIDE}npy" if layout.metadata == "beside" or has_columns else "npy"
+        raise ArgumentError(
+            f'{layout.vectors.name} files hold no vectors of {dtype}; {give}write file_format="{instead}"'
+        )
     if layout.metadata == "none" and has_columns:
         raise ArgumentError(
-            f'{layout.name} files hold no metadata; write file_format="parquet_{layout.name}" or "parquet", or leave '
+            f'{layout.name} files hold no metadata; write file_format="{BESIDE}{layout.name}" or "parquet", or leave '
             "it out: a reader is opened without meta_columns"
         )
     if layout.metadata == "beside" and has_columns is False:

@@ -79,7 +79,7 @@ def verify_embeddings(
     saved = decode_manifest(data, shown_url(store, where), lambda _, below: (store, f"{path}/{below}"))
     headers = {file.path: file.header for file in saved.files}
     suffixes = tuple({os.path.splitext(name)[1] for name in headers})
-    found = (*listing, *list_linked(store, path, ReadError))
+    found = (*listing, *list_linked(store, path, listing, ReadError))
     extra = [name for name in found if name.endswith(suffixes) and name not in headers and not is_litter(name)]
     problems = list(_problems(store, headers, listing, show_progress))
     problems += [(f"{path}/{name}", "not in the manifest: it is read with the others") for name in sorted(extra)]

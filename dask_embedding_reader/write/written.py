@@ -11,14 +11,14 @@ import numpy as np
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.collection.files import FileTable
 from dask_embedding_reader.collection.manifest import Manifest, make_manifest, read_manifest
-from dask_embedding_reader.errors import WriteError
+from dask_embedding_reader.errors import EmbeddingReaderError, WriteError
 from dask_embedding_reader.formats.base import Columns, FileHeader
 from dask_embedding_reader.formats.parquet.encode import metadata_header
 from dask_embedding_reader.formats.parquet.tables import meta_columns
 from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.storage.names import is_litter
 from dask_embedding_reader.storage.store import ObjectInfo, StoredFile
-from dask_embedding_reader.write.folder import Folder
+from dask_embedding_reader.write.folder import WRITING, Folder
 from dask_embedding_reader.write.notes import Commit
 from dask_embedding_reader.write.parts import Record, Settings, part_names
 
@@ -71,9 +71,14 @@ def known_manifest(folder: Folder, settings: Settings, commit: Commit, written: 
 def open_written(folder: Folder, settings: Settings, commit: Commit) -> Manifest:
     """Open the collection as any reader would, and add what only the writer knows."""
     columns = Columns(settings.embedding_column, None, commit.columns)
-    manifest = read_manifest(
-        get_format(settings.file_format), [folder.url], columns, None, folder.storage_options, unfinished=True
-    )
+    layout = get_format(settings.file_format)
+    try:
+        manifest = read_manifest(layout, [folder.url], columns, None, folder.storage_options, unfinished=True)
+    except EmbeddingReaderError as error:
+        raise WriteError(
+            f"{folder.shown}: what was written cannot be read back: {error}. Once it can be read, run this again; if "
+            f"something else changed it, remove {folder.shown}/{WRITING} and pass overwrite=True to begin anew"
+        ) from error
     if manifest.count != commit.rows:
         raise WriteError(
             f"{folder.shown}: {counted(commit.rows, 'row')} written, but {manifest.count:,} are found there: something "

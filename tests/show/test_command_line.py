@@ -1175,7 +1175,7 @@ def test_convert_says_what_npy_files_cannot_hold(run: Run, shards: Path, tmp_pat
     [
         (["--dtype", "int8"], "--dtype=int8 cannot hold vectors of float32; give --scale, the value that a step"),
         (["--to", "npy", "--dtype", "int8", "--scale", "-1"], "--scale=-1.0 must be a positive number"),
-        (["--to", "parquet", "--dtype", "float128"], "give --dtype, or write --to npy"),
+        (["--to", "parquet", "--dtype", "float128"], "give --dtype, or write --to parquet_npy"),
     ],
 )
 def test_what_is_refused_is_explained_in_options(

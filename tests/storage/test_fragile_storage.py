@@ -227,6 +227,15 @@ def test_a_file_that_is_replaced_before_a_call_is_never_mixed_in(name: str, ever
     assert seen <= {FileChangedError, tuple}
 
 
+def test_a_temporary_file_that_could_not_be_removed_is_by_the_next_writer() -> None:
+    """Its claim was given back, but then the server was away."""
+    url = "fragile://in/pairs"
+    BUCKET.put("in/out/_writing/scratch-0123/.00000000.npy.0123.tmp", b"half a file")
+    write(ROWS, url, META)
+    check_result(rows_of(open_at(url)(5, **QUIET)))
+    assert [name for name in BUCKET.objects if "_writing" in name] == []
+
+
 @pytest.mark.parametrize("storage", ["fragile", "fragile-store"])
 def test_a_claim_outlives_a_storage_that_fails_for_a_while(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claim, "_BEAT_SECONDS", 0.001)

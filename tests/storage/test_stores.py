@@ -6,6 +6,7 @@ A place is an empty folder, and a way to put files there as others would, past t
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import os
 import pickle
@@ -19,9 +20,11 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from dask_embedding_reader.errors import FileChangedError, ReadError, WriteError
+from dask_embedding_reader.storage import local as local_disks
 from dask_embedding_reader.storage import put, retries
 from dask_embedding_reader.storage.fsspec import FsspecStore
 from dask_embedding_reader.storage.read import read_range, read_ranges
@@ -503,6 +506,128 @@ def test_only_the_first_creates_a_file(writable: Place) -> None:
     assert writable.names() == {"notes/note.json": 5}
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_disk_that_gets_full_keeps_nothing_of_a_file_that_has_to_be_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            super().write(data[:5])
+            raise OSError(errno.ENOSPC, "full")
+
+    def no_links(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "no links")
+
+    def opened(path: str, mode: str) -> Any:
+        return Full(path, mode) if path.endswith(".tmp") is has_links else open(path, mode)
+
+    store, path = resolve(tmp_path / "notes" / "note.json")
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    with monkeypatch.context() as patches:
+        patches.setattr(local_disks, "open", opened, raising=False)
+        with pytest.raises(OSError, match="full"):
+            store.create(path, b"first, and more")
+    assert list((tmp_path / "notes").iterdir()) == []
+    assert [store.create(path, content) for content in (b"first", b"second")] == [True, False]
+    assert [name.name for name in (tmp_path / "notes").iterdir()] == ["note.json"]
+    assert store.read_whole(path) == b"first"
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_folder_that_others_remove_while_it_is_empty_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    removals = iter(range(times))
+    write_new = local_disks._write_new
+
+    def write(path: str, data: bytes) -> None:
+        if next(removals, None) is not None:
+            (tmp_path / "notes").rmdir()
+        write_new(path, data)
+
+    store, path = resolve(tmp_path / "notes" / "note.json")
+    monkeypatch.setattr(local_disks, "_write_new", write)
+    if times == 1:
+        assert store.create(path, DATA)
+        assert store.read_whole(path) == DATA
+    else:
+        told = "note.json: cannot be written: .*; something removed the folder or its disk meanwhile: see to it"
+        with pytest.raises(WriteError, match=told):
+            put.create_file(store, path, DATA)
+
+
+class LosingClient(LocalFileSystem):  # type: ignore[misc]  # fsspec is not typed
+    """A server with folders, whose connection is lost in the middle of files, and of no use from then on."""
+
+    cachable = False
+    auto_mkdir = True
+    left = 0
+
+    def __init__(self, protocol: str) -> None:
+        super().__init__()
+        self.protocol, self.is_lost = protocol, False
+
+    def _check(self) -> None:
+        if self.is_lost:
+            raise ConnectionResetError("lost before")
+
+    def _lose(self, path: str, data: bytes) -> None:
+        if LosingClient.left:
+            LosingClient.left -= 1
+            self.is_lost = True
+            Path(path).write_bytes(data[:5])
+            raise ConnectionResetError("lost")
+
+    def pipe_file(self, path: str, value: bytes, **_: Any) -> None:
+        self._check()
+        self._lose(path, value)
+        Path(path).write_bytes(value)
+
+    def open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+        self._check()
+        client = self
+
+        class File(io.FileIO):
+            def write(self, data: Any) -> int:
+                client._lose(path, data)
+                return super().write(data) or 0
+
+        return File(path, mode)
+
+    def rm_file(self, path: str) -> None:
+        self._check()
+        super().rm_file(path)
+
+
+@pytest.mark.parametrize("times", [1, retries.ATTEMPTS])
+@pytest.mark.parametrize("protocol", ["ftp", "sftp"])
+@pytest.mark.parametrize("how", ["put", "create"])
+def test_what_a_lost_connection_left_of_a_file_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, protocol: str, times: int
+) -> None:
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(LosingClient, "left", times)
+    client = LosingClient(protocol)
+    store, path = FsspecStore(client), f"{tmp_path}/0.bin"
+
+    def write() -> bool:
+        if how == "create":
+            return store.create(path, DATA)
+        store.put(path, lambda write: write(DATA))
+        return True
+
+    if times == 1:
+        assert write()
+        assert store.read_whole(path) == DATA
+        assert not store.create(path, b"second")
+    else:
+        with pytest.raises(ReadError, match="failed after 5 attempts"):
+            write()
+    assert LosingClient.left == 0
+    assert [name.name for name in tmp_path.iterdir()] == (["0.bin"] if times == 1 else [])
+
+
 def test_a_file_is_moved_and_replaces_another(writable: Place) -> None:
     store = writable.store
     for content in (b"first", b"second"):
@@ -552,8 +677,9 @@ def test_folders_are_looked_for_and_removed_where_there_are_folders(writable: Pl
         put.make_folder(store, f"{top}/{name}")
     put.put_file(store, f"{top}/a-1/0.bin", b"0")
     put.put_file(store, f"{top}/a-3", b"a file")
-    found = {"a-1", "a-2"} if store.is_local else set()
-    assert {path.removeprefix(f"{top}/") for path in put.find_folders(store, top, "a-")} == found
+    found = {path.removeprefix(f"{top}/") for path in put.find_folders(store, top, "a-")}
+    assert found == (set() if store.is_object_store else {"a-1", "a-2"})
+    assert put.find_folders(store, f"{top}/none", "a-") == []
     assert put.has_folder(store, f"{top}/a-2")
     assert put.has_folder(store, f"{top}/c") is not store.is_local
     assert put.is_local_file(store, f"{top}/a-3") is store.is_local
@@ -618,6 +744,10 @@ def test_what_is_below_a_link_is_neither_listed_nor_removed_with_a_folder(tmp_pa
     [
         (OSError(errno.ENOSPC, "full"), "make room, or name a folder on another storage; what is finished is kept"),
         (OSError(errno.EDQUOT, "full"), "make room, or name a folder on another storage; what is finished is kept"),
+        (
+            OSError(errno.EFBIG, "large"),
+            "the file system, or the limit .* allows no file so large: choose fewer rows_per",
+        ),
         (IsADirectoryError("a"), "there is a folder of this name: name a file in it, or another one; what is finished"),
         (FileNotFoundError("no bucket"), "make the bucket first, or check the spelling; what is finished is kept"),
         (PermissionError("no"), "get the permission to write there, or name another folder; what is finished is kept"),

@@ -91,3 +91,28 @@ def test_numbers_that_a_format_has_not_are_refused_before_anything_is_written(dt
         write_embeddings(source, tmp_path / target, target)
         np.testing.assert_array_equal(EmbeddingReader(tmp_path / target).to_dask_array().compute(), rows, strict=True)
     assert {"fbin", "fvecs"} <= set(refused) <= {"fbin", "fvecs", "parquet", "arrow", "safetensors"}
+
+
+VECTORS_ALONE = [name for name in FORMATS if get_format(name).metadata == "none"]
+
+
+@pytest.mark.parametrize("file_format", VECTORS_ALONE)
+def test_what_has_no_metadata_names_the_format_that_has_it_beside_the_same_files(
+    file_format: str, tmp_path: Path
+) -> None:
+    reader = write(tmp_path / "source", file_format, ROWS)
+    told = f'the {file_format} files of this reader have no columns .* read with file_format="parquet_{file_format}"'
+    with pytest.raises(ArgumentError, match=told):
+        reader.filter([("n", ">", 1)])
+    with pytest.raises(ArgumentError, match=f'hold no metadata; write file_format="parquet_{file_format}" or "parq'):
+        write_embeddings(ROWS, tmp_path / "out", file_format, FRAME)
+    with pytest.warns(UserWarning, match=f'beside them use file_format="parquet_{file_format}"'):
+        EmbeddingReader(tmp_path / "source", file_format, meta_columns=["n"])
+    with pytest.warns(UserWarning, match=f'it is read with file_format="parquet_{file_format}"'):
+        EmbeddingReader(tmp_path / "source", file_format, metadata_folder=str(tmp_path))
+    for target in FORMATS:
+        if get_format(target).vectors.suffix_for(np.dtype("complex64")) is None:
+            told = 'hold no vectors of complex64; write file_format="parquet_npy"'
+            with pytest.raises(ArgumentError, match=told):
+                write_embeddings(ROWS.astype("complex64"), tmp_path / "out", target, FRAME)
+    assert not (tmp_path / "out").exists()

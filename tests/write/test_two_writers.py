@@ -6,9 +6,13 @@ and finishes. Then the first one goes on.
 
 from __future__ import annotations
 
+import errno
 import gc
+import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +37,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from dask_embedding_reader import EmbeddingReader, verify_embeddings, write_embeddings
 from dask_embedding_reader.errors import DestinationError, EmbeddingReaderError, WriteError
 from dask_embedding_reader.storage import fsspec as remote
+from dask_embedding_reader.storage import local as local_disks
 from dask_embedding_reader.storage import put as writing
 from dask_embedding_reader.storage.put import list_files
 from dask_embedding_reader.storage.urls import resolve
@@ -128,7 +133,7 @@ class Stopped:
 
 
 @contextmanager
-def stopped_at(number: int, meanwhile: Callable[[], object], kind: str) -> Iterator[Stopped]:
+def stopped_at(number: int, meanwhile: Callable[[], object], kind: str = "local") -> Iterator[Stopped]:
     stopped = Stopped(number, meanwhile)
     # One change after the other: a step has the same number each time.
     with pytest.MonkeyPatch.context() as patches, dask.config.set(scheduler="synchronous"):
@@ -191,6 +196,126 @@ def test_stopped_before_any_change_and_taken_for_dead(
         assert_of_one(place, SECOND)
         assert not [name for name in names_in(place) if name.startswith("_writing")], number
         assert kind == "memory" or not os.path.exists(f"{place['folder']}/_writing"), number
+
+
+@pytest.mark.parametrize("removed", ["", "/_writing"], ids=["all", "notes"])
+@pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_folder_that_is_removed_before_any_change_is_an_error_or_written(
+    tmp_path: Path, removed: str, existing: bool, every: int
+) -> None:
+    def attempt(number: int) -> tuple[int, dict[str, Any], EmbeddingReaderError | None]:
+        place = {"folder": str(tmp_path / str(number))}
+        if existing:
+            write(OLD, place)
+        with stopped_at(number, lambda: shutil.rmtree(f"{place['folder']}{removed}", ignore_errors=True)) as stopped:
+            try:
+                write(batches(FIRST), place)
+            except EmbeddingReaderError as error:
+                return stopped.seen, place, error
+        return stopped.seen, place, None
+
+    steps, whole, _ = attempt(0)
+    assert_of_one(whole, FIRST)
+    for number in range(1, steps + 1, every):
+        seen, place, error = attempt(number)
+        assert seen >= number
+        if error is not None:
+            told = "somebody removed the claim|something removed the folder|has gone while it was needed|has gone, and"
+            assert re.search(told, str(error)), number
+        elif os.path.exists(f"{place['folder']}/.manifest.embeddings"):
+            assert_of_one(place, FIRST)
+        else:  # the last changes are made when all is written
+            assert removed == "", number
+            assert number > steps - 20, number
+        write(FIRST, place)
+        assert_of_one(place, FIRST)
+        assert not os.path.exists(f"{place['folder']}/_writing"), number
+
+
+@contextmanager
+def full_from(number: int, *, for_good: bool, has_links: bool) -> Iterator[list[None]]:
+    """A disk that has no room for a change of a number, or for any from then on; yields a list as long as these."""
+    changes: list[None] = []
+
+    def check() -> None:
+        changes.append(None)
+        if len(changes) == number or (for_good and 0 < number < len(changes)):
+            raise OSError(errno.ENOSPC, "no room")
+
+    def needs_room(change: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*given: Any, **options: Any) -> Any:
+            check()
+            return change(*given, **options)
+
+        return wrapper
+
+    class File(io.FileIO):
+        def write(self, data: Any) -> int:
+            try:
+                check()
+            except OSError:
+                super().write(memoryview(data)[:5])
+                raise
+            return super().write(data) or 0
+
+    def no_links(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "no links")
+
+    with stopped_at(0, lambda: None), pytest.MonkeyPatch.context() as patches:
+        patches.setattr(
+            local_disks, "open", lambda path, mode, **_: (File if "x" in mode else open)(path, mode), raising=False
+        )
+        for name in ("replace", "mkdir", "fsync", "link"):
+            patches.setattr(os, name, needs_room(getattr(os, name)))
+        if not has_links:
+            patches.setattr(os, "link", no_links)
+        yield changes
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+@pytest.mark.parametrize("has_links", [False, True])
+@pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_disk_that_is_full_keeps_no_claim_and_no_half_a_file(
+    tmp_path: Path, existing: bool, has_links: bool, for_good: bool, every: int
+) -> None:
+    def attempt(number: int) -> tuple[int, dict[str, Any]]:
+        place = {"folder": str(tmp_path / str(number))}
+        if existing:
+            write(OLD, place)
+        with full_from(number, for_good=for_good, has_links=has_links) as changes:
+            try:
+                write(batches(FIRST), place)
+            except WriteError as error:
+                assert re.search(r"no room; make room, or name a folder", str(error)), number  # noqa: PT017
+        return len(changes), place
+
+    steps, whole = attempt(0)
+    assert steps > 60
+    assert_of_one(whole, FIRST)
+    for number in range(1, steps + 1, every):
+        _, place = attempt(number)
+        left = [path for path in Path(place["folder"]).rglob("*") if re.search("writer-|scratch-|tmp", path.name)]
+        assert left == [], number
+        write(batches(FIRST), place)
+        assert_of_one(place, FIRST)
+
+
+def test_a_folder_that_goes_while_a_writer_starts_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(store: Any, folder: str, prefix: str) -> list[str]:
+        shutil.rmtree(tmp_path / "out")
+        return writing.find_folders(store, folder, prefix)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(claim, "find_folders", find)
+        told = r"out: another writer took this one for dead, since its claim was not renewed for 5 minutes, and took "
+        with pytest.raises(
+            DestinationError, match=told + r"over; or else somebody removed the claim, .*/out/_writing/"
+        ):
+            write_embeddings(FIRST, tmp_path / "out")
+    write_embeddings(FIRST, tmp_path / "out")
+    assert_of_one({"folder": tmp_path / "out"}, FIRST)
 
 
 @pytest.mark.parametrize("second", [batches, lazy])

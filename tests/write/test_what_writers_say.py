@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from dask_embedding_reader.storage.read import read_range
 from dask_embedding_reader.storage.urls import resolve
 from dask_embedding_reader.write import claim, destination, notes, parts, sources, verify
 from dask_embedding_reader.write.folder import Folder
+from dask_embedding_reader.write.written import open_written
 from tests.support.collections import wait_until
 
 ROWS = np.arange(60, dtype=np.float32).reshape(20, 3)
@@ -745,8 +747,8 @@ def test_what_something_else_changes_while_it_is_written_is_named(tmp_path: Path
         else:
             path.write_bytes(path.read_bytes() + b"!")
 
-    found = {"longer": "189", "gone": "gone"}[change]
-    told = rf"00000000\.npy: has {found} bytes, and was written with 188: something else changes this folder; run this"
+    found = {"longer": "189 bytes", "gone": "gone"}[change]
+    told = rf"00000000\.npy: has {found}, and was written with 188 bytes: something else changes this folder; run this"
     with pytest.raises(Exception, match=told):
         write_embeddings(batches(), tmp_path, rows_per_file=5)
 
@@ -841,3 +843,91 @@ def test_a_file_that_changes_while_it_is_compared_is_told(tmp_path: Path, monkey
     monkeypatch.setattr(verify, "read_range", cut)
     found = verify_embeddings(tmp_path)
     assert found.to_numpy().tolist() == [[f"{tmp_path}/00000001.npy", "was changed or removed while it was read"]]
+
+
+@pytest.mark.parametrize("file_format", ["npy", "npz", "safetensors", "fvecs"])
+def test_what_cannot_be_read_back_is_an_error_of_the_destination(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_format: str
+) -> None:
+    out = tmp_path / "out"
+    damaged = out / f"00000001.{file_format}"
+    contents: list[bytes] = []
+
+    def damage(*given: Any) -> Any:
+        contents.append(damaged.read_bytes())
+        damaged.write_bytes(b"?" * len(contents[0]))
+        return open_written(*given)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(destination, "open_written", damage)
+        patches.setattr(destination, "known_manifest", lambda *_: None)  # of most formats, the writer knows it all
+        with pytest.raises(WriteError) as caught:
+            write_embeddings(ROWS, out, file_format, rows_per_file=5)
+    told = (
+        rf"^{re.escape(str(out))}: what was written cannot be read back: .*{damaged.name}.* remove {out}/_writing and"
+    )
+    assert re.search(told, str(caught.value))
+    with pytest.raises(WriteError, match="cannot be read back"):
+        write_embeddings(ROWS, out, file_format, rows_per_file=5)
+    damaged.write_bytes(contents[0])
+    write_embeddings(ROWS, out, file_format, rows_per_file=5)
+    np.testing.assert_array_equal(EmbeddingReader(out).to_dask_array().compute(), ROWS)
+    damaged.write_bytes(b"?" * len(contents[0]))
+    (out / "_writing").mkdir()
+    write_embeddings(ROWS + 1, out, file_format, rows_per_file=5, overwrite=True)
+    np.testing.assert_array_equal(EmbeddingReader(out).to_dask_array().compute(), ROWS + 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (pa.decimal128(5, -2), Decimal("1E+2")),
+        (pa.decimal256(50, -3), Decimal("1E+3")),
+        (pa.list_(pa.decimal128(5, -2)), [Decimal("1E+2")]),
+        (pa.month_day_nano_interval(), (1, 2, 3)),
+    ],
+    ids=str,
+)
+def test_a_column_of_a_type_that_parquet_has_not_is_named_before_anything_is_written(
+    tmp_path: Path, kind: pa.DataType, value: Any
+) -> None:
+    vectors = pa.array([[1.0, 2.0]] * 3, pa.list_(pa.float32(), 2))
+    table = pa.table({"embedding": vectors, "n": [1, 2, 3], "price": pa.array([value, None, value], kind)})
+    (tmp_path / "in").mkdir()
+    with pa.ipc.new_file(tmp_path / "in" / "0.arrow", table.schema) as file:
+        file.write_table(table)
+    reader = EmbeddingReader(tmp_path / "in", "arrow", meta_columns=["n", "price"])
+    type_ = re.escape(str(kind))
+    told = rf"column 'price' \({type_}\) cannot be stored: parquet has no {type_}: .* file_format=\"arrow\""
+    for file_format in ("parquet", "parquet_npy"):
+        with pytest.raises(ColumnError, match=told):
+            write_embeddings(reader, tmp_path / "out", file_format)
+    assert not (tmp_path / "out").exists()
+    if not pa.types.is_interval(kind):  # pandas takes no such type
+        frame = pd.DataFrame({"price": pd.Series(table["price"].combine_chunks(), dtype=pd.ArrowDtype(kind))})
+        with pytest.raises(ColumnError, match=rf"column 'price' \({type_}.* rows 0 to 3: .* parquet has no {type_}"):
+            write_embeddings(np.ones((3, 2), np.float32), tmp_path / "out", "parquet", frame)
+    write_embeddings(reader, tmp_path / "out", "arrow")
+    written = EmbeddingReader(tmp_path / "out", meta_columns="*").to_dask_dataframe().compute()
+    assert written["price"].equals(reader.to_dask_dataframe().compute()["price"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_a_file_that_is_too_large_for_the_file_system_has_its_remedy(tmp_path: Path) -> None:
+    program = (
+        "import resource, sys, numpy as np, dask_embedding_reader as d\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try: d.write_embeddings(np.ones((30_000, 4), 'float32'), sys.argv[1], rows_per_file=int(sys.argv[2]))\n"
+        "except d.WriteError as error: print(error)\n"
+    )
+
+    def told(rows_per_file: int) -> str:
+        command = [sys.executable, "-W", "ignore", "-c", program, str(tmp_path), str(rows_per_file)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    large = r"0000000[012]\.npy: cannot be written: .*allows no file so large: choose fewer rows_per_file"
+    assert re.search(large, told(10_000))
+    assert list(tmp_path.glob("*.npy")) == []
+    assert told(5_000) == ""
+    assert verify_embeddings(tmp_path).empty
+    assert EmbeddingReader(tmp_path).count == 30_000

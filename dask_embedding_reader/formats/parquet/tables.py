@@ -74,6 +74,24 @@ def mark_table(table: pa.Table | None, fields: Sequence[MetaField], embedding_co
     return pa.Table.from_arrays(table.columns, schema=pa.schema(marked)).combine_chunks()
 
 
+def check_types(fields: Sequence[MetaField]) -> None:
+    """Check that parquet has the types of the columns of a reader.
+
+    Raises
+    ------
+    ColumnError
+        If it has not.
+    """
+    for field in fields:
+        try:
+            _stored_type(field.type)
+        except TypeError as error:
+            raise ColumnError(
+                f"the metadata column {field.name!r} ({field.type}) cannot be stored: {error}; leave it out of "
+                'meta_columns, or write file_format="arrow"'
+            ) from error
+
+
 def _check_name(name: Any, names: Sequence[str] | pd.Index, embedding_column: str) -> None:
     if not isinstance(name, str):
         raise ColumnError(f"the metadata column {name!r} has no string for a name; rename it")
@@ -191,8 +209,12 @@ def _check_type(column: pa.Array) -> None:
 
 @lru_cache(maxsize=1_000)
 def _stored_type(kind: pa.DataType) -> pa.DataType:
-    """Return as what readers find a column of a type."""
-    return arrow_schema(empty_file(pa.schema([("column", kind)]))).field(0).type
+    """Return as what readers find a column of a type; of one that parquet has not, raise an error."""
+    try:
+        content = empty_file(pa.schema([("column", kind)]))
+    except (pa.ArrowException, OSError) as error:  # OSError of decimals that end before the point
+        raise TypeError(f"parquet has no {kind}: {describe(error)}") from error
+    return arrow_schema(content).field(0).type
 
 
 def join_tables(tables: Sequence[pa.Table | None]) -> pa.Table | None:
