@@ -117,3 +117,17 @@ def test_widths_that_there_are_not() -> None:
     for width in (MOST_BITS + 1, 32, 255):
         assert read_indices(np.frombuffer(bytes([width]) + b"\x02" + bytes(100), np.uint8), 1) is None
     assert read_indices(np.empty(0, np.uint8), 1) is None
+
+
+@pytest.mark.parametrize("length", [8, 136])
+def test_many_short_runs_are_left_to_pyarrow(length: int) -> None:
+    """Those of sparse vectors: a run of zeros, and some packed numbers."""
+    for count, is_left in ((900, False), (2_000, length < 128)):
+        numbers = list[int]()
+        data = bytes([3])
+        for run in range(count):
+            part = [run % 5] * length if run % 2 else [k % 8 for k in range(length)]
+            data += repeated(part[0], length, 3) if run % 2 else packed(part, 3)
+            numbers += part
+        found = read_indices(np.frombuffer(data, np.uint8), len(numbers))
+        assert (None if found is None else found.tolist()) == (None if is_left else numbers)

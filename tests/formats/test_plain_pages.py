@@ -468,6 +468,22 @@ def test_runs_of_indices_without_an_end_take_no_memory(width: int) -> None:
     assert indices.read_indices(data[:1], 1_000) is None
 
 
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.98])
+@pytest.mark.parametrize("dtype", ["i1", "f4"])
+def test_sparse_vectors(tmp_path: Path, share: float, dtype: str) -> None:
+    """Runs of zeros, and some other numbers between them."""
+    chance = np.random.default_rng(0)
+    array = (chance.integers(-100, 100, (2_000, 300)) * (chance.random((2_000, 300)) < share)).astype(dtype)
+    array[500:600] = 0
+    write(tmp_path / "a.parquet", array, use_dictionary=True, data_page_size=40_000)
+    reader = EmbeddingReader(tmp_path, "parquet")
+    np.testing.assert_array_equal(np.concatenate([rows for rows, _ in reader(300, dtype=None)]), array)
+    np.testing.assert_array_equal(
+        next(reader.take([1_999, 3, 550, 1_100])(4, dtype=None))[0], array[[1_999, 3, 550, 1_100]]
+    )
+    np.testing.assert_array_equal(reader.to_dask_array()[490:510].compute(), array[490:510])
+
+
 def test_a_run_of_more_values_than_memory_is_left_to_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of equal values a page of a few bytes holds millions."""
     array = np.zeros((3_000, 500), np.float32)
