@@ -18,7 +18,7 @@ from dask_embedding_reader.collection.reopen import check_outside
 from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, ColumnError, MismatchError
 from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
-from dask_embedding_reader.formats.parquet.tables import join_tables, make_table, mark_table, plain_array
+from dask_embedding_reader.formats.parquet.tables import check_fields, join_tables, make_table, mark_table, plain_array
 from dask_embedding_reader.lazy.iter_batches import checked_frame
 from dask_embedding_reader.lazy.row_numbers import count_on, has_row_numbers, row_base, row_numbers_of
 from dask_embedding_reader.reader import EmbeddingReader
@@ -47,6 +47,8 @@ def of_reader(reader: EmbeddingReader, request: Request) -> PartSource:
     """Parts of a collection: batches of a whole file each, read ahead while others are written."""
     check_outside(reader.manifest, request.folder.store, request.folder.path)
     shape, fields = (reader.count, reader.dimension), reader.manifest.fields
+    if request.file_format != "arrow":
+        check_fields(fields)
     step = choose_rows_per_file(request, reader.count, reader.dimension, reader.dtype)
     part_nbytes = estimate_nbytes(request, step, reader.dimension, reader.dtype)
     settings = make_settings(request, reader.token, shape, reader.dtype, step, bool(fields))

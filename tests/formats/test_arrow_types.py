@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import math
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,14 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from dask_embedding_reader import EmbeddingReader, EmbeddingReaderError, MismatchError, iter_batches, write_embeddings
+from dask_embedding_reader import (
+    ColumnError,
+    EmbeddingReader,
+    EmbeddingReaderError,
+    MismatchError,
+    iter_batches,
+    write_embeddings,
+)
 
 PYARROW = int(pa.__version__.split(".")[0])
 
@@ -266,6 +274,51 @@ def test_rows_that_pyarrow_alone_takes_wrongly(name: str, file_format: str, tmp_
         again = EmbeddingReader(tmp_path / f"{number}", "parquet", meta_columns="x")
         check(again.to_dask_dataframe().compute(), [values[row] for row in picked.rows])
         assert python(stored(tmp_path / f"{number}")) == [values[row] for row in picked.rows]
+
+
+def days() -> pa.Array:
+    return pa.array([dt.date(2020, 2, 29), None, dt.date(1, 1, 1), dt.date(1970, 1, 1), None], pa.date64())
+
+
+def cents() -> pa.Array:
+    return pa.array(
+        [decimal.Decimal(100), None, decimal.Decimal(-12300), decimal.Decimal(0), None], pa.decimal128(5, -2)
+    )
+
+
+NOT_IN_PARQUET: dict[str, Make] = {
+    "days in milliseconds": days,
+    "lists of days in milliseconds": lambda: lists_of(days()),
+    "structs of times in seconds": lambda: structs_of(pa.array([1, None, -1, 0, 5], pa.timestamp("s"))),
+    "lists of times of a zone": lambda: lists_of(pa.array([1, None, -1, 0, 5], pa.timestamp("s", "UTC"))),
+    "maps of times of the day": lambda: maps_of(pa.array([1, None, 3, 0, 5], pa.time32("s"))),
+    "decimals of a negative scale": cents,
+    "lists of decimals of a negative scale": lambda: lists_of(cents()),
+    "maps of structs of decimals": lambda: maps_of(structs_of(cents())),
+}
+
+
+@pytest.mark.parametrize("name", NOT_IN_PARQUET)
+def test_what_parquet_holds_as_something_else_is_refused_before_a_file_is_written(name: str, tmp_path: Path) -> None:
+    column = NOT_IN_PARQUET[name]()
+    put_arrow(tmp_path / "source", column, 3)
+    reader = EmbeddingReader(tmp_path / "source", "arrow", meta_columns="x")
+    want = column.to_pylist()
+    frame = reader.to_dask_dataframe().compute()
+    check(frame, python(want))
+    for file_format in ("parquet", "parquet_npy"):
+        message = rf"'x' \({re.escape(str(reader.manifest.fields[0].type))}\) cannot be stored: parquet .*arrow"
+        with pytest.raises(ColumnError, match=message):
+            write_embeddings(reader, tmp_path / file_format, file_format)
+        assert not (tmp_path / file_format).exists()
+        for meta in (frame, reader.to_dask_dataframe()):
+            with pytest.raises(ColumnError, match=r"'x' .* cannot be stored, in rows 0 to 5: .*parquet"):
+                write_embeddings(reader.to_dask_array(), tmp_path / "of frames", file_format, meta)
+    # It is the way out.
+    write_embeddings(reader, tmp_path / "arrow", "arrow", rows_per_file=2)
+    again = EmbeddingReader(tmp_path / "arrow", "arrow", meta_columns="x")
+    assert again.manifest.fields == reader.manifest.fields
+    check(again.to_dask_dataframe().compute(), python(want))
 
 
 class Celsius(pa.ExtensionType):  # type: ignore[misc]
