@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from dask_embedding_reader.formats.arrow_types import takeable
 from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, make_frame, make_table
 from dask_embedding_reader.rows.selection import Int64s
@@ -31,13 +32,20 @@ class Form(NamedTuple):
     """Returns what is handed out where there is no metadata."""
 
 
+def _nbytes(table: pa.Table) -> int:
+    try:
+        return int(table.nbytes)
+    except pa.ArrowTypeError:  # pyarrow 19 cannot tell it of rows of views: of all that they are rows of
+        return int(table.get_total_buffer_size())
+
+
 def _make_frame(
     fields: Sequence[MetaField], table: pa.Table, rows: range | Int64s, url: str
 ) -> tuple[pd.DataFrame, int]:
     frame = make_frame(fields, table, pd.RangeIndex(len(rows)), url, text_as_objects=True)
     step = max(1, len(rows) // _WEIGHED_ROWS)
     texts = [frame[name].to_numpy()[::step] for name, dtype in frame.dtypes.items() if dtype == np.dtype(object)]
-    nbytes = 2 * table.nbytes + sum(8 * len(rows) + step * sum(map(sys.getsizeof, text)) for text in texts)
+    nbytes = 2 * _nbytes(table) + sum(8 * len(rows) + step * sum(map(sys.getsizeof, text)) for text in texts)
     frame[ROW_NUMBER] = np.arange(rows.start, rows.stop, dtype=np.int64) if isinstance(rows, range) else rows
     return frame, nbytes
 
@@ -55,11 +63,12 @@ def _take_frame(frame: pd.DataFrame, order: Int64s) -> pd.DataFrame:
 
 
 def _make_table(fields: Sequence[MetaField], table: pa.Table, _: range | Int64s, url: str) -> tuple[pa.Table, int]:
-    return make_table(fields, table, url), 2 * table.nbytes
+    return make_table(fields, table, url), 2 * _nbytes(table)
 
 
 def _take_table(table: pa.Table, order: Int64s) -> pa.Table:
-    return table.take(pa.array(order))
+    columns = [pa.chunked_array(map(takeable, column.chunks), column.type) for column in table.columns]
+    return pa.Table.from_arrays(columns, schema=table.schema).take(pa.array(order))
 
 
 _ONLY_ROW_NUMBER = pd.Index([ROW_NUMBER])

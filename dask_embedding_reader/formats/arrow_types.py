@@ -211,6 +211,24 @@ def _common_field(left: pa.Field, right: pa.Field) -> pa.Field | None:
 # Values
 
 
+def is_same(one: pa.DataType, other: pa.DataType) -> bool:
+    """Tell whether types are the same down to the names of the items of lists, for which others would cast."""
+    return bool(one.equals(other, check_metadata=True))
+
+
+def takeable(values: pa.Array) -> pa.Array:
+    """Return values of which pyarrow takes the right rows, which all that takes or filters some must ask for.
+
+    It cannot take views of text. Of a slice of lists of one size, that hold lists of one size, it takes other rows,
+    without a word (pyarrow 19 to 26).
+    """
+    if re.search("(string|binary)_view", str(values.type)):
+        values = convert(values, decoded_type(values.type))
+    if str(frame_type(values.type)).count("fixed_size_list<") > 1:
+        return pa.concat_arrays([values, values.slice(0, 0)])  # a copy, which is no slice
+    return values
+
+
 def convert(values: pa.Array, kind: pa.DataType) -> pa.Array:
     """Return values in the common type of theirs and others.
 
@@ -220,7 +238,7 @@ def convert(values: pa.Array, kind: pa.DataType) -> pa.Array:
         If a value does not fit exactly.
     """
     stored = values.type
-    if stored == kind:
+    if is_same(stored, kind):
         return values
     if isinstance(kind, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(kind, convert(values, kind.storage_type))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dask_embedding_reader.formats.arrow_types import takeable
 from dask_embedding_reader.formats.ipc import Batch, Index, Int64s, children_of, fail, is_view, parts_of
 from dask_embedding_reader.storage.read import read_range, read_ranges
 from dask_embedding_reader.storage.retries import describe
@@ -154,9 +155,7 @@ def _join_dictionary(file: StoredFile, field: pa.Field, known: Sequence[Batch]) 
         _open(file, Column(kind, 0, part.nodes, part.buffers, part.views, part.codec), None)(0, part.rows)
         for part in known
     ]
-    # Views of text cannot be taken from.
-    views = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
-    return pa.concat_arrays([part.cast(views.get(str(part.type), part.type)) for part in parts])
+    return takeable(pa.concat_arrays(parts))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from dask_embedding_reader.errors import FormatError, MismatchError
-from dask_embedding_reader.formats.arrow_types import common_type, convert, frame_type, plain_type
+from dask_embedding_reader.formats.arrow_types import common_type, convert, frame_type, is_same, plain_type, takeable
 from dask_embedding_reader.formats.base import MetaColumn
 from dask_embedding_reader.storage.retries import describe
 
@@ -155,6 +155,8 @@ def make_table(fields: Sequence[MetaField], table: pa.Table, url: str) -> pa.Tab
 
 
 def _values(dtype: Any, values: pa.ChunkedArray) -> Any:
+    if isinstance(dtype, pd.ArrowDtype):  # whose own way is a cast, by which pyarrow loses nulls in lists (pyarrow 26)
+        return pd.arrays.ArrowExtensionArray(pa.chunked_array(map(takeable, values.chunks), values.type))
     if hasattr(dtype, "__from_arrow__"):
         return dtype.__from_arrow__(values)
     array = values.to_numpy()
@@ -168,7 +170,7 @@ def _cast(field: MetaField, values: pa.ChunkedArray, kind: pa.DataType, url: str
             f"{url}: column {field.name!r} holds nulls, but its statistics promise that there is none; write the file "
             "again, or leave the column out of meta_columns"
         )
-    if values.type == kind:
+    if is_same(values.type, kind):
         return values
     problem = ""
     common = common_type(field.type, plain_type(values.type))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -13,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from dask_embedding_reader.formats.arrow_types import decoded_type
+from dask_embedding_reader.formats.arrow_types import takeable
 from dask_embedding_reader.formats.base import (
     Array,
     Columns,
@@ -429,7 +428,7 @@ def open_table_picker(header: FileHeader, names: Sequence[str], start: int, stop
         taken, done = [], 0
         while done < len(rows):
             if batch is None:
-                batch = _without_views(next(decoded))
+                batch = _takeable(next(decoded))
             found = int(np.searchsorted(rows, start + batch.num_rows))
             if found > done:
                 taken.append(_take(batch, rows[done:found] - start))
@@ -442,13 +441,8 @@ def open_table_picker(header: FileHeader, names: Sequence[str], start: int, stop
     return pick
 
 
-def _without_views(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return rows with text that pyarrow can take some of: not with views of it, as polars writes them."""
-    columns = [
-        column.cast(decoded_type(column.type)) if re.search("(string|binary)_view", str(column.type)) else column
-        for column in batch.columns
-    ]
-    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
+def _takeable(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([takeable(column) for column in batch.columns], batch.schema.names)
 
 
 def _take(batch: pa.RecordBatch, rows: Int64s) -> pa.RecordBatch:

@@ -19,7 +19,7 @@ from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, Colum
 from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER
 from dask_embedding_reader.formats.parquet.format import PARQUET
-from dask_embedding_reader.formats.parquet.tables import check_types, join_tables, make_table, mark_table, plain_array
+from dask_embedding_reader.formats.parquet.tables import check_fields, join_tables, make_table, mark_table, plain_array
 from dask_embedding_reader.formats.registry import get_format
 from dask_embedding_reader.lazy.iter_batches import checked_frame
 from dask_embedding_reader.lazy.row_numbers import count_on, has_row_numbers, row_base, row_numbers_of
@@ -54,7 +54,7 @@ def of_reader(reader: EmbeddingReader, request: Request) -> PartSource:
     settings = make_settings(request, reader.token, shape, reader.dtype, step, bool(fields))
     layout = get_format(request.file_format)
     if layout.metadata == "beside" or layout.vectors is PARQUET:
-        check_types(fields)
+        check_fields(fields)
 
     def parts(known: set[int]) -> Generator[Part, None, None]:
         limit = request.limit_nbytes - count_writers(request, part_nbytes) * part_nbytes

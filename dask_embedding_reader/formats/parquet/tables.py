@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from dask_embedding_reader.errors import ArgumentError, ColumnError, MismatchError
-from dask_embedding_reader.formats.arrow_types import convert, decoded_type
+from dask_embedding_reader.formats.arrow_types import convert, decoded_type, frame_type
 from dask_embedding_reader.formats.base import MetaColumn
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField
 from dask_embedding_reader.formats.parquet.schema import arrow_schema
@@ -74,24 +74,6 @@ def mark_table(table: pa.Table | None, fields: Sequence[MetaField], embedding_co
     return pa.Table.from_arrays(table.columns, schema=pa.schema(marked)).combine_chunks()
 
 
-def check_types(fields: Sequence[MetaField]) -> None:
-    """Check that parquet has the types of the columns of a reader.
-
-    Raises
-    ------
-    ColumnError
-        If it has not.
-    """
-    for field in fields:
-        try:
-            _stored_type(field.type)
-        except TypeError as error:
-            raise ColumnError(
-                f"the metadata column {field.name!r} ({field.type}) cannot be stored: {error}; leave it out of "
-                'meta_columns, or write file_format="arrow"'
-            ) from error
-
-
 def _check_name(name: Any, names: Sequence[str] | pd.Index, embedding_column: str) -> None:
     if not isinstance(name, str):
         raise ColumnError(f"the metadata column {name!r} has no string for a name; rename it")
@@ -134,7 +116,8 @@ def _column(values: pd.Series[Any], name: str, first_row: int) -> tuple[pa.Field
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
         column = convert(column, decoded_type(column.type))  # parquet makes its own dictionaries, readers get values
-        _check_type(column)
+        _check_type(column.type)
+        _check_seconds(column)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ColumnError(
             f"the metadata column {name!r} ({dtype}) cannot be stored, in rows {first_row:,} to "
@@ -199,12 +182,35 @@ def _field(name: str, column: pa.Array | pa.ChunkedArray, masked: bool) -> pa.Fi
     return pa.field(name, column.type, metadata={_MASKED: b""} if masked and not column.null_count else None)
 
 
-def _check_type(column: pa.Array) -> None:
+def check_fields(fields: Sequence[MetaField]) -> None:
+    """Raise an error where parquet has no place for what a reader's columns hold.
+
+    Raises
+    ------
+    ColumnError
+        If values would come back as another type, or not at all.
+    """
+    for field in fields:
+        try:
+            _check_type(field.type)
+        except TypeError as error:
+            raise ColumnError(
+                f"the metadata column {field.name!r} ({field.type}) cannot be stored: {error}; write "
+                'file_format="arrow", which holds it, or leave it out of meta_columns'
+            ) from error
+
+
+def _check_type(kind: pa.DataType) -> None:
     """Raise an error where values would come back as another type, or not at all."""
-    if (stored := _stored_type(column.type)) != column.type:
-        raise TypeError(f"parquet holds {column.type} as {stored}")
+    kind = frame_type(kind)  # which has a hash, too
+    if (stored := _stored_type(kind)) != kind:
+        raise TypeError(f"parquet holds {kind} as {stored}")
+
+
+def _check_seconds(column: pa.Array | pa.ChunkedArray) -> None:
+    """Raise an error where a time is none in milliseconds, as which seconds are stored: far years do not fit."""
     if pa.types.is_timestamp(column.type) and column.type.unit == "s":
-        column.cast(pa.timestamp("ms", column.type.tz))  # as it is stored: far years do not fit
+        column.cast(pa.timestamp("ms", column.type.tz))
 
 
 @lru_cache(maxsize=1_000)
