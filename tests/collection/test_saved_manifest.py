@@ -109,6 +109,17 @@ def test_row_groups_without_rows_are_saved(tmp_path: Path, file_format: str) -> 
         assert list(again.filter([("x", ">", 1)]).rows) == [2, 3]
 
 
+def test_the_folder_of_a_manifest_in_the_current_folder_can_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    EmbeddingReader(tmp_path).save_manifest()
+    monkeypatch.chdir(tmp_path)
+    reader = EmbeddingReader.from_manifest(".manifest.embeddings")
+    assert reader.embeddings_folder == "."
+    assert len(EmbeddingReader(reader.embeddings_folder)) == len(ROWS)
+
+
 def test_opening_again_costs_one_read(bucket: Bucket, tmp_path: Path) -> None:
     collection = write_collection(tmp_path, "npy", file_rows=[3] * 40)
     url = put_folder(bucket, collection.folder, "emb")
