@@ -319,7 +319,8 @@ class EmbeddingReader:
             options,
             check_options("metadata_storage_options", metadata_storage_options),
         )
-        own_folder = os.fspath(url) if path != place[1] else os.fspath(url).rpartition("/")[0]
+        folder, slash, _ = os.fspath(url).rpartition("/")
+        own_folder = os.fspath(url) if path != place[1] else folder or slash or "."
         reader.embeddings_folder = own_folder if embeddings_folder is None else embeddings_folder
         reader._take_facts()
         return reader

@@ -10,6 +10,7 @@ their threads end when it comes, or when the client gives up.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
@@ -17,6 +18,8 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from dask_embedding_reader.errors import ReadError
 
 R = TypeVar("R")
 
@@ -69,6 +72,21 @@ def map_at_once(threads: int, function: Callable[..., R], *columns: Sequence[Any
         return [function(*row) for row in zip(*columns, strict=True)]
     with threads_at_once(min(threads, len(columns[0]))) as pool:
         return list(pool.map(function, *columns))
+
+
+def check_process(process: int) -> None:
+    """Refuse to wait, in a fork, for threads that the process of this number has: a fork has none of them.
+
+    Raises
+    ------
+    ReadError
+        If this is another process.
+    """
+    if (own := os.getpid()) != process:
+        raise ReadError(
+            f"these batches are read by threads of process {process}, which this fork of it (process {own}) has not: "
+            "make an iterator in each process, as by calling the reader again, with start= for the rows that are left"
+        )
 
 
 def may_stop() -> bool:

@@ -8,6 +8,7 @@ limit before a piece is started. Nothing runs that was not asked for, so that le
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from dask_embedding_reader._common.budget import Budget
 from dask_embedding_reader._common.memory import Buffers, Slot
 from dask_embedding_reader._common.notices import warn
 from dask_embedding_reader._common.progress import progress_bar
+from dask_embedding_reader._common.threads import check_process
 from dask_embedding_reader._common.units import counted
 from dask_embedding_reader.batches.few import FewReading, are_few
 from dask_embedding_reader.batches.jobs import Job, JobQueue, OpenReader, Pool, Wanted, jobs_of_plan, jobs_of_reads
@@ -91,11 +93,12 @@ def _kind_of_reading(manifest: Manifest, request: BatchRequest) -> _Kind:
 
 def _iterate(manifest: Manifest, request: BatchRequest, form: Form, kind: _Kind) -> Iterator[tuple[Array, Any]]:
     reading = kind(manifest, request, form)
-    rows = request.stop - request.start
+    rows, process = request.stop - request.start, os.getpid()
     progress = progress_bar(request.show_progress, rows, "reading", " embeddings", manifest.byte_per_item)
     try:
         for first in range(request.start, request.stop, request.batch_rows):
             last = min(first + request.batch_rows, request.stop)
+            check_process(process)
             reading.finish(last)
             progress.update(last - first)
             yield reading.take(first, last)

@@ -101,14 +101,17 @@ class FileTable:
         return self.stores[int(self.store_of[position])].url(self.paths[position])
 
     def header(self, position: int, start: int = 0, stop: int | None = None) -> FileHeader:
-        """Return what is known of one file as a small value; of its row groups those in ``[start, stop)``."""
+        """Return what is known of one file as a small value; of its row groups those in ``[start, stop)``.
+
+        All of them where ``stop`` is not given, those without rows, too: a manifest tells what the file has.
+        """
         file = StoredFile(
             self.stores[self.store_of[position]],
             self.paths[position],
             self.versions[position],
         )
         rows = int(self.offsets[position + 1] - self.offsets[position])
-        groups, first, first_row = self._groups(position, start, rows if stop is None else stop)
+        groups, first, first_row = self._groups(position, start, stop)
         return FileHeader(
             file,
             rows,
@@ -136,9 +139,11 @@ class FileTable:
         """The columns that the folders of some files tell, and their types."""
         return tuple(partition_types(self.paths).items())
 
-    def _groups(self, position: int, start: int, stop: int) -> tuple[tuple[int, ...], int, int]:
+    def _groups(self, position: int, start: int, stop: int | None) -> tuple[tuple[int, ...], int, int]:
         """Return the row groups of a file in ``[start, stop)``: their rows, the first one, and the row it starts at."""
         low, high = int(self.first_group[position]), int(self.first_group[position + 1])
+        if stop is None:
+            return tuple(self.group_rows[low:high].tolist()), 0, 0
         if low == high:
             return (), 0, 0
         bounds = self._group_bounds[low : high + 1] - self._group_bounds[low]

@@ -7,6 +7,7 @@ own thread, whenever it asks for a batch.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import sysconfig
 import weakref
@@ -27,6 +28,7 @@ from dask_embedding_reader._common.arguments import is_numeric
 from dask_embedding_reader._common.budget import Budget, Projection
 from dask_embedding_reader._common.memory import Buffers, has_own_memory
 from dask_embedding_reader._common.progress import progress_bar
+from dask_embedding_reader._common.threads import check_process
 from dask_embedding_reader.batches.metadata import numbered
 from dask_embedding_reader.batches.pace import METADATA_ROW_NBYTES
 from dask_embedding_reader.batches.request import Batch
@@ -93,12 +95,13 @@ class Request:
 
 def iterate(request: Request) -> Iterator[Batch]:
     """Yield the batches; nothing is computed before the first is asked for."""
-    stream = _Stream(request)
+    stream, process = _Stream(request), os.getpid()
     progress = progress_bar(request.show_progress, request.rows, "computing", " rows", request.row_nbytes)
     try:
         stream.open()
         for start in range(0, request.rows, request.batch_rows):
             stop = min(start + request.batch_rows, request.rows)
+            check_process(process)
             batch = stream.take(start, stop)
             progress.update(stop - start)
             yield batch

@@ -84,6 +84,42 @@ def test_a_reader_is_saved_and_opened_again(tmp_path: Path, format_name: str) ->
     assert_batches(collection.open()(5, dtype=None, show_progress=False), collection, 5, dtype=None)
 
 
+@pytest.mark.parametrize("file_format", ["parquet", "arrow", "parquet_npy"])
+def test_row_groups_without_rows_are_saved(tmp_path: Path, file_format: str) -> None:
+    table = pa.table({"x": range(4)})
+    if file_format == "parquet_npy":
+        np.save(tmp_path / "0.npy", ROWS[:4])
+    else:
+        table = table.append_column("embedding", pa.FixedSizeListArray.from_arrays(ROWS[:4].ravel(), 3))
+    parts = [table[:0], table[:2], table[2:2], table[2:], table[:0]]
+    if file_format == "arrow":
+        with pa.ipc.new_file(tmp_path / "0.arrow", table.schema) as arrow:
+            for part in parts:
+                arrow.write_batch(pa.record_batch([column.combine_chunks() for column in part.columns], table.schema))
+    else:
+        with pq.ParquetWriter(tmp_path / "0.parquet", table.schema) as parquet:
+            for part in parts:
+                parquet.write_table(part)
+    reader = EmbeddingReader(tmp_path, file_format, meta_columns="x")
+    reader.save_manifest()
+    for again in (EmbeddingReader.from_manifest(tmp_path), EmbeddingReader(tmp_path, file_format, meta_columns="x")):
+        ((vectors, frame),) = again(4, show_progress=False)
+        assert vectors.tolist() == ROWS[:4].tolist()
+        assert frame["x"].tolist() == again.to_dask_dataframe().compute()["x"].tolist() == [0, 1, 2, 3]
+        assert list(again.filter([("x", ">", 1)]).rows) == [2, 3]
+
+
+def test_the_folder_of_a_manifest_in_the_current_folder_can_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    EmbeddingReader(tmp_path).save_manifest()
+    monkeypatch.chdir(tmp_path)
+    reader = EmbeddingReader.from_manifest(".manifest.embeddings")
+    assert reader.embeddings_folder == "."
+    assert len(EmbeddingReader(reader.embeddings_folder)) == len(ROWS)
+
+
 def test_opening_again_costs_one_read(bucket: Bucket, tmp_path: Path) -> None:
     collection = write_collection(tmp_path, "npy", file_rows=[3] * 40)
     url = put_folder(bucket, collection.folder, "emb")

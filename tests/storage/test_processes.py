@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import pickle
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,9 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dask_embedding_reader import EmbeddingReader
+from dask_embedding_reader import EmbeddingReader, iter_batches
 from dask_embedding_reader._common.cached_property import cached_property
-from dask_embedding_reader.errors import FileChangedError
+from dask_embedding_reader.errors import FileChangedError, ReadError
 from tests.support import servers
 
 ROWS = np.random.default_rng(0).standard_normal((90, 8)).astype(np.float32)
@@ -140,6 +142,30 @@ def test_a_fork_in_the_middle_of_reading_disturbs_nobody(open_reader: Callable[[
         finally:
             stopped.set()
         assert all(future.result(30) for future in busy)
+
+
+@pytest.mark.parametrize("kind", ["in order", "shuffled", "few", "lazy"])
+def test_a_fork_is_told_that_an_iterator_of_its_parent_has_no_threads_there(tmp_path: Path, kind: str) -> None:
+    np.save(tmp_path / "0.npy", ROWS)
+    reader = EmbeddingReader(tmp_path)
+    rows = {"shuffled": reader.shuffle(buffer_rows=4), "few": reader.take([5, 1, 3])}.get(kind, reader)
+    batches = (
+        iter_batches(reader.to_dask_array(chunks=3), batch_size=2, show_progress=False)
+        if kind == "lazy"
+        else rows(2, dtype=None, show_progress=False)
+    )
+    first = next(batches)
+
+    def go_on() -> tuple[str, bool]:
+        with pytest.raises(ReadError) as caught:
+            next(batches)
+        return str(caught.value), read_batches(reader)
+
+    message, right = run_forked(go_on)
+    assert re.match(f"these batches are read by threads of process {os.getpid()}, .*in each process", message)
+    assert right
+    total = len(first[0]) + sum(len(vectors) for vectors, _ in batches)  # the parent is not disturbed
+    assert total == (3 if kind == "few" else len(ROWS))
 
 
 def test_a_reader_works_in_a_spawned_process(open_reader: Callable[[], EmbeddingReader]) -> None:
