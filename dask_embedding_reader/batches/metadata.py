@@ -42,11 +42,11 @@ def _nbytes(table: pa.Table) -> int:
 def _make_frame(
     fields: Sequence[MetaField], table: pa.Table, rows: range | Int64s, url: str
 ) -> tuple[pd.DataFrame, int]:
-    frame = make_frame(fields, table, pd.RangeIndex(len(rows)), url, text_as_objects=True)
+    numbers = np.arange(rows.start, rows.stop, dtype=np.int64) if isinstance(rows, range) else rows
+    frame = make_frame(fields, table, pd.RangeIndex(len(rows)), url, text_as_objects=True, numbers=numbers)
     step = max(1, len(rows) // _WEIGHED_ROWS)
     texts = [frame[name].to_numpy()[::step] for name, dtype in frame.dtypes.items() if dtype == np.dtype(object)]
     nbytes = 2 * _nbytes(table) + sum(8 * len(rows) + step * sum(map(sys.getsizeof, text)) for text in texts)
-    frame[ROW_NUMBER] = np.arange(rows.start, rows.stop, dtype=np.int64) if isinstance(rows, range) else rows
     return frame, nbytes
 
 

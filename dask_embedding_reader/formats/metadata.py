@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from dask_embedding_reader.errors import FormatError, MismatchError
 from dask_embedding_reader.formats.arrow_types import common_type, convert, frame_type, is_same, plain_type, takeable
-from dask_embedding_reader.formats.base import MetaColumn
+from dask_embedding_reader.formats.base import Array, MetaColumn
 from dask_embedding_reader.storage.retries import describe
 
 ROW_NUMBER = "i"
@@ -124,24 +124,33 @@ def empty_frame(fields: Sequence[MetaField]) -> pd.DataFrame:
 
 
 def make_frame(
-    fields: Sequence[MetaField], table: pa.Table, index: pd.Index, url: str, *, text_as_objects: bool = False
+    fields: Sequence[MetaField],
+    table: pa.Table,
+    index: pd.Index,
+    url: str,
+    *,
+    text_as_objects: bool = False,
+    numbers: Array | None = None,
 ) -> pd.DataFrame:
     """Turn decoded columns of a file into a frame with the dtypes that the whole collection has.
 
-    With ``text_as_objects`` text comes as Python's own strings, and None where it is null.
+    With ``text_as_objects`` text comes as Python's own strings, and None where it is null. Row ``numbers`` are the last
+    column: put in afterwards, pandas would warn where there are a hundred others.
 
     Raises
     ------
     FormatError
         If a column is not what the file, or the manifest that tells of it, has promised.
     """
-    columns = {}
+    columns: dict[str, Any] = {}
     for field in fields:
         values = _cast(field, table.column(field.name), frame_type(field.type), url)
         if text_as_objects and pa.types.is_large_string(values.type):
             columns[field.name] = pd.Series(values.to_numpy(), index, object, copy=False)  # pandas 3 would guess
         else:
             columns[field.name] = _values(field.dtype, values)
+    if numbers is not None:
+        columns[ROW_NUMBER] = numbers
     return pd.DataFrame(columns, index=index, copy=False)
 
 

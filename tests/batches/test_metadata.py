@@ -76,3 +76,12 @@ def test_where_there_are_no_metadata_frames_have_row_numbers_of_their_own() -> N
     assert numbers.tolist() == [5, 3, 9]
     assert other.columns.name is None
     assert TABLES.of_none(numbers) is None
+
+
+def test_of_many_columns_pandas_does_not_warn() -> None:
+    names = [f"m{k}" for k in range(150)]
+    table = pa.table({name: pa.array([k, k + 1], pa.int32()) for k, name in enumerate(names)})
+    frame, _ = FRAMES.make([MetaField(name, pa.int32(), has_nulls=False) for name in names], table, range(5, 7), "")
+    assert frame.columns.tolist() == [*names, "i"]
+    assert frame["i"].tolist() == [5, 6]
+    assert frame["m149"].tolist() == [149, 150]
