@@ -89,8 +89,13 @@ def drop_bytes(buffers: list[memoryview], count: int) -> list[memoryview]:
     return []
 
 
-def part(content_range: str | None, content_length: str | int | None) -> tuple[int, int | None]:
+def part(
+    content_range: str | None, content_length: str | int | None, status: int | None = None
+) -> tuple[int, int | None]:
     """Return at which byte of the file a body starts, and how long the file is, where the answer says so."""
+    if content_range is None and status == 206:
+        # In several parts, each under a head of its own, or of a proxy that leaves it out.
+        raise ReadError("an answer came that does not tell which bytes of the file it brings (no Content-Range)")
     if content_range is None:  # a server that knows no ranges sends the whole file
         return 0, None if content_length is None else int(content_length)
     found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", content_range.strip())

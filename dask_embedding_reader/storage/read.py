@@ -265,7 +265,8 @@ def _finish(file: StoredFile, span: Span, answer: Answer) -> bool:
         info = answer.info if isinstance(answer, ShortAnswerError) else answer
         same = is_same(file.version, info) if isinstance(info, ObjectInfo) else None
         if isinstance(info, ObjectInfo) and same is False:
-            raise _changed(file, info)
+            # Where a session has ended, or a server is busy, it may be there for a while only.
+            raise _is_page(info) if info.is_page else _changed(file, info)
         if isinstance(answer, BaseException):
             raise answer
         return same is True
@@ -295,6 +296,13 @@ def _changed(file: StoredFile, info: ObjectInfo) -> FileChangedError:
     return FileChangedError(
         f"{file.url}: the file changed since it was opened ({how}its size and version were {str(file.version)!r}, "
         f"now {str(now)!r}); {remedy}"
+    )
+
+
+def _is_page(info: ObjectInfo) -> ReadError:
+    return ReadError(
+        f"a web page came ({info.version}) where the file was asked for, as some servers send to who has to log in "
+        "again, or wait; open its URL in a browser, and check the credentials in storage_options"
     )
 
 

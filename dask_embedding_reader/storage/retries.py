@@ -79,6 +79,8 @@ def may_pass(error: BaseException) -> bool:
     """Tell whether trying again may help: not for what is a plain refusal or a fault of the program."""
     if isinstance(error, _CANNOT_HELP):
         return False
+    if isinstance(error, TimeoutError):  # S3 says so of a slow connection, with 400
+        return True
     if status := http_status(error):
         return status_may_pass(status)
     if isinstance(error, FileNotFoundError):

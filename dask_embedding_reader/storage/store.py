@@ -104,7 +104,8 @@ def is_same(version: Version, info: ObjectInfo) -> bool | None:
     if version.kind == "etag" and "etag" in info.marks:
         # It says it all: the size that a faulty answer tells may be its own.
         return info.marks["etag"] == version.mark
-    if info.size >= 0 and info.size != version.size:
+    was_told = version.size >= 0 or not version.kind  # some tell the size in some answers only
+    if was_told and info.size >= 0 and info.size != version.size:
         return False
     if version.kind:
         if version.kind not in info.marks:

@@ -31,6 +31,7 @@ from dask_embedding_reader.storage.store import Answer, ObjectInfo, ShortAnswerE
 from dask_embedding_reader.storage.urls import resolve
 
 SAME, OTHER, SILENT = ObjectInfo("", 2_000, {"etag": "a"}), ObjectInfo("", 2_000, {"etag": "b"}), ObjectInfo("")
+PAGE = ObjectInfo("", 70, is_page=True)
 
 
 class RefusedError(OSError):
@@ -109,6 +110,8 @@ BUSY = RefusedError(503)
         ([BUSY] * 5, None, "saying://a.bin, bytes 1,000 to 1,010: failed after 5 attempts: RefusedError: answered", 0),
         ([short(SAME), SAME], None, 2, 0),
         ([short(None), SAME], None, 2, 0),
+        ([PAGE, short(PAGE), SAME], None, 3, 0),
+        ([PAGE] * 5, None, r"failed after 5 attempts: a web page came \(70\) where the file was asked for", 0),
         ([short(SILENT), SAME], None, 2, 0),
         ([short(OTHER)], None, "the file changed since it was opened", 0),
         ([short(SAME)] * 5, None, "failed after 5 attempts: 5 bytes came where 10 were asked for", 0),

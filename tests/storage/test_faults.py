@@ -29,7 +29,7 @@ from dask_embedding_reader.errors import FileChangedError, ReadError
 from dask_embedding_reader.storage import retries
 from dask_embedding_reader.storage.direct import read as direct
 from tests.support import servers
-from tests.support.faults import FAULTS, Asked, Proxy, faulty
+from tests.support.faults import FAULTS, PAGES, Asked, Proxy, faulty
 from tests.support.stores import Meeting
 
 FILES, FILE_ROWS, DIMENSION = 3, 40, 16
@@ -290,6 +290,26 @@ def test_an_error_in_a_parquet_file_names_its_rows(place: Place, read: str) -> N
     }
     with pytest.raises(ReadError, match=r"rows [\d,]+ to [\d,]+.*0\.parquet.*failed after 5 attempts"):
         ways[read]()
+
+
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize("page", list(PAGES))
+def test_a_page_is_not_taken_for_a_file(place: Place, page: str) -> None:
+    reader = place.open()
+    place.proxy.faults = [page]
+    np.testing.assert_array_equal(reader.to_dask_array().compute(scheduler="synchronous"), ROWS)
+    assert [asked.fault for asked in place.proxy.failed] == [page]
+    place.proxy.every = page
+    with pytest.raises(ReadError, match=r"rows 5 to 20: .*1\.npy, bytes .* 5 attempts: a web page came \(70006\)"):
+        reader.to_dask_array(45, 60).compute(scheduler="synchronous")
+
+
+@pytest.mark.usefixtures("client")
+def test_a_part_that_does_not_tell_its_place_is_not_taken(place: Place) -> None:
+    reader = place.open()
+    place.proxy.every = "no content-range"
+    with pytest.raises(ReadError, match=r"rows 5 to 20: .*1\.npy, bytes .* 5 attempts: .*\(no Content-Range\)"):
+        reader.to_dask_array(45, 60).compute(scheduler="synchronous")
 
 
 @pytest.mark.usefixtures("client")

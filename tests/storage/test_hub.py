@@ -130,6 +130,20 @@ def test_more_bytes_than_were_asked_for_are_refused(served: Hub) -> None:
         read_all(reader)
 
 
+def test_answers_that_do_not_tell_which_bytes_they_bring_are_refused(served: Hub) -> None:
+    reader = open_hub(served)
+    served.tells_range = False
+    with pytest.raises(ReadError, match="no Content-Range"):
+        read_all(reader)
+
+
+def test_a_page_is_not_taken_for_a_file(served: Hub) -> None:
+    reader = open_hub(served)
+    served.page = b"log in " * 1_000
+    with pytest.raises(FileChangedError, match="now '7000 "):
+        read_all(reader)
+
+
 def test_a_listing_that_is_put_off_comes_later(served: Hub) -> None:
     served.faults = [(f"/api/datasets/{REPOSITORY}/tree", 429, {"Retry-After": "0"})]
     np.testing.assert_array_equal(read_all(open_hub(served)), ROWS)

@@ -144,6 +144,7 @@ def test_what_cannot_pass_is_raised_at_once_as_it_is(pauses: list[float], error:
         OSError("away"),
         ReadError("short"),
         RuntimeError("odd"),
+        caused(TimeoutError("as s3fs says of RequestTimeout"), RefusedError(400)),
         caused(FileNotFoundError("as fsspec says"), ConnectionError("away")),
         caused(FileNotFoundError("as fsspec says"), RefusedError(503)),
         *map(RefusedError, (408, 425, 429, 500, 502, 503, 504, 599)),

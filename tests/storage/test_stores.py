@@ -199,6 +199,8 @@ HERE = "host 1 10"
         (Version(1), ObjectInfo("", 0), False),
         (Version(-1), ObjectInfo("", -1), None),
         (Version(-1), ObjectInfo("", 0), False),
+        (Version(-1, "updated", "1"), ObjectInfo("", 5, {"updated": "1"}), True),
+        (Version(-1, "updated", "1"), ObjectInfo("", 5, {"updated": "2"}), False),
         (Version(5, "mtime", "1", HERE), ObjectInfo("", 5, {"mtime": "1"}, here=HERE), True),
         (Version(5, "mtime", "1", HERE), ObjectInfo("", 5, {"mtime": "1"}, here="host 1 11"), False),
         (Version(5, "mtime", "1", HERE), ObjectInfo("", 5, {"mtime": "1"}, here="host 2 10"), False),

@@ -289,10 +289,34 @@ REFUSALS: dict[str, Callable[[_Handler, Answer], None]] = {
 #: A server that wants to be left alone for a while.
 BUSY = {"busy": _status(429, ("Retry-After", "7"))}
 
+_PAGE = b"<html>" + b"log in " * 10_000
+
+
+def _page(handler: _Handler, answer: Answer) -> None:
+    """A page for people, as from who stands before a server and wants to know who asks."""
+    handler.send(Answer(200, [("Content-Type", "text/html"), ("Content-Length", str(len(_PAGE)))], _PAGE))
+
+
+def _page_of_any_length(handler: _Handler, answer: Answer) -> None:
+    handler.send_head(Answer(200, [("Content-Type", "text/html"), ("Transfer-Encoding", "chunked")], b""))
+    handler.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(_PAGE), _PAGE))
+
+
+def _part_of_no_place(handler: _Handler, answer: Answer) -> None:
+    headers = [(name, value) for name, value in answer.headers if name.lower() != "content-range"]
+    handler.send(answer._replace(headers=headers))
+
+
+#: What does not tell which bytes of the file it brings.
+PLACELESS = {"no content-range": _part_of_no_place}
+
+#: What comes in the place of a file.
+PAGES = {"page": _page, "page of any length": _page_of_any_length}
+
 #: What only shows where somebody knows what should come.
 OF_A_RANGE = frozenset({"shorter", "longer", "other range"})
 
-_ALL = FAULTS | REFUSALS | BUSY
+_ALL = FAULTS | REFUSALS | BUSY | PAGES | PLACELESS
 
 
 class _Server(http.server.ThreadingHTTPServer):

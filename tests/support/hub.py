@@ -45,6 +45,10 @@ class Hub:
     faults: list[tuple[str, int, dict[str, str]]] = field(default_factory=list)
     #: What comes behind the bytes of a range.
     surplus: bytes = b""
+    #: What takes the place of files: a page for people, or nothing if it is empty.
+    page: bytes = b""
+    #: Whether answers tell which bytes they bring.
+    tells_range: bool = True
 
     def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
         """Add files to a branch, or replace them; return the commit."""
@@ -168,6 +172,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _send_content(self, content: bytes, etag: str, **headers: str) -> None:
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        if self.hub.page:
+            self._send(200, self.hub.page)
+            return
         if found is None:
             self._send(200, content, ETag=etag, **headers)
             return
@@ -175,8 +182,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if start >= stop:
             self._send(416)
             return
-        content_range = f"bytes {start}-{stop - 1}/{len(content)}"
-        self._send(206, content[start:stop] + self.hub.surplus, ETag=etag, Content_Range=content_range, **headers)
+        if self.hub.tells_range:
+            headers["Content_Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        self._send(206, content[start:stop] + self.hub.surplus, ETag=etag, **headers)
 
     do_GET = do_HEAD = do_POST = _answer  # noqa: N815
 

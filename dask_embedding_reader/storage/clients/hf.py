@@ -71,7 +71,7 @@ def get(filesystem: AbstractFileSystem, path: str, wanted: ByteRange) -> Mapping
     if answer.status_code == 404:
         raise FileNotFoundError(path)
     hf_raise_for_status(answer)
-    first, size = part(answer.headers.get("Content-Range"), answer.headers.get("Content-Length"))
+    first, size = part(answer.headers.get("Content-Range"), len(answer.content), answer.status_code)
     only(wanted, first)(answer.content)
     # The hub tells it where it sends on to the servers that have the bytes, or with them.
     told = (answer.history or [answer])[0].headers

@@ -7,7 +7,6 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from dask_embedding_reader.errors import ReadError
 from dask_embedding_reader.storage.ranges import ByteRange, is_as_stored, only, part
 from dask_embedding_reader.storage.retries import STALL_SECONDS
 
@@ -33,23 +32,26 @@ async def get_web(
             raise FileNotFoundError(str(url))
         if answer.status in (401, 403):
             raise PermissionError(f"{answer.status} {answer.reason}")
-        first, size = part(answer.headers.get("Content-Range"), answer.headers.get("Content-Length"))
+        first, size = part(answer.headers.get("Content-Range"), answer.headers.get("Content-Length"), answer.status)
         if not is_as_stored(answer.headers.get("Content-Encoding")):
             size = None  # of what is sent: aiohttp makes the file of it
-        if answer.status == 206 and "Content-Range" not in answer.headers:
-            # In several parts, each under a head of its own, or of a proxy that leaves it out.
-            raise ReadError("an answer came that does not tell which bytes of the file it brings (no Content-Range)")
         if answer.status != 416:  # the file is shorter than it was, as its size tells
             answer.raise_for_status()
-            put = only(wanted, first)
+            put, count = only(wanted, first), 0
+            # Of a whole file whose length the head does not tell, the end does: a page to log in is no such file.
+            is_counted = size is None and "Content-Range" not in answer.headers
             async for block in answer.content.iter_any():
-                if put(block):
+                count += len(block)
+                if put(block) and not is_counted:
                     break
+            if is_counted and wanted.count == wanted.nbytes:
+                size = count
         # Google's answers carry the number of the version too; its etag serves as well.
-        return {
-            "size": size,
-            **{key: answer.headers[key] for key in ("ETag", "Last-Modified") if key in answer.headers},
-        }
+        return {"size": size, **{key: answer.headers[name] for key, name in _TOLD.items() if name in answer.headers}}
+
+
+_TOLD = {"mimetype": "Content-Type", "ETag": "ETag", "Last-Modified": "Last-Modified"}
+"""What the head of an answer tells of a file, by what ``FileSystem.info`` calls it."""
 
 
 def stall_timeout() -> Any:

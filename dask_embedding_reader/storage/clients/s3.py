@@ -24,13 +24,23 @@ async def get(filesystem: AbstractFileSystem, path: str, wanted: ByteRange) -> M
         **filesystem.req_kw,
         **({"VersionId": version} if version else {}),
     )
-    first, size = part(answer.get("ContentRange"), answer.get("ContentLength"))
-    body = answer["Body"]
-    put = only(wanted, first)
+    body, count = answer["Body"], 0
     try:
+        status = answer["ResponseMetadata"]["HTTPStatusCode"]
+        first, size = part(answer.get("ContentRange"), answer.get("ContentLength"), status)
+        put = only(wanted, first)
+        is_counted = size is None and answer.get("ContentRange") is None  # see ``http``: of what stands before S3
         while block := await body.read(_BLOCK_NBYTES):
-            if put(block):
+            count += len(block)
+            if put(block) and not is_counted:
                 break
     finally:
         body.close()
-    return {"size": size, "ETag": answer.get("ETag"), "LastModified": answer.get("LastModified")}
+    if is_counted and wanted.count == wanted.nbytes:
+        size = count
+    return {
+        "size": size,
+        "mimetype": answer.get("ContentType"),
+        "ETag": answer.get("ETag"),
+        "LastModified": answer.get("LastModified"),
+    }

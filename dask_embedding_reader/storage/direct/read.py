@@ -148,10 +148,12 @@ def _ask_head(place: Place, asked: Asked) -> Mapping[str, Any]:
     headers = place.site.headers(place.url, "")
     with place.site.connections.ask_and_follow("HEAD", place.url, headers, asked) as answer:
         length = answer.getheader("Content-Length")
-        if answer.status != 200 or length is None or not is_as_stored(answer.getheader("Content-Encoding")):
+        if answer.status != 200 or not is_as_stored(answer.getheader("Content-Encoding")):
             raise UnusualAnswer
         answer.read()
-        return _told(answer, int(length))
+        told = _told(answer, int(length or 0))
+    # Some tell no length when they are asked by HEAD, or that of the answer, which is empty. The rows would be missing.
+    return told if told["size"] else get(place, ByteRange(0, [memoryview(bytearray(1))]), asked)
 
 
 def _check(answer: HTTPResponse, site: Site) -> None:
