@@ -30,6 +30,7 @@ from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, make_f
 from dask_embedding_reader.formats.parquet.format import PARQUET
 from dask_embedding_reader.formats.partitions import settled
 from dask_embedding_reader.formats.picking import open_table_picker
+from dask_embedding_reader.formats.registry import BESIDE
 from dask_embedding_reader.rows.picked import pick, pick_all
 from dask_embedding_reader.rows.selection import Int64s, Rows
 
@@ -114,7 +115,8 @@ def _files(manifest: Manifest) -> FileTable:
     remedy = (
         "open it with meta_columns=[...], so that its metadata files are known"
         if manifest.format.metadata == "beside"
-        else 'metadata in parquet files beside them are read with file_format="parquet_npy"'
+        else f'metadata in parquet files beside them are read with file_format="{BESIDE}{manifest.format.name}", those '
+        "elsewhere with metadata_folder=..."
     )
     raise ArgumentError(f"the {manifest.format.name} files of this reader have no columns to filter by; {remedy}")
 
