@@ -38,7 +38,7 @@ from dask_embedding_reader.collection.layout import ALL_COLUMNS, metadata_types
 from dask_embedding_reader.collection.manifest import Manifest, likely_metadata_folder, read_manifest
 from dask_embedding_reader.collection.plan import count_by_file
 from dask_embedding_reader.collection.reopen import check_place, reopen_manifest, save_manifest
-from dask_embedding_reader.errors import ArgumentError, NoFilesError, RowError
+from dask_embedding_reader.errors import ArgumentError, ArgumentTypeError, NoFilesError, RowError
 from dask_embedding_reader.formats.base import DEFAULT_COLUMN, Columns, default_piece_rows
 from dask_embedding_reader.formats.registry import AUTO, BESIDE, FileFormatName, get_format
 from dask_embedding_reader.lazy import graph
@@ -589,6 +589,8 @@ class EmbeddingReader:
         self._before_shuffling("sample")
         if (n is None) == (frac is None):
             raise ArgumentError(f"sample takes either n= or frac=, not n={n!r} and frac={frac!r}")
+        if isinstance(n, float | np.floating) and 0 < n < 1:
+            raise ArgumentTypeError(f"n must be a whole number, not {n!r}; a share of the rows is frac={n!r}")
         count = round(check_share("frac", frac) * self.count) if n is None else check_integer("n", n)
         if not 0 <= count <= self.count:
             raise ArgumentError(f"n={count:,} rows cannot be drawn from {self.count:,}, none of them twice")

@@ -216,8 +216,11 @@ def info(urls: tuple[str, ...], as_json: bool, **options: Any) -> None:
 def head(urls: tuple[str, ...], rows: int, start: int, as_json: bool, **options: Any) -> None:
     """Print some rows: number, metadata and vector. Only these are read."""
     from dask_embedding_reader.cli.facts import read_head, shown_vector  # noqa: PLC0415
+    from dask_embedding_reader.cli.opening import check_start  # noqa: PLC0415
 
-    found = read_head(_open(urls, **options), start, rows)
+    reader = _open(urls, **options)
+    check_start(reader, start)
+    found = read_head(reader, start, rows)
     if as_json:
         print_json(found)
     else:
@@ -283,9 +286,12 @@ def plan(
 @JSON
 def stats(urls: tuple[str, ...], start: int, end: int | None, quiet: bool, as_json: bool, **options: Any) -> None:
     """Read all rows once: norms, NaNs, infinities, zero vectors, duplicates. In bounded memory."""
+    from dask_embedding_reader.cli.opening import check_start  # noqa: PLC0415
     from dask_embedding_reader.cli.stats import row_statistics  # noqa: PLC0415
 
-    facts = row_statistics(_open(urls, **options), start, end, show_progress=not quiet)
+    reader = _open(urls, **options)
+    check_start(reader, start)
+    facts = row_statistics(reader, start, end, show_progress=not quiet)
     if as_json:
         print_json(facts)
         return

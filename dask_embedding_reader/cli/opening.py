@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import time
@@ -92,16 +93,19 @@ def open_collection(
     # So that metadata beside other files is looked for.
     added = [] if tuple(meta_columns) == ALL_COLUMNS else [one.column for one in conditions]
     try:
-        reader = EmbeddingReader(
-            _source(urls),
-            file_format or AUTO,
-            embedding_column,
-            list(dict.fromkeys([*meta_columns, *added])),
-            _source(metadata_folders) if metadata_folders else None,
-            storage_options=storage_options,
-            embedding_dtype=embedding_dtype,
-            show_progress=True,
-        )
+        with warnings.catch_warnings():
+            if added:  # where there are no columns, what chooses by them says so
+                warnings.filterwarnings("ignore", "meta_columns=")
+            reader = EmbeddingReader(
+                _source(urls),
+                file_format or AUTO,
+                embedding_column,
+                list(dict.fromkeys([*meta_columns, *added])),
+                _source(metadata_folders) if metadata_folders else None,
+                storage_options=storage_options,
+                embedding_dtype=embedding_dtype,
+                show_progress=True,
+            )
     except ColumnError as error:
         for one in conditions:
             if one.column not in meta_columns and repr(one.column) in str(error):
@@ -111,6 +115,12 @@ def open_collection(
         known = {field.name for field in reader.manifest.fields}
         reader.manifest = reader.manifest.with_columns([name for name in meta_columns if name in known])
     return _choose(reader, row_range, conditions, sample, seed or 0)
+
+
+def check_start(reader: EmbeddingReader, start: int) -> None:
+    """Refuse to begin where no row is: a reader has an empty range there, of which nothing can be shown."""
+    if start >= len(reader):
+        raise ArgumentError(f"--start {start:,} is out of range: there are {counted(len(reader), 'row')}, from 0 on")
 
 
 def _source(urls: Sequence[str]) -> str | list[str]:

@@ -42,13 +42,18 @@ def collection_options(command: F) -> F:
     """Add the options that say how a collection is to be opened."""
     for option in (
         STORAGE_OPTIONS,
-        click.option("--embedding-dtype", metavar="DTYPE", help="parquet: item type of a binary column of vectors."),
+        click.option(
+            "--embedding-dtype",
+            metavar="DTYPE",
+            help="Item type where files do not tell it: a binary column of parquet, fbin and fvecs files of other "
+            "names.",
+        ),
         click.option(
             "--metadata-folder",
             "metadata_folders",
             multiple=True,
             metavar="URL",
-            help="parquet_npy: where the parquet files are; may be repeated, as often as URL.",
+            help="parquet_npy and its like: where the parquet files are; may be repeated, as often as URL.",
         ),
         click.option(
             "--meta-column",
@@ -61,7 +66,8 @@ def collection_options(command: F) -> F:
         click.option(
             "--embedding-column",
             metavar="NAME",
-            help="parquet, npz, safetensors: what holds the vectors; by default `embedding`, else the only one.",
+            help="parquet, arrow, npz, safetensors: what holds the vectors, or 'emb_*' for a column each item; by "
+            "default `embedding`, else the only one.",
         ),
         click.option(
             "--file-format",

@@ -30,7 +30,7 @@ def check_finished(noticed: Sequence[StoredFile]) -> None:
             folder = shown_url(file.store, file.path.removesuffix(f"/{INCOMPLETE_NAME}"))
             raise ReadError(
                 f"{folder}: this collection is being written, or its writing was interrupted; wait, or run the writing "
-                f"again to finish it. What is there already can be read by naming the files, as in {folder}/*.npy"
+                f"again to finish it. What is there already can be read by naming the files, as in {folder}/*.*"
             )
 
 

@@ -115,7 +115,8 @@ def _files(manifest: Manifest) -> FileTable:
     remedy = (
         "open it with meta_columns=[...], so that its metadata files are known"
         if manifest.format.metadata == "beside"
-        else f'metadata in parquet files beside them are read with file_format="{BESIDE}{manifest.format.name}"'
+        else f'metadata in parquet files beside them are read with file_format="{BESIDE}{manifest.format.name}", those '
+        "elsewhere with metadata_folder=..."
     )
     raise ArgumentError(f"the {manifest.format.name} files of this reader have no columns to filter by; {remedy}")
 

@@ -392,7 +392,11 @@ def _disarm(claim: Claim, dead: Sequence[_Found]) -> None:
     for scratch in sorted(scratches):
         remove_folder(store, scratch, claim.scratch)
     for other in dead:
-        logger.warning("%s: a writer left its claim when it died (process %d)", other.path, other.last.pid)
+        logger.warning(
+            "%s: a writer left its claim when it died (process %d); this one takes its place",
+            shown_url(store, other.path),
+            other.last.pid,
+        )
         remove_files(store, [other.path, *other.others], claim.scratch)
 
 

@@ -608,7 +608,9 @@ def test_no_manifest_is_saved_where_it_would_be_read_as_data(
 def test_a_mark_of_writing_is_told_with_its_folder() -> None:
     files = [StoredFile(STORE, path, Version(1)) for path in ("/a/.manifest.embeddings", "/a/b/_writing/incomplete")]
     beside.check_finished(files[:1])
-    with pytest.raises(ReadError, match=r"^/a/b: this collection is being written.* naming the files, as in /a/b/\*\."):
+    with pytest.raises(
+        ReadError, match=r"^/a/b: this collection is being written.* naming the files, as in /a/b/\*\.\*$"
+    ):
         beside.check_finished(files)
 
 

@@ -329,6 +329,17 @@ def test_filters_may_name_columns_that_were_not_opened(pair: Collection) -> None
         assert list(view.to_dask_dataframe().columns) == ["id"]
 
 
+@pytest.mark.parametrize("file_format", ["npy", "fbin"])
+def test_files_without_columns_say_how_columns_beside_them_are_read(tmp_path: Path, file_format: str) -> None:
+    frame = pd.DataFrame({"n": range(3)})
+    write_embeddings(np.ones((3, 2), "f4"), tmp_path, f"parquet_{file_format}", frame)
+    with pytest.raises(ArgumentError, match="no columns to filter by") as caught:
+        EmbeddingReader(tmp_path, file_format).filter([("n", ">", 1)])
+    said = re.search('file_format="(.*?)"', str(caught.value))
+    assert said
+    assert list(EmbeddingReader(tmp_path, said[1], meta_columns="n").filter([("n", ">", 1)]).rows) == [2]
+
+
 @pytest.mark.parametrize("name", ["number", "text"])
 def test_filters_look_at_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Neighbours and others, in steps: long ones of numbers only, since text may weigh anything."""
@@ -536,6 +547,7 @@ def test_a_function_returns_its_mask_in_the_order_of_its_frame(tmp_path: Path, m
         (lambda r: r.filter([("caption", "<", 3)]), ArgumentError, "'caption' is"),
         (lambda r: r.filter([("rank", "in", ["a"])]), ArgumentError, "cannot be compared"),
         (lambda r: r.sample(), ArgumentError, "either n= or frac="),
+        (lambda r: r.sample(0.1), ArgumentTypeError, "not 0.1; a share of the rows is frac=0.1"),
         (lambda r: r.sample(3, frac=0.5), ArgumentError, "either n= or frac="),
         (lambda r: r.sample(397), ArgumentError, "397 rows cannot be drawn from 396"),
         (lambda r: r.sample(frac=1.5), ArgumentError, "from 0 to 1"),

@@ -828,7 +828,9 @@ def test_bench_reads_on_where_it_stopped_and_takes_the_fewest_pieces_that_are_as
         (["info", "{shards}", "-m", "wrod"], 1, "has no column 'wrod'; its columns are 'word', 'n'"),
         (["info", "nosuchprotocol://x"], 2, "nosuchprotocol"),
         (["info", "{shards}", "--embedding-dtype", "float32"], 2, "--embedding-dtype is only for files that do not"),
-        (["stats", "{shards}", "--start", "30"], 2, "--start=30 is out of range"),
+        (["stats", "{shards}", "--start", "30"], 2, "--start 30 is out of range: there are 20 rows, from 0 on"),
+        (["stats", "{shards}", "--start", "20"], 2, "--start 20 is out of range: there are 20 rows, from 0 on"),
+        (["head", "{shards}", "--start", "20"], 2, "--start 20 is out of range: there are 20 rows, from 0 on"),
         (["head", "{shards}", "--rows", "0"], 2, "x>=1"),
         (["info", "{shards}", "--storage-options", "{{"], 2, "not JSON"),
         (["info", "{shards}", "--storage-options", "[]"], 2, "a JSON object is expected"),
@@ -1115,7 +1117,7 @@ def test_quotes_are_taken_off_values_that_stand_in_them(text: str, values: tuple
         (["--where", "kind in [a, 'b]"], "a quote of the list is not closed"),
         (["--where", "kind not in ['a' b]"], "a quote of the list is not closed"),
         (["--where", "n > 100"], "--where 'n > 100': none of 12 rows satisfies it"),
-        (["-f", "npy", "--where", "n > 1"], "have no columns to filter by"),
+        (["-f", "npy", "--where", "n > 1"], "Error: --where 'n > 1': the npy files of this reader have no columns to "),
         (["--rows", "12:20"], "--rows 12:20 is no row: there are those from 0 to 11"),
         (["--rows", "5:2"], "--rows 5:2 is no row"),
         (["--rows", "some"], "expected are START:STOP, such as 10:20, or an .npy file of row numbers"),
@@ -1136,6 +1138,7 @@ def test_choices_that_make_no_sense_are_refused(
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
+    assert "Warning" not in err, "of -m, which was not given"
     assert not (tmp_path / "out").exists()
 
 

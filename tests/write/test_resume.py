@@ -529,3 +529,20 @@ def test_files_that_somebody_put_beside_a_finished_collection_are_kept(tmp_path:
     write_embeddings(ROWS, tmp_path, rows_per_file=10, overwrite=True)
     assert not (tmp_path / stranger).exists()
     np.testing.assert_array_equal(EmbeddingReader(tmp_path).to_dask_array(), ROWS)
+
+
+@pytest.mark.parametrize("file_format", ["npy", "parquet", "parquet_fbin"])
+def test_what_is_there_of_a_collection_is_read_as_the_error_says(tmp_path: Path, file_format: str) -> None:
+    def batches() -> Iterator[tuple[np.ndarray, pd.DataFrame | None]]:
+        for start in range(0, 20, 5):
+            frame = None if file_format == "npy" else pd.DataFrame({"word": np.arange(start, start + 5)})
+            yield ROWS[start : start + 5], frame
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        write_embeddings(batches(), tmp_path, file_format, rows_per_file=5)
+    with pytest.raises(ReadError, match="being written") as caught:
+        EmbeddingReader(tmp_path)
+    written = EmbeddingReader(str(caught.value).rpartition(" ")[2])
+    assert written.count in (15, 20)
+    np.testing.assert_array_equal(written.to_dask_array().compute(), ROWS[: written.count])

@@ -506,7 +506,8 @@ def test_who_takes_over_removes_all_that_the_dead_could_use(
     with caplog.at_level("WARNING", "dask_embedding_reader"), claim.claimed(store, folder) as held:
         assert sorted(os.listdir(folder)) == sorted([os.path.basename(held.scratch), "writer-00000003.json"])
     assert [record.getMessage() for record in caplog.records] == [
-        f"{folder}/writer-0000000{number}.json: a writer left its claim when it died (process {other.pid})"
+        f"{folder}/writer-0000000{number}.json: a writer left its claim when it died (process {other.pid}); "
+        "this one takes its place"
         for number in (1, 2)
     ]
     assert not os.path.exists(folder)
