@@ -210,7 +210,9 @@ def rows_and_dimension(file: StoredFile, parsed: Parsed) -> tuple[int, int]:
         _fail(file, f"its items are {dtype}, not numbers; save them as one of numpy's own numeric types")
     if len(shape) != 2 or shape[1] == 0:
         remedy = "np.save(path, array.reshape(-1, dimension)) makes rows of it"
-        if len(shape) == 1:
+        if len(shape) == 2:
+            remedy = "its rows have no items: write the file again, with vectors"
+        elif len(shape) == 1:
             remedy += (
                 "; of many files of one vector each, paths = sorted(glob.glob('*.npy')), and then "
                 "np.save('all/0.npy', np.stack([np.load(path) for path in paths])) make one file"

@@ -64,7 +64,10 @@ def with_retries(attempt: Callable[[], T], what: str) -> T:
             if not may_pass(error) or is_stopped():
                 raise
             if number == ATTEMPTS:
-                raise ReadError(f"{what}: failed after {number} attempts: {describe(error)}") from shown_cause(error)
+                raise ReadError(
+                    f"{what}: failed after {number} attempts: {describe(error)}; check the address and the connection, "
+                    "and run this again"
+                ) from shown_cause(error)
             seconds = max(FIRST_PAUSE_SECONDS * 2 ** (number - 1) * random.uniform(0.5, 1.5), _asked_pause(error))  # noqa: S311 - jitter
             logger.warning(
                 "%s: attempt %d of %d failed (%s); again in %.1f s", what, number, ATTEMPTS, describe(error), seconds

@@ -47,7 +47,7 @@ def failing(error: Exception, times: int = 1_000) -> Callable[[], str]:
 
 def test_five_attempts_with_pauses_that_double_and_differ(pauses: list[float]) -> None:
     for _ in range(50):
-        with pytest.raises(ReadError, match="x: failed after 5 attempts: ConnectionError: away"):
+        with pytest.raises(ReadError, match="x: failed after 5 attempts: ConnectionError: away; check the address "):
             with_retries(failing(ConnectionError("away")), "x")
     assert len(pauses) == 50 * 4
     for number in range(4):
