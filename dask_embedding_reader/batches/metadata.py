@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from dask_embedding_reader.formats.arrow_types import takeable
+from dask_embedding_reader.formats.arrow_types import takeable_chunks
 from dask_embedding_reader.formats.base import Array
 from dask_embedding_reader.formats.metadata import ROW_NUMBER, MetaField, make_frame, make_table
 from dask_embedding_reader.rows.selection import Int64s
@@ -67,7 +67,7 @@ def _make_table(fields: Sequence[MetaField], table: pa.Table, _: range | Int64s,
 
 
 def _take_table(table: pa.Table, order: Int64s) -> pa.Table:
-    columns = [pa.chunked_array(map(takeable, column.chunks), column.type) for column in table.columns]
+    columns = list(map(takeable_chunks, table.columns))
     return pa.Table.from_arrays(columns, schema=table.schema).take(pa.array(order))
 
 

@@ -229,6 +229,11 @@ def takeable(values: pa.Array) -> pa.Array:
     return values
 
 
+def takeable_chunks(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column of which pyarrow takes the right rows; of a type without views, which therefore stays."""
+    return pa.chunked_array(map(takeable, values.chunks), values.type)
+
+
 def convert(values: pa.Array, kind: pa.DataType) -> pa.Array:
     """Return values in the common type of theirs and others.
 

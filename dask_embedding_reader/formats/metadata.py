@@ -14,7 +14,14 @@ import pandas as pd
 import pyarrow as pa
 
 from dask_embedding_reader.errors import FormatError, MismatchError
-from dask_embedding_reader.formats.arrow_types import common_type, convert, frame_type, is_same, plain_type, takeable
+from dask_embedding_reader.formats.arrow_types import (
+    common_type,
+    convert,
+    frame_type,
+    is_same,
+    plain_type,
+    takeable_chunks,
+)
 from dask_embedding_reader.formats.base import Array, MetaColumn
 from dask_embedding_reader.storage.retries import describe
 
@@ -165,7 +172,7 @@ def make_table(fields: Sequence[MetaField], table: pa.Table, url: str) -> pa.Tab
 
 def _values(dtype: Any, values: pa.ChunkedArray) -> Any:
     if isinstance(dtype, pd.ArrowDtype):  # whose own way is a cast, by which pyarrow loses nulls in lists (pyarrow 26)
-        return pd.arrays.ArrowExtensionArray(pa.chunked_array(map(takeable, values.chunks), values.type))
+        return pd.arrays.ArrowExtensionArray(takeable_chunks(values))
     if hasattr(dtype, "__from_arrow__"):
         return dtype.__from_arrow__(values)
     array = values.to_numpy()
